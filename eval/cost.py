@@ -1,0 +1,47 @@
+"""What an answer costs: sequential steps, forward FLOPs, measured latency."""
+
+import time
+from statistics import median
+
+from latent.config import Recurrent
+from latent.generate import Reasoner
+
+
+def sequential_steps(reasoner: Reasoner, used: float, tokens: float) -> float:
+    """Forward passes that must follow one another: reading, each latent step, each token after the first.
+
+    A loop along the depth reads its answer off in parallel: its recurrences are all.
+    """
+    return used if isinstance(reasoner.method.config, Recurrent) else 1 + used + tokens - 1
+
+
+def forward_flops(reasoner: Reasoner, prompt: int, used: float, tokens: float) -> float:
+    """Forward FLOPs of one answer: 2 a weight and position, 4 d a pair of positions that attend, the head where read.
+
+    Counts what a loop needs, not what an implementation spends on padding.
+    """
+    backbone, config = reasoner.method.backbone, reasoner.method.config
+    d = backbone.width
+    blocks = backbone.decoder[0].h if hasattr(backbone.decoder[0], "h") else backbone.decoder[0].layers
+    layer = [2 * sum(p.numel() for p in block.parameters() if p.ndim == 2) for block in blocks]
+    head = 2 * d * backbone.vocab
+    if isinstance(config, Recurrent):
+        n = prompt + config.answer_tokens - 1
+        pairs = 4 * d * n * (n + 1) / 2
+        once = sum(layer[: config.prelude]) + sum(layer[config.prelude + config.core :]) + 2 * d * d
+        loop = sum(layer[config.prelude : config.prelude + config.core]) + 2 * d * d
+        attention = pairs * (config.prelude + config.coda + config.core * used)
+        return n * (once + loop * used) + attention + head * config.answer_tokens
+    n = prompt + used + tokens - 1
+    return n * sum(layer) + len(layer) * 4 * d * n * (n + 1) / 2 + head * tokens
+
+
+def latency(reasoner: Reasoner, questions: list[str], batch: int, repeats: int = 9) -> float:
+    """Median wall seconds to answer one batch, after a warm-up."""
+    part = [questions[i % len(questions)] for i in range(batch)]
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        reasoner.answer(part, batch=batch)
+        times.append(time.perf_counter() - start)
+    return median(times[1:])

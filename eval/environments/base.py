@@ -1,0 +1,149 @@
+"""What an environment is: problems by split, a verifier that is the only judge, and the floors a score is read beside."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem as text. `answer` is all that the model should write after thinking; pieces join to the full text."""
+
+    question: str
+    steps: tuple[str, ...]
+    answer: str
+    level: int = 0
+    data: dict = field(default_factory=dict, compare=False)
+
+    @property
+    def key(self) -> str:
+        """Content hash of the question: what keeps train and test apart."""
+        return blake2b(self.question.encode(), digest_size=8).hexdigest()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`reward` shapes training; `correct` is strict and all that a table reports; `parsed`: an answer was found."""
+
+    reward: float
+    correct: bool
+    parsed: bool
+    reason: str = ""
+
+
+class Environment:
+    """Problems and their judge. Subclasses write `problems`, `train_batch`, `verify`, `codec`, and say the sizes.
+
+    `answer_tokens`, `chain_tokens`: the longest text to decode. `main_level`: the level that tables report.
+    """
+
+    answer_tokens: int
+    chain_tokens: int
+    main_level: int = 0
+
+    def levels(self) -> list[int]:
+        """The levels problems come in."""
+        return [self.main_level]
+
+    def problems(self, split: str, level: int, n: int) -> list[Problem]:
+        """The first n problems of "valid" or "test" at a level, the same every time; fewer where there are no more."""
+        raise NotImplementedError  # each environment's own
+
+    def train_batch(self, seed: int, index: int, size: int) -> list[Problem]:
+        """Batch `index` of the training split: a pure function of its arguments, so that a resume is exact."""
+        raise NotImplementedError  # each environment's own
+
+    def verify(self, problem: Problem, text: str) -> Verdict:
+        """Judge a completion. An unparsed answer is a verdict; an exception stops the run."""
+        raise NotImplementedError  # each environment's own
+
+    def codec(self, model):
+        """The codec for a scratch model of this environment."""
+        raise NotImplementedError  # each environment's own
+
+    def floors(self, problems: list[Problem]) -> dict[str, float]:
+        """Scores that need no reasoning, measured or derived: chance, shortcuts."""
+        return {}
+
+
+class Generated(Environment):
+    """An environment that draws problems from a seed. Subclasses write `draw`.
+
+    A problem belongs to the split its key's hash says, so no key is in two splits: of 16 parts, 2 test, 1 valid.
+    """
+
+    def draw(self, rng: random.Random, level: int) -> Problem:
+        """A random problem of a level."""
+        raise NotImplementedError  # each environment's own
+
+    def train_level(self, rng: random.Random) -> int:
+        """The level of a training problem: uniform."""
+        return rng.choice(self.levels())
+
+    def problems(self, split, level, n):
+        if level not in self.levels():
+            raise ValueError(f"no level {level}: this environment has {self.levels()}")
+        rng, found, idle = random.Random(f"{split} {level}"), {}, 0
+        while len(found) < n and idle < 2000:
+            problem = self.draw(rng, level)
+            idle += 1
+            if split_of(problem.key) == split and problem.key not in found:
+                found[problem.key], idle = problem, 0
+        return list(found.values())
+
+    def train_batch(self, seed, index, size):
+        rng = random.Random(f"train {seed} {index}")
+        return [self._train_problem(rng) for _ in range(size)]
+
+    def _train_problem(self, rng) -> Problem:
+        while True:
+            problem = self.draw(rng, self.train_level(rng))
+            if split_of(problem.key) == "train":
+                return problem
+
+
+def split_of(key: str) -> str:
+    """The split of a key."""
+    part = int(key[0], 16)
+    return "test" if part < 2 else "valid" if part == 2 else "train"
+
+
+class Finite(Environment):
+    """An environment over lists of problems. Subclasses fill `self.splits`; a key in two splits stays in the first.
+
+    The order is test, valid, train, so that nothing trained on is ever tested.
+    """
+
+    splits: dict[str, list[Problem]]
+
+    def hold(self, splits: dict[str, list[Problem]]) -> None:
+        seen: set[str] = set()
+        self.splits = {}
+        for name in ("test", "valid", "train"):
+            self.splits[name] = []
+            for p in splits.get(name, []):
+                if p.key not in seen:
+                    seen.add(p.key)
+                    self.splits[name].append(p)
+        self._order: tuple = (None, [])
+
+    def problems(self, split, level, n):
+        return self.splits[split][:n]
+
+    def train_batch(self, seed, index, size):
+        train = self.splits["train"]
+        return [self._shuffled(seed, i // len(train))[i % len(train)] for i in range(index * size, (index + 1) * size)]
+
+    def _shuffled(self, seed: int, epoch: int) -> list[Problem]:
+        if self._order[0] != (seed, epoch):
+            order = list(self.splits["train"])
+            random.Random(f"epoch {seed} {epoch}").shuffle(order)
+            self._order = ((seed, epoch), order)
+        return self._order[1]
+
+
+def iterate(items: list, size: int) -> Iterator[list]:
+    """Consecutive slices of at most `size`."""
+    for i in range(0, len(items), size):
+        yield items[i : i + size]

@@ -1,0 +1,75 @@
+"""Cups: k cups in a row, swapped two at a time; where does each end up? (the word problem of the symmetric group S_k)
+
+A swap names two places. Padding swaps "." do nothing, so every problem has `swaps` moves of which `level` are live. The
+chain is the whole arrangement after every move, the answer the last one. The parity of the swaps alone leaves k!/2
+arrangements: a model that cannot compose swaps ends at 2 / k!.
+"""
+
+import random
+from dataclasses import dataclass
+from itertools import combinations
+from math import factorial
+
+from eval.environments.base import Generated, Problem, Verdict
+
+
+@dataclass(frozen=True)
+class Cups:
+    """Track cups through swaps."""
+
+    cups: int = 4
+    """Cups k."""
+    swaps: int = 8
+    """Moves in a problem; tables report problems with this many live ones."""
+    min_swaps: int = 2
+    """Fewest live swaps."""
+
+    def __post_init__(self):
+        if not 2 <= self.cups <= 9:
+            raise ValueError(f"env.cups must be in 2..9, got {self.cups}")
+        if not 1 <= self.min_swaps <= self.swaps:
+            raise ValueError(f"env.min_swaps must be in 1..env.swaps = {self.swaps}, got {self.min_swaps}")
+
+
+class CupsEnvironment(Generated):
+    def __init__(self, config: Cups):
+        self.config = config
+        self.answer_tokens, self.chain_tokens = config.cups, config.cups * config.swaps
+        self.main_level = config.swaps
+        self._moves = {f"{i}{j}": (i, j) for i, j in combinations(range(config.cups), 2)}
+        self._names = list(self._moves)
+        self._valid = sorted(str(c + 1) for c in range(config.cups))
+
+    def levels(self):
+        return list(range(self.config.min_swaps, self.config.swaps + 1))
+
+    def draw(self, rng: random.Random, level: int) -> Problem:
+        moves = rng.choices(self._names, k=level) + ["."] * (self.config.swaps - level)
+        steps = self.oracle(moves)
+        return Problem(" ".join(moves), steps, steps[-1], level)
+
+    def oracle(self, moves: list[str]) -> tuple[str, ...]:
+        """The arrangement after every move."""
+        cups, steps = [str(c + 1) for c in range(self.config.cups)], []
+        for move in moves:
+            if move != ".":
+                i, j = self._moves[move]
+                cups[i], cups[j] = cups[j], cups[i]
+            steps.append(" ".join(cups))
+        return tuple(steps)
+
+    def verify(self, problem, text):
+        said = text.split()[-self.config.cups :]
+        if sorted(said) != self._valid:
+            return Verdict(0.0, False, False, "not an arrangement")
+        correct = said == problem.answer.split()
+        return Verdict(float(correct), correct, True, "" if correct else f"expected {problem.answer}")
+
+    def codec(self, model):
+        from latent.text import word_codec
+
+        return word_codec([*self._names, ".", *self._valid], fixed_answer=self.config.cups)
+
+    def floors(self, problems):
+        arrangements = factorial(self.config.cups)
+        return {"chance": 1 / arrangements, "parity": 2 / arrangements}

@@ -1,0 +1,260 @@
+"""ProsQA: which of two concepts does an entity belong to, through a chain of "every a is a b"? (Coconut, appendix A.2)
+
+Problems are generated like the official ones (Hao et al. 2024, algorithm 1, restated here: a growing DAG of two families
+kept apart by labels), or read from the official JSON. Means over the 300 official validation problems: 22.8 nodes, 36.3
+edges, hops 3 / 4 / 5 / 6 in 41 / 44 / 12 / 2 %; asked options are leaves, the wrong one unreachable from the entity.
+
+The official problems have shortcuts. Five of them are floors here. With `closed` none works: a graph and a pair of options
+are kept only if each shortcut is right for one of the two entities that could be asked about exactly when it is wrong for
+the other, and then one of the two is asked about at random.
+"""
+
+import random
+from collections import deque
+from dataclasses import dataclass
+from math import exp
+
+from eval.environments.base import Environment, Finite, Generated, Problem, Verdict
+from eval.environments.files import json_rows, whole_number
+
+ENTITIES = (
+    "Alex Bob Carol Davis Eva Fae Gabriel Jack Max Oliver Polly Rex Sally Sam Stella Tom Wren"
+).split()  # fmt: skip
+CONCEPTS = [
+    f"{stem}pus"
+    for stem in (
+        "bom boom brim chor dum fel fom ger gor grim gwom hil im jel jom ker lem lor num quim rem rom ror scrom shum ster "
+        "stor ter tim tum vum wor wum yer yim yum zhor zum"
+    ).split()
+]
+
+
+@dataclass(frozen=True)
+class ProsQA:
+    """Walk a graph of concepts."""
+
+    train: str | None = None
+    """Official JSON to train on instead of generated problems: a file, or hub:NAME[:SPLIT]."""
+    test: str | None = None
+    """Official JSON to test on: a file, or hub:NAME[:SPLIT]. Without it, a tenth of `train`."""
+    closed: bool = False
+    """Generate problems in which no shortcut works."""
+    nodes: tuple[int, int] = (19, 27)
+    """Fewest and most nodes of a generated graph."""
+
+    def __post_init__(self):
+        if not 8 <= self.nodes[0] <= self.nodes[1] <= len(CONCEPTS):
+            raise ValueError(f"env.nodes must be two sizes in 8..{len(CONCEPTS)}, the smaller first, got {self.nodes}")
+        if self.test and not self.train:
+            raise ValueError("env.test needs env.train")
+        if self.closed and self.train:
+            raise ValueError("env.closed generates problems, so it cannot go with env.train")
+
+
+class _ProsQA(Environment):
+    """What generated and official problems share."""
+
+    answer_tokens = 24
+    chain_tokens = 128
+
+    def verify(self, problem, text):
+        said = text.rsplit("###", 1)[-1].strip().rstrip(".").strip()
+        right = problem.answer.removeprefix("### ").rstrip(". ")
+        words = said.split()
+        if len(words) != 4 or words[1:3] != ["is", "a"]:
+            return Verdict(0.0, False, False, 'not of the form "X is a Y."')
+        correct = words == right.split()
+        return Verdict(float(correct), correct, True, "" if correct else f"expected {right}")
+
+    def codec(self, model):
+        from latent.text import word_codec
+
+        return word_codec(["###", ".", "?", "Every", "is", "a", "Is", "or", *ENTITIES, *CONCEPTS])
+
+    def floors(self, problems):
+        rights = [shortcuts(Graph(**p.data)) for p in problems]
+        return {"chance": 0.5} | {name: sum(r[name] for r in rights) / len(rights) for name in rights[0]}
+
+
+class GeneratedProsQA(_ProsQA, Generated):
+    def __init__(self, config: ProsQA):
+        self.config = config
+
+    def draw(self, rng: random.Random, level: int) -> Problem:
+        while True:
+            graph = grow(rng, rng.randint(*self.config.nodes))
+            graph = balanced(rng, graph) if self.config.closed else asked(rng, graph)
+            if graph is not None:
+                return spell(rng, graph)
+
+
+class OfficialProsQA(_ProsQA, Finite):
+    def __init__(self, config: ProsQA):
+        train = [parse(row, place) for row, place in json_rows(config.train)]
+        if config.test:
+            test = [parse(row, place) for row, place in json_rows(config.test)]
+        else:
+            cut = max(1, len(train) // 10)
+            test, train = train[:cut], train[cut:]
+        self.hold({"train": train, "test": test})
+
+
+@dataclass
+class Graph:
+    """Directed edges over nodes 0..n-1; `root` is asked about, `target` reachable from it, `other` not."""
+
+    n: int
+    edges: list[tuple[int, int]]
+    root: int = 0
+    target: int = 0
+    other: int = 0
+
+    def __post_init__(self):
+        self.out = [[] for _ in range(self.n)]
+        self.into = [[] for _ in range(self.n)]
+        for a, b in self.edges:
+            self.out[a].append(b)
+            self.into[b].append(a)
+        self.both = [a + b for a, b in zip(self.out, self.into)]
+
+    def ask(self, root: int, target: int, other: int) -> "Graph":
+        return Graph(self.n, self.edges, root, target, other)
+
+    def sources(self) -> list[int]:
+        return [i for i in range(self.n) if not self.into[i]]
+
+
+def distances(near: list[list[int]], start: int) -> dict[int, int]:
+    """Breadth-first distances from a node."""
+    seen, queue = {start: 0}, deque([start])
+    while queue:
+        a = queue.popleft()
+        for b in near[a]:
+            if b not in seen:
+                seen[b] = seen[a] + 1
+                queue.append(b)
+    return seen
+
+
+def grow(rng: random.Random, n: int) -> Graph:
+    """A DAG from two roots, 0 and 1. A new node takes Poisson(1.5) parents, deep ones preferred, mostly from one family."""
+    edges, depth, label = [], [0, 0], [1, 2]
+    for new in range(2, n):
+        u = rng.random()
+        barred = 2 if u < 0.35 else 1 if u < 0.7 else 0
+        pool = [i for i in range(new) if not label[i] & barred]
+        parents = set()
+        for _ in range(min(poisson(rng, 1.5), len(pool))):
+            left = [i for i in pool if i not in parents]
+            parents.add(rng.choices(left, [1.5 * depth[i] + 1 for i in left])[0])
+        edges += [(p, new) for p in sorted(parents)]
+        depth.append(min((depth[p] + 1 for p in parents), default=0))
+        label.append(0)
+        for p in parents:
+            label[new] |= label[p]
+    return Graph(n, edges)
+
+
+def poisson(rng: random.Random, mean: float) -> int:
+    """A Poisson draw (Knuth's method)."""
+    k, p, floor = 0, rng.random(), exp(-mean)
+    while p > floor:
+        k, p = k + 1, p * rng.random()
+    return k
+
+
+def candidates(graph: Graph, root: int, away: int) -> list[int]:
+    """Leaves 3 to 6 hops from `root` that `away` does not reach."""
+    from_away = distances(graph.out, away)
+    hops = distances(graph.out, root)
+    return [i for i, d in hops.items() if 3 <= d <= 6 and not graph.out[i] and i not in from_away]
+
+
+def asked(rng: random.Random, graph: Graph) -> Graph | None:
+    """Ask as the official problems do; None where the graph has no such question."""
+    root = rng.randrange(2)
+    targets = candidates(graph, root, 1 - root)
+    from_root, from_away = distances(graph.out, root), distances(graph.out, 1 - root)
+    others = [i for i in from_away if not graph.out[i] and i not in from_root]
+    return graph.ask(root, rng.choice(targets), rng.choice(others)) if targets and others else None
+
+
+def balanced(rng: random.Random, graph: Graph) -> Graph | None:
+    """Ask so that every shortcut is right for one root exactly when it is wrong for the other."""
+    for a in candidates(graph, 0, 1):
+        for b in candidates(graph, 1, 0):
+            first, second = graph.ask(0, a, b), graph.ask(1, b, a)
+            one, two = shortcuts(first), shortcuts(second)
+            if all(one[name] + two[name] == 1 for name in one):
+                return rng.choice((first, second))
+    return None
+
+
+def shortcuts(graph: Graph) -> dict[str, float]:
+    """For each shortcut 1 where it picks the target, 0 where it picks the other option, 1/2 where it cannot tell."""
+    t, o = graph.target, graph.other
+    entities = [s for s in graph.sources() if s != graph.root]
+    reach = [distances(graph.out, s) for s in entities]
+    near = distances(graph.both, graph.root)
+    far = graph.n + 1
+
+    def smaller(of_target: float, of_other: float) -> float:
+        return (of_target < of_other) + (of_target == of_other) / 2
+
+    return {
+        "fewer entities reach it": smaller(sum(t in r for r in reach), sum(o in r for r in reach)),
+        "closer, undirected": smaller(near.get(t, far), near.get(o, far)),
+        "more ancestors": smaller(-len(distances(graph.into, t)), -len(distances(graph.into, o))),
+        "fewer in-edges": smaller(len(graph.into[t]), len(graph.into[o])),
+        "fewer mentions": smaller(len(graph.both[t]), len(graph.both[o])),
+    }
+
+
+def spell(rng: random.Random, graph: Graph) -> Problem:
+    """A graph in words: sources are entities, the rest concepts, sentences and options in random order."""
+    sources = set(graph.sources())
+    entities, concepts = rng.sample(ENTITIES, len(ENTITIES)), rng.sample(CONCEPTS, len(CONCEPTS))
+    name = [entities.pop() if i in sources else concepts.pop() for i in range(graph.n)]
+    said = [f"{_subject(name[a])} is a {name[b]} ." for a, b in rng.sample(graph.edges, len(graph.edges))]
+    options = rng.sample([name[graph.target], name[graph.other]], 2)
+    question = f"{' '.join(said)} Is {name[graph.root]} a {options[0]} or {options[1]} ?"
+    parent, queue = {graph.root: graph.root}, deque([graph.root])
+    while queue:
+        a = queue.popleft()
+        for b in graph.out[a]:
+            if b not in parent:
+                parent[b] = a
+                queue.append(b)
+    path = [graph.target]
+    while path[-1] != graph.root:
+        path.append(parent[path[-1]])
+    path.reverse()
+    steps = tuple(f"{_subject(name[a])} is a {name[b]} .\n" for a, b in zip(path, path[1:]))
+    data = {"n": graph.n, "edges": graph.edges, "root": graph.root, "target": graph.target, "other": graph.other}
+    return Problem(question, steps, f"### {name[graph.root]} is a {name[graph.target]} .", 0, data)
+
+
+def _subject(name: str) -> str:
+    return name if name[0].isupper() else f"Every {name}"
+
+
+def parse(row: dict, place: str) -> Problem:
+    """An official problem. Raises ValueError naming place and field."""
+    for key, kind in (("question", str), ("answer", str), ("steps", list), ("edges", list), ("idx_to_symbol", list)):
+        if not isinstance(row.get(key), kind):
+            raise ValueError(f"{place}: field {key!r} must be a {kind.__name__}, got {row.get(key)!r:.40}")
+    n = len(row["idx_to_symbol"])
+    nodes = {key: whole_number(row, key, place, n) for key in ("root", "target", "neg_target")}
+    for edge in row["edges"]:
+        if not (isinstance(edge, list) and len(edge) == 2 and all(isinstance(i, int) and 0 <= i < n for i in edge)):
+            raise ValueError(f"{place}: field 'edges' must hold pairs of nodes below {n}, got {edge!r:.40}")
+    data = {"n": n, "edges": [tuple(e) for e in row["edges"]], "root": nodes["root"]}
+    data |= {"target": nodes["target"], "other": nodes["neg_target"]}
+    apart = lambda text: text.replace(".", " .").replace("?", " ?")  # noqa: E731
+    steps = tuple(apart(s) + "\n" for s in row["steps"])
+    return Problem(apart(row["question"]), steps, f"### {apart(row['answer'])}", 0, data)
+
+
+def build(config: ProsQA) -> Environment:
+    """Generated or official problems."""
+    return OfficialProsQA(config) if config.train else GeneratedProsQA(config)

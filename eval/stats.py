@@ -1,0 +1,53 @@
+"""Intervals and tests for accuracies: Wilson, a two-level bootstrap over seeds and items, paired McNemar."""
+
+from math import comb, sqrt
+
+import numpy as np
+
+Z95 = 1.959963984540054
+
+
+def wilson(hits: int, n: int, z: float = Z95) -> tuple[float, float]:
+    """Wilson's score interval for a proportion (Wilson 1927, JASA 22); 95 % unless z says otherwise.
+
+    Raises ValueError unless 0 <= hits <= n and n > 0.
+    """
+    if not 0 <= hits <= n or n == 0:
+        raise ValueError(f"expected 0 <= hits <= n and n > 0, got {hits} of {n}")
+    p, z2 = hits / n, z * z
+    middle, half = p + z2 / (2 * n), z * sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    low, high = (middle - half) / (1 + z2 / n), (middle + half) / (1 + z2 / n)
+    return (0.0 if hits == 0 else low), (1.0 if hits == n else high)
+
+
+def bootstrap(correct_SN: np.ndarray, n_boot: int = 10_000, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Percentile interval of the mean over S training seeds and N items, both resampled.
+
+    Seeds are drawn with replacement, then items, the same items for every seed: seeds were judged on one test set. For
+    a paired difference between two methods give the difference of their matrices.
+    """
+    correct_SN = np.atleast_2d(np.asarray(correct_SN, dtype=np.float64))
+    rng = np.random.default_rng(seed)
+    s, n = correct_SN.shape
+    means = np.empty(n_boot)
+    for i in range(n_boot):
+        seeds_S = np.bincount(rng.integers(s, size=s), minlength=s)
+        items_N = np.bincount(rng.integers(n, size=n), minlength=n)
+        means[i] = seeds_S @ correct_SN @ items_N / (s * n)
+    tail = (1 - level) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def mcnemar(a, b) -> float:
+    """Exact two-sided McNemar p-value for two models on the same items, given as lists of right and wrong.
+
+    Under the null the items on which just one is right split evenly (McNemar 1947, Psychometrika 12).
+    """
+    if len(a) != len(b):
+        raise ValueError(f"expected results on the same items, got {len(a)} and {len(b)}")
+    only_a = sum(x and not y for x, y in zip(a, b))
+    only_b = sum(y and not x for x, y in zip(a, b))
+    n = only_a + only_b
+    tail = sum(comb(n, i) for i in range(min(only_a, only_b) + 1)) / 2**n
+    return min(1.0, 2 * tail)

@@ -1,0 +1,251 @@
+"""The only file that runs `transformers` models: any causal LM as three verbs, `read`, `step` and `head`.
+
+GPT-2, Llama and Qwen3 go through the layer arithmetic of `latent/layers.py`, which costs a tenth of the framework's
+overhead on a one-position step and computes nothing of the last layer that no one reads. Every other family goes
+through its own `forward`.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from latent.layers import attend, known_layers, visible
+
+_SPARE = 32  # cached positions allocated ahead when no gradient is needed
+
+
+class LayerCache:
+    """K and V of one layer, (B, H, S, d each). `append` returns a new handle and leaves this one as it was.
+
+    Under autograd the tensors are concatenated. Without it they are written into spare room behind the last position;
+    a second continuation of the same handle copies first, so that no continuation sees another's tokens.
+    """
+
+    __slots__ = ("_room", "k", "v")
+
+    def __init__(self, k: Tensor, v: Tensor, room: dict | None = None):
+        self.k, self.v, self._room = k, v, room
+
+    def append(self, k: Tensor, v: Tensor) -> "LayerCache":
+        if torch.is_grad_enabled():
+            return LayerCache(torch.cat([self.k, k], 2), torch.cat([self.v, v], 2))
+        start, stop, room = self.k.shape[2], self.k.shape[2] + k.shape[2], self._room
+        if room is None or room["filled"] != start or room["k"].shape[2] < stop:
+            b, h, _, d = self.k.shape
+            room = {"k": self.k.new_empty(b, h, stop + _SPARE, d), "v": self.v.new_empty(b, h, stop + _SPARE, d)}
+            room["k"][:, :, :start], room["v"][:, :, :start] = self.k, self.v
+        room["k"][:, :, start:stop], room["v"][:, :, start:stop] = k, v
+        room["filled"] = stop
+        return LayerCache(room["k"][:, :, :stop], room["v"][:, :, :stop], room)
+
+    def repeat(self, group: int) -> "LayerCache":
+        return LayerCache(*(x.repeat_interleave(group, 0) for x in (self.k, self.v)))
+
+
+@dataclass
+class Context:
+    """All that has been read so far: a value, never changed in place.
+
+    `layers`: one cache a layer. `mask_BS`: which cached positions may be attended, None = all. `next_B`: the position
+    id of the next token; `reach`: the largest of them, known without asking the device.
+    """
+
+    layers: list[LayerCache]
+    mask_BS: Tensor | None
+    next_B: Tensor
+    reach: int
+
+    def repeat(self, group: int) -> "Context":
+        """Each row `group` times over, neighbours together: P rows -> P * G."""
+        if group == 1:
+            return self
+        mask = None if self.mask_BS is None else self.mask_BS.repeat_interleave(group, 0)
+        layers, next_B = [c.repeat(group) for c in self.layers], self.next_B.repeat_interleave(group, 0)
+        return Context(layers, mask, next_B, self.reach)
+
+    def hide(self, hidden_BT: Tensor) -> "Context":
+        """Make some of the last T positions invisible: True = hidden."""
+        size = self.layers[0].k.shape[2]
+        mask_BS = torch.ones(len(hidden_BT), size, dtype=torch.bool, device=hidden_BT.device)
+        if self.mask_BS is not None:
+            mask_BS = self.mask_BS.clone()
+        mask_BS[:, size - hidden_BT.shape[1] :] &= ~hidden_BT
+        return replace(self, mask_BS=mask_BS)
+
+    def skip(self, n: int) -> "Context":
+        """Leave `n` position ids empty."""
+        return replace(self, next_B=self.next_B + n, reach=self.reach + n) if n else self
+
+
+class Backbone(nn.Module):
+    """A causal LM whose hidden states can be read, fed back and turned into logits.
+
+    `lm` is any `transformers` causal LM with a cache of K and V for every layer. Raises ValueError for one without.
+    """
+
+    def __init__(self, lm: nn.Module):
+        super().__init__()
+        self.lm = lm
+        self.decoder = [lm.get_decoder()]  # in a list: its parameters are lm's
+        self.layers = known_layers(lm)
+        config = lm.config
+        self.width: int = config.hidden_size
+        self.positions: int = config.max_position_embeddings
+        self.vocab: int = lm.get_output_embeddings().weight.shape[0]
+        if self.layers is None and not getattr(self.decoder[0], "layers", None):
+            raise ValueError(f"{type(lm).__name__} is not a causal LM with a K/V cache a layer")
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm.get_input_embeddings().weight.device
+
+    def make_room(self, vocab: int) -> None:
+        """Grow the embedding and the head to at least `vocab` rows."""
+        if vocab > self.vocab:
+            self.lm.resize_token_embeddings(vocab)
+            self.vocab = vocab
+
+    def embed(self, ids_BT: Tensor) -> Tensor:
+        """Token ids -> input embeddings (B, T, D), positions not yet added."""
+        return self.lm.get_input_embeddings()(ids_BT)
+
+    def head(self, h_BTD: Tensor) -> Tensor:
+        """Final hidden states -> logits (B, T, V)."""
+        return self.lm.get_output_embeddings()(h_BTD)
+
+    def read(self, ids_BT: Tensor, mask_BT: Tensor | None = None) -> tuple[Tensor, Context]:
+        """Read left-padded prompts. Returns the last position's final hidden state (B, D) and the context.
+
+        `mask_BT` is False on padding; None where there is none. Positions count from each row's first token.
+        """
+        b, t = ids_BT.shape
+        if mask_BT is None:
+            pos_BT = torch.arange(t, device=ids_BT.device).expand(b, t)
+        else:
+            pos_BT = (mask_BT.long().cumsum(1) - 1).clamp(min=0)
+        self.must_hold(t)
+        h_BTD, layers = self._run(self.embed(ids_BT), pos_BT, None, mask_BT, keep=1)
+        return h_BTD[:, -1], Context(layers, mask_BT, pos_BT[:, -1] + 1, t)
+
+    def step(self, x_BTD: Tensor, context: Context) -> tuple[Tensor, Context]:
+        """Go on by T positions given as embeddings. Returns final hidden states (B, T, D) and the longer context."""
+        b, t, _ = x_BTD.shape
+        self.must_hold(context.reach + t)
+        pos_BT = context.next_B[:, None] + torch.arange(t, device=context.next_B.device)
+        mask_BS = context.mask_BS
+        if mask_BS is not None:
+            mask_BS = torch.cat([mask_BS, mask_BS.new_ones(b, t)], 1)
+        h_BTD, layers = self._run(x_BTD, pos_BT, context.layers, mask_BS, keep=t)
+        return h_BTD, Context(layers, mask_BS, context.next_B + t, context.reach + t)
+
+    def sequence(self, x_BTD: Tensor) -> Tensor:
+        """Final hidden states (B, T, D) of a whole sequence given as embeddings."""
+        b, t, _ = x_BTD.shape
+        return self._run(x_BTD, torch.arange(t, device=x_BTD.device).expand(b, t), None, None, keep=t)[0]
+
+    def must_hold(self, length: int) -> None:
+        """Raise ValueError where prompt, thoughts and text together need more positions than there are."""
+        if length > self.positions:
+            raise ValueError(f"prompt, thoughts and text need {length} positions, the model has {self.positions}")
+
+    def _run(self, x_BTD, pos_BT, past, mask_BS, keep):
+        """The decoder over T new positions: final hidden states of at least the last `keep`, and the layers' caches."""
+        if self.layers is None:
+            return self._forward(x_BTD, pos_BT, past, mask_BS)
+        t = x_BTD.shape[1]
+        size = t + (past[0].k.shape[2] if past else 0)
+        visible_BTS = visible(t, size, mask_BS, x_BTD.device)
+        h, rope = self.layers.enter(x_BTD, pos_BT)
+        caches = []
+        for i, layer in enumerate(self.layers.blocks):
+            wanted = keep if i == len(self.layers.blocks) - 1 else t
+            q, k, v = layer.project(h, rope, wanted)
+            caches.append(past[i].append(k, v) if past else LayerCache(k, v))
+            a = attend(q, caches[i].k, caches[i].v, visible_BTS, layer)
+            h = layer.finish(h[:, t - wanted :], a)
+        return self.layers.norm(h), caches
+
+    def _forward(self, x_BTD, pos_BT, past, mask_BS):
+        """The same through the family's own `forward`: any causal LM, the last layer computed in full."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+        for i, layer in enumerate(past or []):
+            cache.update(layer.k, layer.v, i)
+        size = cache.get_seq_length() + x_BTD.shape[1]
+        mask_BS = x_BTD.new_ones(len(x_BTD), size, dtype=torch.long) if mask_BS is None else mask_BS.long()
+        out = self.decoder[0](
+            inputs_embeds=x_BTD, attention_mask=mask_BS, position_ids=pos_BT, past_key_values=cache, use_cache=True
+        )
+        if any(not hasattr(c, "keys") or c.keys is None for c in cache.layers):
+            raise ValueError(f"{type(self.lm).__name__} keeps something else than K and V in its cache: not supported")
+        return out.last_hidden_state, [LayerCache(c.keys, c.values) for c in cache.layers]
+
+    def loop(self, h_BTD: Tensor, blocks: range, pos_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
+        """Some of the layers over a whole causal sequence, without cache: what a loop along the depth repeats."""
+        rope = self.layers.rope(h_BTD, pos_BT)
+        visible_BTS = visible(h_BTD.shape[1], h_BTD.shape[1], mask_BT, h_BTD.device)
+        for i in blocks:
+            layer = self.layers.blocks[i]
+            q, k, v = layer.project(h_BTD, rope, h_BTD.shape[1])
+            h_BTD = layer.finish(h_BTD, attend(q, k, v, visible_BTS, layer))
+        return h_BTD
+
+
+def from_scratch(config, vocab: int, pad: int, eos: int | None) -> Backbone:
+    """A randomly initialised backbone of `config` (a `ModelConfig`) with `vocab` tokens, seeded by torch's generator.
+
+    Untied, without dropout, ReLU in GPT-2: what small models on fresh data train fastest with on a CPU.
+    """
+    ids = {"bos_token_id": None, "eos_token_id": eos, "pad_token_id": pad}
+    std = config.n_embd**-0.5  # 0.02 is made for widths of about 1,000
+    if config.family == "gpt2":
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        cls, hf = GPT2LMHeadModel, GPT2Config(
+            vocab_size=vocab,
+            n_positions=config.n_positions,
+            n_embd=config.n_embd,
+            n_layer=config.n_layer,
+            n_head=config.n_head,
+            activation_function="relu",
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            initializer_range=std,
+            **ids,
+        )
+    else:
+        from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+        make, cls = (LlamaConfig, LlamaForCausalLM) if config.family == "llama" else (Qwen3Config, Qwen3ForCausalLM)
+        hf = make(
+            vocab_size=vocab,
+            hidden_size=config.n_embd,
+            intermediate_size=config.n_embd * 8 // 3,
+            num_hidden_layers=config.n_layer,
+            num_attention_heads=config.n_head,
+            num_key_value_heads=config.n_head,
+            head_dim=config.n_embd // config.n_head,
+            max_position_embeddings=config.n_positions,
+            initializer_range=std,
+            **ids,
+        )
+    hf.tie_word_embeddings = False
+    lm = cls(hf)
+    for module in lm.modules():
+        if isinstance(module, nn.Embedding):  # at the scale of the normed states that thoughts feed back among them:
+            nn.init.normal_(module.weight)  # with 0.1 instead of 1 cups takes more than twice the updates
+    return Backbone(lm)
+
+
+def from_pretrained(name: str) -> tuple[Backbone, object]:
+    """A pretrained causal LM in fp32 and its tokenizer, by hub name or directory."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        return Backbone(AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)), tokenizer
+    except OSError as e:
+        raise ValueError(f"cannot load a causal LM from {name!r}: {str(e).splitlines()[0]}") from e

@@ -1,0 +1,152 @@
+"""Every choice about the model, as frozen dataclasses. No torch here, so that `--help` answers at once."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The backbone: a Hugging Face causal LM, pretrained or made from scratch."""
+
+    pretrained: str | None = None
+    """Hub name or directory of a causal LM; the fields below then do not apply."""
+    family: Literal["gpt2", "llama", "qwen3"] = "gpt2"
+    """Architecture of a model made from scratch."""
+    n_layer: int = 2
+    """Decoder layers."""
+    n_embd: int = 64
+    """Width D of the residual stream."""
+    n_head: int = 4
+    """Attention heads H."""
+    n_positions: int = 64
+    """Largest number of positions: prompt, thoughts and text together."""
+    vocab_size: int = 2048
+    """Size of a BPE vocabulary trained on the data (symbol tasks bring their own)."""
+
+    def __post_init__(self):
+        for name in ("n_layer", "n_embd", "n_head", "n_positions", "vocab_size"):
+            _at_least(self, name, 1)
+        if self.n_embd % (2 * self.n_head):
+            raise ValueError(f"model.n_embd must be an even multiple of model.n_head, got {self.n_embd} and {self.n_head}")
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Always use all latents."""
+
+
+@dataclass(frozen=True)
+class LearnedStop:
+    """A Bernoulli stop after each hidden state, sampled in RL and recorded as a decision."""
+
+    bias: float = -3.0
+    """Logit of stopping before any training: -3 stops one time in twenty."""
+
+
+@dataclass(frozen=True)
+class NoCoT:
+    """Control: answer at once."""
+
+
+@dataclass(frozen=True)
+class CoT:
+    """Control: write the teacher's chain in tokens, then the answer."""
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """What the methods that loop along the sequence share."""
+
+    n_latent: int = 8
+    """Latents k; 0 is no-CoT."""
+    stride: int = 1
+    """Positions a latent stands for: latent i sits where the last token of step i would have been, and the text after
+    the thoughts begins at stride * k, whatever was used. 1 = contiguous."""
+    feedback: Literal["hidden", "norm", "project"] = "hidden"
+    """What is fed back: the last hidden state (Coconut), its RMS norm at the embeddings' scale, or an MLP of it (CODI)."""
+    halt: Fixed | LearnedStop = field(default_factory=Fixed)
+    """When to stop thinking."""
+
+    def __post_init__(self):
+        _at_least(self, "n_latent", 0)
+        _at_least(self, "stride", 1)
+
+
+@dataclass(frozen=True)
+class Coconut(_Sequence):
+    """Coconut (arXiv:2412.06769): a curriculum replaces the chain's steps by latents, one stage at a time."""
+
+    latents_per_step: int = 1
+    """Latents c that stand for one step."""
+    advance_at: float = 0.9
+    """Go to the next stage when the moving average of teacher-forced exact match exceeds this ..."""
+    stage_steps: int = 0
+    """... or after this many updates in a stage (0 = never by count)."""
+    earlier: float = 0.2
+    """Share of batches drawn from earlier stages."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        _at_least(self, "latents_per_step", 1)
+        _at_least(self, "stage_steps", 0)
+        if self.n_latent % self.latents_per_step:
+            raise ValueError(
+                f"method.n_latent must be a multiple of method.latents_per_step, "
+                f"got {self.n_latent} and {self.latents_per_step}"
+            )
+        if not 0 <= self.earlier <= 1:
+            raise ValueError(f"method.earlier must be in [0, 1], got {self.earlier}")
+
+
+@dataclass(frozen=True)
+class Sim(_Sequence):
+    """SIM-CoT (arXiv:2509.20317): while training, a decoder must read step i off latent i."""
+
+    step_weight: float = 1.0
+    """Weight of the step decoder's loss."""
+    decoder_layers: int = 1
+    """Layers of the train-only decoder."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        _at_least(self, "decoder_layers", 1)
+
+
+@dataclass(frozen=True)
+class Recurrent:
+    """Recurrent depth (Huginn, arXiv:2502.05171): prelude -> core, looped with the input injected again -> coda."""
+
+    prelude: int = 1
+    """Layers before the loop."""
+    core: int = 1
+    """Layers in the loop."""
+    coda: int = 0
+    """Layers after the loop."""
+    n_recurrence: int = 8
+    """Recurrences r when answering."""
+    r_min: int = 4
+    """Fewest recurrences in training, drawn uniformly ..."""
+    r_max: int = 12
+    """... up to this many."""
+    answer_tokens: int = 4
+    """Answer tokens, read in parallel off the last positions."""
+    supervise: Literal["steps", "answer"] = "steps"
+    """What recurrence i is trained on: the step it should have reached, or the answer alone."""
+    halt: Fixed | LearnedStop = field(default_factory=Fixed)
+    """When to stop the loop."""
+
+    def __post_init__(self):
+        for name in ("core", "n_recurrence", "r_min", "answer_tokens"):
+            _at_least(self, name, 1)
+        for name in ("prelude", "coda"):
+            _at_least(self, name, 0)
+        _at_least(self, "r_max", self.r_min)
+
+
+MethodConfig = NoCoT | CoT | Coconut | Sim | Recurrent
+
+
+def _at_least(config, name: str, least: int) -> None:
+    value = getattr(config, name)
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")

@@ -1,0 +1,23 @@
+"""The methods, one file each. A method is two verbs: `think(prompt) -> Thought` and `loss(batch) -> (loss, metrics)`."""
+
+from latent.backbone import Backbone
+from latent.config import Coconut, CoT, MethodConfig, NoCoT, Recurrent, Sim
+from latent.methods.base import Method
+
+
+def build(config: MethodConfig, backbone: Backbone) -> Method:
+    """The method of a config."""
+    from latent.methods import coconut, cot, no_cot, recurrent, sim
+
+    match config:
+        case NoCoT():
+            return no_cot.NoCoT(config, backbone)
+        case CoT():
+            return cot.CoT(config, backbone)
+        case Coconut():
+            return coconut.Coconut(config, backbone)
+        case Sim():
+            return sim.Sim(config, backbone)
+        case Recurrent():
+            return recurrent.Recurrent(config, backbone)
+    raise ValueError(f"no method of config {type(config).__name__}")

@@ -1,0 +1,134 @@
+"""The two verbs of a method, the loop along the sequence that most of them share, and the loss of a text after it."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latent import halting
+from latent.backbone import Backbone
+from latent.config import MethodConfig, _Sequence
+from latent.text import Batch, Text
+from latent.thought import Chooser, Prompt, Thought
+
+
+class Method(nn.Module):
+    """How a backbone thinks. Subclasses write `think` and `loss`.
+
+    `steps` is the number of latent steps when answering; `writes_chain` says whether the text holds a chain.
+    """
+
+    steps = 0
+    writes_chain = False
+
+    def __init__(self, config: MethodConfig, backbone: Backbone):
+        super().__init__()
+        self.config, self.backbone = config, backbone
+
+    def think(self, prompt: Prompt, choose: Chooser, group: int = 1, steps: int | None = None) -> Thought:
+        """Think about P prompts, G rollouts each: a thought of P * G rows, row p * G + g.
+
+        `choose` makes the random choices. `steps` overrides the number of latent steps; 0 is no-CoT. Raises
+        ValueError where prompt and thoughts need more positions than the model has.
+        """
+        raise NotImplementedError  # each method's own
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The training loss, a scalar, and what to log."""
+        raise NotImplementedError  # each method's own
+
+
+class AlongSequence(Method):
+    """Thinks by feeding the last hidden state back as the next input embedding (Coconut, arXiv:2412.06769, sec. 3).
+
+    states[0] is the hidden state of the think token, states[i] that of latent i, whose input is fed back from
+    states[i - 1]; states[used] gives the first token of the text, with no token in between.
+    """
+
+    def __init__(self, config, backbone):
+        super().__init__(config, backbone)
+        sequence = isinstance(config, _Sequence)
+        self.steps = config.n_latent if sequence else 0
+        self.stride = config.stride if sequence else 1
+        self.feedback = Feedback(config.feedback, backbone) if sequence else None
+        self.stop = halting.build(config.halt, backbone.width) if sequence else None
+
+    def think(self, prompt, choose, group=1, steps=None):
+        k = self.steps if steps is None else steps
+        h_PD, context = self.backbone.read(prompt.ids_BT, prompt.mask_BT)
+        states, pace = [h_PD], halting.Pace(self.stop, choose, len(h_PD), group, h_PD.device)
+        for _ in range(k):
+            if not pace.go_on(states[-1]):
+                break
+            x_PD = self.feedback(states[-1])
+            h_P1D, context = self.backbone.step(x_PD[:, None], context.skip(self.stride - 1))
+            states.append(h_P1D[:, 0])
+        done = len(states) - 1
+        context = context.skip(self.stride * (k - done)).repeat(group)  # where the text begins does not tell when
+        states_BKD = torch.stack(states, 1).repeat_interleave(group, 0)  # the thinking stopped
+        h_B1D = states_BKD[:, -1:]
+        if self.stop is not None:
+            rows = torch.arange(len(states_BKD), device=h_PD.device)
+            h_B1D = states_BKD[rows, pace.used_B][:, None]
+            if done:
+                context = context.hide(torch.arange(done, device=h_PD.device) >= pace.used_B[:, None])
+        return Thought(h_B1D, context, states_BKD, pace.used_B, choose.decisions())
+
+
+class Feedback(nn.Module):
+    """Last hidden state -> next input embedding, (B, D) -> (B, D).
+
+    `hidden`: as it is (Coconut). `norm`: RMS-normed to the embeddings' scale. `project`: GELU MLP and LayerNorm (CODI,
+    arXiv:2502.21074, sec. 3.2).
+    """
+
+    def __init__(self, kind: str, backbone: Backbone):
+        super().__init__()
+        self.kind, d = kind, backbone.width
+        if kind == "norm":
+            rms = backbone.lm.get_input_embeddings().weight.detach().square().mean().sqrt()
+            self.scale = nn.Parameter(rms.expand(d).clone())
+        if kind == "project":
+            self.mlp = nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.Linear(d, d), nn.LayerNorm(d))
+
+    def forward(self, h_BD: Tensor) -> Tensor:
+        match self.kind:
+            case "norm":
+                return F.rms_norm(h_BD, h_BD.shape[-1:], self.scale)
+            case "project":
+                return self.mlp(h_BD)
+        return h_BD
+
+
+def text_hidden(backbone: Backbone, thought: Thought, ids_BT: Tensor) -> Tensor:
+    """Final hidden states (B, T, D) that give each token of a text after a thought, the text read in parallel."""
+    read, t = thought.h_BTD.shape[1], ids_BT.shape[1]
+    if t <= read:
+        return thought.h_BTD[:, :t]
+    assert read == 1 and thought.context is not None, f"a text of {t} tokens after a parallel answer of {read}"
+    h_BTD, _ = backbone.step(backbone.embed(ids_BT[:, :-1]), thought.context)
+    return torch.cat([thought.h_BTD, h_BTD], 1)
+
+
+def text_loss(backbone: Backbone, thought: Thought, text: Text) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean cross-entropy (nats a token) of a text after a thought; logits only where there is a token.
+
+    Logs `ce` and `exact`, the share of rows whose every token is the most likely one, teacher-forced.
+    """
+    h_BTD = text_hidden(backbone, thought, text.ids_BT)
+    loss, hit_BT = token_loss(backbone, h_BTD, text)
+    return loss, {"ce": loss.detach(), "exact": hit_BT.all(1).float().mean()}
+
+
+def token_loss(backbone: Backbone, h_BTD: Tensor, text: Text) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy of tokens given their hidden states, and where the most likely one is right (B, T)."""
+    if text.mask_BT is None:
+        h_ND, ids_N = h_BTD.flatten(0, 1), text.ids_BT.flatten()
+    else:
+        h_ND, ids_N = h_BTD[text.mask_BT], text.ids_BT[text.mask_BT]
+    logits_NV = backbone.head(h_ND)
+    hit_N = logits_NV.detach().argmax(-1) == ids_N
+    if text.mask_BT is None:
+        hit_BT = hit_N.view_as(text.ids_BT)
+    else:
+        hit_BT = torch.ones_like(text.mask_BT).masked_scatter(text.mask_BT, hit_N)
+    return F.cross_entropy(logits_NV.float(), ids_N), hit_BT

@@ -1,0 +1,13 @@
+"""Control: distilled on chains written in tokens (SFT on the teacher's steps, then the answer)."""
+
+from latent.methods.base import AlongSequence, text_loss
+from latent.thought import Greedy
+
+
+class CoT(AlongSequence):
+    """Reads the prompt, writes the chain and the answer; trained on both."""
+
+    writes_chain = True
+
+    def loss(self, batch):
+        return text_loss(self.backbone, self.think(batch.prompt, Greedy()), batch.chain())

@@ -1,0 +1,13 @@
+"""Control: the answer at once, no chain and no latents."""
+
+from latent.methods.base import AlongSequence, text_loss
+from latent.text import pad_right
+from latent.thought import Greedy
+
+
+class NoCoT(AlongSequence):
+    """Reads the prompt and answers; trained on the answer alone."""
+
+    def loss(self, batch):
+        text = pad_right(batch.answers, batch.pad, batch.prompt.ids_BT.device)
+        return text_loss(self.backbone, self.think(batch.prompt, Greedy()), text)

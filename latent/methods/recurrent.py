@@ -1,0 +1,113 @@
+"""Recurrent depth in the manner of Huginn (Geiping et al. 2025, arXiv:2502.05171, sec. 3): the loop along the depth.
+
+    e = prelude(x),  s_0 = 0,  s_i = norm(core(W_s s_{i-1} + W_e e)),  answer = head(coda(s_r))
+
+The prompt is followed by copies of the think token until there is one position an answer token; all positions loop
+together and the answer is read off the last ones in parallel, so an answer costs r sequential steps, however long it is.
+
+Deviates: s_0 is zero instead of Gaussian, so that thinking is deterministic; r is uniform in r_min..r_max instead of
+log-normal Poisson, with backpropagation through all recurrences; and every recurrence i is supervised on the step it
+should have reached, recurrences beyond the chain on the answer.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from latent import halting
+from latent.methods.base import Method, token_loss
+from latent.text import Batch, Text
+from latent.thought import Chooser, Greedy, Prompt, Thought
+
+
+class Recurrent(Method):
+    """One core of layers run r times over the same positions, the prelude's output injected each time."""
+
+    def __init__(self, config, backbone):
+        super().__init__(config, backbone)
+        if backbone.layers is None:
+            raise ValueError(f"recurrent depth cannot loop the layers of {type(backbone.lm).__name__}")
+        blocks, wanted = len(backbone.layers.blocks), config.prelude + config.core + config.coda
+        if blocks != wanted:
+            raise ValueError(
+                f"prelude {config.prelude} + core {config.core} + coda {config.coda} need {wanted} layers, "
+                f"the model has {blocks} (--model.n-layer)"
+            )
+        self.steps = config.n_recurrence
+        self.prelude = range(config.prelude)
+        self.core = range(config.prelude, config.prelude + config.core)
+        self.coda = range(config.prelude + config.core, blocks)
+        d = backbone.width
+        self.carry, self.inject = nn.Linear(d, d, bias=False), nn.Linear(d, d)
+        self.norm = nn.LayerNorm(d)
+        self.stop = halting.build(config.halt, d)
+
+    def think(self, prompt, choose, group=1, steps=None):
+        r = self.steps if steps is None else steps
+        trace, place, pace = self.run(prompt, choose, group, r)
+        states_BRTD = torch.stack(trace, 1).repeat_interleave(group, 0)
+        used_BTD = states_BRTD[torch.arange(len(states_BRTD), device=pace.used_B.device), pace.used_B]
+        h_BTD = self.read_out(used_BTD, place.repeat(group))
+        return Thought(h_BTD, None, states_BRTD[:, :, -1], pace.used_B, choose.decisions())
+
+    def run(self, prompt: Prompt, choose: Chooser, group: int, r: int) -> tuple[list[Tensor], "Place", halting.Pace]:
+        """The states (B, T, D) before the loop and after each recurrence, where their positions are, and the pace."""
+        extra = self.config.answer_tokens - 1
+        ids_BT, mask_BT = prompt.ids_BT, prompt.mask_BT
+        ids_BT = torch.cat([ids_BT, ids_BT[:, -1:].expand(-1, extra)], 1)
+        self.backbone.must_hold(ids_BT.shape[1])
+        if mask_BT is None:
+            place = Place(torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT), None)
+        else:
+            mask_BT = torch.cat([mask_BT, mask_BT[:, -1:].expand(-1, extra)], 1)
+            place = Place((mask_BT.long().cumsum(1) - 1).clamp(min=0), mask_BT)
+        h_BTD, _ = self.backbone.layers.enter(self.backbone.embed(ids_BT), place.pos_BT)
+        injected_BTD = self.inject(self.backbone.loop(h_BTD, self.prelude, place.pos_BT, place.mask_BT))
+        trace = [torch.zeros_like(injected_BTD)]
+        pace = halting.Pace(self.stop, choose, len(ids_BT), group, ids_BT.device)
+        for _ in range(r):
+            if not pace.go_on(trace[-1][:, -1]):
+                break
+            s_BTD = self.carry(trace[-1]) + injected_BTD
+            trace.append(self.norm(self.backbone.loop(s_BTD, self.core, place.pos_BT, place.mask_BT)))
+        return trace, place, pace
+
+    def read_out(self, s_BTD: Tensor, place: "Place") -> Tensor:
+        """State -> final hidden states at the answer's positions."""
+        h_BTD = self.backbone.loop(s_BTD, self.coda, place.pos_BT, place.mask_BT)
+        return self.backbone.layers.norm(h_BTD[:, -self.config.answer_tokens :])
+
+    def loss(self, batch):
+        r = int(torch.randint(self.config.r_min, self.config.r_max + 1, ()))
+        trace, place, _ = self.run(batch.prompt, Greedy(), 1, r)
+        states_NTD = torch.stack(trace[1:], 1).flatten(0, 1)  # row b * r + i - 1
+        h_NTD = self.read_out(states_NTD, place.repeat(r))
+        loss, hit_NT = token_loss(self.backbone, h_NTD, self.targets(batch, r))
+        exact_BR = hit_NT.all(1).float().view(-1, r)
+        return loss, {"ce": loss.detach(), "exact": exact_BR[:, -1].mean(), "step_exact": exact_BR.mean()}
+
+    def targets(self, batch: Batch, r: int) -> Text:
+        """What each of r recurrences should read out: step i, and the answer beyond the chain."""
+        rows = []
+        for steps, answer in zip(batch.steps, batch.answers):
+            rows += (steps[:r] + [answer] * (r - len(steps))) if self.config.supervise == "steps" else [answer] * r
+        wrong = {len(row) for row in rows} - {self.config.answer_tokens}
+        if wrong:
+            raise ValueError(
+                f"every step and answer must have method.answer_tokens = {self.config.answer_tokens} tokens "
+                f"to be read off a recurrence, got one of {min(wrong)}"
+            )
+        return Text(torch.tensor(rows, device=batch.prompt.ids_BT.device), None)
+
+
+@dataclass
+class Place:
+    """Position ids (B, T) and the mask of padded prompts, the answer's positions included."""
+
+    pos_BT: Tensor
+    mask_BT: Tensor | None
+
+    def repeat(self, n: int) -> "Place":
+        mask_BT = None if self.mask_BT is None else self.mask_BT.repeat_interleave(n, 0)
+        return Place(self.pos_BT.repeat_interleave(n, 0), mask_BT)

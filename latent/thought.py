@@ -1,0 +1,146 @@
+"""What a thought is, and how the random choices made in it are recorded.
+
+Tensors carry their dims as a suffix: B rows = P prompts x G rollouts, T tokens, S cached positions, K latent steps,
+R recurrences, D width, H heads, V vocabulary.
+"""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from latent.backbone import Context
+
+
+@dataclass
+class Prompt:
+    """Left-padded prompts. `mask_BT` is False on padding, None where there is none."""
+
+    ids_BT: Tensor
+    mask_BT: Tensor | None = None
+
+
+@dataclass
+class Decision:
+    """All choices of one kind made in a batch, e.g. the stops (`halt`) or the text (`token`).
+
+    `value_BT...` what was chosen, `logp_BT` its log-probability under the policy that chose, temperature included,
+    `entropy_BT` of the distribution it came from (nats), `mask_BT` which choices were really made.
+    """
+
+    kind: str
+    value_BT: Tensor
+    logp_BT: Tensor
+    entropy_BT: Tensor
+    mask_BT: Tensor
+
+    def rows(self, index) -> "Decision":
+        """The decisions of some rows: a slice or an index tensor over B."""
+        return Decision(
+            self.kind, self.value_BT[index], self.logp_BT[index], self.entropy_BT[index], self.mask_BT[index]
+        )
+
+
+@dataclass
+class Thought:
+    """What thinking leaves behind.
+
+    `h_BTD`: final hidden states whose next tokens are still to be chosen: T = 1 after a loop along the sequence, T =
+    the answer's length where a loop along the depth reads the answer in parallel. `context`: the cache to go on
+    decoding from, None where nothing follows. `states_BKD`: the trace, states[:, 0] before the first latent step,
+    states[:, i] after the i-th; the trace of a loop along the depth is that of the last position. `used_B`: latent
+    steps used. `decisions`: every random choice made, empty where thinking is deterministic.
+    """
+
+    h_BTD: Tensor
+    context: Context | None
+    states_BKD: Tensor
+    used_B: Tensor
+    decisions: list[Decision] = field(default_factory=list)
+
+
+class Chooser:
+    """Makes the random choices: `Sample` draws them, `Greedy` takes the mode, `Replay` repeats recorded ones.
+
+    A method asks it wherever it needs randomness, and so needs no code of its own for sampling, evaluation or RL.
+    Draws come from torch's global generator, which training seeds at each step.
+    """
+
+    def __init__(self, temperature: float = 1.0):
+        if not temperature > 0:
+            raise ValueError(f"temperature must be > 0, got {temperature} (for greedy decoding use Greedy)")
+        self.temperature = temperature
+        self._made: dict[str, list[Decision]] = {}
+
+    def pick(self, kind: str, dist: Distribution) -> Tensor:
+        raise NotImplementedError  # each chooser's own
+
+    def __call__(self, kind: str, dist: Distribution, live_B: Tensor) -> Tensor:
+        """Choose one value a row. Rows where `live_B` is False choose too, but it does not count."""
+        value = self.pick(kind, dist)
+        logp_B = dist.log_prob(value)
+        self._made.setdefault(kind, []).append(
+            Decision(kind, value, logp_B, dist.entropy().expand_as(logp_B), live_B.expand_as(logp_B))
+        )
+        return value
+
+    def decisions(self) -> list[Decision]:
+        """All that was chosen since the last call, one `Decision` a kind, its choices along T."""
+        made, self._made = self._made, {}
+        stack = lambda steps, name: torch.stack([getattr(s, name) for s in steps], 1)  # noqa: E731
+        names = ("value_BT", "logp_BT", "entropy_BT", "mask_BT")
+        return [Decision(kind, *(stack(steps, name) for name in names)) for kind, steps in made.items()]
+
+
+class Sample(Chooser):
+    """Draws from the policy."""
+
+    def pick(self, kind, dist):
+        return dist.sample()
+
+
+class Greedy(Chooser):
+    """Takes the mode and records nothing: there is no randomness to learn from."""
+
+    def __call__(self, kind, dist, live_B):
+        if isinstance(dist, torch.distributions.Bernoulli):
+            return (dist.logits > 0).to(dist.logits.dtype)
+        return dist.logits.argmax(-1) if isinstance(dist, torch.distributions.Categorical) else dist.mode
+
+
+class Replay(Chooser):
+    """Repeats recorded decisions and gives them log-probabilities under the present parameters, with gradient."""
+
+    def __init__(self, decisions: list[Decision], temperature: float = 1.0):
+        super().__init__(temperature)
+        self._left = {d.kind: iter(d.value_BT.unbind(1)) for d in decisions}
+
+    def pick(self, kind, dist):
+        return next(self._left[kind])
+
+
+@dataclass
+class Rollout:
+    """P prompts answered G times each, row p * G + g; all on the sampling policy, without gradient.
+
+    `tokens_BT` right-padded completions, `used_B` latents used, `decisions` everything random, the text included.
+    """
+
+    prompt: Prompt
+    group: int
+    tokens_BT: Tensor
+    used_B: Tensor
+    decisions: list[Decision]
+
+    def prompts(self, index: slice) -> "Rollout":
+        """The rollouts of some prompts, e.g. a minibatch."""
+        rows = slice(index.start * self.group, index.stop * self.group)
+        mask = None if self.prompt.mask_BT is None else self.prompt.mask_BT[index]
+        return replace(
+            self,
+            prompt=Prompt(self.prompt.ids_BT[index], mask),
+            tokens_BT=self.tokens_BT[rows],
+            used_B=self.used_B[rows],
+            decisions=[d.rows(rows) for d in self.decisions],
+        )

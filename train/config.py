@@ -1,0 +1,194 @@
+"""Every choice about a run and about a set of runs, as frozen dataclasses. No torch here: `--help` answers at once."""
+
+import json
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from hashlib import blake2b
+from typing import Literal
+
+from eval.environments import EnvConfig
+from latent.config import MethodConfig, ModelConfig
+
+
+@dataclass(frozen=True)
+class SFT:
+    """Supervised training on the method's own loss."""
+
+    steps: int = 1500
+    """Updates."""
+    batch: int = 64
+    """Problems an update, over all processes."""
+    lr: float = 3e-3
+    """Peak learning rate of AdamW."""
+    warmup: int = 50
+    """Updates of linear warm-up."""
+    decay: float = 0.3
+    """Share of the run, at its end, over which the rate falls linearly ..."""
+    decay_to: float = 0.05
+    """... to this share of its peak."""
+    weight_decay: float = 0.01
+    """AdamW's decoupled weight decay."""
+    beta2: float = 0.98
+    """AdamW's second beta; the first is 0.9."""
+    clip: float = 1.0
+    """Largest gradient norm."""
+    log_every: int = 100
+    """Updates between log lines."""
+    save_every: int = 500
+    """Updates between checkpoints for a resume."""
+
+    def __post_init__(self):
+        for name in ("batch", "log_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("steps", "warmup"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train.{name} must be at least 0, got {getattr(self, name)}")
+        if not self.lr > 0:
+            raise ValueError(f"train.lr must be > 0, got {self.lr}")
+
+
+@dataclass(frozen=True)
+class RLVR(SFT):
+    """GRPO on verified answers: reward = verdict - latent_cost * latents used. No chain is ever seen."""
+
+    steps: int = 300
+    batch: int = 64
+    """Prompts an update."""
+    lr: float = 3e-4
+    warmup: int = 10
+    log_every: int = 20
+    save_every: int = 100
+    group: int = 16
+    """Rollouts G a prompt."""
+    latent_cost: float = 0.0
+    """Reward subtracted for every latent used."""
+    stop_lr: float = 4.0
+    """Learning rate of the stop head, as a multiple."""
+    advantage: Literal["grpo", "dr_grpo"] = "grpo"
+    """Group advantage: with or without division by the group's standard deviation."""
+    epochs: int = 1
+    """Passes over each batch of rollouts."""
+    minibatches: int = 1
+    """Updates a pass."""
+    clip_low: float = 0.2
+    """Ratio clipped below 1 - this ..."""
+    clip_high: float = 0.28
+    """... and above 1 + this."""
+    entropy: float = 0.0
+    """Weight of the entropy bonus (nats a decision)."""
+    kl: float = 0.0
+    """Weight of the KL to the frozen starting policy."""
+    temperature: float = 1.0
+    """Sampling temperature of text, part of every log-probability."""
+    patience: int = 20
+    """Stop with an error after this many updates in a row in which no group had any spread of reward."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("epochs", "minibatches", "patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+        if self.group < 2:
+            raise ValueError(f"train.group must be at least 2 (an advantage compares rollouts), got {self.group}")
+        if self.batch % self.minibatches:
+            raise ValueError(f"train.batch must be a multiple of train.minibatches, got {self.batch}, {self.minibatches}")
+        if not self.temperature > 0:
+            raise ValueError(f"train.temperature must be > 0, got {self.temperature}")
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The final evaluation, greedy, on held-out problems."""
+
+    items: int = 1000
+    """Problems of the main level."""
+    level_items: int = 250
+    """Problems of each other level, fewer where a level has fewer."""
+    batch: int = 256
+    """Problems decoded together."""
+    sweep: tuple[int, ...] = ()
+    """Numbers of latent steps to judge at besides the trained one."""
+
+    def __post_init__(self):
+        for name in ("items", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"judge.{name} must be at least 1, got {getattr(self, name)}")
+        if self.level_items < 0 or min(self.sweep, default=0) < 0:
+            raise ValueError(f"judge.level_items and judge.sweep must not be negative, got {self}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run, whole: its hash is its id."""
+
+    env: EnvConfig
+    """Problems and verifier."""
+    model: ModelConfig
+    """The backbone."""
+    method: MethodConfig
+    """How it thinks."""
+    train: SFT | RLVR
+    """What changes the weights."""
+    judge: Judge = field(default_factory=Judge)
+    """Final evaluation."""
+    init: str | None = None
+    """Run id or directory whose weights it starts from."""
+    seed: int = 0
+    """Seed of weights, data order and sampling."""
+
+    @property
+    def id(self) -> str:
+        """Hash of the whole config, class names included."""
+        return blake2b(json.dumps(plain(self), sort_keys=True).encode(), digest_size=6).hexdigest()
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of a comparison."""
+
+    method: MethodConfig
+    """How it thinks."""
+    train: SFT | RLVR
+    """What changes the weights."""
+    init: str | None = None
+    """Arm whose final weights it starts from."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Arms on the same problems and the same kind of model, judged on the same held-out problems."""
+
+    env: EnvConfig
+    """Problems and verifier."""
+    model: ModelConfig
+    """The backbone."""
+    arms: dict[str, Arm]
+    """The rows of the table."""
+    judge: Judge = field(default_factory=Judge)
+    """Final evaluation."""
+    seed: int = 0
+    """Seed of weights, data order and sampling."""
+
+    def runs(self) -> dict[str, Run]:
+        """The run of every arm; an arm's start is named by the id of the run it starts from."""
+        runs: dict[str, Run] = {}
+        for name, arm in self.arms.items():
+            init = runs[arm.init].id if arm.init in runs else arm.init
+            runs[name] = Run(self.env, self.model, arm.method, arm.train, self.judge, init, self.seed)
+        return runs
+
+
+def plain(config) -> dict:
+    """A config as plain data, every dataclass with its class name."""
+    if is_dataclass(config):
+        return {"class": type(config).__name__} | {f.name: plain(getattr(config, f.name)) for f in fields(config)}
+    if isinstance(config, dict):
+        return {k: plain(v) for k, v in config.items()}
+    if isinstance(config, (list, tuple)):
+        return [plain(v) for v in config]
+    return config
+
+
+def flat(config) -> dict:
+    """A config as nested dicts without class names, for printing."""
+    return asdict(config)

@@ -1,0 +1,148 @@
+"""What every training run shares: optimizer, schedule, seeding, gradient sync, logging, checkpoints, exact resume."""
+
+import math
+import time
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from latent.generate import Reasoner
+from train import checkpoint
+from train.config import SFT
+from train.record import Record
+
+
+class Diverged(RuntimeError):
+    """The loss is not a number."""
+
+
+class Trainer:
+    """One run's updates. `update(step)` computes losses and calls `descend`; `fit` does the rest.
+
+    `say(event)` is told of progress: {"stage", "done", "total"} and, at logging steps, "metrics".
+    """
+
+    def __init__(self, reasoner: Reasoner, record: Record, accelerator: Accelerator, say: Callable[[dict], None]):
+        self.reasoner, self.record, self.accelerator, self.say = reasoner, record, accelerator, say
+        self.config: SFT = record.run.train
+        self.method = reasoner.method
+        self.core_seconds, self.done, self.counters = 0.0, 0, {}
+        stop = list(self.method.stop.parameters()) if getattr(self.method, "stop", None) is not None else []
+        rest = [p for p in self.method.parameters() if not any(p is s for s in stop)]
+        groups = [{"params": rest, "scale": 1.0}]
+        if stop:
+            groups.append({"params": stop, "scale": getattr(self.config, "stop_lr", 1.0)})
+        c = self.config
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=c.lr, betas=(0.9, c.beta2), weight_decay=c.weight_decay, fused=True
+        )
+        self.params = [p for g in groups for p in g["params"] if p.requires_grad]
+
+    @property
+    def share(self) -> int:
+        """Problems an update for this process."""
+        world = self.accelerator.num_processes
+        if self.config.batch % world:
+            raise ValueError(f"train.batch must be a multiple of the {world} processes, got {self.config.batch}")
+        return self.config.batch // world
+
+    def index(self, step: int) -> int:
+        """Index of this process's part of the data at a step."""
+        return step * self.accelerator.num_processes + self.accelerator.process_index
+
+    def rate(self, step: int) -> float:
+        """Linear warm-up, constant, linear decay at the end: a factor of the peak rate."""
+        c = self.config
+        decay_from = c.steps * (1 - c.decay)
+        down = 1.0 if step <= decay_from else 1 - (1 - c.decay_to) * (step - decay_from) / (c.steps - decay_from)
+        return min(1.0, (step + 1) / max(1, c.warmup)) * down
+
+    def descend(self, loss: Tensor) -> Tensor:
+        """One optimizer step on `loss`. Returns the gradient norm before clipping. Raises `Diverged`."""
+        loss.backward()
+        self._sync()
+        norm = torch.nn.utils.clip_grad_norm_(self.params, self.config.clip)
+        if not math.isfinite(float(norm)) or not math.isfinite(loss.item()):
+            raise Diverged(f"loss {loss.item()}, gradient norm {float(norm)}")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm
+
+    def _sync(self) -> None:
+        """Average gradients, and take buffers from process 0: the same calls on every process, whatever the data."""
+        if self.accelerator.num_processes == 1:
+            return
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in self.params])
+        flat = self.accelerator.reduce(flat, "mean")
+        for p, g in zip(self.params, flat.split([p.numel() for p in self.params])):
+            p.grad = g.view_as(p)
+        for b in self.method.buffers():
+            torch.distributed.broadcast(b, 0)
+
+    def fit(self, update: Callable[[int], dict[str, Tensor]]) -> None:
+        """All updates that are left, then nothing: the caller saves the model."""
+        c, total = self.config, self.config.steps
+        self._resume()
+        self.method.train()
+        window = self.counters.setdefault("window", [])  # metrics since the last log line
+        for step in range(self.done, total):
+            start = time.process_time()
+            torch.manual_seed(seed_of(self.record.run.seed, step, self.accelerator.process_index))
+            for group in self.optimizer.param_groups:
+                group["lr"] = c.lr * group["scale"] * self.rate(step)
+            try:
+                window.append(update(step))
+            except Diverged as e:
+                raise RuntimeError(
+                    f"training diverged at step {step}: {e}; nothing was saved after step {self.saved}"
+                ) from None
+            self.done = step + 1
+            self.core_seconds += time.process_time() - start
+            event = {"stage": "train", "done": self.done, "total": total}
+            if self.done % c.log_every == 0 or self.done == total:
+                event["metrics"] = mean(window)
+                window.clear()
+                if self.accelerator.is_main_process:
+                    self.record.log({"step": self.done, "core_seconds": self.core_seconds, **event["metrics"]})
+            self.say(event)
+            if self.done % c.save_every == 0 and self.done < total:
+                self._save()
+        self.method.eval()
+
+    def _save(self) -> None:
+        if self.accelerator.is_main_process:
+            self.counters["window"][:] = [{k: float(v) for k, v in m.items()} for m in self.counters["window"]]
+            state = {
+                "step": self.done,
+                "method": self.method.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "core_seconds": self.core_seconds,
+                "counters": self.counters,
+            }
+            checkpoint.save(self.record.home / "checkpoint", state)
+            self.saved = self.done
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self) -> None:
+        state = checkpoint.load(self.record.home / "checkpoint")
+        self.saved = state["step"] if state else 0
+        if state:
+            self.method.load_state_dict(state["method"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.done, self.core_seconds, self.counters = state["step"], state["core_seconds"], state["counters"]
+        if self.accelerator.is_main_process:
+            self.record.forget_after(self.saved)
+
+
+def seed_of(seed: int, step: int, rank: int) -> int:
+    """The seed of all randomness in one step on one process: no two coincide in practice."""
+    return (seed * 1_000_003 + step) * 1_009 + rank + 1
+
+
+def mean(window: list[dict]) -> dict[str, float]:
+    """Mean of each metric over the updates that logged it."""
+    names = {name for metrics in window for name in metrics}
+    values = {name: [float(m[name]) for m in window if name in m] for name in sorted(names)}
+    return {name: sum(v) / len(v) for name, v in values.items()}

@@ -1,0 +1,70 @@
+"""Losses as pure functions: group advantages, and one clipped policy gradient over decisions of every kind."""
+
+import torch
+from torch import Tensor
+
+from latent.thought import Decision
+
+
+def advantages(reward_PG: Tensor, kind: str) -> Tensor:
+    """Group-relative advantages, (P, G) -> (P, G).
+
+    `grpo`: (r - mean) / (std + 1e-6) (Shao et al. 2024, arXiv:2402.03300, sec. 4.1.2); `dr_grpo`: r - mean (Liu et al.
+    2025, arXiv:2503.20783, sec. 3.2), without the division that favours questions of little spread.
+    """
+    centred_PG = reward_PG - reward_PG.mean(1, keepdim=True)
+    match kind:
+        case "grpo":
+            return centred_PG / (reward_PG.std(1, keepdim=True, correction=0) + 1e-6)
+        case "dr_grpo":
+            return centred_PG
+    raise ValueError(f"advantage must be grpo or dr_grpo, got {kind!r}")
+
+
+def policy_loss(
+    now: list[Decision], old: list[Decision], adv_B: Tensor, clip: tuple[float, float], entropy: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """PPO's clipped objective over every decision of every kind, the mean over decisions made, minus an entropy bonus.
+
+        L = - sum_{b,t} min(rho A_b, clip(rho, 1 - low, 1 + high) A_b) / #decisions - entropy * mean H
+
+    with rho = exp(logp - logp_old) (Schulman et al. 2017, arXiv:1707.06347, eq. 7; asymmetric clip: DAPO,
+    arXiv:2503.14476). `now` carries gradient, `old` is the policy that chose. Logs the ratio, the share clipped and the
+    entropy of each kind.
+    """
+    gain, bonus, count, metrics, ratios, clipped = 0.0, 0.0, 0, {}, [], []
+    for new, was in zip(now, old, strict=True):
+        assert new.kind == was.kind, f"decisions out of order: {new.kind} against {was.kind}"
+        rho_BT = (new.logp_BT - was.logp_BT.detach()).exp()
+        adv_B1 = adv_B[:, None]
+        bounded_BT = rho_BT.clamp(1 - clip[0], 1 + clip[1]) * adv_B1
+        mask_BT = was.mask_BT
+        gain = gain + torch.where(mask_BT, torch.minimum(rho_BT * adv_B1, bounded_BT), 0).sum()
+        bonus = bonus + torch.where(mask_BT, new.entropy_BT, 0).sum()
+        made = mask_BT.sum()
+        count = count + made
+        ratios.append(rho_BT.detach()[mask_BT])
+        clipped.append((rho_BT.detach() * adv_B1 > bounded_BT.detach())[mask_BT])
+        metrics[f"entropy_{new.kind}"] = torch.where(mask_BT, new.entropy_BT.detach(), 0).sum() / made.clamp(min=1)
+    ratio_N = torch.cat(ratios)
+    metrics |= {
+        "ratio": ratio_N.mean(),
+        "ratio_max": ratio_N.max(),
+        "ratio_min": ratio_N.min(),
+        "clipped": torch.cat(clipped).float().mean(),
+    }
+    return -(gain + entropy * bonus) / count, metrics
+
+
+def kl_to_reference(now: list[Decision], reference: list[Decision]) -> Tensor:
+    """Mean over decisions of the k3 estimate of KL(policy || reference), >= 0 and unbiased on the policy's own samples.
+
+    k3 = exp(q - p) - 1 - (q - p) with p, q the log-probabilities under policy and reference (Schulman 2020, *Approximating
+    KL divergence*; GRPO eq. 4).
+    """
+    total, count = 0.0, 0
+    for new, ref in zip(now, reference, strict=True):
+        gap_BT = ref.logp_BT.detach() - new.logp_BT
+        total = total + torch.where(ref.mask_BT, gap_BT.exp() - 1 - gap_BT, 0).sum()
+        count = count + ref.mask_BT.sum()
+    return total / count

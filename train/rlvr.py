@@ -1,0 +1,107 @@
+"""RLVR: sample groups, verify them, and follow the policy gradient over every recorded decision."""
+
+import copy
+
+import torch
+
+from eval.environments.base import Environment
+from eval.judge import text_lengths, verify
+from latent.generate import rollout, score
+from latent.thought import Decision
+from train.config import RLVR
+from train.loop import Trainer
+from train.losses import advantages, kl_to_reference, policy_loss
+
+LARGEST_GAP = 1e-2  # nats between sampler and trainer on one decision; fp32 stays below 1e-4
+
+
+def fit(trainer: Trainer, env: Environment) -> None:
+    """GRPO-family updates; what is logged is explained in train/README.md. Raises RuntimeError without a signal."""
+    c: RLVR = trainer.config
+    reasoner, method, run = trainer.reasoner, trainer.method, trainer.record.run
+    reference = copy.deepcopy(method).requires_grad_(False).eval() if c.kl else None
+
+    def update(step: int) -> dict:
+        problems = env.train_batch(run.seed, trainer.index(step), trainer.share)
+        prompt = reasoner.codec.prompt([p.question for p in problems], trainer.accelerator.device)
+        rolled = rollout(method, prompt, c.group, reasoner.max_tokens, reasoner.codec.end, c.temperature)
+        texts = reasoner.codec.texts(rolled.tokens_BT)
+        verdicts = [verify(env, problems[i // c.group], text) for i, text in enumerate(texts)]
+        used_B = rolled.used_B.float()
+        reward_B = torch.tensor([v.reward for v in verdicts], device=used_B.device) - c.latent_cost * used_B
+        reward_PG = reward_B.view(-1, c.group)
+        adv_B = advantages(reward_PG, c.advantage).flatten()
+        flat_P = reward_PG.std(1, correction=0) < 1e-8
+        watch(trainer, bool(flat_P.all()))
+
+        parts = [rolled.prompts(slice(i, i + size)) for size in [len(problems) // c.minibatches]
+                 for i in range(0, len(problems), size)]  # fmt: skip
+        adv_parts = adv_B.chunk(c.minibatches)
+        once = c.epochs * c.minibatches == 1
+        old = [None] if once else [detached(score(method, part, c.temperature)) for part in parts]
+        metrics = {}
+        for epoch in range(c.epochs):
+            for i, part in enumerate(parts):
+                now = score(method, part, c.temperature)
+                was = detached(now) if old[i] is None else old[i]
+                loss, metrics = policy_loss(now, was, adv_parts[i], (c.clip_low, c.clip_high), c.entropy)
+                if epoch == i == 0:
+                    gap = on_policy(metrics, was, part.decisions)
+                if reference is not None:
+                    with torch.no_grad():
+                        ref = score(reference, part, c.temperature)
+                    kl = kl_to_reference(now, ref)
+                    loss, metrics["kl"] = loss + c.kl * kl, kl.detach()
+                metrics["grad_norm"] = trainer.descend(loss)
+
+        if trainer.done % c.log_every == 0 and trainer.accelerator.is_main_process:
+            lengths = text_lengths(rolled.tokens_BT, reasoner.codec.end)
+            trainer.record.samples(
+                [
+                    {"step": step + 1, "key": problems[i // c.group].key, "level": problems[i // c.group].level,
+                     "text": texts[i], "correct": verdicts[i].correct, "reward": float(reward_B[i]),
+                     "parsed": verdicts[i].parsed, "reason": verdicts[i].reason, "used": int(used_B[i]),
+                     "tokens": lengths[i]}
+                    for i in range(2 * c.group)
+                ]
+            )  # fmt: skip
+        share = lambda name: sum(getattr(v, name) for v in verdicts) / len(verdicts)  # noqa: E731
+        return {
+            "reward": reward_B.mean(),
+            "correct": share("correct"),
+            "parsed": share("parsed"),
+            "flat_groups": flat_P.float().mean(),
+            "used": used_B.mean(),
+            "sampler_gap": gap,
+            **metrics,
+        }
+
+    trainer.fit(update)
+
+
+def detached(decisions: list[Decision]) -> list[Decision]:
+    """The same without gradient: the policy that is compared against."""
+    return [Decision(d.kind, d.value_BT, d.logp_BT.detach(), d.entropy_BT.detach(), d.mask_BT) for d in decisions]
+
+
+def on_policy(metrics: dict, scored: list[Decision], sampled: list[Decision]) -> float:
+    """Check the first update on fresh rollouts: ratio exactly 1, and the sampler's log-probs are the trainer's.
+
+    Returns the largest gap between the two. Raises RuntimeError where training would be off-policy in silence.
+    """
+    assert metrics["ratio_min"] == metrics["ratio_max"] == 1, f"ratio on fresh rollouts: {metrics}"
+    gap = max(float(((a.logp_BT - b.logp_BT).abs() * b.mask_BT).max()) for a, b in zip(scored, sampled, strict=True))
+    if gap > LARGEST_GAP:
+        raise RuntimeError(f"sampler and trainer differ by {gap:.3g} nats on one decision")
+    return gap
+
+
+def watch(trainer: Trainer, flat: bool) -> None:
+    """Stop after `patience` updates in a row without one group that has any spread of reward."""
+    streak = trainer.counters.get("flat", 0) + 1 if flat else 0
+    trainer.counters["flat"] = streak
+    if streak >= trainer.config.patience:
+        raise RuntimeError(
+            f"no group had any spread of reward for {streak} updates: every rollout of a prompt was right, or every one "
+            "wrong; start from a model that is sometimes right"
+        )

@@ -1,0 +1,108 @@
+"""One run from config to result: build, train, judge, record. Called in a process of its own, or under a launcher."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from eval import environments
+from eval.cost import forward_flops, sequential_steps
+from eval.environments.base import Environment
+from eval.judge import Item, as_rows, by_level, judge, summary
+from latent import backbone, hub, methods
+from latent.generate import Reasoner
+from latent.text import Codec
+from train import checkpoint, distill, rlvr
+from train.config import RLVR, Run
+from train.loop import Trainer
+from train.record import Record, append
+
+TRAIN_ONLY = ("decoder.",)  # parameters that thinking never reads
+
+
+def execute(run: Run, root: Path, say: Callable[[dict], None] = lambda event: None, device: str = "auto") -> dict:
+    """Train and judge `run`, going on where a killed one stopped. Returns its result; a finished run only returns it."""
+    from accelerate import Accelerator
+
+    record = Record(root, run)
+    if record.result:
+        return record.result
+    accelerator = Accelerator(cpu=device == "cpu")
+    env = environments.build(run.env)
+    torch.manual_seed(run.seed)
+    reasoner = begin(run, env, root)
+    reasoner.method.to(accelerator.device)
+    trainer = Trainer(reasoner, record, accelerator, say)
+    if accelerator.is_main_process:
+        record.open()
+    accelerator.wait_for_everyone()
+    (rlvr if isinstance(run.train, RLVR) else distill).fit(trainer, env)
+    if not accelerator.is_main_process:
+        return {}
+    hub.save(reasoner, record.home / "model")
+    result = final(run, env, reasoner, record, say) | {
+        "core_seconds": trainer.core_seconds,
+        "parameters": sum(p.numel() for p in reasoner.method.parameters()),
+    }
+    record.finish(result)
+    checkpoint.remove(record.home / "checkpoint")
+    return result
+
+
+def begin(run: Run, env: Environment, root: Path) -> Reasoner:
+    """The untrained reasoner of a run: from scratch, from a pretrained model, or from another run's weights."""
+    if run.init is not None:
+        started = hub.load(root / run.init if (root / run.init).is_dir() else run.init)
+        method = methods.build(run.method, started.method.backbone)
+        inherit(method, started.method, run.init)
+        return Reasoner(method, started.codec, env.answer_tokens, env.chain_tokens)
+    if run.model.pretrained is not None:
+        body, tokenizer = backbone.from_pretrained(run.model.pretrained)
+        codec = Codec(tokenizer)
+        body.make_room(codec.size)
+    else:
+        codec = env.codec(run.model)
+        body = backbone.from_scratch(run.model, codec.size, codec.pad, codec.end)
+    return Reasoner(methods.build(run.method, body), codec, env.answer_tokens, env.chain_tokens)
+
+
+def inherit(method, started, name: str) -> None:
+    """Take over the weights of a finished method; a new stop head starts fresh, train-only parts may stay behind."""
+    missing, unexpected = method.load_state_dict(started.state_dict(), strict=False)
+    odd = [k for k in missing if not k.startswith(("stop.", *TRAIN_ONLY))]
+    odd += [k for k in unexpected if not k.startswith(("stop.", *TRAIN_ONLY, "stage", "in_stage", "exact"))]
+    if odd:
+        raise ValueError(f"the weights of {name} do not fit {type(method).__name__}: {', '.join(odd[:3])}")
+
+
+def final(run: Run, env: Environment, reasoner: Reasoner, record: Record, say) -> dict:
+    """Judge on held-out problems: the main level, the others, and the sweep; samples and summaries."""
+    main = env.problems("test", env.main_level, run.judge.items)
+    if not main:
+        raise ValueError("the environment has no test problems")
+    others = [p for lv in env.levels() if lv != env.main_level for p in env.problems("test", lv, run.judge.level_items)]
+    sweep = [k for k in run.judge.sweep if k != reasoner.method.steps]
+    total, done = len(main) * (1 + len(sweep)) + len(others), 0
+
+    def tick(n: int) -> None:
+        nonlocal done
+        done += n
+        say({"stage": "judge", "done": done, "total": total})
+
+    items: list[Item] = judge(reasoner, env, main + others, run.judge.batch, tick=tick)
+    append(record.home / "samples.jsonl", [{"step": run.train.steps, "split": "test", **row} for row in as_rows(items)])
+    levels, at_main = by_level(items), summary(items[: len(main)])
+    swept = {
+        str(k): summary(judge(reasoner, env, main, run.judge.batch, steps=k, tick=tick)) for k in sorted(sweep)
+    }
+    prompt = sum(len(reasoner.codec.question(p.question)) for p in main) / len(main)
+    return {
+        "main": at_main,
+        "levels": {str(k): v for k, v in levels.items()},
+        "used_mean": sum(v["used"] for v in levels.values()) / len(levels),
+        "sweep": swept,
+        "floors": env.floors(main),
+        "steps": sequential_steps(reasoner, at_main["used"], at_main["tokens"]),
+        "flops": forward_flops(reasoner, prompt, at_main["used"], at_main["tokens"]),
+        "correct": [int(i.correct) for i in items[: len(main)]],
+    }

@@ -104,12 +104,12 @@ class Sim(_Sequence):
 
     step_weight: float = 1.0
     """Weight of the step decoder's loss."""
-    decoder_layers: int = 1
-    """Layers of the train-only decoder."""
+    step_tokens: int = 4
+    """Longest step that the train-only decoder can write, in tokens."""
 
     def __post_init__(self):
         super().__post_init__()
-        _at_least(self, "decoder_layers", 1)
+        _at_least(self, "step_tokens", 1)
 
 
 @dataclass(frozen=True)

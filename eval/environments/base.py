@@ -77,9 +77,9 @@ class Generated(Environment):
         """A random problem of a level."""
         raise NotImplementedError  # each environment's own
 
-    def train_level(self, rng: random.Random) -> int:
-        """The level of a training problem: uniform."""
-        return rng.choice(self.levels())
+    def draw_train(self, rng: random.Random) -> Problem:
+        """A random training problem: levels uniform."""
+        return self.draw(rng, rng.choice(self.levels()))
 
     def problems(self, split, level, n):
         if level not in self.levels():
@@ -98,7 +98,7 @@ class Generated(Environment):
 
     def _train_problem(self, rng) -> Problem:
         while True:
-            problem = self.draw(rng, self.train_level(rng))
+            problem = self.draw_train(rng)
             if split_of(problem.key) == "train":
                 return problem
 

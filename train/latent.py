@@ -1,0 +1,177 @@
+"""The main job: `python -m train.latent [PRESET] [--flags]` trains the arms of a preset, judges them, and says what came out.
+
+One process an arm, one thread a process, as many at a time as there are cores. A run that was stopped goes on where it was;
+one that has finished is not repeated. Under a launcher (torchrun, accelerate launch) the arms run one after the other, each
+over all processes.
+"""
+
+import multiprocessing
+import os
+import queue
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from train.config import Experiment, Run
+from train.presets import PRESETS
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run, which changes nothing of what is run."""
+
+    out: Path = Path("runs")
+    """Folder of the run records."""
+    jobs: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Arms trained at a time."""
+    device: Literal["auto", "cpu"] = "auto"
+    """Where to train; auto is a GPU if there is one."""
+    latency: bool = True
+    """Measure the latency of an answer when all arms are done."""
+
+
+def main(args: list[str] | None = None) -> int:
+    """The command line. Returns the exit code: 0, or 2 for what a user can mend, in one line."""
+    args = sys.argv[1:] if args is None else args
+    try:
+        name, asked, options = parse(args)
+        return run(name, asked, options)
+    except (ValueError, RuntimeError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def parse(args: list[str]) -> tuple[str, Run | Experiment, Options]:
+    """Preset name, its config with the flags applied, and the options."""
+    name = "cups"
+    if args and not args[0].startswith("-"):
+        name, args = args[0], args[1:]
+    if name not in PRESETS:
+        raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+    preset = PRESETS[name]()
+
+    @dataclass(frozen=True)
+    class Command:
+        config: Annotated[type(preset), tyro.conf.arg(name="")]
+        options: Annotated[Options, tyro.conf.arg(name="")] = Options()
+
+    about = f"{PRESETS[name].__doc__} Presets: {', '.join(PRESETS)}."
+    with_default = Command(config=preset)
+    command = tyro.cli(
+        Command,
+        args=args,
+        default=with_default,
+        prog=f"python -m train.latent {name}",
+        description=about,
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+    )
+    if command.options.jobs < 1:
+        raise ValueError(f"--jobs must be at least 1, got {command.options.jobs}")
+    return name, command.config, command.options
+
+
+def run(name: str, asked: Run | Experiment, options: Options) -> int:
+    """Run every arm, then print the table and write it with its figure."""
+    runs = asked.runs() if isinstance(asked, Experiment) else {name: asked}
+    check(runs, options)
+    started = time.monotonic()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        for each in runs.values():
+            _execute(each, options, print_event)
+        if int(os.environ["RANK"]):
+            return 0
+    else:
+        in_processes(runs, options)
+    from train import report
+
+    report.publish(name, runs, options.out, options.latency, time.monotonic() - started)
+    return 0
+
+
+def check(runs: dict[str, Run], options: Options) -> None:
+    """Raise ValueError for what would fail later: data that cannot be read, a start that is no run, a text too long."""
+    from eval import environments
+
+    ids = {run.id for run in runs.values()}
+    for env in {run.env for run in runs.values()}:
+        environments.build(env)
+    for run in runs.values():
+        place = options.out / run.init if run.init else None
+        if run.init and run.init not in ids and not place.is_dir() and not Path(run.init).is_dir():
+            raise ValueError(f"init {run.init!r} is neither an arm of this command nor a run in {options.out} nor a folder")
+
+
+def in_processes(runs: dict[str, Run], options: Options) -> None:
+    """All arms as processes, an arm that starts from another after it. Raises RuntimeError or ValueError if one fails."""
+    from train.report import Screen
+
+    context = multiprocessing.get_context("spawn")
+    events = context.Queue()
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    waiting, working, finished = dict(runs), {}, set()
+    with Screen() as screen:
+        try:
+            while waiting or working:
+                for arm, run in list(waiting.items()):
+                    needs = next((other for other in runs.values() if other.id == run.init), None)
+                    if len(working) < options.jobs and (needs is None or needs.id in finished):
+                        working[arm] = context.Process(target=worker, args=(arm, run, options, events), name=arm)
+                        working[arm].start()
+                        del waiting[arm]
+                try:
+                    arm, event = events.get(timeout=0.5)
+                except queue.Empty:
+                    dead = [a for a, p in working.items() if p.exitcode is not None and events.empty()]
+                    if dead:
+                        code = working[dead[0]].exitcode
+                        raise RuntimeError(f"arm {dead[0]} ended with code {code}; run again to go on") from None
+                    continue
+                if "error" in event:
+                    raise ValueError(f"arm {arm}: {event['error']}")
+                if "finished" in event:
+                    working.pop(arm).join()
+                    finished.add(runs[arm].id)
+                screen.show(arm, event)
+        finally:
+            for process in working.values():
+                process.terminate()
+
+
+def worker(arm: str, run: Run, options: Options, events) -> None:
+    """One arm in a process of its own."""
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        new = _execute(run, options, lambda event: events.put((arm, event)))
+        events.put((arm, {"finished": run.id, "new": new}))
+    except (ValueError, RuntimeError) as e:
+        events.put((arm, {"error": str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__}))
+
+
+def _execute(run: Run, options: Options, say) -> bool:
+    """Returns whether anything was left to do."""
+    from train.record import Record
+    from train.run import execute
+
+    new = Record(options.out, run).result is None
+    execute(run, options.out, say, options.device)
+    return new
+
+
+def print_event(event: dict) -> None:
+    """Progress as plain lines, under a launcher."""
+    if "metrics" in event and int(os.environ.get("RANK", "0")) == 0:
+        print(event["stage"], f"{event['done']}/{event['total']}", event["metrics"], flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

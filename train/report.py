@@ -1,0 +1,203 @@
+"""What a person sees: progress while arms run, then the table and the figure, from the run records alone."""
+
+import time
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from eval.stats import bootstrap, mcnemar
+from train.config import Run
+from train.record import Record, cpu
+
+SHOWN = ("loss", "exact", "stage", "reward", "correct", "flat_groups", "used", "step_exact")
+
+
+class Screen:
+    """One bar with an ETA a stage, one line a logging step. Without a terminal, the lines alone, with the ETA in them."""
+
+    def __init__(self):
+        self.console = Console(soft_wrap=True)
+        columns = (TextColumn("{task.description:>24}"), BarColumn(), MofNCompleteColumn())
+        self.progress = Progress(
+            *columns, TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(), console=self.console
+        )
+        self.bars: dict[tuple, int] = {}
+        self.began: dict[tuple, tuple[float, int]] = {}
+
+    def __enter__(self):
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error):
+        self.progress.stop()
+
+    def show(self, arm: str, event: dict) -> None:
+        if "finished" in event:
+            verb = "finished" if event["new"] else "was finished before"
+            self.console.print(f"[{arm}] {verb}: run {event['finished']}", markup=False, highlight=False)
+            return
+        key, done, total = (arm, event["stage"]), event["done"], event["total"]
+        if key not in self.bars:
+            self.bars[key] = self.progress.add_task(f"{arm} · {event['stage']}", total=total)
+            self.began[key] = (time.monotonic(), done)
+        self.progress.update(self.bars[key], completed=done, visible=done < total)
+        if "metrics" in event:
+            began, first = self.began[key]
+            left = (time.monotonic() - began) / max(1, done - first) * (total - done)
+            named = " ".join(f"{k} {event['metrics'][k]:.3g}" for k in SHOWN if k in event["metrics"])
+            line = f"[{arm}] {event['stage']} {done}/{total} {named} eta {int(left) // 60}:{int(left) % 60:02d}"
+            self.console.print(line, markup=False, highlight=False)
+
+
+@dataclass
+class Row:
+    """One arm's line of the table."""
+
+    arm: str
+    run: Run
+    result: dict
+    latency: dict[int, float] = field(default_factory=dict)
+
+
+def publish(name: str, runs: dict[str, Run], out: Path, with_latency: bool, seconds: float) -> None:
+    """Print table and notes, and leave them with the figure in OUT/NAME-ID/."""
+    rows = [Row(arm, run, Record(out, run).result) for arm, run in runs.items()]
+    if with_latency:
+        measure(rows, out)
+    folder = out / f"{name}-{blake2b(' '.join(r.run.id for r in rows).encode(), digest_size=4).hexdigest()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    table, remarks = lines(rows), notes(rows, seconds)
+    (folder / "table.md").write_text(markdown(table) + "\n" + "".join(f"* {r}\n" for r in remarks))
+    figure(rows, folder / "figure.png")
+    console = Console(soft_wrap=True)
+    shown = Table(box=box.SIMPLE_HEAD)
+    for head in table[0]:
+        shown.add_column(head, justify="left" if head == "arm" else "right", no_wrap=True)
+    for line in table[1:]:
+        shown.add_row(*line)
+    console.print(shown, *remarks, f"{folder}/table.md, {folder}/figure.png", sep="\n", highlight=False, markup=False)
+
+
+def measure(rows: list[Row], out: Path) -> None:
+    """Latency of every arm in turn on this machine, one thread, while nothing else of ours runs."""
+    import torch
+
+    from eval import environments
+    from eval.cost import latency
+    from latent import load
+
+    torch.set_num_threads(1)
+    env = environments.build(rows[0].run.env)
+    questions = [p.question for p in env.problems("test", env.main_level, 64)]
+    for row in rows:
+        reasoner = load(out / row.run.id)
+        row.latency = {batch: latency(reasoner, questions, batch) for batch in (1, 64)}
+
+
+def lines(rows: list[Row]) -> list[list[str]]:
+    """The table, its head first: a line an arm, then the floors."""
+    levels = len(rows[0].result["levels"]) > 1
+    head = ["arm", "accuracy", "95 % interval", "items", "latents", *(["over levels"] if levels else []), "steps"]
+    head += ["MFLOP", "ms, batch 1", "ms, batch 64", "core-s", "run"]
+    table = [head]
+    for row in rows:
+        r, main = row.result, row.result["main"]
+        used = [f"{main['used']:.2f}", *([f"{r['used_mean']:.2f}"] if levels else [])]
+        ms = [f"{1000 * row.latency[b]:.1f}" if row.latency else "-" for b in (1, 64)]
+        share = [f"{main['accuracy']:.3f}", f"{main['low']:.3f}-{main['high']:.3f}", str(main["n"])]
+        cost = [f"{r['steps']:.1f}", f"{r['flops'] / 1e6:.2f}", *ms, f"{r['core_seconds']:.0f}", row.run.id]
+        table.append([row.arm, *share, *used, *cost])
+    for name, value in rows[0].result["floors"].items():
+        table.append([f"floor: {name}", f"{value:.3f}", *[""] * (len(head) - 2)])
+    return table
+
+
+def notes(rows: list[Row], seconds: float) -> list[str]:
+    """What the table needs beside it: differences between arms that share a start, sweeps, conditions."""
+    by_id = {row.run.id: row for row in rows}
+    found = []
+    for row in rows:
+        start = by_id.get(row.run.init)
+        if start:
+            found.append(compared(row, start))
+            others = [r for r in rows if r.run.init == row.run.init and r is not row]
+            found += [compared(row, other) for other in others if row.arm < other.arm]
+        if row.result["sweep"]:
+            swept = {**row.result["sweep"], str(round(row.result["main"]["used"])): row.result["main"]}
+            by_k = ", ".join(f"{k}: {swept[k]['accuracy']:.3f}" for k in sorted(swept, key=int))
+            found.append(f"{row.arm}, accuracy by latent steps when answering: {by_k}")
+    first = rows[0].run
+    found.append(
+        "Greedy, held-out problems of the hardest level, Wilson intervals over items, one training seed "
+        f"({first.seed}). steps = forward passes in sequence an answer; core-s = CPU seconds of training, its start's "
+        f"not included. {cpu()}; this command took {seconds / 60:.1f} min."
+    )
+    return found
+
+
+def compared(row: Row, other: Row) -> str:
+    """The paired difference between two arms on the same problems."""
+    import numpy as np
+
+    a, b = row.result["correct"], other.result["correct"]
+    low, high = bootstrap(np.array(a) - np.array(b), n_boot=2000)
+    p = mcnemar(a, b)
+    return (
+        f"{row.arm} - {other.arm}: {100 * (np.mean(a) - np.mean(b)):+.1f} points, paired 95 % interval "
+        f"{100 * low:+.1f} to {100 * high:+.1f} over items, McNemar p = {p:.2g}"
+    )
+
+
+def markdown(table: list[list[str]]) -> str:
+    head, *body = ["| " + " | ".join(line) + " |\n" for line in table]
+    return head + "|" + "---|" * len(table[0]) + "\n" + "".join(body)
+
+
+STYLES = [("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#555555", "^", ":"), ("#009E73", "D", "-.")]
+
+
+def figure(rows: list[Row], path: Path) -> None:
+    """Left: accuracy by level, or by latent steps where they were swept. Right: accuracy against sequential steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    swept = bool(rows[0].result["sweep"])
+    curves = {row.arm: row.result["sweep" if swept else "levels"] for row in rows}
+    wide = max(map(len, curves.values())) > 1
+    fig, axes = plt.subplots(1, 2 if wide else 1, figsize=(10 if wide else 5.5, 3.8), squeeze=False, layout="constrained")
+    for i, row in enumerate(rows):
+        colour, mark, dash = STYLES[i % len(STYLES)]
+        if wide:
+            curve = curves[row.arm]
+            if swept:
+                curve = {**curve, str(round(row.result["main"]["used"])): row.result["main"]}
+            xs = sorted(map(int, curve))
+            ys = [curve[str(x)] for x in xs]
+            shift = 0.06 * (i - (len(rows) - 1) / 2)
+            errors = [[y["accuracy"] - y["low"] for y in ys], [y["high"] - y["accuracy"] for y in ys]]
+            at, values = [x + shift for x in xs], [y["accuracy"] for y in ys]
+            axes[0][0].errorbar(at, values, errors, color=colour, marker=mark, ls=dash, ms=4, capsize=2, label=row.arm)
+        main, ax = row.result["main"], axes[0][-1]
+        error = [[main["accuracy"] - main["low"]], [main["high"] - main["accuracy"]]]
+        ax.errorbar([row.result["steps"]], [main["accuracy"]], error, color=colour, marker=mark, capsize=3, label=row.arm)
+    for name, value in rows[0].result["floors"].items():
+        for ax in axes[0]:
+            ax.axhline(value, color="#999999", lw=0.8, ls=(0, (1, 2)))
+        axes[0][-1].annotate(name, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
+    if wide:
+        axes[0][0].set(xlabel="latent steps when answering" if swept else "level (live swaps)", ylabel="accuracy")
+    axes[0][-1].set(xlabel="sequential steps an answer", ylabel="accuracy on the hardest level")
+    axes[0][-1].set_xlim(left=0)
+    for ax in axes[0]:
+        ax.set_ylim(-0.03, 1.05)
+        ax.legend(fontsize=8, frameon=False)
+        ax.spines[["top", "right"]].set_visible(False)
+    fig.savefig(path, dpi=150)
+    plt.close(fig)

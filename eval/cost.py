@@ -18,7 +18,7 @@ def sequential_steps(reasoner: Reasoner, used: float, tokens: float) -> float:
 def forward_flops(reasoner: Reasoner, prompt: int, used: float, tokens: float) -> float:
     """Forward FLOPs of one answer: 2 a weight and position, 4 d a pair of positions that attend, the head where read.
 
-    Counts what a loop needs, not what an implementation spends on padding.
+    Padding is not counted; the last layer is, in full, although only part of it is read.
     """
     backbone, config = reasoner.method.backbone, reasoner.method.config
     d = backbone.width

@@ -31,7 +31,9 @@ def verify(env: Environment, problem: Problem, text: str) -> Verdict:
         raise RuntimeError(f"the verifier failed on problem {problem.key}: {type(e).__name__}: {e}") from e
 
 
-def judge(reasoner: Reasoner, env: Environment, problems: list[Problem], batch=256, steps=None, tick=None) -> list[Item]:
+def judge(
+    reasoner: Reasoner, env: Environment, problems: list[Problem], batch=256, steps=None, tick=None
+) -> list[Item]:
     """Greedy answers to `problems`, verified. `steps` overrides the latent steps; `tick(n)` is told of progress."""
     was_training = reasoner.method.training
     reasoner.method.eval()

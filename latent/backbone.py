@@ -111,8 +111,9 @@ class Backbone(nn.Module):
         return self.lm.get_input_embeddings()(ids_BT)
 
     def head(self, h_BTD: Tensor) -> Tensor:
-        """Final hidden states -> logits (B, T, V)."""
-        return self.lm.get_output_embeddings()(h_BTD)
+        """Final hidden states -> logits (B, T, V), in fp32 or better: what is taken from them are log-probabilities."""
+        logits_BTV = self.lm.get_output_embeddings()(h_BTD)
+        return logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
 
     def read(self, ids_BT: Tensor, mask_BT: Tensor | None = None) -> tuple[Tensor, Context]:
         """Read left-padded prompts. Returns the last position's final hidden state (B, D) and the context.
@@ -203,18 +204,21 @@ def from_scratch(config, vocab: int, pad: int, eos: int | None) -> Backbone:
     if config.family == "gpt2":
         from transformers import GPT2Config, GPT2LMHeadModel
 
-        cls, hf = GPT2LMHeadModel, GPT2Config(
-            vocab_size=vocab,
-            n_positions=config.n_positions,
-            n_embd=config.n_embd,
-            n_layer=config.n_layer,
-            n_head=config.n_head,
-            activation_function="relu",
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            initializer_range=std,
-            **ids,
+        cls, hf = (
+            GPT2LMHeadModel,
+            GPT2Config(
+                vocab_size=vocab,
+                n_positions=config.n_positions,
+                n_embd=config.n_embd,
+                n_layer=config.n_layer,
+                n_head=config.n_head,
+                activation_function="relu",
+                resid_pdrop=0.0,
+                embd_pdrop=0.0,
+                attn_pdrop=0.0,
+                initializer_range=std,
+                **ids,
+            ),
         )
     else:
         from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM

@@ -27,7 +27,9 @@ class ModelConfig:
         for name in ("n_layer", "n_embd", "n_head", "n_positions", "vocab_size"):
             _at_least(self, name, 1)
         if self.n_embd % (2 * self.n_head):
-            raise ValueError(f"model.n_embd must be an even multiple of model.n_head, got {self.n_embd} and {self.n_head}")
+            raise ValueError(
+                f"model.n_embd must be an even multiple of model.n_head, got {self.n_embd} and {self.n_head}"
+            )
 
 
 @dataclass(frozen=True)

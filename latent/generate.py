@@ -14,15 +14,20 @@ from latent.thought import Chooser, Decision, Greedy, Prompt, Replay, Rollout, S
 
 
 def decode(method: Method, thought: Thought, choose: Chooser, max_tokens: int, end: int | None) -> Tensor:
-    """Write the text after a thought. Returns tokens (B, T), T <= max_tokens, filled with `end` after a row's end."""
+    """Write the text after a thought. Returns tokens (B, T), T <= max_tokens, filled with `end` after a row's end.
+
+    Stops where all rows have ended, and at the model's last position.
+    """
     backbone, h_BTD, context = method.backbone, thought.h_BTD, thought.context
     live_B = torch.ones(len(h_BTD), dtype=torch.bool, device=h_BTD.device)
     tokens = []
     for t in range(max_tokens):
         if t >= thought.h_BTD.shape[1]:
+            if context.reach == backbone.positions:
+                break
             h_BTD, context = backbone.step(backbone.embed(tokens[-1][:, None]), context)
         h_BD = h_BTD[:, t] if t < thought.h_BTD.shape[1] else h_BTD[:, -1]
-        logits_BV = backbone.head(h_BD).float() / choose.temperature
+        logits_BV = backbone.head(h_BD) / choose.temperature
         token_B = choose("token", Categorical(logits=logits_BV, validate_args=False), live_B)
         if end is not None:
             token_B = torch.where(live_B, token_B, end)
@@ -34,7 +39,9 @@ def decode(method: Method, thought: Thought, choose: Chooser, max_tokens: int, e
 
 
 @torch.no_grad()
-def rollout(method: Method, prompt: Prompt, group: int, max_tokens: int, end: int | None, temperature: float) -> Rollout:
+def rollout(
+    method: Method, prompt: Prompt, group: int, max_tokens: int, end: int | None, temperature: float
+) -> Rollout:
     """Answer P prompts G times each, sampled; what is deterministic is thought once a prompt."""
     choose = Sample(temperature)
     thought = method.think(prompt, choose, group)
@@ -49,7 +56,7 @@ def score(method: Method, rolled: Rollout, temperature: float) -> list[Decision]
     """
     *thinking, text = rolled.decisions
     thought = method.think(rolled.prompt, Replay(thinking), rolled.group)
-    logits_BTV = method.backbone.head(text_hidden(method.backbone, thought, text.value_BT)).float() / temperature
+    logits_BTV = method.backbone.head(text_hidden(method.backbone, thought, text.value_BT)) / temperature
     policy = Categorical(logits=logits_BTV, validate_args=False)
     logp_BT, entropy_BT = policy.log_prob(text.value_BT), policy.entropy()
     return [*thought.decisions, Decision("token", text.value_BT, logp_BT, entropy_BT, text.mask_BT)]

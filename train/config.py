@@ -91,7 +91,9 @@ class RLVR(SFT):
         if self.group < 2:
             raise ValueError(f"train.group must be at least 2 (an advantage compares rollouts), got {self.group}")
         if self.batch % self.minibatches:
-            raise ValueError(f"train.batch must be a multiple of train.minibatches, got {self.batch}, {self.minibatches}")
+            raise ValueError(
+                f"train.batch must be a multiple of train.minibatches, got {self.batch}, {self.minibatches}"
+            )
         if not self.temperature > 0:
             raise ValueError(f"train.temperature must be > 0, got {self.temperature}")
 

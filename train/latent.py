@@ -5,6 +5,8 @@ one that has finished is not repeated. Under a launcher (torchrun, accelerate la
 over all processes.
 """
 
+import contextlib
+import io
 import multiprocessing
 import os
 import queue
@@ -62,19 +64,35 @@ def parse(args: list[str]) -> tuple[str, Run | Experiment, Options]:
         config: Annotated[type(preset), tyro.conf.arg(name="")]
         options: Annotated[Options, tyro.conf.arg(name="")] = Options()
 
-    about = f"{PRESETS[name].__doc__} Presets: {', '.join(PRESETS)}."
-    with_default = Command(config=preset)
-    command = tyro.cli(
-        Command,
-        args=args,
-        default=with_default,
-        prog=f"python -m train.latent {name}",
-        description=about,
-        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
-    )
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            command = tyro.cli(
+                Command,
+                args=args,
+                default=Command(config=preset),
+                prog=f"python -m train.latent {name}",
+                description=f"{PRESETS[name].__doc__} Presets: {', '.join(PRESETS)}.",
+                config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+            )
+    except SystemExit as e:
+        if e.code:
+            raise ValueError(in_one_line(complaint.getvalue())) from None
+        raise
     if command.options.jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {command.options.jobs}")
     return name, command.config, command.options
+
+
+def in_one_line(box: str) -> str:
+    """The parser's complaint without its frame, up to its first rule."""
+    said = []
+    for line in box.splitlines()[1:]:
+        text = line.strip("│╭╮╰╯ \n")
+        if set(text) <= {"─"} and said:
+            break
+        said.append(text)
+    return " ".join(said).removeprefix("Error parsing ")
 
 
 def run(name: str, asked: Run | Experiment, options: Options) -> int:
@@ -105,7 +123,9 @@ def check(runs: dict[str, Run], options: Options) -> None:
     for run in runs.values():
         place = options.out / run.init if run.init else None
         if run.init and run.init not in ids and not place.is_dir() and not Path(run.init).is_dir():
-            raise ValueError(f"init {run.init!r} is neither an arm of this command nor a run in {options.out} nor a folder")
+            raise ValueError(
+                f"init {run.init!r} is neither an arm of this command nor a run in {options.out} nor a folder"
+            )
 
 
 def in_processes(runs: dict[str, Run], options: Options) -> None:

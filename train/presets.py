@@ -2,23 +2,22 @@
 
 from collections.abc import Callable
 
-from eval.environments.cups import Cups
+from eval.environments import GSM8K, Cups, ProsQA
 from latent.config import Coconut, CoT, LearnedStop, ModelConfig, NoCoT, Recurrent, Sim
 from train.config import RLVR, SFT, Arm, Experiment, Judge, Run
 
 
 def cups() -> Experiment:
     """Latents against no-CoT and CoT on cups, then RLVR that learns when to stop."""
-    sim = Sim(n_latent=8, stride=4)
-    stop = Sim(n_latent=8, stride=4, halt=LearnedStop())
+    sim = Sim(n_latent=8, stride=4, halt=LearnedStop())
     return Experiment(
         env=Cups(),
         model=ModelConfig(),
         arms={
-            "latent": Arm(sim, SFT(steps=1600)),
+            "latent": Arm(sim, SFT(steps=1800)),
             "cot": Arm(CoT(), SFT(steps=1200)),
             "no-cot": Arm(NoCoT(), SFT(steps=1500)),
-            "latent-rlvr": Arm(stop, RLVR(steps=300, latent_cost=0.02), init="latent"),
+            "latent-rlvr": Arm(sim, RLVR(steps=280, lr=6e-4, stop_lr=10.0, latent_cost=0.015), init="latent"),
         },
     )
 
@@ -68,10 +67,43 @@ def sim() -> Run:
     return Run(env=Cups(), model=ModelConfig(), method=Sim(n_latent=8, stride=4), train=SFT(steps=1600))
 
 
+def prosqa(closed: bool = False) -> Experiment:
+    """Coconut's curriculum on generated ProsQA, beside no-CoT and CoT and the five shortcuts."""
+    return Experiment(
+        env=ProsQA(closed=closed),
+        model=ModelConfig(n_layer=2, n_embd=128, n_head=4, n_positions=512),
+        arms={
+            "coconut": Arm(Coconut(n_latent=6, stage_steps=100), SFT(steps=800, batch=16, lr=1e-3, log_every=20)),
+            "cot": Arm(CoT(), SFT(steps=800, batch=16, lr=1e-3, log_every=20)),
+            "no-cot": Arm(NoCoT(), SFT(steps=800, batch=16, lr=1e-3, log_every=20)),
+        },
+        judge=Judge(items=500, batch=50),
+    )
+
+
+def prosqa_closed() -> Experiment:
+    """The same on problems in which none of the five shortcuts works."""
+    return prosqa(closed=True)
+
+
+def gsm8k() -> Run:
+    """Coconut on GSM8K text: 6 latents, 2 a step, 3 stages; `--model.pretrained gpt2` for a pretrained backbone."""
+    return Run(
+        env=GSM8K(),
+        model=ModelConfig(n_layer=4, n_embd=128, n_head=4, n_positions=512),
+        method=Coconut(n_latent=6, latents_per_step=2, advance_at=1.0, stage_steps=150),
+        train=SFT(steps=800, batch=16, lr=1e-3, log_every=20, save_every=100),
+        judge=Judge(items=500, batch=50),
+    )
+
+
 PRESETS: dict[str, Callable[[], Run | Experiment]] = {
     "cups": cups,
     "cups-rlvr": cups_rlvr,
     "recurrent": recurrent,
+    "prosqa": prosqa,
+    "prosqa-closed": prosqa_closed,
+    "gsm8k": gsm8k,
     "no-cot": no_cot,
     "cot": cot,
     "coconut": coconut,

@@ -5,10 +5,8 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from eval.stats import bootstrap, mcnemar
 from train.config import Run
@@ -74,13 +72,14 @@ def publish(name: str, runs: dict[str, Run], out: Path, with_latency: bool, seco
     table, remarks = lines(rows), notes(rows, seconds)
     (folder / "table.md").write_text(markdown(table) + "\n" + "".join(f"* {r}\n" for r in remarks))
     figure(rows, folder / "figure.png")
-    console = Console(soft_wrap=True)
-    shown = Table(box=box.SIMPLE_HEAD)
-    for head in table[0]:
-        shown.add_column(head, justify="left" if head == "arm" else "right", no_wrap=True)
-    for line in table[1:]:
-        shown.add_row(*line)
-    console.print(shown, *remarks, f"{folder}/table.md, {folder}/figure.png", sep="\n", highlight=False, markup=False)
+    print("", *aligned(table), "", *remarks, f"{folder}/table.md, {folder}/figure.png", sep="\n")
+
+
+def aligned(table: list[list[str]]) -> list[str]:
+    """The table as text, whole at any width of the terminal."""
+    widths = [max(map(len, column)) for column in zip(*table)]
+    rows = ["  ".join([r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:])]).rstrip() for r in table]
+    return [rows[0], "-" * len(rows[0]), *rows[1:]]
 
 
 def measure(rows: list[Row], out: Path) -> None:
@@ -171,7 +170,9 @@ def figure(rows: list[Row], path: Path) -> None:
     swept = bool(rows[0].result["sweep"])
     curves = {row.arm: row.result["sweep" if swept else "levels"] for row in rows}
     wide = max(map(len, curves.values())) > 1
-    fig, axes = plt.subplots(1, 2 if wide else 1, figsize=(10 if wide else 5.5, 3.8), squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(
+        1, 2 if wide else 1, figsize=(10 if wide else 5.5, 3.8), squeeze=False, layout="constrained"
+    )
     for i, row in enumerate(rows):
         colour, mark, dash = STYLES[i % len(STYLES)]
         if wide:
@@ -186,7 +187,9 @@ def figure(rows: list[Row], path: Path) -> None:
             axes[0][0].errorbar(at, values, errors, color=colour, marker=mark, ls=dash, ms=4, capsize=2, label=row.arm)
         main, ax = row.result["main"], axes[0][-1]
         error = [[main["accuracy"] - main["low"]], [main["high"] - main["accuracy"]]]
-        ax.errorbar([row.result["steps"]], [main["accuracy"]], error, color=colour, marker=mark, capsize=3, label=row.arm)
+        ax.errorbar(
+            [row.result["steps"]], [main["accuracy"]], error, color=colour, marker=mark, capsize=3, label=row.arm
+        )
     for name, value in rows[0].result["floors"].items():
         for ax in axes[0]:
             ax.axhline(value, color="#999999", lw=0.8, ls=(0, (1, 2)))

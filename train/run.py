@@ -7,7 +7,7 @@ import torch
 
 from eval import environments
 from eval.cost import forward_flops, sequential_steps
-from eval.environments.base import Environment
+from eval.environments.base import Environment, Finite, Problem
 from eval.judge import Item, as_rows, by_level, judge, summary
 from latent import backbone, hub, methods
 from latent.generate import Reasoner
@@ -31,6 +31,8 @@ def execute(run: Run, root: Path, say: Callable[[dict], None] = lambda event: No
     env = environments.build(run.env)
     torch.manual_seed(run.seed)
     reasoner = begin(run, env, root)
+    problems = test_problems(run, env)
+    must_fit(reasoner, env, run, problems)
     reasoner.method.to(accelerator.device)
     trainer = Trainer(reasoner, record, accelerator, say)
     if accelerator.is_main_process:
@@ -40,7 +42,7 @@ def execute(run: Run, root: Path, say: Callable[[dict], None] = lambda event: No
     if not accelerator.is_main_process:
         return {}
     hub.save(reasoner, record.home / "model")
-    result = final(run, env, reasoner, record, say) | {
+    result = final(run, env, problems, reasoner, record, say) | {
         "core_seconds": trainer.core_seconds,
         "parameters": sum(p.numel() for p in reasoner.method.parameters()),
     }
@@ -75,26 +77,46 @@ def inherit(method, started, name: str) -> None:
         raise ValueError(f"the weights of {name} do not fit {type(method).__name__}: {', '.join(odd[:3])}")
 
 
-def final(run: Run, env: Environment, reasoner: Reasoner, record: Record, say) -> dict:
-    """Judge on held-out problems: the main level, the others, and the sweep; samples and summaries."""
+def test_problems(run: Run, env: Environment) -> list[Problem]:
+    """What the run is judged on: the main level first, then the others."""
     main = env.problems("test", env.main_level, run.judge.items)
     if not main:
         raise ValueError("the environment has no test problems")
-    others = [p for lv in env.levels() if lv != env.main_level for p in env.problems("test", lv, run.judge.level_items)]
+    others = [lv for lv in env.levels() if lv != env.main_level]
+    return main + [p for lv in others for p in env.problems("test", lv, run.judge.level_items)]
+
+
+def must_fit(reasoner: Reasoner, env: Environment, run: Run, test: list[Problem]) -> None:
+    """Raise ValueError, before anything is written, for a problem longer than the model's positions."""
+    codec, method, has = reasoner.codec, reasoner.method, reasoner.method.backbone.positions
+    train = env.splits["train"] if isinstance(env, Finite) else env.train_batch(run.seed, 0, run.train.batch)
+
+    for p in test + train:
+        prompt = len(codec.question(p.question))
+        answer = len(codec.answer(p.answer))
+        needs = method.needs(prompt, [len(codec.step(s)) for s in p.steps], max(answer, reasoner.answer_tokens))
+        if needs > has:
+            raise ValueError(
+                f"problem {p.key} needs {needs} positions ({prompt} to read, the rest to think and answer), "
+                f"the model has {has} (--model.n-positions)"
+            )
+
+
+def final(run: Run, env: Environment, problems: list[Problem], reasoner: Reasoner, record: Record, say) -> dict:
+    """Judge on held-out problems: the main level, the others, and the sweep; samples and summaries."""
+    main = [p for p in problems if p.level == env.main_level]
     sweep = [k for k in run.judge.sweep if k != reasoner.method.steps]
-    total, done = len(main) * (1 + len(sweep)) + len(others), 0
+    total, done = len(problems) + len(main) * len(sweep), 0
 
     def tick(n: int) -> None:
         nonlocal done
         done += n
         say({"stage": "judge", "done": done, "total": total})
 
-    items: list[Item] = judge(reasoner, env, main + others, run.judge.batch, tick=tick)
+    items: list[Item] = judge(reasoner, env, problems, run.judge.batch, tick=tick)
     append(record.home / "samples.jsonl", [{"step": run.train.steps, "split": "test", **row} for row in as_rows(items)])
     levels, at_main = by_level(items), summary(items[: len(main)])
-    swept = {
-        str(k): summary(judge(reasoner, env, main, run.judge.batch, steps=k, tick=tick)) for k in sorted(sweep)
-    }
+    swept = {str(k): summary(judge(reasoner, env, main, run.judge.batch, steps=k, tick=tick)) for k in sorted(sweep)}
     prompt = sum(len(reasoner.codec.question(p.question)) for p in main) / len(main)
     return {
         "main": at_main,

@@ -8,7 +8,7 @@ from eval.environments.prosqa import ProsQA
 
 EnvConfig = Cups | ProsQA | GSM8K
 
-__all__ = ["GSM8K", "Cups", "EnvConfig", "Environment", "ProsQA", "Problem", "Verdict", "build"]
+__all__ = ["GSM8K", "Cups", "EnvConfig", "Environment", "Problem", "ProsQA", "Verdict", "build"]
 
 
 def build(config: EnvConfig) -> Environment:

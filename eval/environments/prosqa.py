@@ -18,15 +18,10 @@ from dataclasses import dataclass
 from eval.environments.base import Environment, Finite, Generated, Problem, Verdict
 from eval.environments.files import json_rows, whole_number
 
-ENTITIES = (
-    "Alex Bob Carol Davis Eva Fae Gabriel Jack Max Oliver Polly Rex Sally Sam Stella Tom Wren"
-).split()  # fmt: skip
+ENTITIES = ["Alex", "Bob", "Carol", "Davis", "Eva", "Fae", "Gabriel", "Jack", "Max", "Oliver", "Polly", "Rex", "Sally", "Sam", "Stella", "Tom", "Wren"]  # fmt: skip
 CONCEPTS = [
     f"{stem}pus"
-    for stem in (
-        "bom boom brim chor dum fel fom ger gor grim gwom hil im jel jom ker lem lor num quim rem rom ror scrom shum ster "
-        "stor ter tim tum vum wor wum yer yim yum zhor zum"
-    ).split()
+    for stem in ["bom", "boom", "brim", "chor", "dum", "fel", "fom", "ger", "gor", "grim", "gwom", "hil", "im", "jel", "jom", "ker", "lem", "lor", "num", "quim", "rem", "rom", "ror", "scrom", "shum", "ster", "stor", "ter", "tim", "tum", "vum", "wor", "wum", "yer", "yim", "yum", "zhor", "zum"]
 ]
 
 
@@ -139,7 +134,7 @@ class Graph:
             self.into[b].append(a)
         self.both = [a + b for a, b in zip(self.out, self.into)]
 
-    def ask(self, root: int, target: int, other: int) -> "Graph":
+    def ask(self, root: int, target: int, other: int) -> Graph:
         return Graph(self.n, self.edges, root, target, other)
 
     def sources(self) -> list[int]:

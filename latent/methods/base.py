@@ -32,6 +32,10 @@ class Method(nn.Module):
         """
         raise NotImplementedError  # each method's own
 
+    def needs(self, prompt: int, steps: list[int], answer: int) -> int:
+        """Positions that a problem needs at most, given the tokens of its prompt, its chain's steps and its answer."""
+        raise NotImplementedError  # each method's own
+
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss, a scalar, and what to log."""
         raise NotImplementedError  # each method's own
@@ -51,6 +55,9 @@ class AlongSequence(Method):
         self.stride = config.stride if sequence else 1
         self.feedback = Feedback(config.feedback, backbone) if sequence else None
         self.stop = halting.build(config.halt, backbone.width) if sequence else None
+
+    def needs(self, prompt, steps, answer):
+        return prompt + self.stride * self.steps + (sum(steps) if self.writes_chain else 0) + answer - 1
 
     def think(self, prompt, choose, group=1, steps=None):
         k = self.steps if steps is None else steps
@@ -131,4 +138,4 @@ def token_loss(backbone: Backbone, h_BTD: Tensor, text: Text) -> tuple[Tensor, T
         hit_BT = hit_N.view_as(text.ids_BT)
     else:
         hit_BT = torch.ones_like(text.mask_BT).masked_scatter(text.mask_BT, hit_N)
-    return F.cross_entropy(logits_NV.float(), ids_N), hit_BT
+    return F.cross_entropy(logits_NV, ids_N), hit_BT

@@ -34,6 +34,10 @@ class Coconut(AlongSequence):
     def writes_chain(self) -> bool:
         return int(self.stage) < self.last
 
+    def needs(self, prompt, steps, answer):
+        stages = (self.stride * self.latents(s) + sum(steps[s:]) for s in range(self.last + 1))
+        return prompt + max(stages) + answer - 1
+
     def think(self, prompt, choose, group=1, steps=None):
         k = self.latents(int(self.stage)) if steps is None else steps
         return super().think(prompt, choose, group, k)

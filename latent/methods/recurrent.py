@@ -43,6 +43,9 @@ class Recurrent(Method):
         self.norm = nn.LayerNorm(d)
         self.stop = halting.build(config.halt, d)
 
+    def needs(self, prompt, steps, answer):
+        return prompt + self.config.answer_tokens - 1
+
     def think(self, prompt, choose, group=1, steps=None):
         r = self.steps if steps is None else steps
         trace, place, pace = self.run(prompt, choose, group, r)

@@ -13,19 +13,20 @@ from torch import Tensor, nn
 
 from latent.methods.base import AlongSequence, text_loss, token_loss
 from latent.text import Batch, Text, pad_right
-from latent.thought import Greedy
+from latent.thought import Decision, Greedy, Replay
 
 
 class Sim(AlongSequence):
-    """Trained on the answer after k latents, and on every latent's step."""
+    """Trained on the answer after the latents, and on every latent's step."""
 
     def __init__(self, config, backbone):
         super().__init__(config, backbone)
         self.decoder = StepDecoder(backbone.width, config.step_tokens)
 
     def loss(self, batch):
-        thought = self.think(batch.prompt, Greedy())
         device = batch.prompt.ids_BT.device
+        early = self.stop is not None and self.config.n_latent > 0
+        thought = self.think(batch.prompt, Replay([self.early_stops(batch, device)]) if early else Greedy())
         loss, metrics = text_loss(self.backbone, thought, pad_right(batch.answers, batch.pad, device))
         if self.config.n_latent == 0:
             return loss, metrics
@@ -37,6 +38,27 @@ class Sim(AlongSequence):
         step_loss, hit_NT = token_loss(self.backbone, h_NTD, text)
         metrics |= {"step_ce": step_loss.detach(), "step_exact": hit_NT.all(1).float().mean()}
         return loss + self.config.step_weight * step_loss, metrics
+
+    def early_stops(self, batch: Batch, device) -> Decision:
+        """Stops for training a model that will learn when to stop: rows answer after any number of latents that suffices.
+
+        Suffices: from there on the chain no longer changes. Half of the rows draw such a number, the others use all k.
+        The stop head itself learns nothing here.
+        """
+        k = self.config.n_latent
+        enough = []
+        for steps in batch.steps:
+            n = min(k, len(steps))
+            while n > 1 and len(steps) <= k and steps[n - 2] == steps[-1]:
+                n -= 1
+            enough.append(n)
+        b = len(enough)
+        low_B = torch.tensor(enough, device=device)
+        used_B = low_B + (torch.rand(b, device=device) * (k + 1 - low_B)).long()
+        used_B[torch.rand(b, device=device) < 0.5] = k
+        used_B[0] = k  # so that every latent is thought, and its step read
+        halt_BK = (torch.arange(k, device=device) == used_B[:, None]).float()
+        return Decision("halt", halt_BK, halt_BK, halt_BK, halt_BK.bool())
 
     def step_targets(self, batch: Batch, device) -> tuple[Tensor | None, Text]:
         """The text that each latent must give. Returns which of the B * K latents have one (None = all), and the text."""

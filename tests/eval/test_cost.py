@@ -1,0 +1,32 @@
+"""Costs against torch's own FLOP counter on a single uncached forward."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from eval.cost import forward_flops, sequential_steps
+from latent.config import CoT, ModelConfig, NoCoT, Recurrent, Sim
+from tests.helpers import small_reasoner
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("config, used, tokens", [(NoCoT(), 0, 4), (CoT(), 0, 36), (Sim(), 8, 4)])
+def test_flops_of_a_sequence_are_those_counted(family, config, used, tokens):
+    reasoner = small_reasoner(config, ModelConfig(family=family))
+    n = 9 + used + tokens - 1
+    reasoner.method.backbone.lm.config._attn_implementation = "eager"  # the counter does not know the fused one
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        h = reasoner.method.backbone.decoder[0](torch.zeros(1, n, dtype=torch.long), use_cache=False).last_hidden_state
+        reasoner.method.backbone.head(h[:, -tokens:])
+    attention_counted_in_full = 2 * 4 * 64 * (n * n - n * (n + 1) / 2)  # the counter ignores the causal mask
+    assert forward_flops(reasoner, 9, used, tokens) == counter.get_total_flops() - attention_counted_in_full
+    assert sequential_steps(reasoner, used, tokens) == used + tokens
+
+
+def test_flops_of_a_loop_along_the_depth():
+    reasoner = small_reasoner(Recurrent(n_recurrence=3), ModelConfig())
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        tokens, _ = reasoner.tokens(["01 23 . . . . . ."])
+    attention = 4 * 4 * 64 * 12 * 13 / 2  # prelude and three recurrences, causal; fused, so not counted
+    assert forward_flops(reasoner, 9, 3, 4) == counter.get_total_flops() + attention
+    assert sequential_steps(reasoner, 3, 4) == 3

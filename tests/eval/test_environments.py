@@ -1,0 +1,196 @@
+"""Every environment: the gold answer verifies, a corrupted one does not, splits do not touch, bad data says where."""
+
+import json
+import random
+from itertools import permutations
+
+import pytest
+
+from eval.environments import GSM8K, Cups, ProsQA, build
+from eval.environments.base import Problem
+from eval.environments.prosqa import Graph, shortcuts
+from eval.judge import verify
+
+
+def gsm_file(tmp_path, n=40):
+    rows = [
+        {"question": f"What is {i} + {i}?", "steps": [f"<<{i}+{i}={2 * i}>>"], "answer": str(2 * i)} for i in range(n)
+    ]
+    path = tmp_path / "gsm.json"
+    path.write_text(json.dumps(rows))
+    return str(path)
+
+
+@pytest.fixture(params=["cups", "prosqa", "prosqa-closed", "gsm8k"])
+def env(request, tmp_path):
+    match request.param:
+        case "cups":
+            return build(Cups())
+        case "prosqa":
+            return build(ProsQA(graphs=4))
+        case "prosqa-closed":
+            return build(ProsQA(closed=True, graphs=4))
+    return build(GSM8K(train=gsm_file(tmp_path)))
+
+
+def corrupted(problem: Problem, rng: random.Random) -> str:
+    """Another last word: another number, cup or concept."""
+    *head, last = problem.answer.rstrip(" .").split()
+    options = {"1", "2", "3", "4", "17", "lempus", "zumpus", "999"} - {last}
+    return " ".join([*head, rng.choice(sorted(options))])
+
+
+def test_gold_is_correct_and_a_corrupted_answer_is_not(env):
+    rng = random.Random(0)
+    for problem in env.problems("test", env.main_level, 30) + env.train_batch(0, 0, 30):
+        for text in (problem.answer, "".join(problem.steps) + " " + problem.answer):
+            verdict = env.verify(problem, text)
+            assert verdict.correct and verdict.parsed and verdict.reward == 1.0
+        wrong = env.verify(problem, corrupted(problem, rng))
+        assert not wrong.correct and wrong.reward == 0.0 and wrong.reason
+        for text in ("", "gibberish", "###", problem.question):
+            assert not env.verify(problem, text).correct and not env.verify(problem, text).parsed
+
+
+def test_splits_share_no_key_and_repeat_exactly(env):
+    test = env.problems("test", env.main_level, 50)
+    assert test == env.problems("test", env.main_level, 50)
+    assert len({p.key for p in test}) == len(test)
+    train = [p for i in range(20) for p in env.train_batch(1, i, 16)]
+    assert not {p.key for p in train} & {p.key for p in test}
+    valid = env.problems("valid", env.main_level, 50)
+    assert not {p.key for p in valid} & ({p.key for p in train} | {p.key for p in test})
+    assert env.train_batch(1, 7, 16) == train[7 * 16 : 8 * 16] != env.train_batch(2, 7, 16)
+
+
+def test_cups_oracle_composes_swaps():
+    env = build(Cups(cups=5, swaps=6))
+    for problem in env.problems("test", 6, 40):
+        place = list(range(5))
+        for move, step in zip(problem.question.split(), problem.steps):
+            i, j = map(int, move)
+            swap = {i: j, j: i}
+            place = [swap.get(p, p) for p in place]  # where each cup is, against the oracle's which cup is where
+            assert [place.index(s) for s in range(5)] == [int(c) - 1 for c in step.split()]
+
+
+def test_cups_parity_floor_is_the_best_guess_that_knows_the_parity():
+    floors = build(Cups(cups=4)).floors([])
+    even = [p for p in permutations(range(4)) if sum(p[i] > p[j] for i in range(4) for j in range(i, 4)) % 2 == 0]
+    assert floors == {"chance": 1 / 24, "parity": 1 / len(even)}
+
+
+def test_cups_levels_have_so_many_live_swaps():
+    env = build(Cups())
+    for level in env.levels():
+        for p in env.problems("test", level, 5):
+            assert sum(m != "." for m in p.question.split()) == level == p.level
+    with pytest.raises(ValueError, match="no level 9"):
+        env.problems("test", 9, 1)
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_prosqa_problems_are_what_they_say(closed):
+    env = build(ProsQA(closed=closed))
+    for p in env.problems("test", 0, 40):
+        *facts, question = p.question.rstrip(" ?").split(" . ")
+        known = {tuple(f.removeprefix("Every ").split(" is a ")) for f in facts}
+        name, options = question.removeprefix("Is ").split(" a ")
+        reached, frontier = set(), {name}
+        while frontier:
+            reached |= frontier
+            frontier = {b for a, b in known if a in frontier} - reached
+        good = [o for o in options.split(" or ") if o in reached]
+        assert len(good) == 1 and p.answer == f"### {name} is a {good[0]} ."
+        chain = [tuple(s.strip().rstrip(" .").removeprefix("Every ").split(" is a ")) for s in p.steps]
+        assert set(chain) <= known and chain[0][0] == name and chain[-1][1] == good[0] and 3 <= len(chain) <= 6
+        assert all(a[1] == b[0] for a, b in zip(chain, chain[1:]))
+
+
+def test_prosqa_statistics_are_the_official_ones():
+    """Against the means of the 300 official validation problems, and the shortcuts' scores on the official 800."""
+    env = build(ProsQA())
+    problems = env.problems("test", 0, 400)
+    mean = lambda f: sum(map(f, problems)) / len(problems)  # noqa: E731
+    assert abs(mean(lambda p: p.data["n"]) - 22.8) < 1
+    assert abs(mean(lambda p: len(p.data["edges"])) - 36.3) < 2.5
+    assert abs(mean(lambda p: len(p.steps) == 3) - 0.41) < 0.08 and abs(mean(lambda p: len(p.steps) == 4) - 0.44) < 0.08
+    floors = env.floors(problems)
+    official = {"fewer entities reach it": 0.946, "closer, undirected": 0.871, "more ancestors": 0.707}
+    official |= {"fewer in-edges": 0.664, "fewer mentions": 0.649}
+    assert all(abs(floors[name] - official[name]) < 0.08 for name in official)
+
+
+def test_closed_prosqa_has_no_shortcut_left():
+    env = build(ProsQA(closed=True))
+    assert max(env.floors(env.problems("test", 0, 400)).values()) < 0.6
+
+
+def test_shortcuts_by_hand():
+    """0 -> 2 -> 4, 1 -> 3 -> 5 and 1 -> 2: asked about 0, target 4, other 5."""
+    graph = Graph(6, [(0, 2), (2, 4), (1, 3), (3, 5), (1, 2)], root=0, target=4, other=5)
+    assert shortcuts(graph) == {
+        "fewer entities reach it": 0.5,  # entity 1 reaches both
+        "closer, undirected": 1.0,  # 2 against 4
+        "more ancestors": 1.0,  # {2, 0, 1} against {3, 1}
+        "fewer in-edges": 0.5,
+        "fewer mentions": 0.5,
+    }
+
+
+def test_official_prosqa_is_read(tmp_path):
+    row = {"question": "Tom is a bompus. Every bompus is a zumpus. Sam is a lempus. Is Tom a zumpus or lempus?",
+           "answer": "Tom is a zumpus.", "steps": ["Tom is a bompus.", "Every bompus is a zumpus."],
+           "idx_to_symbol": ["Tom", "bompus", "zumpus", "Sam", "lempus"], "edges": [[0, 1], [1, 2], [3, 4]],
+           "root": 0, "target": 2, "neg_target": 4}  # fmt: skip
+    other = dict(row, question="Another. " + row["question"])
+    path = tmp_path / "prosqa.json"
+    path.write_text(json.dumps([row, other]))
+    env = build(ProsQA(train=str(path)))
+    (problem,) = env.splits["test"]
+    assert env.verify(problem, "### Tom is a zumpus .").correct
+    assert env.floors([problem])["closer, undirected"] == 1.0
+    codec = env.codec(None)
+    assert codec.question(problem.question) and None not in codec.question(problem.question)
+
+
+BAD = {
+    "no such data file": None,
+    "line 2: not JSON": '{"question": "a", "answer": "#### 1"}\n{"question"',
+    "line 1: field 'question' must be a string, got None": '{"answer": "#### 1"}',
+    "line 1: field 'answer' must end in ####": '{"question": "a", "answer": "1"}',
+    "line 1: field 'answer' must give a number, got 'many'": '{"question": "a", "answer": "#### many"}',
+    "item 1: field 'steps' must be a list of strings": '[{"question": "a", "steps": "x", "answer": "1"}]',
+    "item 2: expected an object, got int": '[{"question": "a", "answer": "#### 1"}, 3]',
+    "holds no problems": "",
+    "line 3": '[\n{"question": "a"},\n{]',
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_data_names_file_line_and_field(message, tmp_path):
+    path = tmp_path / "bad.json"
+    if BAD[message] is not None:
+        path.write_text(BAD[message])
+    with pytest.raises(ValueError) as e:
+        build(GSM8K(train=str(path)))
+    assert message in str(e.value) and str(path) in str(e.value) and "\n" not in str(e.value)
+
+
+def test_numbers_are_compared_as_numbers(tmp_path):
+    env = build(GSM8K(train=gsm_file(tmp_path)))
+    problem = Problem("q", (), "### 1200", 0, {"gold": "1200"})
+    right = {"### 1200", "### 1,200", "### 1200.0", "<<a>>\n### 1200 "}
+    wrong = {"### 120", "1200", "### 1200 apples", "### ", "### 1200 ### 3", "### 1.200"}
+    assert all(env.verify(problem, t).correct for t in right) and not any(env.verify(problem, t).correct for t in wrong)
+
+
+def test_a_verifier_that_raises_stops_with_the_key():
+    class Broken(type(build(Cups()))):
+        def verify(self, problem, text):
+            raise KeyError("oops")
+
+    env = Broken(Cups())
+    problem = env.problems("test", 8, 1)[0]
+    with pytest.raises(RuntimeError, match=f"problem {problem.key}: KeyError"):
+        verify(env, problem, "1 2 3 4")

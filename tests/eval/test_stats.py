@@ -1,0 +1,41 @@
+"""Statistics against published numbers and closed forms."""
+
+import numpy as np
+import pytest
+
+from eval.stats import bootstrap, mcnemar, wilson
+
+
+def test_wilson_is_newcombes_table():
+    """Newcombe 1998, Statistics in Medicine 17:857, table I, method 3."""
+    for hits, n, low, high in (
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ):
+        assert wilson(hits, n) == pytest.approx((low, high), abs=5e-5)
+    with pytest.raises(ValueError, match="got 3 of 2"):
+        wilson(3, 2)
+
+
+def test_bootstrap_has_the_binomial_width_for_one_seed():
+    correct = np.zeros(1000)
+    correct[:300] = 1
+    low, high = bootstrap(correct, n_boot=4000)
+    half = 1.96 * np.sqrt(0.3 * 0.7 / 1000)
+    assert (low, high) == pytest.approx((0.3 - half, 0.3 + half), abs=0.004)
+
+
+def test_bootstrap_sees_the_spread_between_seeds():
+    """Seeds that are all right or all wrong: the mean of S draws, items add nothing."""
+    matrix = np.repeat([[0.0], [1.0]], 500, axis=1).repeat(5, axis=0)
+    low, high = bootstrap(matrix, n_boot=4000)
+    assert (low, high) == (0.2, 0.8)  # 2.5 % points of Binomial(10, 1/2) / 10
+
+
+def test_mcnemar_is_the_exact_binomial():
+    a = [True] * 8 + [False] * 2 + [True] * 50
+    b = [False] * 8 + [True] * 2 + [True] * 50
+    assert mcnemar(a, b) == pytest.approx(2 * (1 + 10 + 45) / 1024)
+    assert mcnemar(a, a) == 1.0

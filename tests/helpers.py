@@ -1,0 +1,38 @@
+"""Tiny models and data that tests share."""
+
+import torch
+
+from eval.environments import Cups, build
+from latent import backbone, methods
+from latent.config import ModelConfig
+from latent.generate import Reasoner
+from latent.text import Batch, Codec
+from latent.thought import Prompt
+
+SMALL = ModelConfig(n_layer=2, n_embd=32, n_head=2, n_positions=64)
+
+
+def small_reasoner(method, model=SMALL, env=None, dtype=torch.float32) -> Reasoner:
+    """An untrained reasoner for cups, or for another environment."""
+    env = env or build(Cups())
+    codec = env.codec(model)
+    body = backbone.from_scratch(model, codec.size, codec.pad, codec.end)
+    made = methods.build(method, body).to(dtype)
+    return Reasoner(made, codec, env.answer_tokens, env.chain_tokens)
+
+
+def cups_batch(codec: Codec, size: int = 6, index: int = 0) -> Batch:
+    return Batch.of(build(Cups()).train_batch(0, index, size), codec)
+
+
+def ragged_prompt(lengths=(3, 7, 5), vocab: int = 13) -> Prompt:
+    """Left-padded random prompts of different lengths."""
+    longest = max(lengths)
+    ids = torch.randint(1, vocab, (len(lengths), longest))
+    mask = torch.tensor([[i >= longest - n for i in range(longest)] for n in lengths])
+    return Prompt(ids * mask, mask)
+
+
+def row_of(prompt: Prompt, b: int) -> Prompt:
+    """One row, without its padding."""
+    return Prompt(prompt.ids_BT[b : b + 1, prompt.mask_BT[b]])

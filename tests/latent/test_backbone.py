@@ -1,0 +1,127 @@
+"""The backbone against the family's own uncached forward, in fp64 so that nothing hides in rounding."""
+
+import pytest
+import torch
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from latent.backbone import Backbone
+from tests.helpers import ragged_prompt, row_of
+
+SHAPE = {"vocab_size": 17, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "bos_token_id": None,
+         "eos_token_id": None, "pad_token_id": None}  # fmt: skip
+ROTARY = {**SHAPE, "intermediate_size": 48, "max_position_embeddings": 64, "num_key_value_heads": 2}
+
+
+def make(family: str) -> Backbone:
+    match family:
+        case "gpt2":
+            ids = {"bos_token_id": None, "eos_token_id": None}
+            lm = GPT2LMHeadModel(GPT2Config(vocab_size=17, n_embd=32, n_layer=3, n_head=4, n_positions=64, **ids))
+        case "llama":
+            lm = LlamaForCausalLM(LlamaConfig(**ROTARY))
+        case "qwen3":
+            lm = Qwen3ForCausalLM(Qwen3Config(**ROTARY, head_dim=16))
+        case "gpt_neox":
+            lm = GPTNeoXForCausalLM(GPTNeoXConfig(**SHAPE, intermediate_size=48, max_position_embeddings=64))
+        case "opt":
+            lm = OPTForCausalLM(OPTConfig(**SHAPE, ffn_dim=48, word_embed_proj_dim=32, max_position_embeddings=64))
+    for p in lm.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    return Backbone(lm.double().eval())
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3", "gpt_neox", "opt"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_padded_cached_batch_is_each_row_alone_recomputed(family, grad):
+    backbone = make(family)
+    prompt, later = ragged_prompt(vocab=17), torch.randn(3, 4, 32, dtype=torch.float64)
+    with torch.set_grad_enabled(grad):
+        h_BD, context = backbone.read(prompt.ids_BT, prompt.mask_BT)
+        first_B1D, context = backbone.step(later[:, :1], context)
+        rest_B3D, context = backbone.step(later[:, 1:], context)
+    got = torch.cat([h_BD[:, None], first_B1D, rest_B3D], 1)
+    for b in range(3):
+        ids = row_of(prompt, b).ids_BT
+        x = torch.cat([backbone.embed(ids), later[b : b + 1]], 1)
+        want = backbone.decoder[0](inputs_embeds=x, use_cache=False).last_hidden_state[0, ids.shape[1] - 1 :]
+        torch.testing.assert_close(got[b], want, rtol=0, atol=1e-10)
+        logits = backbone.lm(inputs_embeds=x, use_cache=False).logits[0, -1]
+        torch.testing.assert_close(backbone.head(got[b, -1:]), logits[None], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
+def test_gradients_are_those_of_the_familys_forward(family):
+    backbone = make(family)
+    ids, later = torch.randint(17, (2, 5)), torch.randn(2, 3, 32, dtype=torch.float64)
+    weight = torch.randn(2, 4, 32, dtype=torch.float64)
+
+    def grads(h_B4D):
+        backbone.zero_grad()
+        (h_B4D * weight).sum().backward()
+        return {n: p.grad.clone() for n, p in backbone.named_parameters() if p.grad is not None}
+
+    h_BD, context = backbone.read(ids)
+    got = grads(torch.cat([h_BD[:, None], backbone.step(later, context)[0]], 1))
+    x = torch.cat([backbone.embed(ids), later], 1)
+    want = grads(backbone.decoder[0](inputs_embeds=x, use_cache=False).last_hidden_state[:, 4:])
+    assert got.keys() == want.keys()
+    for name in want:
+        torch.testing.assert_close(got[name], want[name], rtol=1e-9, atol=1e-9)
+
+
+def test_dropout_is_the_familys():
+    config = GPT2Config(vocab_size=17, n_embd=32, n_layer=2, n_head=4, n_positions=64, resid_pdrop=0.5, attn_pdrop=0,
+                        bos_token_id=None, eos_token_id=None)  # fmt: skip
+    backbone = Backbone(GPT2LMHeadModel(config).double().train())
+    ids = torch.randint(17, (2, 5))
+    torch.manual_seed(3)
+    got = backbone.sequence(backbone.embed(ids))
+    torch.manual_seed(3)
+    want = backbone.decoder[0](ids, use_cache=False).last_hidden_state
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
+
+
+def test_a_context_can_be_continued_twice():
+    backbone = make("gpt2")
+    one, two = torch.randn(2, 3, 1, 32, dtype=torch.float64)
+    with torch.no_grad():
+        _, context = backbone.read(torch.randint(17, (3, 5)))
+        _, longer = backbone.step(one, context)
+        backbone.step(two, context)  # must not write into what `longer` holds
+        got, _ = backbone.step(two, longer)
+        again, _ = backbone.step(two, backbone.step(one, context)[1])
+    torch.testing.assert_close(got, again, rtol=0, atol=0)
+
+
+def test_hidden_positions_are_as_if_never_read():
+    backbone = make("qwen3")
+    x = torch.randn(2, 3, 32, dtype=torch.float64)
+    with torch.no_grad():
+        _, context = backbone.read(torch.randint(17, (2, 5)))
+        _, longer = backbone.step(x[:, :2], context)
+        got, _ = backbone.step(x[:, 2:], longer.hide(torch.tensor([[False, True], [True, True]])))
+        _, short = backbone.step(x[:, :1], context)
+        first, _ = backbone.step(x[:, 2:], short.skip(1))
+        second, _ = backbone.step(x[:, 2:], context.skip(2))
+    torch.testing.assert_close(got[0], first[0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(got[1], second[1], rtol=0, atol=1e-12)
+
+
+def test_too_many_positions_say_so():
+    backbone = make("gpt2")
+    with pytest.raises(ValueError, match="need 65 positions, the model has 64"):
+        backbone.read(torch.zeros(1, 65, dtype=torch.long))
+    _, context = backbone.read(torch.zeros(1, 60, dtype=torch.long))
+    with pytest.raises(ValueError, match="need 66 positions"):
+        backbone.step(torch.zeros(1, 1, 32, dtype=torch.float64), context.skip(5))

@@ -1,0 +1,219 @@
+"""The thought loops against plain recomputations."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from latent.config import Coconut, CoT, Fixed, LearnedStop, ModelConfig, NoCoT, Recurrent, Sim
+from latent.generate import decode
+from latent.methods.base import text_hidden
+from latent.thought import Greedy, Sample
+from tests.helpers import SMALL, cups_batch, ragged_prompt, row_of, small_reasoner
+
+
+def whole(backbone, x_1TD, pos):
+    """The family's own forward; without a mask it would take a jump in the positions for a second document."""
+    mask = torch.ones(x_1TD.shape[:2], dtype=torch.long)
+    out = backbone.decoder[0](
+        inputs_embeds=x_1TD, position_ids=torch.tensor([pos]), attention_mask=mask, use_cache=False
+    )
+    return out.last_hidden_state
+
+
+def naive_states(method, ids_1T, k):
+    """Coconut's loop without cache or batch: the whole sequence through the family's forward, k + 1 times."""
+    backbone, stride, n = method.backbone, method.stride, ids_1T.shape[1]
+    x, pos, states = backbone.embed(ids_1T), list(range(n)), []
+    for i in range(k + 1):
+        states.append(whole(backbone, x, pos)[:, -1])
+        x = torch.cat([x, method.feedback(states[-1])[:, None]], 1)
+        pos.append(n + stride * (i + 1) - 1)
+    return torch.stack(states, 1), x[:, :-1], pos[:-1]
+
+
+@pytest.mark.parametrize("feedback", ["hidden", "norm", "project"])
+@pytest.mark.parametrize("stride", [1, 4])
+def test_latent_loop_is_the_naive_recomputation(feedback, stride):
+    method = small_reasoner(Sim(n_latent=3, stride=stride, feedback=feedback), dtype=torch.float64).method
+    prompt, text = ragged_prompt(), torch.randint(1, 13, (3, 4))
+    thought = method.think(prompt, Greedy())
+    h_BTD = text_hidden(method.backbone, thought, text)
+    for b in range(3):
+        ids = row_of(prompt, b).ids_BT
+        states, x, pos = naive_states(method, ids, 3)
+        torch.testing.assert_close(thought.states_BKD[b], states[0], rtol=0, atol=1e-10)
+        x = torch.cat([x, method.backbone.embed(text[b : b + 1, :-1])], 1)
+        start = ids.shape[1] + stride * 3
+        want = whole(method.backbone, x, pos + list(range(start, start + 3)))[0, -4:]
+        torch.testing.assert_close(h_BTD[b], want, rtol=0, atol=1e-10)
+
+
+def test_batched_fp32_answers_are_the_single_ones():
+    reasoner = small_reasoner(Sim(n_latent=4, stride=2))
+    prompt = ragged_prompt()
+    with torch.no_grad():
+        thought = reasoner.method.think(prompt, Greedy())
+        for b in range(3):
+            alone = reasoner.method.think(row_of(prompt, b), Greedy())
+            torch.testing.assert_close(thought.h_BTD[b], alone.h_BTD[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [CoT(), Sim(n_latent=0), Coconut(n_latent=0), Sim(n_latent=0, halt=LearnedStop())])
+def test_no_latents_is_no_cot(config):
+    torch.manual_seed(1)
+    reasoner = small_reasoner(config)
+    torch.manual_seed(1)
+    plain = small_reasoner(NoCoT())
+    prompt = cups_batch(plain.codec).prompt
+    with torch.no_grad():
+        got, want = (r.method.think(prompt, Greedy()) for r in (reasoner, plain))
+        torch.testing.assert_close(got.h_BTD, want.h_BTD, rtol=0, atol=0)
+        texts = [decode(r.method, t, Greedy(), 4, None) for r, t in ((reasoner, got), (plain, want))]
+    assert torch.equal(*texts)
+    assert got.used_B.tolist() == [0] * 6
+
+
+def test_zero_steps_on_a_latent_model_is_its_no_cot():
+    reasoner = small_reasoner(Sim(n_latent=5, stride=3))
+    prompt = ragged_prompt()
+    with torch.no_grad():
+        thought = reasoner.method.think(prompt, Greedy(), steps=0)
+        h_BD, _ = reasoner.method.backbone.read(prompt.ids_BT, prompt.mask_BT)
+    assert torch.equal(thought.h_BTD[:, 0], h_BD)
+
+
+def test_a_row_that_stops_early_is_that_row_with_fewer_latents():
+    method = small_reasoner(Sim(n_latent=5, stride=2, halt=LearnedStop(bias=0.0)), dtype=torch.float64).method
+    prompt = ragged_prompt((3, 7, 5, 6, 4, 7))
+    text = torch.randint(1, 13, (6, 4))
+    with torch.no_grad():
+        thought = method.think(prompt, Sample())
+        h_BTD = text_hidden(method.backbone, thought, text)
+        assert len(set(thought.used_B.tolist())) > 2
+        method.stop = None
+        for b, used in enumerate(thought.used_B.tolist()):
+            alone = method.think(row_of(prompt, b), Greedy(), steps=used)
+            alone.context = alone.context.skip(2 * (5 - used))  # the text stands where it does after all five
+            want = text_hidden(method.backbone, alone, text[b : b + 1])
+            torch.testing.assert_close(h_BTD[b], want[0], rtol=0, atol=1e-10)
+
+
+def test_losses_are_cross_entropies_of_the_right_text():
+    batch_of = lambda r: cups_batch(r.codec)  # noqa: E731
+    for config, chain in ((NoCoT(), False), (CoT(), True)):
+        reasoner = small_reasoner(config, dtype=torch.float64)
+        batch = batch_of(reasoner)
+        rows = [sum(s, ()) + a if chain else a for s, a in zip(batch.steps, batch.answers)]
+        total = count = 0
+        for ids, row in zip(batch.prompt.ids_BT, rows):
+            full = torch.cat([ids, torch.tensor(row)])
+            logits = reasoner.method.backbone.lm(full[None], use_cache=False).logits[0, len(ids) - 1 : -1]
+            total, count = total + F.cross_entropy(logits, torch.tensor(row), reduction="sum"), count + len(row)
+        loss, _ = reasoner.method.loss(batch)
+        torch.testing.assert_close(loss, total / count, rtol=0, atol=1e-10)
+
+
+def test_coconut_replaces_steps_by_latents_and_advances():
+    reasoner = small_reasoner(Coconut(n_latent=8, stride=4, advance_at=2.0, stage_steps=2, earlier=0.0))
+    method, batch = reasoner.method, cups_batch(reasoner.codec)
+    seen = []
+    for _ in range(22):
+        stage = int(method.stage)
+        thought = method.think(batch.prompt, Greedy())
+        want = F.cross_entropy(
+            method.backbone.head(text_hidden(method.backbone, thought, batch.chain(stage).ids_BT)).flatten(0, 1),
+            batch.chain(stage).ids_BT.flatten(),
+        )
+        loss, _ = method.loss(batch)
+        torch.testing.assert_close(loss, want)
+        seen.append((stage, int(thought.used_B[0]), method.writes_chain))
+    assert seen[:3] == [(0, 0, True), (0, 0, True), (1, 1, True)]
+    assert seen[16] == (8, 8, True) and seen[-1] == (9, 8, False)
+    assert batch.chain(9).ids_BT.shape[1] == 4  # the answer alone
+
+
+def test_a_long_chain_is_dealt_evenly_over_the_latents():
+    reasoner = small_reasoner(Sim(n_latent=4, step_tokens=8))
+    batch = cups_batch(reasoner.codec, size=1)
+    rows, text = reasoner.method.step_targets(batch, "cpu")
+    want = [sum(batch.steps[0][2 * i : 2 * i + 2], ()) for i in range(4)]
+    assert rows is None and text.ids_BT.tolist() == [list(w) for w in want]
+
+
+def recurrent(r_max=5, halt=None, family="gpt2"):
+    model = ModelConfig(family=family, n_layer=4, n_embd=32, n_head=2)
+    config = Recurrent(prelude=1, core=2, coda=1, n_recurrence=3, r_min=1, r_max=r_max, halt=halt or Fixed())
+    return small_reasoner(config, model, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("r", [1, 3])
+def test_recurrent_depth_is_the_unrolled_network(family, r):
+    method = recurrent(family=family).method
+    prompt = ragged_prompt()
+    thought = method.think(prompt, Greedy(), steps=r)
+    for b in range(3):
+        ids = row_of(prompt, b).ids_BT
+        ids = torch.cat([ids, ids[:, -1:].expand(1, 3)], 1)
+        want = unrolled(method, ids, r)
+        torch.testing.assert_close(thought.h_BTD[b], want[0, -4:], rtol=0, atol=1e-10)
+
+
+def unrolled(method, ids, r):
+    """prelude, r times the core with injection, coda, by the family's own blocks and a causal mask."""
+    body = method.backbone.decoder[0]
+    blocks = list(body.h if hasattr(body, "h") else body.layers)
+    n = ids.shape[1]
+    pos = torch.arange(n)[None]
+    mask = torch.full((n, n), float("-inf"), dtype=torch.float64).triu(1)[None, None]
+    h, more = method.backbone.embed(ids), {}
+    if hasattr(body, "wpe"):
+        h = h + body.wpe(pos)
+    else:
+        more = {"position_embeddings": body.rotary_emb(h, pos)}
+
+    def run(h, part):
+        for block in part:
+            h = block(h, attention_mask=mask, **more)
+        return h
+
+    e = method.inject(run(h, blocks[:1]))
+    s = torch.zeros_like(e)
+    for _ in range(r):
+        s = method.norm(run(method.carry(s) + e, blocks[1:3]))
+    return (body.ln_f if hasattr(body, "ln_f") else body.norm)(run(s, blocks[3:]))
+
+
+def test_recurrences_are_supervised_on_the_step_they_should_have_reached():
+    reasoner = recurrent(r_max=1)
+    method, batch = reasoner.method, cups_batch(reasoner.codec)
+    loss, _ = method.loss(batch)
+    logits = method.backbone.head(method.think(batch.prompt, Greedy(), steps=1).h_BTD)
+    first_steps = torch.tensor([s[0] for s in batch.steps])
+    torch.testing.assert_close(loss, F.cross_entropy(logits.flatten(0, 1), first_steps.flatten()))
+    rows = method.targets(batch, 10).ids_BT.view(6, 10, 4)
+    assert rows[2, 9].tolist() == list(batch.answers[2]) and rows[2, 4].tolist() == list(batch.steps[2][4])
+
+
+def test_recurrent_rows_stop_on_their_own():
+    method = recurrent(halt=LearnedStop(bias=0.0)).method
+    prompt = ragged_prompt((3, 7, 5, 6))
+    with torch.no_grad():
+        thought = method.think(prompt, Sample())
+        assert len(set(thought.used_B.tolist())) > 1
+        method.stop = None
+        for b, used in enumerate(thought.used_B.tolist()):
+            want = method.think(row_of(prompt, b), Greedy(), steps=used).h_BTD[0]
+            torch.testing.assert_close(thought.h_BTD[b], want, rtol=0, atol=1e-10)
+
+
+def test_configs_say_what_is_wrong():
+    with pytest.raises(ValueError, match="n_latent must be at least 0, got -1"):
+        Sim(n_latent=-1)
+    with pytest.raises(ValueError, match="multiple"):
+        Coconut(n_latent=5, latents_per_step=2)
+    with pytest.raises(ValueError, match="need 3 layers, the model has 2"):
+        small_reasoner(Recurrent(coda=1), SMALL)
+    with pytest.raises(ValueError, match=r"step_tokens is 2"):
+        reasoner = small_reasoner(Sim(step_tokens=2))
+        reasoner.method.loss(cups_batch(reasoner.codec))

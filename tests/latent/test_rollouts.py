@@ -1,0 +1,122 @@
+"""Rollouts and their replay: the heart of RL on decisions."""
+
+import pytest
+import torch
+from torch.distributions import Bernoulli, Categorical
+
+from latent.config import LearnedStop, ModelConfig, Recurrent, Sim
+from latent.generate import decode, rollout, score
+from latent.thought import Greedy, Prompt, Replay, Sample
+from tests.helpers import cups_batch, ragged_prompt, small_reasoner
+
+STOPPING = Sim(n_latent=4, stride=2, halt=LearnedStop(bias=-0.5))
+
+
+@pytest.mark.parametrize("config", [STOPPING, Sim(n_latent=3), Recurrent(n_recurrence=3, halt=LearnedStop(bias=-0.5))])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_replay_gives_the_sampled_log_probs(config, temperature):
+    reasoner = small_reasoner(config, ModelConfig(n_embd=32, n_head=2))
+    prompt = ragged_prompt()
+    rolled = rollout(reasoner.method, prompt, 5, 4, None, temperature)
+    now = score(reasoner.method, rolled, temperature)
+    assert [d.kind for d in now] == [d.kind for d in rolled.decisions]
+    for a, b in zip(now, rolled.decisions):
+        assert torch.equal(a.mask_BT, b.mask_BT) and torch.equal(a.value_BT, b.value_BT)
+        torch.testing.assert_close(a.logp_BT[b.mask_BT], b.logp_BT[b.mask_BT], rtol=0, atol=1e-5)
+        torch.testing.assert_close(a.entropy_BT[b.mask_BT], b.entropy_BT[b.mask_BT], rtol=0, atol=1e-5)
+
+
+def test_log_prob_of_a_rollout_is_that_of_its_parts():
+    """The stops and tokens of one rollout, worked out by hand from single, unbatched forwards."""
+    reasoner = small_reasoner(STOPPING, dtype=torch.float64)
+    method, prompt = reasoner.method, ragged_prompt((6, 6))
+    rolled = rollout(method, prompt, 8, 4, None, 1.0)
+    halt, token = rolled.decisions
+    for row in range(16):
+        ids = prompt.ids_BT[row // 8][None]
+        used = int(rolled.used_B[row])
+        with torch.no_grad():
+            h_BD, context = method.backbone.read(ids)
+            logp = 0.0
+            for i in range(4):
+                stops = Bernoulli(logits=method.stop.linear(h_BD)[0, 0])
+                logp += stops.log_prob(torch.tensor(float(i == used), dtype=torch.float64))
+                if i == used:
+                    break
+                h_B1D, context = method.backbone.step(method.feedback(h_BD)[:, None], context.skip(1))
+                h_BD = h_B1D[:, 0]
+            assert torch.allclose((halt.logp_BT * halt.mask_BT)[row].sum(), logp, atol=1e-10)
+            context, total = context.skip(2 * (4 - used)), 0.0
+            for t in range(4):
+                chosen = rolled.tokens_BT[row, t]
+                total += method.backbone.head(h_BD).log_softmax(-1)[0, chosen]
+                h_B1D, context = method.backbone.step(method.backbone.embed(chosen[None, None]), context)
+                h_BD = h_B1D[:, 0]
+            assert torch.allclose(token.logp_BT[row].sum(), total, atol=1e-10)
+
+
+def test_a_group_that_shares_its_thought_is_the_prompt_repeated():
+    method = small_reasoner(STOPPING, dtype=torch.float64).method
+    prompt = ragged_prompt()
+    rolled = rollout(method, prompt, 4, 4, None, 1.0)
+    repeated = Prompt(prompt.ids_BT.repeat_interleave(4, 0), prompt.mask_BT.repeat_interleave(4, 0))
+    *thinking, text = rolled.decisions
+    with torch.no_grad():
+        thought = method.think(repeated, Replay(thinking))
+        want = score(method, rolled, 1.0)
+    torch.testing.assert_close(thought.decisions[0].logp_BT, want[0].logp_BT, rtol=0, atol=1e-12)
+    assert torch.equal(thought.used_B, rolled.used_B)
+
+
+def test_sampling_follows_the_policy():
+    """10,000 first tokens against the softmax they are drawn from: chi-square with 12 degrees of freedom."""
+    reasoner = small_reasoner(Sim(n_latent=1))
+    prompt = cups_batch(reasoner.codec, 1).prompt
+    rolled = rollout(reasoner.method, prompt, 10_000, 1, None, 1.0)
+    with torch.no_grad():
+        h_BTD = reasoner.method.think(prompt, Greedy()).h_BTD
+        p_V = reasoner.method.backbone.head(h_BTD)[0, 0].softmax(-1)
+    counts_V = torch.bincount(rolled.tokens_BT[:, 0], minlength=len(p_V))
+    chi2 = ((counts_V - 10_000 * p_V) ** 2 / (10_000 * p_V)).sum()
+    assert chi2 < 32.9  # the 0.1 % point
+
+
+def test_a_row_ends_at_its_end_token_and_later_choices_do_not_count():
+    from eval.environments import ProsQA, build
+
+    reasoner = small_reasoner(Sim(n_latent=2), ModelConfig(n_embd=32, n_head=2), build(ProsQA()))
+    end = reasoner.codec.end
+    with torch.no_grad():
+        reasoner.method.backbone.lm.get_output_embeddings().weight[end] *= 4  # often, not always
+    rolled = rollout(reasoner.method, ragged_prompt(), 64, 6, end, 1.0)
+    text = rolled.decisions[-1]
+    ends = [row.index(end) if end in row else 5 for row in rolled.tokens_BT.tolist()]
+    assert len(set(ends)) > 2
+    assert text.mask_BT.sum(1).tolist() == [e + 1 for e in ends]
+
+
+def test_choosers_agree_on_what_was_chosen():
+    dist, live = Categorical(logits=torch.randn(5, 7)), torch.tensor([True, True, False, True, True])
+    sample = Sample()
+    values = [sample("a", dist, live) for _ in range(3)]
+    (recorded,) = sample.decisions()
+    replay = Replay([recorded])
+    assert all(torch.equal(replay("a", dist, live), v) for v in values)
+    torch.testing.assert_close(replay.decisions()[0].logp_BT, recorded.logp_BT)
+    assert torch.equal(Greedy()("a", dist, live), dist.logits.argmax(-1)) and not sample.decisions()
+    with pytest.raises(ValueError, match="temperature must be > 0"):
+        Sample(0.0)
+
+
+def test_greedy_decoding_is_the_argmax_recomputed():
+    reasoner = small_reasoner(Sim(n_latent=2), dtype=torch.float64)
+    prompt, method = ragged_prompt((5, 5)), reasoner.method
+    with torch.no_grad():
+        tokens = decode(method, method.think(prompt, Greedy()), Greedy(), 5, None)
+        thought = method.think(prompt, Greedy())
+        h_BD, context = thought.h_BTD[:, 0], thought.context
+        for t in range(5):
+            best = method.backbone.head(h_BD).argmax(-1)
+            assert torch.equal(best, tokens[:, t])
+            h_B1D, context = method.backbone.step(method.backbone.embed(best[:, None]), context)
+            h_BD = h_B1D[:, 0]

@@ -1,0 +1,54 @@
+"""The house: imports run one way, files are short enough to read, the command line needs no torch to say what it can do."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+FLOORS = ["kernels", "latent", "eval", "train", "paper"]
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {a.name.split(".")[0] for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def test_imports_run_downwards():
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for i, floor in enumerate(FLOORS)
+        for path in (ROOT / floor).rglob("*.py")
+        for name in imported(path) & set(FLOORS[i + 1 :])
+    ]
+    assert not wrong
+
+
+def test_only_the_backbone_runs_transformers_models():
+    allowed = {"latent/backbone.py", "latent/hub.py", "latent/text.py"}
+    users = {
+        str(p.relative_to(ROOT)) for f in FLOORS for p in (ROOT / f).rglob("*.py") if "transformers" in imported(p)
+    }
+    assert users <= allowed
+
+
+def test_no_file_shadows_the_standard_library():
+    names = {p.stem for f in FLOORS for p in (ROOT / f).rglob("*.py")} - {"__init__"}
+    assert not names & set(sys.stdlib_module_names)
+
+
+def test_help_and_import_stay_light():
+    code = (
+        "import sys, latent, train.latent as m\n"
+        "try: m.main(['cups', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print([n for n in ('torch', 'transformers', 'matplotlib', 'lm_eval') if n in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "--arms.latent.method.n-latent" in out
+    assert out.rstrip().endswith("[]")

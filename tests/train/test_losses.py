@@ -1,0 +1,77 @@
+"""RL losses against closed forms and brute force."""
+
+import pytest
+import torch
+from torch.distributions import Categorical
+
+from latent.thought import Decision
+from train.losses import advantages, kl_to_reference, policy_loss
+
+
+def decisions(logp, mask=None, kind="token"):
+    logp = torch.as_tensor(logp, dtype=torch.float64)
+    mask = torch.ones_like(logp, dtype=torch.bool) if mask is None else torch.as_tensor(mask)
+    return Decision(kind, torch.zeros_like(logp), logp, torch.full_like(logp, 0.3), mask)
+
+
+def test_advantages():
+    reward = torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 3.0]])
+    dr = advantages(reward, "dr_grpo")
+    assert dr.tolist() == [[0.5, -0.5, -0.5, 0.5], [0, 0, 0, 0], [-0.75, -0.75, -0.75, 2.25]]
+    grpo = advantages(reward, "grpo")
+    torch.testing.assert_close(grpo[0], torch.tensor([1.0, -1, -1, 1]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(grpo[2], torch.tensor([-1.0, -1, -1, 3]) / 3**0.5, atol=1e-5, rtol=0)
+    assert grpo[1].abs().max() == 0
+    with pytest.raises(ValueError, match="ppo"):
+        advantages(reward, "ppo")
+
+
+def test_policy_loss_is_the_sum_written_out():
+    torch.manual_seed(0)
+    old = [
+        decisions(-torch.rand(4, 3), torch.rand(4, 3) < 0.7, "halt"),
+        decisions(-torch.rand(4, 5), torch.rand(4, 5) < 0.7),
+    ]
+    now = [decisions(o.logp_BT + 0.6 * torch.randn(o.logp_BT.shape), o.mask_BT, o.kind) for o in old]
+    adv = torch.tensor([1.0, -2.0, 0.5, -0.1], dtype=torch.float64)
+    total = count = clipped = 0
+    for n, o in zip(now, old):
+        for b in range(4):
+            for t in range(o.logp_BT.shape[1]):
+                if o.mask_BT[b, t]:
+                    rho = float((n.logp_BT[b, t] - o.logp_BT[b, t]).exp())
+                    free, bounded = rho * adv[b], min(max(rho, 0.8), 1.28) * adv[b]
+                    total, count, clipped = total + min(free, bounded), count + 1, clipped + int(free > bounded)
+    loss, metrics = policy_loss(now, old, adv, (0.2, 0.28), entropy=0.01)
+    assert float(loss) == pytest.approx(float(-total / count - 0.01 * 0.3))
+    assert float(metrics["clipped"]) == pytest.approx(clipped / count)
+    assert float(metrics["entropy_halt"]) == pytest.approx(0.3)
+
+
+def test_policy_gradient_is_that_of_the_expected_reward():
+    """All outcomes weighted by their probability: minus the gradient of E[reward] over a softmax policy."""
+    logits = torch.randn(6, dtype=torch.float64, requires_grad=True)
+    reward = torch.randn(6, dtype=torch.float64)
+    want = torch.autograd.grad((logits.softmax(0) * reward).sum(), logits)[0]
+    policy = Categorical(logits=logits)
+    got = torch.zeros(6, dtype=torch.float64)
+    for action in range(6):
+        logp = policy.log_prob(torch.tensor(action))[None, None]
+        mask = torch.ones(1, 1, dtype=torch.bool)
+        now = Decision("token", torch.tensor([[action]]), logp, torch.zeros_like(logp), mask)
+        old = Decision("token", torch.tensor([[action]]), logp.detach(), torch.zeros_like(logp), mask)
+        loss, metrics = policy_loss([now], [old], reward[action : action + 1], (0.2, 0.2), 0.0)
+        assert float(metrics["ratio"]) == 1.0
+        got += logp.exp().detach()[0, 0] * torch.autograd.grad(-loss, logits, retain_graph=True)[0]
+    torch.testing.assert_close(got, want, atol=1e-12, rtol=0)
+
+
+def test_kl_estimate_is_unbiased():
+    """The k3 estimate averaged over all outcomes is the KL of the two distributions."""
+    p, q = (torch.randn(7, dtype=torch.float64).log_softmax(0) for _ in range(2))
+    want = (p.exp() * (p - q)).sum()
+    got = sum(
+        p[i].exp() * kl_to_reference([decisions(p[i].view(1, 1))], [decisions(q[i].view(1, 1))]) for i in range(7)
+    )
+    torch.testing.assert_close(got, want)
+    assert kl_to_reference([decisions(p[None])], [decisions(p[None])]) == 0

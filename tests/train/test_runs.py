@@ -1,0 +1,208 @@
+"""Whole runs at a tiny size: records, exact resume, RL's invariants, what is refused."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from eval.environments import Cups
+from latent import load
+from latent.config import Coconut, CoT, LearnedStop, ModelConfig, Recurrent, Sim
+from train import checkpoint, rlvr
+from train import run as runs
+from train.config import RLVR, SFT, Arm, Experiment, Judge, Run
+from train.loop import Trainer
+
+MODEL = ModelConfig(n_layer=2, n_embd=32, n_head=2)
+JUDGE = Judge(items=40, level_items=5, batch=16)
+SMALL_SFT = SFT(steps=12, batch=8, warmup=2, log_every=5, save_every=4)
+SMALL_RL = RLVR(steps=9, batch=4, group=4, warmup=2, log_every=4, save_every=3, latent_cost=0.02, patience=99)
+
+
+def sft(method, **more) -> Run:
+    return Run(env=Cups(), model=MODEL, method=method, train=dataclasses.replace(SMALL_SFT, **more), judge=JUDGE)
+
+
+def rl(init: Run, method, **more) -> Run:
+    return Run(
+        env=Cups(), model=MODEL, method=method, train=dataclasses.replace(SMALL_RL, **more), judge=JUDGE, init=init.id
+    )
+
+
+def weights(root, run) -> dict[str, torch.Tensor]:
+    return load(root / run.id).method.state_dict()
+
+
+def same(a, b) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the code catches it."""
+
+
+def run_killed_at(run, root, step):
+    def say(event):
+        if event["stage"] == "train" and event["done"] == step:
+            raise Killed
+
+    with pytest.raises(Killed):
+        runs.execute(run, root, say, "cpu")
+    assert not (root / run.id / "result.json").exists()
+    return runs.execute(run, root, device="cpu")
+
+
+STOPPING = Sim(n_latent=8, stride=4, halt=LearnedStop(bias=-1.0))
+
+
+@pytest.mark.parametrize(
+    "method", [Coconut(n_latent=8, stride=4, stage_steps=3), STOPPING, Recurrent(r_min=1, r_max=3)]
+)
+def test_a_killed_run_goes_on_as_if_never_stopped(method, tmp_path):
+    run = sft(method)
+    whole = runs.execute(run, tmp_path / "a", device="cpu")
+    again = run_killed_at(run, tmp_path / "b", 10)  # two updates after the last checkpoint
+    assert same(weights(tmp_path / "a", run), weights(tmp_path / "b", run))
+    assert {k: v for k, v in whole.items() if k != "core_seconds"} == {
+        k: v for k, v in again.items() if k != "core_seconds"
+    }
+    logs = [
+        [{k: v for k, v in json.loads(line).items() if k != "core_seconds"} for line in path.read_text().splitlines()]
+        for path in (tmp_path / x / run.id / "metrics.jsonl" for x in "ab")
+    ]
+    assert logs[0] == logs[1] and [m["step"] for m in logs[0]] == [5, 10, 12]
+
+
+def test_a_killed_rl_run_goes_on_as_if_never_stopped(tmp_path):
+    start = sft(STOPPING)
+    run = rl(start, STOPPING, kl=0.05, epochs=2, minibatches=2)
+    for root in ("a", "b"):
+        runs.execute(start, tmp_path / root, device="cpu")
+    runs.execute(run, tmp_path / "a", device="cpu")
+    run_killed_at(run, tmp_path / "b", 8)
+    assert same(weights(tmp_path / "a", run), weights(tmp_path / "b", run))
+    samples = [(tmp_path / x / run.id / "samples.jsonl").read_text() for x in "ab"]
+    assert samples[0] == samples[1]
+
+
+def test_rl_logs_a_ratio_of_one_and_verdicts(tmp_path):
+    start = sft(STOPPING)
+    runs.execute(start, tmp_path, device="cpu")
+    run = rl(start, STOPPING)
+    runs.execute(run, tmp_path, device="cpu")
+    metrics = [json.loads(line) for line in (tmp_path / run.id / "metrics.jsonl").read_text().splitlines()]
+    for m in metrics:
+        assert m["ratio"] == m["ratio_min"] == m["ratio_max"] == 1.0
+        assert m["sampler_gap"] < 1e-4
+        wanted = {"reward", "correct", "parsed", "flat_groups", "entropy_halt", "entropy_token", "used", "grad_norm"}
+        assert wanted <= m.keys()
+    samples = [json.loads(line) for line in (tmp_path / run.id / "samples.jsonl").read_text().splitlines()]
+    for s in [s for s in samples if "split" not in s]:
+        assert s["reward"] == pytest.approx(float(s["correct"]) - 0.02 * s["used"], abs=1e-6)
+
+
+def test_rl_climbs_where_reward_depends_on_a_stop_alone(tmp_path):
+    """With a cost and a verdict that never changes, the best policy is not to think: the stop is learned."""
+    start = sft(STOPPING, steps=0)
+    runs.execute(start, tmp_path, device="cpu")
+    run = rl(start, STOPPING, steps=30, lr=1e-2, latent_cost=1.0, log_every=10, batch=8, group=8)
+    runs.execute(run, tmp_path, device="cpu")
+    used = [json.loads(line)["used"] for line in (tmp_path / run.id / "metrics.jsonl").read_text().splitlines()]
+    assert used[0] > 1 and used[-1] < 0.1
+
+
+def test_sft_and_rl_see_no_test_problem(tmp_path, monkeypatch):
+    from eval import environments
+
+    env = environments.build(Cups())
+    test = {p.key for lv in env.levels() for p in env.problems("test", lv, 1000)}
+    seen = {p.key for i in range(60) for p in env.train_batch(0, i, 64)}
+    assert len(seen) > 3000 and not seen & test
+
+
+def test_record_holds_what_was_asked_and_what_came_out(tmp_path):
+    run = sft(CoT())
+    result = runs.execute(run, tmp_path, device="cpu")
+    home = tmp_path / run.id
+    config = json.loads((home / "config.json").read_text())
+    assert config["method"] == {"class": "CoT"} and config["train"]["class"] == "SFT"
+    assert json.loads((home / "env.json").read_text())["packages"]["torch"] == torch.__version__.split("+")[0] or True
+    assert json.loads((home / "result.json").read_text()) == result
+    judged = [json.loads(line) for line in (home / "samples.jsonl").read_text().splitlines()]
+    main = [s for s in judged if s["level"] == 8]
+    assert len(main) == 40 and sum(s["correct"] for s in main) / 40 == result["main"]["accuracy"]
+    assert not (home / "checkpoint").exists()
+    answers = load(home).answer(["01 23 . . . . . ."])
+    assert len(answers[0].split()) == 36
+    assert runs.execute(run, tmp_path, device="cpu") == result  # nothing is trained twice
+
+
+def test_ids_tell_configs_apart():
+    base = sft(Sim())
+    others = [sft(Sim(n_latent=7)), sft(Coconut()), sft(Sim(), lr=1e-3), dataclasses.replace(base, seed=1)]
+    others.append(dataclasses.replace(base, train=RLVR(**{f: getattr(base.train, f) for f in vars(base.train)})))
+    assert len({r.id for r in [base, *others]}) == 6 and base.id == sft(Sim()).id
+
+
+def test_an_arm_starts_from_the_run_of_the_arm_it_names(tmp_path):
+    asked = Experiment(Cups(), MODEL, {"a": Arm(STOPPING, SMALL_SFT), "b": Arm(STOPPING, SMALL_RL, init="a")}, JUDGE)
+    planned = asked.runs()
+    assert planned["b"].init == planned["a"].id
+    runs.execute(planned["a"], tmp_path, device="cpu")
+    begun = runs.begin(planned["b"], runs.environments.build(Cups()), tmp_path)
+    assert same(begun.method.state_dict(), weights(tmp_path, planned["a"]))
+    with pytest.raises(ValueError, match="do not fit Recurrent"):
+        runs.begin(dataclasses.replace(planned["b"], method=Recurrent()), runs.environments.build(Cups()), tmp_path)
+
+
+def test_a_loss_that_is_no_number_stops_and_saves_nothing(tmp_path, monkeypatch):
+    run = sft(STOPPING, save_every=2, lr=1e-3)
+    real = Trainer.descend
+    calls = []
+
+    def broken(self, loss):
+        calls.append(1)
+        return real(self, loss * float("nan") if len(calls) == 6 else loss)
+
+    monkeypatch.setattr(Trainer, "descend", broken)
+    with pytest.raises(RuntimeError, match=r"diverged at step 5: loss nan.*nothing was saved after step 4"):
+        runs.execute(run, tmp_path, device="cpu")
+    state = checkpoint.load(tmp_path / run.id / "checkpoint")
+    assert state["step"] == 4 and all(torch.isfinite(v).all() for v in state["method"].values())
+
+
+def test_groups_without_spread_stop_the_run(tmp_path, monkeypatch):
+    start = sft(Sim(n_latent=8, stride=4))
+    runs.execute(start, tmp_path, device="cpu")
+    monkeypatch.setattr(rlvr, "verify", lambda env, p, text: rlvr_verdict())
+    run = rl(start, Sim(n_latent=8, stride=4), patience=3)
+    with pytest.raises(RuntimeError, match="no group had any spread of reward for 3 updates"):
+        runs.execute(run, tmp_path, device="cpu")
+
+
+def rlvr_verdict():
+    from eval.environments import Verdict
+
+    return Verdict(0.0, False, True)
+
+
+def test_a_kill_while_saving_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
+    folder = tmp_path / "checkpoint"
+    checkpoint.save(folder, {"step": 1})
+    saved = torch.save
+
+    def half(state, f):
+        saved(state, f)
+        f.truncate(10)
+        raise Killed
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(Killed):
+        checkpoint.save(folder, {"step": 2})
+    assert checkpoint.load(folder) == {"step": 1}
+    monkeypatch.undo()
+    checkpoint.save(folder, {"step": 3})
+    assert checkpoint.load(folder) == {"step": 3}
+    folder.rename(folder.with_name("checkpoint.old"))  # a kill between the two renames
+    assert checkpoint.load(folder) == {"step": 3}

@@ -39,8 +39,8 @@ class LayerCache:
         room["filled"] = stop
         return LayerCache(room["k"][:, :, :stop], room["v"][:, :, :stop], room)
 
-    def repeat(self, group: int) -> "LayerCache":
-        return LayerCache(*(x.repeat_interleave(group, 0) for x in (self.k, self.v)))
+    def rows(self, index_U: Tensor) -> "LayerCache":
+        return LayerCache(self.k[index_U], self.v[index_U])
 
 
 @dataclass
@@ -56,13 +56,10 @@ class Context:
     next_B: Tensor
     reach: int
 
-    def repeat(self, group: int) -> "Context":
-        """Each row `group` times over, neighbours together: P rows -> P * G."""
-        if group == 1:
-            return self
-        mask = None if self.mask_BS is None else self.mask_BS.repeat_interleave(group, 0)
-        layers, next_B = [c.repeat(group) for c in self.layers], self.next_B.repeat_interleave(group, 0)
-        return Context(layers, mask, next_B, self.reach)
+    def rows(self, index_U: Tensor) -> "Context":
+        """Some rows, any of them as often as named."""
+        mask = None if self.mask_BS is None else self.mask_BS[index_U]
+        return Context([c.rows(index_U) for c in self.layers], mask, self.next_B[index_U], self.reach)
 
     def hide(self, hidden_BT: Tensor) -> "Context":
         """Make some of the last T positions invisible: True = hidden."""

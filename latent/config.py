@@ -65,7 +65,7 @@ class _Sequence:
     """Positions a latent stands for: latent i sits where the last token of step i would have been, and the text after
     the thoughts begins at stride * k, whatever was used. 1 = contiguous."""
     feedback: Literal["hidden", "norm", "project"] = "hidden"
-    """What is fed back: the last hidden state (Coconut), its RMS norm at the embeddings' scale, or an MLP of it (CODI)."""
+    """What is fed back: the last hidden state (Coconut), that at the embeddings' scale, or an MLP of it (CODI)."""
     halt: Fixed | LearnedStop = field(default_factory=Fixed)
     """When to stop thinking."""
 

@@ -18,16 +18,22 @@ def decode(method: Method, thought: Thought, choose: Chooser, max_tokens: int, e
 
     Stops where all rows have ended, and at the model's last position.
     """
-    backbone, h_BTD, context = method.backbone, thought.h_BTD, thought.context
-    live_B = torch.ones(len(h_BTD), dtype=torch.bool, device=h_BTD.device)
+    backbone, h_UTD, context, row_B = method.backbone, thought.h_UTD, thought.context, thought.row_B
+    read, shared = h_UTD.shape[1], row_B is not None
+    rollouts = len(row_B) if shared else len(h_UTD)
+    live_B = torch.ones(rollouts, dtype=torch.bool, device=h_UTD.device)
     tokens = []
     for t in range(max_tokens):
-        if t >= thought.h_BTD.shape[1]:
+        if t >= read:
             if context.reach == backbone.positions:
                 break
-            h_BTD, context = backbone.step(backbone.embed(tokens[-1][:, None]), context)
-        h_BD = h_BTD[:, t] if t < thought.h_BTD.shape[1] else h_BTD[:, -1]
-        logits_BV = backbone.head(h_BD) / choose.temperature
+            next_U = tokens[-1]
+            if shared:  # rollouts that wrote the same so far go on as one row
+                key_U, row_B = torch.unique(row_B * backbone.vocab + tokens[-1], return_inverse=True)
+                context, next_U = context.rows(key_U // backbone.vocab), key_U % backbone.vocab
+            h_UTD, context = backbone.step(backbone.embed(next_U[:, None]), context)
+        logits_UV = backbone.head(h_UTD[:, t if t < read else 0]) / choose.temperature
+        logits_BV = logits_UV[row_B] if shared else logits_UV
         token_B = choose("token", Categorical(logits=logits_BV, validate_args=False), live_B)
         if end is not None:
             token_B = torch.where(live_B, token_B, end)
@@ -52,14 +58,22 @@ def rollout(
 def score(method: Method, rolled: Rollout, temperature: float) -> list[Decision]:
     """The rollout's decisions with log-probabilities and entropies under the present parameters, with gradient.
 
-    The thoughts are thought again on the recorded choices, the text is read in parallel.
+    The thoughts are thought again on the recorded choices, the texts read in parallel, equal ones once.
     """
     *thinking, text = rolled.decisions
     thought = method.think(rolled.prompt, Replay(thinking), rolled.group)
-    logits_BTV = method.backbone.head(text_hidden(method.backbone, thought, text.value_BT)) / temperature
-    policy = Categorical(logits=logits_BTV, validate_args=False)
-    logp_BT, entropy_BT = policy.log_prob(text.value_BT), policy.entropy()
-    return [*thought.decisions, Decision("token", text.value_BT, logp_BT, entropy_BT, text.mask_BT)]
+    row_B = torch.arange(len(rolled.tokens_BT), device=rolled.tokens_BT.device)
+    row_B = row_B if thought.row_B is None else thought.row_B
+    copy_B = row_B
+    for token_B in rolled.tokens_BT.unbind(1):
+        _, copy_B = torch.unique(copy_B * method.backbone.vocab + token_B, return_inverse=True)
+    one_U = torch.empty(int(copy_B.max()) + 1, dtype=torch.long, device=row_B.device)
+    one_U[copy_B] = torch.arange(len(copy_B), device=row_B.device)  # one rollout of each kind, whichever
+    ids_UT = rolled.tokens_BT[one_U]
+    h_UTD = text_hidden(method.backbone, thought, ids_UT, row_B[one_U])
+    policy = Categorical(logits=method.backbone.head(h_UTD) / temperature, validate_args=False)
+    logp_BT, entropy_BT = policy.log_prob(ids_UT)[copy_B], policy.entropy()[copy_B]
+    return [*thought.decisions, Decision("token", rolled.tokens_BT, logp_BT, entropy_BT, text.mask_BT)]
 
 
 @dataclass

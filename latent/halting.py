@@ -46,3 +46,15 @@ class Pace:
                 return False
         self.used_B = self.used_B + self.live_B
         return True
+
+    def rows(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The distinct outcomes: prompt and steps used of each (U), and which is each rollout's (None = its own)."""
+        prompts = len(self.used_B) // self.group
+        prompt_B = torch.arange(prompts, device=self.used_B.device).repeat_interleave(self.group)
+        if self.group == 1:
+            return prompt_B, self.used_B, None
+        if self.stop is None:
+            return prompt_B[:: self.group], self.used_B[:: self.group], prompt_B
+        most = int(self.used_B.max()) + 1
+        key_U, row_B = torch.unique(prompt_B * most + self.used_B, return_inverse=True)
+        return key_U // most, key_U % most, row_B

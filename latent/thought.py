@@ -1,7 +1,7 @@
 """What a thought is, and how the random choices made in it are recorded.
 
-Tensors carry their dims as a suffix: B rows = P prompts x G rollouts, T tokens, S cached positions, K latent steps,
-R recurrences, D width, H heads, V vocabulary.
+Tensors carry their dims as a suffix: B rows = P prompts x G rollouts, U distinct ones among them, T tokens, S cached
+positions, K latent steps, R recurrences, D width, H heads, V vocabulary.
 """
 
 from dataclasses import dataclass, field, replace
@@ -44,20 +44,27 @@ class Decision:
 
 @dataclass
 class Thought:
-    """What thinking leaves behind.
+    """What thinking leaves behind. Rollouts that chose alike are one row: U of them, and B rollouts that point at them.
 
-    `h_BTD`: final hidden states whose next tokens are still to be chosen: T = 1 after a loop along the sequence, T =
+    `h_UTD`: final hidden states whose next tokens are still to be chosen: T = 1 after a loop along the sequence, T =
     the answer's length where a loop along the depth reads the answer in parallel. `context`: the cache to go on
-    decoding from, None where nothing follows. `states_BKD`: the trace, states[:, 0] before the first latent step,
-    states[:, i] after the i-th; the trace of a loop along the depth is that of the last position. `used_B`: latent
-    steps used. `decisions`: every random choice made, empty where thinking is deterministic.
+    decoding from, None where nothing follows. `states_UKD`: the trace, states[:, 0] before the first latent step,
+    states[:, i] after the i-th; the trace of a loop along the depth is that of the last position. `used_U`: latent
+    steps used. `decisions`: every random choice made (B rows), empty where thinking is deterministic. `row_B`: the row
+    of each rollout, None where each has its own.
     """
 
-    h_BTD: Tensor
+    h_UTD: Tensor
     context: Context | None
-    states_BKD: Tensor
-    used_B: Tensor
+    states_UKD: Tensor
+    used_U: Tensor
     decisions: list[Decision] = field(default_factory=list)
+    row_B: Tensor | None = None
+
+    @property
+    def used_B(self) -> Tensor:
+        """Latent steps used by each rollout."""
+        return self.used_U if self.row_B is None else self.used_U[self.row_B]
 
 
 class Chooser:

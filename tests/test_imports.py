@@ -1,4 +1,4 @@
-"""The house: imports run one way, files are short enough to read, the command line needs no torch to say what it can do."""
+"""The house: imports run one way, and the command line needs no torch to say what it can do."""
 
 import ast
 import subprocess

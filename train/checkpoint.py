@@ -11,7 +11,7 @@ import torch
 
 
 def save(folder: Path, state: dict) -> None:
-    """Write `state` as `folder`/state.pt, whole or not at all: a kill at any moment leaves the old one or the new one."""
+    """Write `state` as `folder`/state.pt: a kill at any moment leaves the old one or the new one whole."""
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)

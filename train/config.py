@@ -31,6 +31,8 @@ class SFT:
     """AdamW's second beta; the first is 0.9."""
     clip: float = 1.0
     """Largest gradient norm."""
+    stop_at: float = 0.0
+    """End the run when `exact`, averaged over a log line's updates, reaches this (0 = never)."""
     log_every: int = 100
     """Updates between log lines."""
     save_every: int = 500

@@ -1,8 +1,8 @@
-"""The main job: `python -m train.latent [PRESET] [--flags]` trains the arms of a preset, judges them, and says what came out.
+"""The main job: `python -m train.latent [PRESET] [--flags]` trains the arms of a preset, judges and compares them.
 
-One process an arm, one thread a process, as many at a time as there are cores. A run that was stopped goes on where it was;
-one that has finished is not repeated. Under a launcher (torchrun, accelerate launch) the arms run one after the other, each
-over all processes.
+One process an arm, one thread a process, as many at a time as there are cores. A run that was stopped goes on where
+it was; one that has finished is not repeated. Under a launcher (torchrun, accelerate launch) the arms run one after
+the other, each over all processes.
 """
 
 import contextlib
@@ -129,7 +129,7 @@ def check(runs: dict[str, Run], options: Options) -> None:
 
 
 def in_processes(runs: dict[str, Run], options: Options) -> None:
-    """All arms as processes, an arm that starts from another after it. Raises RuntimeError or ValueError if one fails."""
+    """All arms as processes, each after the arm it starts from. Raises RuntimeError or ValueError if one fails."""
     from train.report import Screen
 
     context = multiprocessing.get_context("spawn")

@@ -81,11 +81,11 @@ class Trainer:
         for b in self.method.buffers():
             torch.distributed.broadcast(b, 0)
 
-    def fit(self, update: Callable[[int], dict[str, Tensor]]) -> None:
-        """All updates that are left, then nothing: the caller saves the model."""
+    def fit(self, update: Callable[[int], dict[str, Tensor]], dropout: bool = True) -> None:
+        """All updates that are left; the caller saves the model."""
         c, total = self.config, self.config.steps
         self._resume()
-        self.method.train()
+        self.method.train(dropout)
         window = self.counters.setdefault("window", [])  # metrics since the last log line
         for step in range(self.done, total):
             start = time.process_time()
@@ -107,6 +107,8 @@ class Trainer:
                 if self.accelerator.is_main_process:
                     self.record.log({"step": self.done, "core_seconds": self.core_seconds, **event["metrics"]})
             self.say(event)
+            if c.stop_at and event.get("metrics", {}).get("exact", 0.0) >= c.stop_at:
+                break
             if self.done % c.save_every == 0 and self.done < total:
                 self._save()
         self.method.eval()

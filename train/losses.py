@@ -59,8 +59,8 @@ def policy_loss(
 def kl_to_reference(now: list[Decision], reference: list[Decision]) -> Tensor:
     """Mean over decisions of the k3 estimate of KL(policy || reference), >= 0 and unbiased on the policy's own samples.
 
-    k3 = exp(q - p) - 1 - (q - p) with p, q the log-probabilities under policy and reference (Schulman 2020, *Approximating
-    KL divergence*; GRPO eq. 4).
+    k3 = exp(q - p) - 1 - (q - p) with p, q the log-probabilities under policy and reference (Schulman 2020,
+    *Approximating KL divergence*; GRPO eq. 4).
     """
     total, count = 0.0, 0
     for new, ref in zip(now, reference, strict=True):

@@ -29,9 +29,9 @@ def cups_rlvr() -> Experiment:
         env=Cups(),
         model=ModelConfig(),
         arms={
-            "half-trained": Arm(sim, SFT(steps=450)),
-            "rlvr": Arm(sim, RLVR(steps=400, lr=4e-4), init="half-trained"),
-            "sft": Arm(sim, SFT(steps=600, warmup=10), init="half-trained"),
+            "half-trained": Arm(sim, SFT(steps=2000, decay=0.0, stop_at=0.75, log_every=25)),
+            "rlvr": Arm(sim, RLVR(steps=300, lr=5e-4), init="half-trained"),
+            "sft": Arm(sim, SFT(steps=900, warmup=10), init="half-trained"),
         },
     )
 

@@ -16,7 +16,7 @@ SHOWN = ("loss", "exact", "stage", "reward", "correct", "flat_groups", "used", "
 
 
 class Screen:
-    """One bar with an ETA a stage, one line a logging step. Without a terminal, the lines alone, with the ETA in them."""
+    """One bar with an ETA a stage, one line a logging step; without a terminal the lines alone, ETA included."""
 
     def __init__(self):
         self.console = Console(soft_wrap=True)

@@ -76,7 +76,7 @@ def fit(trainer: Trainer, env: Environment) -> None:
             **metrics,
         }
 
-    trainer.fit(update)
+    trainer.fit(update, dropout=False)  # the sampler's policy and the trainer's are then one
 
 
 def detached(decisions: list[Decision]) -> list[Decision]:
@@ -102,6 +102,6 @@ def watch(trainer: Trainer, flat: bool) -> None:
     trainer.counters["flat"] = streak
     if streak >= trainer.config.patience:
         raise RuntimeError(
-            f"no group had any spread of reward for {streak} updates: every rollout of a prompt was right, or every one "
-            "wrong; start from a model that is sometimes right"
+            f"no group had any spread of reward for {streak} updates: every rollout of a prompt was right, or every "
+            "one wrong; start from a model that is sometimes right"
         )

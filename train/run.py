@@ -21,7 +21,7 @@ TRAIN_ONLY = ("decoder.",)  # parameters that thinking never reads
 
 
 def execute(run: Run, root: Path, say: Callable[[dict], None] = lambda event: None, device: str = "auto") -> dict:
-    """Train and judge `run`, going on where a killed one stopped. Returns its result; a finished run only returns it."""
+    """Train and judge `run`, going on where a killed one stopped. Returns its result, of a finished run at once."""
     from accelerate import Accelerator
 
     record = Record(root, run)

@@ -1,4 +1,4 @@
-"""What an environment is: problems by split, a verifier that is the only judge, and the floors a score is read beside."""
+"""What an environment is: problems by split, a verifier that is the only judge, the floors a score is read beside."""
 
 import random
 from collections.abc import Iterator

@@ -1,7 +1,8 @@
 """GSM8K and GSM8K-Aug: grade-school word problems, in either published format.
 
-`{question, answer}` with `<<a*b=c>>` annotations and `#### c` (Cobbe et al. 2021, arXiv:2110.14168), or `{question, steps,
-answer}` (GSM8K-Aug, Deng et al. 2023, arXiv:2311.01460, as Coconut distributes it). The chain is the equations alone.
+`{question, answer}` with `<<a*b=c>>` annotations and `#### c` (Cobbe et al. 2021, arXiv:2110.14168), or `{question,
+steps, answer}` (GSM8K-Aug, Deng et al. 2023, arXiv:2311.01460, as Coconut distributes it). The chain is the equations
+alone.
 """
 
 import re

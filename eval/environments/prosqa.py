@@ -1,12 +1,13 @@
 """ProsQA: which of two concepts does an entity belong to, through a chain of "every a is a b"? (Coconut, appendix A.2)
 
-Problems are generated like the official ones (Hao et al. 2024, algorithm 1, restated here: a growing DAG of two families
-kept apart by labels), or read from the official JSON. Means over the 300 official validation problems: 22.8 nodes, 36.3
-edges, hops 3 / 4 / 5 / 6 in 41 / 44 / 12 / 2 %; asked options are leaves, the wrong one unreachable from the entity.
+Problems are generated like the official ones (Hao et al. 2024, algorithm 1, restated here: a growing DAG of two
+families kept apart by labels), or read from the official JSON. Means over the 300 official validation problems: 22.8
+nodes, 36.3 edges, hops 3 / 4 / 5 / 6 in 41 / 44 / 12 / 2 %; asked options are leaves, the wrong one unreachable from
+the entity.
 
-The official problems have shortcuts. Five of them are floors here. With `closed` none works: a graph and a pair of options
-are kept only if each shortcut is right for one of the two entities that could be asked about exactly when it is wrong for
-the other, and then one of the two is asked about at random.
+The official problems have shortcuts. Five of them are floors here. With `closed` none works: a graph and a pair of
+options are kept only if each shortcut is right for one of the two entities that could be asked about exactly when it
+is wrong for the other; then one of the two is asked about at random.
 """
 
 from __future__ import annotations
@@ -14,17 +15,15 @@ from __future__ import annotations
 import random
 from collections import deque
 from dataclasses import dataclass
+from itertools import pairwise
 
 from eval.environments.base import Environment, Finite, Generated, Problem, Verdict
 from eval.environments.files import json_rows, whole_number
 
-ENTITIES = ["Alex", "Bob", "Carol", "Davis", "Eva", "Fae", "Gabriel", "Jack", "Max", "Oliver", "Polly", "Rex", "Sally", "Sam", "Stella", "Tom", "Wren"]  # fmt: skip
-CONCEPTS = [
-    f"{stem}pus"
-    for stem in ["bom", "boom", "brim", "chor", "dum", "fel", "fom", "ger", "gor", "grim", "gwom", "hil", "im", "jel", "jom", "ker", "lem", "lor", "num", "quim", "rem", "rom", "ror", "scrom", "shum", "ster", "stor", "ter", "tim", "tum", "vum", "wor", "wum", "yer", "yim", "yum", "zhor", "zum"]
-]
-
-
+ENTITIES = "Alex Bob Carol Davis Eva Fae Gabriel Jack Max Oliver Polly Rex Sally Sam Stella Tom Wren".split()
+STEMS = """bom boom brim chor dum fel fom ger gor grim gwom hil im jel jom ker lem lor num quim rem rom ror scrom shum
+ster stor ter tim tum vum wor wum yer yim yum zhor zum"""
+CONCEPTS = [f"{stem}pus" for stem in STEMS.split()]
 HOPS = (41, 44, 12.5, 2.5)  # per cent of problems with 3, 4, 5, 6 hops
 
 
@@ -254,7 +253,7 @@ def spell(rng: random.Random, graph: Graph) -> Problem:
     while path[-1] != graph.root:
         path.append(parent[path[-1]])
     path.reverse()
-    steps = tuple(f"{_subject(name[a])} is a {name[b]} .\n" for a, b in zip(path, path[1:]))
+    steps = tuple(f"{_subject(name[a])} is a {name[b]} .\n" for a, b in pairwise(path))
     data = {"n": graph.n, "edges": graph.edges, "root": graph.root, "target": graph.target, "other": graph.other}
     return Problem(question, steps, f"### {name[graph.root]} is a {name[graph.target]} .", 0, data)
 

@@ -1,4 +1,4 @@
-"""The methods, one file each. A method is two verbs: `think(prompt) -> Thought` and `loss(batch) -> (loss, metrics)`."""
+"""The methods, one file each: two verbs, `think(prompt) -> Thought` and `loss(batch) -> (loss, metrics)`."""
 
 from latent.backbone import Backbone
 from latent.config import Coconut, CoT, MethodConfig, NoCoT, Recurrent, Sim

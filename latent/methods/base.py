@@ -69,16 +69,17 @@ class AlongSequence(Method):
             x_PD = self.feedback(states[-1])
             h_P1D, context = self.backbone.step(x_PD[:, None], context.skip(self.stride - 1))
             states.append(h_P1D[:, 0])
-        done = len(states) - 1
-        context = context.skip(self.stride * (k - done)).repeat(group)  # where the text begins does not tell when
-        states_BKD = torch.stack(states, 1).repeat_interleave(group, 0)  # the thinking stopped
-        h_B1D = states_BKD[:, -1:]
-        if self.stop is not None:
-            rows = torch.arange(len(states_BKD), device=h_PD.device)
-            h_B1D = states_BKD[rows, pace.used_B][:, None]
-            if done:
-                context = context.hide(torch.arange(done, device=h_PD.device) >= pace.used_B[:, None])
-        return Thought(h_B1D, context, states_BKD, pace.used_B, choose.decisions())
+        done, states_PKD = len(states) - 1, torch.stack(states, 1)
+        context = context.skip(self.stride * (k - done))  # where the text begins does not tell when thinking stopped
+        prompt_U, used_U, row_B = pace.rows()
+        if self.stop is None:
+            return Thought(states_PKD[:, -1:], context, states_PKD, used_U, choose.decisions(), row_B)
+        if row_B is not None:
+            context, states_PKD = context.rows(prompt_U), states_PKD[prompt_U]
+        if done:
+            context = context.hide(torch.arange(done, device=used_U.device) >= used_U[:, None])
+        h_UD = states_PKD[torch.arange(len(used_U), device=used_U.device), used_U]
+        return Thought(h_UD[:, None], context, states_PKD, used_U, choose.decisions(), row_B)
 
 
 class Feedback(nn.Module):
@@ -106,14 +107,19 @@ class Feedback(nn.Module):
         return h_BD
 
 
-def text_hidden(backbone: Backbone, thought: Thought, ids_BT: Tensor) -> Tensor:
-    """Final hidden states (B, T, D) that give each token of a text after a thought, the text read in parallel."""
-    read, t = thought.h_BTD.shape[1], ids_BT.shape[1]
-    if t <= read:
-        return thought.h_BTD[:, :t]
-    assert read == 1 and thought.context is not None, f"a text of {t} tokens after a parallel answer of {read}"
-    h_BTD, _ = backbone.step(backbone.embed(ids_BT[:, :-1]), thought.context)
-    return torch.cat([thought.h_BTD, h_BTD], 1)
+def text_hidden(backbone: Backbone, thought: Thought, ids_UT: Tensor, row_U: Tensor | None = None) -> Tensor:
+    """Final hidden states (U, T, D) that give each token of texts after a thought, the texts read in parallel.
+
+    `row_U`: the thought's row that each text follows, where they are not one to one.
+    """
+    h_UTD, context, t = thought.h_UTD, thought.context, ids_UT.shape[1]
+    if row_U is not None:
+        h_UTD, context = h_UTD[row_U], context and context.rows(row_U)
+    if t <= h_UTD.shape[1]:
+        return h_UTD[:, :t]
+    assert h_UTD.shape[1] == 1, f"a text of {t} tokens after a parallel answer of {h_UTD.shape[1]}"
+    rest_UTD, _ = backbone.step(backbone.embed(ids_UT[:, :-1]), context)
+    return torch.cat([h_UTD, rest_UTD], 1)
 
 
 def text_loss(backbone: Backbone, thought: Thought, text: Text) -> tuple[Tensor, dict[str, Tensor]]:

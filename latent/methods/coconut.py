@@ -44,10 +44,8 @@ class Coconut(AlongSequence):
 
     def loss(self, batch):
         stage = int(self.stage)
-        if stage and torch.rand(()) < self.config.earlier:
-            drawn = int(torch.randint(stage, ()))
-        else:
-            drawn = stage
+        earlier = stage > 0 and torch.rand(()) < self.config.earlier
+        drawn = int(torch.randint(stage, ())) if earlier else stage
         text = batch.chain(skip=drawn if drawn < self.last else max(map(len, batch.steps)))
         thought = self.think(batch.prompt, Greedy(), steps=self.latents(drawn))
         loss, metrics = text_loss(self.backbone, thought, text)

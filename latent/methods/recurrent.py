@@ -3,7 +3,8 @@
     e = prelude(x),  s_0 = 0,  s_i = norm(core(W_s s_{i-1} + W_e e)),  answer = head(coda(s_r))
 
 The prompt is followed by copies of the think token until there is one position an answer token; all positions loop
-together and the answer is read off the last ones in parallel, so an answer costs r sequential steps, however long it is.
+together and the answer is read off the last ones in parallel, so an answer costs r sequential steps, however long it
+is.
 
 Deviates: s_0 is zero instead of Gaussian, so that thinking is deterministic; r is uniform in r_min..r_max instead of
 log-normal Poisson, with backpropagation through all recurrences; and every recurrence i is supervised on the step it
@@ -49,10 +50,10 @@ class Recurrent(Method):
     def think(self, prompt, choose, group=1, steps=None):
         r = self.steps if steps is None else steps
         trace, place, pace = self.run(prompt, choose, group, r)
-        states_BRTD = torch.stack(trace, 1).repeat_interleave(group, 0)
-        used_BTD = states_BRTD[torch.arange(len(states_BRTD), device=pace.used_B.device), pace.used_B]
-        h_BTD = self.read_out(used_BTD, place.repeat(group))
-        return Thought(h_BTD, None, states_BRTD[:, :, -1], pace.used_B, choose.decisions())
+        prompt_U, used_U, row_B = pace.rows()
+        states_PRTD = torch.stack(trace, 1)
+        h_UTD = self.read_out(states_PRTD[prompt_U, used_U], place.rows(prompt_U))
+        return Thought(h_UTD, None, states_PRTD[prompt_U, :, -1], used_U, choose.decisions(), row_B)
 
     def run(self, prompt: Prompt, choose: Chooser, group: int, r: int) -> tuple[list[Tensor], "Place", halting.Pace]:
         """The states (B, T, D) before the loop and after each recurrence, where their positions are, and the pace."""
@@ -85,7 +86,8 @@ class Recurrent(Method):
         r = int(torch.randint(self.config.r_min, self.config.r_max + 1, ()))
         trace, place, _ = self.run(batch.prompt, Greedy(), 1, r)
         states_NTD = torch.stack(trace[1:], 1).flatten(0, 1)  # row b * r + i - 1
-        h_NTD = self.read_out(states_NTD, place.repeat(r))
+        rows_N = torch.arange(len(place.pos_BT), device=place.pos_BT.device).repeat_interleave(r)
+        h_NTD = self.read_out(states_NTD, place.rows(rows_N))
         loss, hit_NT = token_loss(self.backbone, h_NTD, self.targets(batch, r))
         exact_BR = hit_NT.all(1).float().view(-1, r)
         return loss, {"ce": loss.detach(), "exact": exact_BR[:, -1].mean(), "step_exact": exact_BR.mean()}
@@ -111,6 +113,5 @@ class Place:
     pos_BT: Tensor
     mask_BT: Tensor | None
 
-    def repeat(self, n: int) -> "Place":
-        mask_BT = None if self.mask_BT is None else self.mask_BT.repeat_interleave(n, 0)
-        return Place(self.pos_BT.repeat_interleave(n, 0), mask_BT)
+    def rows(self, index_U: Tensor) -> "Place":
+        return Place(self.pos_BT[index_U], None if self.mask_BT is None else self.mask_BT[index_U])

@@ -3,9 +3,9 @@
 The decoder reads latent i and must write step i; its loss shapes the latents, so no curriculum is needed. A chain
 longer than the latents is dealt evenly over them; latents beyond the chain are left free.
 
-Deviates: the decoder is linear and writes all tokens of a step in parallel, instead of a second language model that writes
-them one by one. No token helps to guess the next, so the whole step must be in the latent; cups is then learned in about
-half the updates, and a training step stays cheap.
+Deviates: the decoder is linear and writes all tokens of a step in parallel, instead of a second language model that
+writes them one by one. No token helps to guess the next, so the whole step must be in the latent; cups is then
+learned in about half the updates, and a training step stays cheap.
 """
 
 import torch
@@ -31,7 +31,7 @@ class Sim(AlongSequence):
         if self.config.n_latent == 0:
             return loss, metrics
         rows_N, text = self.step_targets(batch, device)
-        latents_ND = thought.states_BKD[:, 1:].flatten(0, 1)
+        latents_ND = thought.states_UKD[:, 1:].flatten(0, 1)
         if rows_N is not None:
             latents_ND = latents_ND[rows_N]
         h_NTD = self.decoder(latents_ND, text.ids_BT.shape[1])
@@ -40,7 +40,8 @@ class Sim(AlongSequence):
         return loss + self.config.step_weight * step_loss, metrics
 
     def early_stops(self, batch: Batch, device) -> Decision:
-        """Stops for training a model that will learn when to stop: rows answer after any number of latents that suffices.
+        """Stops for training a model that will learn when to stop: rows answer after any number of latents that
+        suffices.
 
         Suffices: from there on the chain no longer changes. Half of the rows draw such a number, the others use all k.
         The stop head itself learns nothing here.
@@ -61,7 +62,7 @@ class Sim(AlongSequence):
         return Decision("halt", halt_BK, halt_BK, halt_BK, halt_BK.bool())
 
     def step_targets(self, batch: Batch, device) -> tuple[Tensor | None, Text]:
-        """The text that each latent must give. Returns which of the B * K latents have one (None = all), and the text."""
+        """The text that each latent must give: which of the B * K latents have one (None = all), and the text."""
         k, rows, text = self.config.n_latent, [], []
         for b, steps in enumerate(batch.steps):
             n = len(steps)

@@ -26,7 +26,7 @@ def test_flops_of_a_sequence_are_those_counted(family, config, used, tokens):
 def test_flops_of_a_loop_along_the_depth():
     reasoner = small_reasoner(Recurrent(n_recurrence=3), ModelConfig())
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        tokens, _ = reasoner.tokens(["01 23 . . . . . ."])
+        reasoner.tokens(["01 23 . . . . . ."])
     attention = 4 * 4 * 64 * 12 * 13 / 2  # prelude and three recurrences, causal; fused, so not counted
     assert forward_flops(reasoner, 9, 3, 4) == counter.get_total_flops() + attention
     assert sequential_steps(reasoner, 3, 4) == 3

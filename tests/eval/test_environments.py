@@ -2,7 +2,7 @@
 
 import json
 import random
-from itertools import permutations
+from itertools import pairwise, permutations
 
 import pytest
 
@@ -104,7 +104,7 @@ def test_prosqa_problems_are_what_they_say(closed):
         assert len(good) == 1 and p.answer == f"### {name} is a {good[0]} ."
         chain = [tuple(s.strip().rstrip(" .").removeprefix("Every ").split(" is a ")) for s in p.steps]
         assert set(chain) <= known and chain[0][0] == name and chain[-1][1] == good[0] and 3 <= len(chain) <= 6
-        assert all(a[1] == b[0] for a, b in zip(chain, chain[1:]))
+        assert all(a[1] == b[0] for a, b in pairwise(chain))
 
 
 def test_prosqa_statistics_are_the_official_ones():

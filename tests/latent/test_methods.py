@@ -41,7 +41,7 @@ def test_latent_loop_is_the_naive_recomputation(feedback, stride):
     for b in range(3):
         ids = row_of(prompt, b).ids_BT
         states, x, pos = naive_states(method, ids, 3)
-        torch.testing.assert_close(thought.states_BKD[b], states[0], rtol=0, atol=1e-10)
+        torch.testing.assert_close(thought.states_UKD[b], states[0], rtol=0, atol=1e-10)
         x = torch.cat([x, method.backbone.embed(text[b : b + 1, :-1])], 1)
         start = ids.shape[1] + stride * 3
         want = whole(method.backbone, x, pos + list(range(start, start + 3)))[0, -4:]
@@ -55,7 +55,7 @@ def test_batched_fp32_answers_are_the_single_ones():
         thought = reasoner.method.think(prompt, Greedy())
         for b in range(3):
             alone = reasoner.method.think(row_of(prompt, b), Greedy())
-            torch.testing.assert_close(thought.h_BTD[b], alone.h_BTD[0], rtol=0, atol=1e-5)
+            torch.testing.assert_close(thought.h_UTD[b], alone.h_UTD[0], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("config", [CoT(), Sim(n_latent=0), Coconut(n_latent=0), Sim(n_latent=0, halt=LearnedStop())])
@@ -67,7 +67,7 @@ def test_no_latents_is_no_cot(config):
     prompt = cups_batch(plain.codec).prompt
     with torch.no_grad():
         got, want = (r.method.think(prompt, Greedy()) for r in (reasoner, plain))
-        torch.testing.assert_close(got.h_BTD, want.h_BTD, rtol=0, atol=0)
+        torch.testing.assert_close(got.h_UTD, want.h_UTD, rtol=0, atol=0)
         texts = [decode(r.method, t, Greedy(), 4, None) for r, t in ((reasoner, got), (plain, want))]
     assert torch.equal(*texts)
     assert got.used_B.tolist() == [0] * 6
@@ -79,7 +79,7 @@ def test_zero_steps_on_a_latent_model_is_its_no_cot():
     with torch.no_grad():
         thought = reasoner.method.think(prompt, Greedy(), steps=0)
         h_BD, _ = reasoner.method.backbone.read(prompt.ids_BT, prompt.mask_BT)
-    assert torch.equal(thought.h_BTD[:, 0], h_BD)
+    assert torch.equal(thought.h_UTD[:, 0], h_BD)
 
 
 def test_a_row_that_stops_early_is_that_row_with_fewer_latents():
@@ -156,7 +156,7 @@ def test_recurrent_depth_is_the_unrolled_network(family, r):
         ids = row_of(prompt, b).ids_BT
         ids = torch.cat([ids, ids[:, -1:].expand(1, 3)], 1)
         want = unrolled(method, ids, r)
-        torch.testing.assert_close(thought.h_BTD[b], want[0, -4:], rtol=0, atol=1e-10)
+        torch.testing.assert_close(thought.h_UTD[b], want[0, -4:], rtol=0, atol=1e-10)
 
 
 def unrolled(method, ids, r):
@@ -188,7 +188,7 @@ def test_recurrences_are_supervised_on_the_step_they_should_have_reached():
     reasoner = recurrent(r_max=1)
     method, batch = reasoner.method, cups_batch(reasoner.codec)
     loss, _ = method.loss(batch)
-    logits = method.backbone.head(method.think(batch.prompt, Greedy(), steps=1).h_BTD)
+    logits = method.backbone.head(method.think(batch.prompt, Greedy(), steps=1).h_UTD)
     first_steps = torch.tensor([s[0] for s in batch.steps])
     torch.testing.assert_close(loss, F.cross_entropy(logits.flatten(0, 1), first_steps.flatten()))
     rows = method.targets(batch, 10).ids_BT.view(6, 10, 4)
@@ -203,8 +203,8 @@ def test_recurrent_rows_stop_on_their_own():
         assert len(set(thought.used_B.tolist())) > 1
         method.stop = None
         for b, used in enumerate(thought.used_B.tolist()):
-            want = method.think(row_of(prompt, b), Greedy(), steps=used).h_BTD[0]
-            torch.testing.assert_close(thought.h_BTD[b], want, rtol=0, atol=1e-10)
+            want = method.think(row_of(prompt, b), Greedy(), steps=used).h_UTD[0]
+            torch.testing.assert_close(thought.h_UTD[b], want, rtol=0, atol=1e-10)
 
 
 def test_configs_say_what_is_wrong():

@@ -60,7 +60,7 @@ def test_a_group_that_shares_its_thought_is_the_prompt_repeated():
     prompt = ragged_prompt()
     rolled = rollout(method, prompt, 4, 4, None, 1.0)
     repeated = Prompt(prompt.ids_BT.repeat_interleave(4, 0), prompt.mask_BT.repeat_interleave(4, 0))
-    *thinking, text = rolled.decisions
+    *thinking, _ = rolled.decisions
     with torch.no_grad():
         thought = method.think(repeated, Replay(thinking))
         want = score(method, rolled, 1.0)
@@ -74,7 +74,7 @@ def test_sampling_follows_the_policy():
     prompt = cups_batch(reasoner.codec, 1).prompt
     rolled = rollout(reasoner.method, prompt, 10_000, 1, None, 1.0)
     with torch.no_grad():
-        h_BTD = reasoner.method.think(prompt, Greedy()).h_BTD
+        h_BTD = reasoner.method.think(prompt, Greedy()).h_UTD
         p_V = reasoner.method.backbone.head(h_BTD)[0, 0].softmax(-1)
     counts_V = torch.bincount(rolled.tokens_BT[:, 0], minlength=len(p_V))
     chi2 = ((counts_V - 10_000 * p_V) ** 2 / (10_000 * p_V)).sum()
@@ -114,7 +114,7 @@ def test_greedy_decoding_is_the_argmax_recomputed():
     with torch.no_grad():
         tokens = decode(method, method.think(prompt, Greedy()), Greedy(), 5, None)
         thought = method.think(prompt, Greedy())
-        h_BD, context = thought.h_BTD[:, 0], thought.context
+        h_BD, context = thought.h_UTD[:, 0], thought.context
         for t in range(5):
             best = method.backbone.head(h_BD).argmax(-1)
             assert torch.equal(best, tokens[:, t])

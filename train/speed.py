@@ -1,0 +1,171 @@
+"""How fast training and generation are: core-seconds, arms side by side in one process, ratios round by round.
+
+`python -m train.speed` measures the tiny cups model and the GPT-2-small shape. Rounds alternate between the arms, so that
+a shared machine's drift hits all of them; medians are over rounds, ratios are medians of each round's ratio.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What to measure."""
+
+    what: Literal["all", "tiny", "gpt2"] = "all"
+    """The tiny model of the preset cups, the GPT-2-small shape, or both."""
+    rounds: int = 15
+    """Rounds of the tiny model; the large one takes three."""
+    run: str | None = None
+    """A finished run of the preset cups whose policy rolls out. Untrained, no two rollouts agree: the slowest case."""
+    out: Path | None = None
+    """Append the numbers to this file as JSON lines."""
+
+
+def main() -> int:
+    asked = tyro.cli(Speed, prog="python -m train.speed", description=__doc__)
+    import torch
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    rows = []
+    if asked.what in ("all", "tiny"):
+        rows += tiny(asked)
+    if asked.what in ("all", "gpt2"):
+        rows += gpt2()
+    for row in rows:
+        print(f"{row['what']:66} {row['value']:9.3g} {row['unit']}")
+    if asked.out:
+        from train.record import cpu
+
+        with asked.out.open("a") as f:
+            f.writelines(json.dumps({**row, "cpu": cpu(), "torch": torch.__version__}) + "\n" for row in rows)
+    return 0
+
+
+def rounds(n: int, arms: dict[str, Callable[[int], None]]) -> dict[str, list[float]]:
+    """Core-seconds of each arm in each of n rounds, after one round that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    for i in range(n + 1):
+        for name, arm in arms.items():
+            start = time.process_time()
+            arm(i)
+            if i:
+                times[name].append(time.process_time() - start)
+    return times
+
+
+def row(what: str, value: float, unit: str) -> dict:
+    return {"what": what, "value": value, "unit": unit}
+
+
+def ratio(a: list[float], b: list[float]) -> float:
+    return median(x / y for x, y in zip(a, b))
+
+
+def tiny(asked: Speed) -> list[dict]:
+    """Training steps at batch 64, and RL updates of 64 prompts x 16 rollouts."""
+    import torch
+
+    from eval import environments
+    from latent import backbone, load, methods
+    from latent.generate import rollout, score
+    from latent.text import Batch
+    from train.losses import policy_loss
+    from train.presets import cups
+    from train.rlvr import detached
+
+    preset = cups()
+    env = environments.build(preset.env)
+    codec = env.codec(preset.model)
+
+    def step(method, optimizer, loss) -> None:
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(method.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def trained(name: str) -> Callable[[int], None]:
+        body = backbone.from_scratch(preset.model, codec.size, codec.pad, codec.end)
+        method = methods.build(preset.arms[name].method, body)
+        optimizer = torch.optim.AdamW(method.parameters(), fused=True)
+        return lambda i: step(method, optimizer, method.loss(Batch.of(env.train_batch(0, i, 64), codec))[0])
+
+    arms = {name: trained(name) for name in ("latent", "cot", "no-cot")}
+    body = backbone.from_scratch(preset.model, codec.size, codec.pad, codec.end)
+    policy = load(asked.run).method if asked.run else methods.build(preset.arms["latent"].method, body)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=0.0, fused=True)
+    rolled = {}
+
+    def sample(i: int) -> None:
+        prompt = codec.prompt([p.question for p in env.train_batch(1, i, 64)])
+        rolled["now"] = rollout(policy, prompt, 16, env.answer_tokens, codec.end, 1.0)
+
+    def update(i: int) -> None:
+        now = score(policy, rolled["now"], 1.0)
+        step(policy, optimizer, policy_loss(now, detached(now), torch.randn(1024), (0.2, 0.28), 0.0)[0])
+
+    t = rounds(asked.rounds, {**arms, "sample": sample, "update": update})
+    whole = [a + b for a, b in zip(t["sample"], t["update"])]
+    who = "trained" if asked.run else "untrained"
+    return [
+        row("tiny: latent training step, 8 thoughts, batch 64", 1000 * median(t["latent"]), "core-ms"),
+        row("tiny: CoT training step, batch 64", 1000 * median(t["cot"]), "core-ms"),
+        row("tiny: latent step / CoT step", ratio(t["latent"], t["cot"]), ""),
+        row("tiny: latent training examples", 64 / median(t["latent"]), "/ core-s"),
+        row(f"tiny: rollouts sampled, {who} policy", 1024 / median(t["sample"]), "/ core-s"),
+        row(f"tiny: rollouts sampled and learned from, {who} policy", 1024 / median(whole), "/ core-s"),
+    ]
+
+
+def gpt2() -> list[dict]:
+    """GPT-2-small shape in fp32: 151 prompt + 6 latent + 17 answer tokens; untrained weights."""
+    import torch
+
+    from latent import backbone, methods
+    from latent.config import ModelConfig, Sim
+    from latent.generate import decode
+    from latent.methods.base import text_loss
+    from latent.text import Text
+    from latent.thought import Greedy, Prompt
+
+    model = ModelConfig(n_layer=12, n_embd=768, n_head=12, n_positions=1024)
+    method = methods.build(Sim(n_latent=6), backbone.from_scratch(model, 50257, 0, None))
+    ids, answer = torch.randint(50257, (64, 151)), torch.randint(50257, (8, 17))
+    everything = torch.cat([ids[:8], torch.randint(50257, (8, 6)), answer], 1)
+
+    def latent(i: int) -> None:
+        thought = method.think(Prompt(ids[:8]), Greedy())
+        text_loss(method.backbone, thought, Text(answer, None))[0].backward()
+        method.zero_grad()
+
+    def plain(i: int) -> None:
+        method.backbone.lm(everything, labels=everything, use_cache=False).loss.backward()
+        method.zero_grad()
+
+    @torch.no_grad()
+    def generate(n: int) -> None:
+        decode(method, method.think(Prompt(ids[:n]), Greedy()), Greedy(), 16, None)
+
+    t = rounds(3, {"latent": latent, "plain": plain})
+    g = rounds(3, {"64": lambda i: generate(64), "1": lambda i: generate(1)})
+    return [
+        row("GPT-2 small: latent training step, batch 8", median(t["latent"]), "core-s"),
+        row("GPT-2 small: plain full-sequence cross-entropy step", median(t["plain"]), "core-s"),
+        row("GPT-2 small: latent step / plain step", ratio(t["latent"], t["plain"]), ""),
+        row("GPT-2 small: generation a prompt, batch 64", median(g["64"]) / 64, "core-s"),
+        row("GPT-2 small: generation a prompt, batch 1", median(g["1"]), "core-s"),
+        row("GPT-2 small: a prompt in batch 64 / batch 1", ratio(g["64"], g["1"]) / 64, ""),
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

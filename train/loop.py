@@ -102,7 +102,7 @@ class Trainer:
             self.core_seconds += time.process_time() - start
             event = {"stage": "train", "done": self.done, "total": total}
             if self.done % c.log_every == 0 or self.done == total:
-                event["metrics"] = mean(window)
+                event["metrics"] = self._over_processes(mean(window))
                 window.clear()
                 if self.accelerator.is_main_process:
                     self.record.log({"step": self.done, "core_seconds": self.core_seconds, **event["metrics"]})
@@ -112,6 +112,13 @@ class Trainer:
             if self.done % c.save_every == 0 and self.done < total:
                 self._save()
         self.method.eval()
+
+    def _over_processes(self, metrics: dict[str, float]) -> dict[str, float]:
+        """The mean over processes, so that all of them see, and act on, the same numbers."""
+        if self.accelerator.num_processes == 1:
+            return metrics
+        values = torch.tensor(list(metrics.values()), device=self.accelerator.device)
+        return dict(zip(metrics, self.accelerator.reduce(values, "mean").tolist()))
 
     def _save(self) -> None:
         if self.accelerator.is_main_process:

@@ -31,7 +31,7 @@ def cups_rlvr() -> Experiment:
         arms={
             "half-trained": Arm(sim, SFT(steps=2000, decay=0.0, stop_at=0.75, log_every=25)),
             "rlvr": Arm(sim, RLVR(steps=300, lr=5e-4), init="half-trained"),
-            "sft": Arm(sim, SFT(steps=900, warmup=10), init="half-trained"),
+            "sft": Arm(sim, SFT(steps=540, warmup=10), init="half-trained"),
         },
     )
 
@@ -42,7 +42,7 @@ def recurrent() -> Run:
         env=Cups(),
         model=ModelConfig(),
         method=Recurrent(),
-        train=SFT(steps=1500),
+        train=SFT(steps=2400),
         judge=Judge(sweep=tuple(range(1, 17))),
     )
 
@@ -73,9 +73,9 @@ def prosqa(closed: bool = False) -> Experiment:
         env=ProsQA(closed=closed),
         model=ModelConfig(n_layer=2, n_embd=128, n_head=4, n_positions=512),
         arms={
-            "coconut": Arm(Coconut(n_latent=6, stage_steps=100), SFT(steps=800, batch=16, lr=1e-3, log_every=20)),
-            "cot": Arm(CoT(), SFT(steps=800, batch=16, lr=1e-3, log_every=20)),
-            "no-cot": Arm(NoCoT(), SFT(steps=800, batch=16, lr=1e-3, log_every=20)),
+            "coconut": Arm(Coconut(n_latent=6, stage_steps=75), SFT(steps=600, batch=16, lr=1e-3, log_every=20)),
+            "cot": Arm(CoT(), SFT(steps=600, batch=16, lr=1e-3, log_every=20)),
+            "no-cot": Arm(NoCoT(), SFT(steps=600, batch=16, lr=1e-3, log_every=20)),
         },
         judge=Judge(items=500, batch=50),
     )

@@ -37,10 +37,10 @@ def forward_flops(reasoner: Reasoner, prompt: int, used: float, tokens: float) -
 
 
 def latency(reasoner: Reasoner, questions: list[str], batch: int, repeats: int = 9) -> float:
-    """Median wall seconds to answer one batch, after a warm-up."""
-    part = [questions[i % len(questions)] for i in range(batch)]
+    """Median wall seconds to answer one batch, each time of other questions, after a warm-up."""
     times = []
-    for _ in range(repeats + 1):
+    for i in range(repeats + 1):
+        part = [questions[(i * batch + j) % len(questions)] for j in range(batch)]
         start = time.perf_counter()
         reasoner.answer(part, batch=batch)
         times.append(time.perf_counter() - start)

@@ -137,11 +137,6 @@ class Backbone(nn.Module):
         h_BTD, layers = self._run(x_BTD, pos_BT, context.layers, mask_BS, keep=t)
         return h_BTD, Context(layers, mask_BS, context.next_B + t, context.reach + t)
 
-    def sequence(self, x_BTD: Tensor) -> Tensor:
-        """Final hidden states (B, T, D) of a whole sequence given as embeddings."""
-        b, t, _ = x_BTD.shape
-        return self._run(x_BTD, torch.arange(t, device=x_BTD.device).expand(b, t), None, None, keep=t)[0]
-
     def must_hold(self, length: int) -> None:
         """Raise ValueError where prompt, thoughts and text together need more positions than there are."""
         if length > self.positions:
@@ -247,6 +242,10 @@ def from_pretrained(name: str) -> tuple[Backbone, object]:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        return Backbone(AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)), tokenizer
-    except OSError as e:
-        raise ValueError(f"cannot load a causal LM from {name!r}: {str(e).splitlines()[0]}") from e
+        lm, info = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError) as e:
+        raise ValueError(f"cannot load a causal LM from {name!r}: {str(e).splitlines()[0]}") from None
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise ValueError(f"{name!r} lacks weights of a {type(lm).__name__}: {', '.join(missing[:3])} ...")
+    return Backbone(lm), tokenizer

@@ -80,17 +80,20 @@ def score(method: Method, rolled: Rollout, temperature: float) -> list[Decision]
 class Reasoner:
     """A method with the tokenizer and limits that make it answer text: what `load` returns.
 
-    `answer_tokens` and `chain_tokens` bound the text; the second counts only for methods that write a chain.
+    `answer_tokens` bounds the answer; `chain_tokens` and `chain_steps` the longest chain, of which the method writes
+    what it does not think.
     """
 
     method: Method
     codec: Codec
     answer_tokens: int
     chain_tokens: int
+    chain_steps: int
 
     @property
     def max_tokens(self) -> int:
-        return self.answer_tokens + (self.chain_tokens if self.method.writes_chain else 0)
+        written = self.method.steps_written(self.chain_steps)
+        return self.answer_tokens + -(-self.chain_tokens * written // self.chain_steps)
 
     @torch.inference_mode()
     def tokens(self, questions: list[str], steps: int | None = None) -> tuple[Tensor, Thought]:

@@ -29,6 +29,7 @@ def save(reasoner: Reasoner, folder: Path) -> None:
         "fixed_answer": codec.fixed_answer,
         "answer_tokens": reasoner.answer_tokens,
         "chain_tokens": reasoner.chain_tokens,
+        "chain_steps": reasoner.chain_steps,
     }
     (folder / "reasoner.json").write_text(json.dumps(about, indent=2) + "\n")
 
@@ -58,7 +59,8 @@ def load(folder: str | Path, device: str = "cpu") -> Reasoner:
     lm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
     method = methods.build(unpack(about["method"]), Backbone(lm))
     load_model(method, str(folder / "model.safetensors"))
-    return Reasoner(method.to(device).eval(), codec, about["answer_tokens"], about["chain_tokens"])
+    limits = (about[name] for name in ("answer_tokens", "chain_tokens", "chain_steps"))
+    return Reasoner(method.to(device).eval(), codec, *limits)
 
 
 def pack(config) -> dict:

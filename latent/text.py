@@ -41,7 +41,10 @@ class Codec:
         return len(self.tokenizer)
 
     def _encode(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
+        try:
+            return tuple(self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
+        except Exception as e:  # the tokenizers library raises nothing narrower
+            raise ValueError(f"cannot encode {text!r:.60}: {e}") from None
 
     def question(self, text: str) -> tuple[int, ...]:
         """A question's ids, the think token last."""
@@ -60,11 +63,11 @@ class Codec:
         return ids
 
     def texts(self, tokens_BT: Tensor) -> list[str]:
-        """Completions as text, cut at the end token."""
+        """Completions as text, cut at the end token; a special token before it stays, for the verifier to see."""
         rows = tokens_BT.tolist()
         if self.end is not None:
             rows = [row[: row.index(self.end)] if self.end in row else row for row in rows]
-        return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        return self.tokenizer.batch_decode(rows)
 
     def prompt(self, questions: Iterable[str], device="cpu") -> Prompt:
         """Left-padded prompts."""

@@ -35,11 +35,12 @@ class Decision:
     entropy_BT: Tensor
     mask_BT: Tensor
 
-    def rows(self, index) -> "Decision":
-        """The decisions of some rows: a slice or an index tensor over B."""
-        return Decision(
-            self.kind, self.value_BT[index], self.logp_BT[index], self.entropy_BT[index], self.mask_BT[index]
-        )
+    def rows(self, index: slice) -> "Decision":
+        """The decisions of some rows, up to the last that any of them made."""
+        made_T = self.mask_BT[index].any(0)
+        t = int(made_T.nonzero().max()) + 1 if made_T.any() else 0
+        fields = (self.value_BT, self.logp_BT, self.entropy_BT, self.mask_BT)
+        return Decision(self.kind, *(f[index, :t] for f in fields))
 
 
 @dataclass
@@ -143,11 +144,12 @@ class Rollout:
     def prompts(self, index: slice) -> "Rollout":
         """The rollouts of some prompts, e.g. a minibatch."""
         rows = slice(index.start * self.group, index.stop * self.group)
+        decisions = [d.rows(rows) for d in self.decisions]
         mask = None if self.prompt.mask_BT is None else self.prompt.mask_BT[index]
         return replace(
             self,
             prompt=Prompt(self.prompt.ids_BT[index], mask),
-            tokens_BT=self.tokens_BT[rows],
+            tokens_BT=self.tokens_BT[rows, : decisions[-1].mask_BT.shape[1]],
             used_B=self.used_B[rows],
-            decisions=[d.rows(rows) for d in self.decisions],
+            decisions=decisions,
         )

@@ -18,7 +18,7 @@ def small_reasoner(method, model=SMALL, env=None, dtype=torch.float32) -> Reason
     codec = env.codec(model)
     body = backbone.from_scratch(model, codec.size, codec.pad, codec.end)
     made = methods.build(method, body).to(dtype)
-    return Reasoner(made, codec, env.answer_tokens, env.chain_tokens)
+    return Reasoner(made, codec, env.answer_tokens, env.chain_tokens, env.chain_steps)
 
 
 def cups_batch(codec: Codec, size: int = 6, index: int = 0) -> Batch:

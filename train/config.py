@@ -1,7 +1,7 @@
 """Every choice about a run and about a set of runs, as frozen dataclasses. No torch here: `--help` answers at once."""
 
 import json
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from hashlib import blake2b
 from typing import Literal
 
@@ -45,8 +45,14 @@ class SFT:
         for name in ("steps", "warmup"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name} must be at least 0, got {getattr(self, name)}")
-        if not self.lr > 0:
-            raise ValueError(f"train.lr must be > 0, got {self.lr}")
+        for name in ("lr", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"train.{name} must be > 0, got {getattr(self, name)}")
+        for name in ("decay", "decay_to", "beta2"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"train.{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.weight_decay < 0:
+            raise ValueError(f"train.weight_decay must be at least 0, got {self.weight_decay}")
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,9 @@ class RLVR(SFT):
             raise ValueError(
                 f"train.batch must be a multiple of train.minibatches, got {self.batch}, {self.minibatches}"
             )
+        for name in ("clip_low", "clip_high", "entropy", "kl", "stop_lr"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train.{name} must be at least 0, got {getattr(self, name)}")
         if not self.temperature > 0:
             raise ValueError(f"train.temperature must be > 0, got {self.temperature}")
 
@@ -191,8 +200,3 @@ def plain(config) -> dict:
     if isinstance(config, (list, tuple)):
         return [plain(v) for v in config]
     return config
-
-
-def flat(config) -> dict:
-    """A config as nested dicts without class names, for printing."""
-    return asdict(config)

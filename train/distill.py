@@ -10,8 +10,7 @@ def fit(trainer: Trainer, env: Environment) -> None:
     codec, device = trainer.reasoner.codec, trainer.accelerator.device
 
     def update(step: int) -> dict:
-        problems = env.train_batch(trainer.record.run.seed, trainer.index(step), trainer.share)
-        loss, metrics = trainer.method.loss(Batch.of(problems, codec, device))
+        loss, metrics = trainer.method.loss(Batch.of(trainer.problems(env, step), codec, device))
         return {"loss": loss.detach(), **metrics, "grad_norm": trainer.descend(loss)}
 
     trainer.fit(update)

@@ -42,7 +42,7 @@ def main(args: list[str] | None = None) -> int:
     try:
         name, asked, options = parse(args)
         return run(name, asked, options)
-    except (ValueError, RuntimeError) as e:
+    except (ValueError, RuntimeError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -114,7 +114,7 @@ def run(name: str, asked: Run | Experiment, options: Options) -> int:
 
 
 def check(runs: dict[str, Run], options: Options) -> None:
-    """Raise ValueError for what would fail later: data that cannot be read, a start that is no run, a text too long."""
+    """Raise ValueError for what every arm would fail on: data that cannot be read, a start that is no run."""
     from eval import environments
 
     ids = {run.id for run in runs.values()}
@@ -173,7 +173,7 @@ def worker(arm: str, run: Run, options: Options, events) -> None:
     try:
         new = _execute(run, options, lambda event: events.put((arm, event)))
         events.put((arm, {"finished": run.id, "new": new}))
-    except (ValueError, RuntimeError) as e:
+    except (ValueError, RuntimeError, OSError) as e:
         events.put((arm, {"error": str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__}))
 
 

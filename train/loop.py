@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from eval.environments.base import Environment, Problem
 from latent.generate import Reasoner
 from train import checkpoint
 from train.config import SFT
@@ -28,7 +29,7 @@ class Trainer:
         self.reasoner, self.record, self.accelerator, self.say = reasoner, record, accelerator, say
         self.config: SFT = record.run.train
         self.method = reasoner.method
-        self.core_seconds, self.done, self.counters = 0.0, 0, {}
+        self.core_seconds, self.done, self.counters, self.enough = 0.0, 0, {}, False
         stop = list(self.method.stop.parameters()) if getattr(self.method, "stop", None) is not None else []
         rest = [p for p in self.method.parameters() if not any(p is s for s in stop)]
         groups = [{"params": rest, "scale": 1.0}]
@@ -48,9 +49,18 @@ class Trainer:
             raise ValueError(f"train.batch must be a multiple of the {world} processes, got {self.config.batch}")
         return self.config.batch // world
 
-    def index(self, step: int) -> int:
-        """Index of this process's part of the data at a step."""
-        return step * self.accelerator.num_processes + self.accelerator.process_index
+    def problems(self, env: Environment, step: int) -> list[Problem]:
+        """This process's part of the data of a step. A run that starts from another does not see its data again."""
+        run, share, rank = self.record.run, self.share, self.accelerator.process_index
+        stream = run.seed if run.init is None else f"{run.seed} after {run.init}"
+        return env.train_batch(stream, step, self.config.batch)[rank * share : (rank + 1) * share]
+
+    def all_agree(self, yes: bool) -> bool:
+        """Whether it holds on every process: a decision that all of them take alike."""
+        if self.accelerator.num_processes == 1:
+            return yes
+        no = torch.tensor(float(not yes), device=self.accelerator.device)
+        return self.accelerator.reduce(no, "sum").item() == 0
 
     def rate(self, step: int) -> float:
         """Linear warm-up, constant, linear decay at the end: a factor of the peak rate."""
@@ -74,10 +84,12 @@ class Trainer:
         """Average gradients, and take buffers from process 0: the same calls on every process, whatever the data."""
         if self.accelerator.num_processes == 1:
             return
+        has = torch.tensor([float(p.grad is not None) for p in self.params], device=self.accelerator.device)
+        has = self.accelerator.reduce(has, "sum").tolist()  # AdamW would decay a parameter whose gradient is zero
         flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in self.params])
         flat = self.accelerator.reduce(flat, "mean")
-        for p, g in zip(self.params, flat.split([p.numel() for p in self.params])):
-            p.grad = g.view_as(p)
+        for p, g, n in zip(self.params, flat.split([p.numel() for p in self.params]), has):
+            p.grad = g.view_as(p) if n else None
         for b in self.method.buffers():
             torch.distributed.broadcast(b, 0)
 
@@ -101,13 +113,13 @@ class Trainer:
             self.done = step + 1
             self.core_seconds += time.process_time() - start
             event = {"stage": "train", "done": self.done, "total": total}
-            if self.done % c.log_every == 0 or self.done == total:
+            if self.done % c.log_every == 0 or self.done == total or self.enough:
                 event["metrics"] = self._over_processes(mean(window))
                 window.clear()
                 if self.accelerator.is_main_process:
                     self.record.log({"step": self.done, "core_seconds": self.core_seconds, **event["metrics"]})
             self.say(event)
-            if c.stop_at and event.get("metrics", {}).get("exact", 0.0) >= c.stop_at:
+            if self.enough or (c.stop_at and event.get("metrics", {}).get("exact", 0.0) >= c.stop_at):
                 break
             if self.done % c.save_every == 0 and self.done < total:
                 self._save()

@@ -13,12 +13,18 @@ def advantages(reward_PG: Tensor, kind: str) -> Tensor:
     2025, arXiv:2503.20783, sec. 3.2), without the division that favours questions of little spread.
     """
     centred_PG = reward_PG - reward_PG.mean(1, keepdim=True)
+    centred_PG = centred_PG.masked_fill(flat(reward_PG)[:, None], 0.0)  # rounding is no signal
     match kind:
         case "grpo":
             return centred_PG / (reward_PG.std(1, keepdim=True, correction=0) + 1e-6)
         case "dr_grpo":
             return centred_PG
     raise ValueError(f"advantage must be grpo or dr_grpo, got {kind!r}")
+
+
+def flat(reward_PG: Tensor) -> Tensor:
+    """Which groups (P) have equal rewards: they teach nothing."""
+    return reward_PG.max(1).values == reward_PG.min(1).values
 
 
 def policy_loss(

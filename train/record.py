@@ -22,11 +22,19 @@ class Record:
         self.home = root / run.id
         self.run = run
 
-    def open(self) -> None:
+    def must_match(self, data: str | None) -> None:
+        """Raise ValueError where this run was begun on other data: the config, and so the id, names files only."""
+        path = self.home / "env.json"
+        if path.exists() and json.loads(path.read_text())["data"] != data:
+            raise ValueError(
+                f"{self.home} was made from other data under the same name; remove it or give another --out"
+            )
+
+    def open(self, data: str | None) -> None:
         """Make the folder and say what runs on what."""
         self.home.mkdir(parents=True, exist_ok=True)
         write(self.home / "config.json", plain(self.run))
-        write(self.home / "env.json", environment())
+        write(self.home / "env.json", {**environment(), "data": data})
 
     @property
     def result(self) -> dict | None:

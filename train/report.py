@@ -1,5 +1,6 @@
-"""What a person sees: progress while arms run, then the table and the figure, from the run records alone."""
+"""What a person sees: progress while arms run, then table and figure, from the run records and measured latency."""
 
+import json
 import time
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -9,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from eval.stats import bootstrap, mcnemar
+from latent.config import Coconut
 from train.config import Run
 from train.record import Record, cpu
 
@@ -70,6 +72,8 @@ def publish(name: str, runs: dict[str, Run], out: Path, with_latency: bool, seco
     folder = out / f"{name}-{blake2b(' '.join(r.run.id for r in rows).encode(), digest_size=4).hexdigest()}"
     folder.mkdir(parents=True, exist_ok=True)
     table, remarks = lines(rows), notes(rows, seconds)
+    saved = [{"arm": r.arm, "run": r.run.id, "latency": r.latency} for r in rows]
+    (folder / "table.json").write_text(json.dumps({"rows": saved, "cpu": cpu(), "seconds": seconds}, indent=2) + "\n")
     (folder / "table.md").write_text(markdown(table) + "\n" + "".join(f"* {r}\n" for r in remarks))
     figure(rows, folder / "figure.png")
     print("", *aligned(table), "", *remarks, f"{folder}/table.md, {folder}/figure.png", sep="\n")
@@ -126,6 +130,8 @@ def notes(rows: list[Row], seconds: float) -> list[str]:
             found.append(compared(row, start))
             others = [r for r in rows if r.run.init == row.run.init and r is not row]
             found += [compared(row, other) for other in others if row.arm < other.arm]
+        if isinstance(row.run.method, Coconut) and row.result["steps_written"]:
+            found.append(f"{row.arm} still writes {row.result['steps_written']} steps: its curriculum did not end")
         if row.result["sweep"]:
             swept = {**row.result["sweep"], str(round(row.result["main"]["used"])): row.result["main"]}
             by_k = ", ".join(f"{k}: {swept[k]['accuracy']:.3f}" for k in sorted(swept, key=int))
@@ -133,8 +139,9 @@ def notes(rows: list[Row], seconds: float) -> list[str]:
     first = rows[0].run
     found.append(
         "Greedy, held-out problems of the hardest level, Wilson intervals over items, one training seed "
-        f"({first.seed}). steps = forward passes in sequence an answer; core-s = CPU seconds of training, its start's "
-        f"not included. {cpu()}; this command took {seconds / 60:.1f} min."
+        f"({first.seed}). latents: mean at the hardest level, then over all levels; steps: forward passes in sequence "
+        "an answer; ms: wall time of a whole batch, one thread; core-s: CPU seconds of training, its start's not "
+        f"included. {cpu()}; this command took {seconds / 60:.1f} min."
     )
     return found
 
@@ -148,7 +155,8 @@ def compared(row: Row, other: Row) -> str:
     p = mcnemar(a, b)
     return (
         f"{row.arm} - {other.arm}: {100 * (np.mean(a) - np.mean(b)):+.1f} points, paired 95 % interval "
-        f"{100 * low:+.1f} to {100 * high:+.1f} over items, McNemar p = {p:.2g}"
+        f"{100 * low:+.1f} to {100 * high:+.1f} over items, McNemar p = {p:.2g}; core-seconds of training "
+        f"{row.result['core_seconds']:.0f} and {other.result['core_seconds']:.0f}"
     )
 
 
@@ -161,46 +169,51 @@ STYLES = [("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#555555", "^", ":"), 
 
 
 def figure(rows: list[Row], path: Path) -> None:
-    """Left: accuracy by level, or by latent steps where they were swept. Right: accuracy against sequential steps."""
+    """Accuracy by level, or by latent steps where they were swept; latents used by level where they vary; accuracy
+    against sequential steps."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     swept = bool(rows[0].result["sweep"])
-    curves = {row.arm: row.result["sweep" if swept else "levels"] for row in rows}
-    wide = max(map(len, curves.values())) > 1
-    fig, axes = plt.subplots(
-        1, 2 if wide else 1, figsize=(10 if wide else 5.5, 3.8), squeeze=False, layout="constrained"
-    )
+    curves = [row.result["levels"] for row in rows]
+    if swept:
+        curves = [{**r.result["sweep"], str(round(r.result["main"]["used"])): r.result["main"]} for r in rows]
+    wide = max(map(len, curves)) > 1
+    thrifty = wide and not swept and any(len({round(y["used"], 1) for y in curve.values()}) > 1 for curve in curves)
+    panels = 1 + wide + thrifty
+    fig, axes = plt.subplots(1, panels, figsize=(1 + 4.2 * panels, 3.6), squeeze=False, layout="constrained")
+    *by_level, cost = axes[0]
     for i, row in enumerate(rows):
         colour, mark, dash = STYLES[i % len(STYLES)]
+        look = {"color": colour, "marker": mark, "ms": 4, "label": row.arm}
+        xs = sorted(map(int, curves[i]))
+        at = [x + 0.06 * (i - (len(rows) - 1) / 2) for x in xs]  # side by side, so that no interval hides another
+        ys = [curves[i][str(x)] for x in xs]
         if wide:
-            curve = curves[row.arm]
-            if swept:
-                curve = {**curve, str(round(row.result["main"]["used"])): row.result["main"]}
-            xs = sorted(map(int, curve))
-            ys = [curve[str(x)] for x in xs]
-            shift = 0.06 * (i - (len(rows) - 1) / 2)
-            errors = [[y["accuracy"] - y["low"] for y in ys], [y["high"] - y["accuracy"] for y in ys]]
-            at, values = [x + shift for x in xs], [y["accuracy"] for y in ys]
-            axes[0][0].errorbar(at, values, errors, color=colour, marker=mark, ls=dash, ms=4, capsize=2, label=row.arm)
-        main, ax = row.result["main"], axes[0][-1]
-        error = [[main["accuracy"] - main["low"]], [main["high"] - main["accuracy"]]]
-        ax.errorbar(
-            [row.result["steps"]], [main["accuracy"]], error, color=colour, marker=mark, capsize=3, label=row.arm
-        )
-    for name, value in rows[0].result["floors"].items():
-        for ax in axes[0]:
-            ax.axhline(value, color="#999999", lw=0.8, ls=(0, (1, 2)))
-        axes[0][-1].annotate(name, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
-    if wide:
-        axes[0][0].set(xlabel="latent steps when answering" if swept else "level (live swaps)", ylabel="accuracy")
-    axes[0][-1].set(xlabel="sequential steps an answer", ylabel="accuracy on the hardest level")
-    axes[0][-1].set_xlim(left=0)
-    for ax in axes[0]:
+            by_level[0].errorbar(at, [y["accuracy"] for y in ys], _errors(ys), ls=dash, capsize=2, **look)
+        if thrifty:
+            by_level[1].plot(at, [y["used"] for y in ys], ls=dash, **look)
+        main = row.result["main"]
+        cost.errorbar([row.result["steps"]], [main["accuracy"]], _errors([main]), ls="", capsize=3, **look)
+    for ax in [*by_level[:1], cost]:
         ax.set_ylim(-0.03, 1.05)
+        for value in rows[0].result["floors"].values():
+            ax.axhline(value, color="#999999", lw=0.8, ls=(0, (1, 2)))
+    for name, value in rows[0].result["floors"].items():
+        cost.annotate(name, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=7)
+    for ax, what in zip(by_level, ("accuracy", "mean latents used")):
+        ax.set(xlabel="latent steps when answering" if swept else "level", ylabel=what)
+    cost.set(xlabel="sequential steps an answer", ylabel="accuracy, hardest level")
+    cost.set_xlim(0, 1.15 * max(row.result["steps"] for row in rows))
+    for ax in axes[0]:
         ax.legend(fontsize=8, frameon=False)
         ax.spines[["top", "right"]].set_visible(False)
     fig.savefig(path, dpi=150)
     plt.close(fig)
+
+
+def _errors(points: list[dict]) -> list[list[float]]:
+    """Distances from the accuracies to the ends of their intervals."""
+    return [[p["accuracy"] - p["low"] for p in points], [p["high"] - p["accuracy"] for p in points]]

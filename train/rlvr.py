@@ -10,19 +10,21 @@ from latent.generate import rollout, score
 from latent.thought import Decision
 from train.config import RLVR
 from train.loop import Trainer
-from train.losses import advantages, kl_to_reference, policy_loss
+from train.losses import advantages, flat, kl_to_reference, policy_loss
 
-LARGEST_GAP = 1e-2  # nats between sampler and trainer on one decision; fp32 stays below 1e-4
+LARGEST_GAP = 1e-3  # nats between sampler and trainer on one decision; fp32 stays below 1e-4
 
 
 def fit(trainer: Trainer, env: Environment) -> None:
     """GRPO-family updates; what is logged is explained in train/README.md. Raises RuntimeError without a signal."""
     c: RLVR = trainer.config
-    reasoner, method, run = trainer.reasoner, trainer.method, trainer.record.run
+    reasoner, method = trainer.reasoner, trainer.method
+    if trainer.share % c.minibatches:
+        raise ValueError(f"{trainer.share} prompts a process cannot be cut into {c.minibatches} minibatches")
     reference = copy.deepcopy(method).requires_grad_(False).eval() if c.kl else None
 
     def update(step: int) -> dict:
-        problems = env.train_batch(run.seed, trainer.index(step), trainer.share)
+        problems = trainer.problems(env, step)
         prompt = reasoner.codec.prompt([p.question for p in problems], trainer.accelerator.device)
         rolled = rollout(method, prompt, c.group, reasoner.max_tokens, reasoner.codec.end, c.temperature)
         texts = reasoner.codec.texts(rolled.tokens_BT)
@@ -31,8 +33,8 @@ def fit(trainer: Trainer, env: Environment) -> None:
         reward_B = torch.tensor([v.reward for v in verdicts], device=used_B.device) - c.latent_cost * used_B
         reward_PG = reward_B.view(-1, c.group)
         adv_B = advantages(reward_PG, c.advantage).flatten()
-        flat_P = reward_PG.std(1, correction=0) < 1e-8
-        watch(trainer, bool(flat_P.all()))
+        flat_P = flat(reward_PG)
+        watch(trainer, bool(flat_P.all()), all(v.correct for v in verdicts))
 
         parts = [rolled.prompts(slice(i, i + size)) for size in [len(problems) // c.minibatches]
                  for i in range(0, len(problems), size)]  # fmt: skip
@@ -62,7 +64,7 @@ def fit(trainer: Trainer, env: Environment) -> None:
                      "text": texts[i], "correct": verdicts[i].correct, "reward": float(reward_B[i]),
                      "parsed": verdicts[i].parsed, "reason": verdicts[i].reason, "used": int(used_B[i]),
                      "tokens": lengths[i]}
-                    for i in range(2 * c.group)
+                    for i in range(min(2 * c.group, len(texts)))
                 ]
             )  # fmt: skip
         share = lambda name: sum(getattr(v, name) for v in verdicts) / len(verdicts)  # noqa: E731
@@ -91,17 +93,23 @@ def on_policy(metrics: dict, scored: list[Decision], sampled: list[Decision]) ->
     """
     assert metrics["ratio_min"] == metrics["ratio_max"] == 1, f"ratio on fresh rollouts: {metrics}"
     gap = max(float(((a.logp_BT - b.logp_BT).abs() * b.mask_BT).max()) for a, b in zip(scored, sampled, strict=True))
-    if gap > LARGEST_GAP:
+    if not gap <= LARGEST_GAP:
         raise RuntimeError(f"sampler and trainer differ by {gap:.3g} nats on one decision")
     return gap
 
 
-def watch(trainer: Trainer, flat: bool) -> None:
-    """Stop after `patience` updates in a row without one group that has any spread of reward."""
-    streak = trainer.counters.get("flat", 0) + 1 if flat else 0
+def watch(trainer: Trainer, no_signal: bool, all_right: bool) -> None:
+    """After `patience` updates in a row without one group that has any spread of reward: the end, or an error.
+
+    Where every rollout was right there is nothing left to learn; otherwise nothing can be learned.
+    """
+    no_signal, all_right = trainer.all_agree(no_signal), trainer.all_agree(all_right)
+    streak = trainer.counters.get("flat", 0) + 1 if no_signal else 0
     trainer.counters["flat"] = streak
-    if streak >= trainer.config.patience:
+    if streak < trainer.config.patience:
+        return
+    if not all_right:
         raise RuntimeError(
-            f"no group had any spread of reward for {streak} updates: every rollout of a prompt was right, or every "
-            "one wrong; start from a model that is sometimes right"
+            f"no group had any spread of reward for {streak} updates: start from a model that is sometimes right"
         )
+    trainer.enough = True

@@ -11,7 +11,7 @@ from eval.environments.base import Environment, Finite, Problem
 from eval.judge import Item, as_rows, by_level, judge, summary
 from latent import backbone, hub, methods
 from latent.generate import Reasoner
-from latent.text import Codec
+from latent.text import Batch, Codec
 from train import checkpoint, distill, rlvr
 from train.config import RLVR, Run
 from train.loop import Trainer
@@ -24,11 +24,14 @@ def execute(run: Run, root: Path, say: Callable[[dict], None] = lambda event: No
     """Train and judge `run`, going on where a killed one stopped. Returns its result, of a finished run at once."""
     from accelerate import Accelerator
 
-    record = Record(root, run)
-    if record.result:
-        return record.result
     accelerator = Accelerator(cpu=device == "cpu")
+    record = Record(root, run)
     env = environments.build(run.env)
+    record.must_match(env.fingerprint())
+    done = record.result
+    accelerator.wait_for_everyone()  # all have looked before anyone writes
+    if done:
+        return done
     torch.manual_seed(run.seed)
     reasoner = begin(run, env, root)
     problems = test_problems(run, env)
@@ -36,18 +39,21 @@ def execute(run: Run, root: Path, say: Callable[[dict], None] = lambda event: No
     reasoner.method.to(accelerator.device)
     trainer = Trainer(reasoner, record, accelerator, say)
     if accelerator.is_main_process:
-        record.open()
+        record.open(env.fingerprint())
     accelerator.wait_for_everyone()
     (rlvr if isinstance(run.train, RLVR) else distill).fit(trainer, env)
-    if not accelerator.is_main_process:
-        return {}
-    hub.save(reasoner, record.home / "model")
-    result = final(run, env, problems, reasoner, record, say) | {
-        "core_seconds": trainer.core_seconds,
-        "parameters": sum(p.numel() for p in reasoner.method.parameters()),
-    }
-    record.finish(result)
-    checkpoint.remove(record.home / "checkpoint")
+    result = {}
+    if accelerator.is_main_process:
+        hub.save(reasoner, record.home / "model")
+        result = final(run, env, problems, reasoner, record, say) | {
+            "core_seconds": trainer.core_seconds,
+            "updates": trainer.done,
+            "steps_written": reasoner.method.steps_written(env.chain_steps),
+            "parameters": sum(p.numel() for p in reasoner.method.parameters()),
+        }
+        record.finish(result)
+        checkpoint.remove(record.home / "checkpoint")
+    accelerator.wait_for_everyone()
     return result
 
 
@@ -57,7 +63,7 @@ def begin(run: Run, env: Environment, root: Path) -> Reasoner:
         started = hub.load(root / run.init if (root / run.init).is_dir() else run.init)
         method = methods.build(run.method, started.method.backbone)
         inherit(method, started.method, run.init)
-        return Reasoner(method, started.codec, env.answer_tokens, env.chain_tokens)
+        return Reasoner(method, started.codec, env.answer_tokens, env.chain_tokens, env.chain_steps)
     if run.model.pretrained is not None:
         body, tokenizer = backbone.from_pretrained(run.model.pretrained)
         codec = Codec(tokenizer)
@@ -65,16 +71,19 @@ def begin(run: Run, env: Environment, root: Path) -> Reasoner:
     else:
         codec = env.codec(run.model)
         body = backbone.from_scratch(run.model, codec.size, codec.pad, codec.end)
-    return Reasoner(methods.build(run.method, body), codec, env.answer_tokens, env.chain_tokens)
+    return Reasoner(methods.build(run.method, body), codec, env.answer_tokens, env.chain_tokens, env.chain_steps)
 
 
 def inherit(method, started, name: str) -> None:
-    """Take over the weights of a finished method; a new stop head starts fresh, train-only parts may stay behind."""
-    missing, unexpected = method.load_state_dict(started.state_dict(), strict=False)
-    odd = [k for k in missing if not k.startswith(("stop.", *TRAIN_ONLY))]
-    odd += [k for k in unexpected if not k.startswith(("stop.", *TRAIN_ONLY, "stage", "in_stage", "exact"))]
+    """Take over the weights of a finished method. Stop head, train-only parts and curriculum may start afresh or stay
+    behind; everything else must be there in the same shape."""
+    old, new = started.state_dict(), method.state_dict()
+    free = ("stop.", *TRAIN_ONLY, *(n for m in (started, method) for n, _ in m.named_buffers()))
+    same = {k: v for k, v in old.items() if k in new and v.shape == new[k].shape}
+    odd = [k for k in old.keys() | new.keys() if k not in same and not k.startswith(free)]
     if odd:
-        raise ValueError(f"the weights of {name} do not fit {type(method).__name__}: {', '.join(odd[:3])}")
+        raise ValueError(f"the weights of {name} do not fit {type(method).__name__}: {', '.join(sorted(odd)[:3])}")
+    method.load_state_dict(same, strict=False)
 
 
 def test_problems(run: Run, env: Environment) -> list[Problem]:
@@ -90,16 +99,21 @@ def must_fit(reasoner: Reasoner, env: Environment, run: Run, test: list[Problem]
     """Raise ValueError, before anything is written, for a problem longer than the model's positions."""
     codec, method, has = reasoner.codec, reasoner.method, reasoner.method.backbone.positions
     train = env.splits["train"] if isinstance(env, Finite) else env.train_batch(run.seed, 0, run.train.batch)
-
+    wider = max([0, *(k - method.steps for k in run.judge.sweep)]) * getattr(method, "stride", 0)
     for p in test + train:
         prompt = len(codec.question(p.question))
-        answer = len(codec.answer(p.answer))
-        needs = method.needs(prompt, [len(codec.step(s)) for s in p.steps], max(answer, reasoner.answer_tokens))
+        answer = max(len(codec.answer(p.answer)), reasoner.answer_tokens)
+        needs = method.needs(prompt, [len(codec.step(s)) for s in p.steps], answer) + wider
         if needs > has:
             raise ValueError(
                 f"problem {p.key} needs {needs} positions ({prompt} to read, the rest to think and answer), "
                 f"the model has {has} (--model.n-positions)"
             )
+    if not isinstance(run.train, RLVR):
+        buffers = {name: b.clone() for name, b in method.named_buffers()}
+        with torch.no_grad(), torch.random.fork_rng():
+            method.loss(Batch.of(train[:2], codec))  # what a method itself has to object to
+        method.load_state_dict(buffers, strict=False)
 
 
 def final(run: Run, env: Environment, problems: list[Problem], reasoner: Reasoner, record: Record, say) -> dict:

@@ -1,7 +1,7 @@
 """How fast training and generation are: core-seconds, arms side by side in one process, ratios round by round.
 
-`python -m train.speed` measures the tiny cups model and the GPT-2-small shape. Rounds alternate between the arms, so that
-a shared machine's drift hits all of them; medians are over rounds, ratios are medians of each round's ratio.
+`python -m train.speed` measures the tiny cups model and the GPT-2-small shape. Rounds alternate between the arms, so
+that a shared machine's drift hits all of them; medians are over rounds, ratios are medians of each round's ratio.
 """
 
 import json
@@ -31,7 +31,15 @@ class Speed:
 
 
 def main() -> int:
-    asked = tyro.cli(Speed, prog="python -m train.speed", description=__doc__)
+    try:
+        return measure(tyro.cli(Speed, prog="python -m train.speed", description=__doc__))
+    except (ValueError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+
+
+def measure(asked: Speed) -> int:
+    """Measure, print, keep."""
     import torch
 
     torch.set_num_threads(1)

@@ -35,11 +35,13 @@ class Verdict:
 class Environment:
     """Problems and their judge. Subclasses write `problems`, `train_batch`, `verify`, `codec`, and say the sizes.
 
-    `answer_tokens`, `chain_tokens`: the longest text to decode. `main_level`: the level that tables report.
+    `answer_tokens`, `chain_tokens`, `chain_steps`: the longest answer and chain to decode. `main_level`: the level that
+    tables report.
     """
 
     answer_tokens: int
     chain_tokens: int
+    chain_steps: int
     main_level: int = 0
 
     def levels(self) -> list[int]:
@@ -50,7 +52,7 @@ class Environment:
         """The first n problems of "valid" or "test" at a level, the same every time; fewer where there are no more."""
         raise NotImplementedError  # each environment's own
 
-    def train_batch(self, seed: int, index: int, size: int) -> list[Problem]:
+    def train_batch(self, seed: int | str, index: int, size: int) -> list[Problem]:
         """Batch `index` of the training split: a pure function of its arguments, so that a resume is exact."""
         raise NotImplementedError  # each environment's own
 
@@ -61,6 +63,10 @@ class Environment:
     def codec(self, model):
         """The codec for a scratch model of this environment."""
         raise NotImplementedError  # each environment's own
+
+    def fingerprint(self) -> str | None:
+        """Hash of the data where it comes from files, None where the config alone says what it is."""
+        return None
 
     def floors(self, problems: list[Problem]) -> dict[str, float]:
         """Scores that need no reasoning, measured or derived: chance, shortcuts."""
@@ -117,7 +123,12 @@ class Finite(Environment):
 
     splits: dict[str, list[Problem]]
 
-    def hold(self, splits: dict[str, list[Problem]]) -> None:
+    def hold(self, train: list[Problem], test: list[Problem] | None) -> None:
+        """Keep the splits; without test problems the first tenth is held out. Raises ValueError if one is empty."""
+        if test is None:
+            cut = max(1, len(train) // 10)
+            train, test = train[cut:], train[:cut]
+        splits = {"train": train, "test": test}
         seen: set[str] = set()
         self.splits = {}
         for name in ("test", "valid", "train"):
@@ -126,6 +137,9 @@ class Finite(Environment):
                 if p.key not in seen:
                     seen.add(p.key)
                     self.splits[name].append(p)
+        for name in ("train", "test"):
+            if not self.splits[name]:
+                raise ValueError(f"no problem is left to {name} on (a problem in both files counts as one to test on)")
         self._order: tuple = (None, [])
 
     def problems(self, split, level, n):
@@ -135,7 +149,11 @@ class Finite(Environment):
         train = self.splits["train"]
         return [self._shuffled(seed, i // len(train))[i % len(train)] for i in range(index * size, (index + 1) * size)]
 
-    def _shuffled(self, seed: int, epoch: int) -> list[Problem]:
+    def fingerprint(self) -> str:
+        keys = " ".join(p.key for name in ("train", "test") for p in self.splits[name])
+        return blake2b(keys.encode(), digest_size=8).hexdigest()
+
+    def _shuffled(self, seed: int | str, epoch: int) -> list[Problem]:
         if self._order[0] != (seed, epoch):
             order = list(self.splits["train"])
             random.Random(f"epoch {seed} {epoch}").shuffle(order)

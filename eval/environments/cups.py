@@ -35,6 +35,7 @@ class CupsEnvironment(Generated):
     def __init__(self, config: Cups):
         self.config = config
         self.answer_tokens, self.chain_tokens = config.cups, config.cups * config.swaps
+        self.chain_steps = config.swaps
         self.main_level = config.swaps
         self._moves = {f"{i}{j}": (i, j) for i, j in combinations(range(config.cups), 2)}
         self._names = list(self._moves)

@@ -25,7 +25,7 @@ def _file_rows(path: Path) -> Iterator[tuple[object, str]]:
     if not path.is_file():
         raise ValueError(f"no such data file: {path}")
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as e:
         raise ValueError(f"{path} is not text: {e}") from None
     if text.lstrip().startswith("["):
@@ -35,7 +35,7 @@ def _file_rows(path: Path) -> Iterator[tuple[object, str]]:
             raise ValueError(f"{path}, line {e.lineno}: not JSON: {e.msg}") from None
         yield from ((row, f"{path}, item {i}") for i, row in enumerate(rows, 1))
         return
-    for i, line in enumerate(text.splitlines(), 1):
+    for i, line in enumerate(text.split("\n"), 1):  # splitlines would cut at U+2028, which JSON allows
         if line.strip():
             try:
                 yield json.loads(line), f"{path}, line {i}"

@@ -7,11 +7,12 @@ alone.
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 
 from eval.environments.base import Finite, Problem, Verdict
 from eval.environments.files import json_rows
 
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
+NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\.\d+", re.ASCII)
 EQUATION = re.compile(r"<<[^<>]*>>")
 
 
@@ -28,19 +29,19 @@ class GSM8K:
     max_chain: int = 96
     """Longest chain in tokens, for methods that write one."""
 
+    def __post_init__(self):
+        if self.max_answer < 1 or self.max_chain < 1:
+            raise ValueError(
+                f"env.max_answer and env.max_chain must be at least 1, got {self.max_answer}, {self.max_chain}"
+            )
+
 
 class GSM8KEnvironment(Finite):
     def __init__(self, config: GSM8K):
         self.answer_tokens, self.chain_tokens = config.max_answer, config.max_chain
+        self.chain_steps = max(1, config.max_chain // 8)
         train = [parse(row, place) for row, place in json_rows(config.train)]
-        if config.test:
-            test = [parse(row, place) for row, place in json_rows(config.test)]
-        else:
-            cut = max(1, len(train) // 10)
-            test, train = train[:cut], train[cut:]
-        self.hold({"train": train, "test": test})
-        if not self.splits["train"]:
-            raise ValueError(f"{config.train} leaves no problem to train on")
+        self.hold(train, [parse(row, place) for row, place in json_rows(config.test)] if config.test else None)
 
     def verify(self, problem, text):
         said = text.rsplit("###", 1)[-1].strip() if "###" in text else ""
@@ -56,9 +57,9 @@ class GSM8KEnvironment(Finite):
         return bpe_codec((p.question + "".join(p.steps) + p.answer for p in train), model.vocab_size)
 
 
-def value(text: str) -> float:
+def value(text: str) -> Decimal:
     """A number as written: thousands separators do not count, 3.0 is 3."""
-    return float(text.replace(",", ""))
+    return Decimal(text.replace(",", ""))
 
 
 def parse(row: dict, place: str) -> Problem:

@@ -58,13 +58,14 @@ class _ProsQA(Environment):
 
     answer_tokens = 24
     chain_tokens = 128
+    chain_steps = 6
 
     def verify(self, problem, text):
-        said = text.rsplit("###", 1)[-1].strip().rstrip(".").strip()
+        said = text.rsplit("###", 1)[-1].strip().rstrip(".").strip() if "###" in text else ""
         right = problem.answer.removeprefix("### ").rstrip(". ")
         words = said.split()
         if len(words) != 4 or words[1:3] != ["is", "a"]:
-            return Verdict(0.0, False, False, 'not of the form "X is a Y."')
+            return Verdict(0.0, False, False, 'not of the form "### X is a Y ."')
         correct = words == right.split()
         return Verdict(float(correct), correct, True, "" if correct else f"expected {right}")
 
@@ -107,12 +108,7 @@ class GeneratedProsQA(_ProsQA, Generated):
 class OfficialProsQA(_ProsQA, Finite):
     def __init__(self, config: ProsQA):
         train = [parse(row, place) for row, place in json_rows(config.train)]
-        if config.test:
-            test = [parse(row, place) for row, place in json_rows(config.test)]
-        else:
-            cut = max(1, len(train) // 10)
-            test, train = train[:cut], train[cut:]
-        self.hold({"train": train, "test": test})
+        self.hold(train, [parse(row, place) for row, place in json_rows(config.test)] if config.test else None)
 
 
 @dataclass
@@ -267,6 +263,8 @@ def parse(row: dict, place: str) -> Problem:
     for key, kind in (("question", str), ("answer", str), ("steps", list), ("edges", list), ("idx_to_symbol", list)):
         if not isinstance(row.get(key), kind):
             raise ValueError(f"{place}: field {key!r} must be a {kind.__name__}, got {row.get(key)!r:.40}")
+    if not all(isinstance(step, str) for step in row["steps"]):
+        raise ValueError(f"{place}: field 'steps' must be a list of strings, got {row['steps']!r:.40}")
     n = len(row["idx_to_symbol"])
     nodes = {key: whole_number(row, key, place, n) for key in ("root", "target", "neg_target")}
     for edge in row["edges"]:

@@ -14,11 +14,10 @@ from latent.thought import Chooser, Prompt, Thought
 class Method(nn.Module):
     """How a backbone thinks. Subclasses write `think` and `loss`.
 
-    `steps` is the number of latent steps when answering; `writes_chain` says whether the text holds a chain.
+    `steps` is the number of latent steps when answering.
     """
 
     steps = 0
-    writes_chain = False
 
     def __init__(self, config: MethodConfig, backbone: Backbone):
         super().__init__()
@@ -31,6 +30,10 @@ class Method(nn.Module):
         ValueError where prompt and thoughts need more positions than the model has.
         """
         raise NotImplementedError  # each method's own
+
+    def steps_written(self, chain: int) -> int:
+        """How many of a chain's steps the text still holds before the answer."""
+        return 0
 
     def needs(self, prompt: int, steps: list[int], answer: int) -> int:
         """Positions that a problem needs at most, given the tokens of its prompt, its chain's steps and its answer."""
@@ -57,12 +60,16 @@ class AlongSequence(Method):
         self.stop = halting.build(config.halt, backbone.width) if sequence else None
 
     def needs(self, prompt, steps, answer):
-        return prompt + self.stride * self.steps + (sum(steps) if self.writes_chain else 0) + answer - 1
+        return prompt + self.stride * self.steps + answer - 1
 
     def think(self, prompt, choose, group=1, steps=None):
         k = self.steps if steps is None else steps
+        return self.loop(prompt, choose, group, k, max(k, self.steps), self.stop)
+
+    def loop(self, prompt: Prompt, choose: Chooser, group: int, k: int, room: int, stop) -> Thought:
+        """Think for at most k latents; the text begins where `room` latents would end, whatever was used."""
         h_PD, context = self.backbone.read(prompt.ids_BT, prompt.mask_BT)
-        states, pace = [h_PD], halting.Pace(self.stop, choose, len(h_PD), group, h_PD.device)
+        states, pace = [h_PD], halting.Pace(stop, choose, len(h_PD), group, h_PD.device)
         for _ in range(k):
             if not pace.go_on(states[-1]):
                 break
@@ -70,9 +77,9 @@ class AlongSequence(Method):
             h_P1D, context = self.backbone.step(x_PD[:, None], context.skip(self.stride - 1))
             states.append(h_P1D[:, 0])
         done, states_PKD = len(states) - 1, torch.stack(states, 1)
-        context = context.skip(self.stride * (k - done))  # where the text begins does not tell when thinking stopped
+        context = context.skip(self.stride * (room - done))
         prompt_U, used_U, row_B = pace.rows()
-        if self.stop is None:
+        if stop is None:
             return Thought(states_PKD[:, -1:], context, states_PKD, used_U, choose.decisions(), row_B)
         if row_B is not None:
             context, states_PKD = context.rows(prompt_U), states_PKD[prompt_U]

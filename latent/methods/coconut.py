@@ -1,7 +1,8 @@
 """Coconut (Hao et al. 2024, arXiv:2412.06769, sec. 3): a curriculum turns a chain in tokens into latents.
 
 In stage s the first s steps are gone and s * c latents stand in their place; the loss is on the text that remains.
-Stage 0 is CoT; the last stage has all k latents and the answer alone, however many steps a problem had.
+Stage 0 is CoT; the last stage has all k latents and the answer alone, however many steps a problem had. With k = 0
+there is only the last: no-CoT.
 
 Deviates: a stage ends when the model writes the remaining text (`advance_at`), not only after a fixed number of
 updates, and a share of batches comes from earlier stages, so that one run without a hand-made schedule goes through.
@@ -14,6 +15,7 @@ from latent.methods.base import AlongSequence, text_loss
 from latent.thought import Greedy
 
 _MEMORY = 0.98  # of the moving average of exact match: about the last 50 batches
+_FEWEST = 20  # updates in a stage before the average is believed
 
 
 class Coconut(AlongSequence):
@@ -22,42 +24,42 @@ class Coconut(AlongSequence):
     def __init__(self, config, backbone):
         super().__init__(config, backbone)
         self.last = config.n_latent // config.latents_per_step + 1
-        self.register_buffer("stage", torch.zeros((), dtype=torch.long))
+        self.register_buffer("stage", torch.tensor(0 if config.n_latent else self.last))
         self.register_buffer("in_stage", torch.zeros((), dtype=torch.long))
-        self.register_buffer("exact", torch.zeros(()))
+        self.register_buffer("exact", torch.zeros(2))  # the sum and the weight of a moving average
 
     def latents(self, stage: int) -> int:
         """Latents in a stage."""
         return min(stage * self.config.latents_per_step, self.config.n_latent)
 
-    @property
-    def writes_chain(self) -> bool:
-        return int(self.stage) < self.last
+    def steps_written(self, chain):
+        return 0 if self.stage == self.last else max(0, chain - int(self.stage))
 
     def needs(self, prompt, steps, answer):
-        stages = (self.stride * self.latents(s) + sum(steps[s:]) for s in range(self.last + 1))
-        return prompt + max(stages) + answer - 1
+        stages = (self.stride * self.latents(s) + sum(steps[s:]) for s in range(self.last))
+        return prompt + max(*stages, self.stride * self.config.n_latent) + answer - 1
 
     def think(self, prompt, choose, group=1, steps=None):
-        k = self.latents(int(self.stage)) if steps is None else steps
-        return super().think(prompt, choose, group, k)
+        trained = self.latents(int(self.stage))
+        k = trained if steps is None else steps
+        return self.loop(prompt, choose, group, k, max(k, trained), self.stop)
 
     def loss(self, batch):
         stage = int(self.stage)
         earlier = stage > 0 and torch.rand(()) < self.config.earlier
         drawn = int(torch.randint(stage, ())) if earlier else stage
         text = batch.chain(skip=drawn if drawn < self.last else max(map(len, batch.steps)))
-        thought = self.think(batch.prompt, Greedy(), steps=self.latents(drawn))
+        k = self.latents(drawn)
+        thought = self.loop(batch.prompt, Greedy(), 1, k, k, stop=None)
         loss, metrics = text_loss(self.backbone, thought, text)
-        if drawn == stage:
-            self._advance(metrics["exact"])
+        self._advance(None if drawn < stage else metrics["exact"])
         return loss, {**metrics, "stage": self.stage.float()}
 
     def _advance(self, exact) -> None:
         self.in_stage += 1
-        self.exact.lerp_(exact, 1 - _MEMORY)
-        seen = 1 - _MEMORY ** int(self.in_stage)  # the average starts from nothing in every stage
-        good = self.exact / seen > self.config.advance_at and self.in_stage >= 20
+        if exact is not None:
+            self.exact.lerp_(torch.stack([exact, torch.ones_like(exact)]), 1 - _MEMORY)
+        good = self.exact[0] > self.config.advance_at * self.exact[1] and self.in_stage >= _FEWEST
         if self.stage < self.last and (good or self.in_stage == self.config.stage_steps):
             self.stage += 1
             self.in_stage.zero_()

@@ -7,7 +7,11 @@ from latent.thought import Greedy
 class CoT(AlongSequence):
     """Reads the prompt, writes the chain and the answer; trained on both."""
 
-    writes_chain = True
+    def steps_written(self, chain):
+        return chain
+
+    def needs(self, prompt, steps, answer):
+        return prompt + sum(steps) + answer - 1
 
     def loss(self, batch):
         return text_loss(self.backbone, self.think(batch.prompt, Greedy()), batch.chain())

@@ -49,13 +49,15 @@ class Recurrent(Method):
 
     def think(self, prompt, choose, group=1, steps=None):
         r = self.steps if steps is None else steps
-        trace, place, pace = self.run(prompt, choose, group, r)
+        trace, place, pace = self.run(prompt, choose, group, r, self.stop)
         prompt_U, used_U, row_B = pace.rows()
         states_PRTD = torch.stack(trace, 1)
         h_UTD = self.read_out(states_PRTD[prompt_U, used_U], place.rows(prompt_U))
         return Thought(h_UTD, None, states_PRTD[prompt_U, :, -1], used_U, choose.decisions(), row_B)
 
-    def run(self, prompt: Prompt, choose: Chooser, group: int, r: int) -> tuple[list[Tensor], "Place", halting.Pace]:
+    def run(
+        self, prompt: Prompt, choose: Chooser, group: int, r: int, stop
+    ) -> tuple[list[Tensor], "Place", halting.Pace]:
         """The states (B, T, D) before the loop and after each recurrence, where their positions are, and the pace."""
         extra = self.config.answer_tokens - 1
         ids_BT, mask_BT = prompt.ids_BT, prompt.mask_BT
@@ -69,7 +71,7 @@ class Recurrent(Method):
         h_BTD, _ = self.backbone.layers.enter(self.backbone.embed(ids_BT), place.pos_BT)
         injected_BTD = self.inject(self.backbone.loop(h_BTD, self.prelude, place.pos_BT, place.mask_BT))
         trace = [torch.zeros_like(injected_BTD)]
-        pace = halting.Pace(self.stop, choose, len(ids_BT), group, ids_BT.device)
+        pace = halting.Pace(stop, choose, len(ids_BT), group, ids_BT.device)
         for _ in range(r):
             if not pace.go_on(trace[-1][:, -1]):
                 break
@@ -84,7 +86,7 @@ class Recurrent(Method):
 
     def loss(self, batch):
         r = int(torch.randint(self.config.r_min, self.config.r_max + 1, ()))
-        trace, place, _ = self.run(batch.prompt, Greedy(), 1, r)
+        trace, place, _ = self.run(batch.prompt, Greedy(), 1, r, stop=None)
         states_NTD = torch.stack(trace[1:], 1).flatten(0, 1)  # row b * r + i - 1
         rows_N = torch.arange(len(place.pos_BT), device=place.pos_BT.device).repeat_interleave(r)
         h_NTD = self.read_out(states_NTD, place.rows(rows_N))

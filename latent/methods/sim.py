@@ -30,6 +30,8 @@ class Sim(AlongSequence):
         loss, metrics = text_loss(self.backbone, thought, pad_right(batch.answers, batch.pad, device))
         if self.config.n_latent == 0:
             return loss, metrics
+        if not any(batch.steps):
+            return loss, metrics
         rows_N, text = self.step_targets(batch, device)
         latents_ND = thought.states_UKD[:, 1:].flatten(0, 1)
         if rows_N is not None:
@@ -49,7 +51,7 @@ class Sim(AlongSequence):
         k = self.config.n_latent
         enough = []
         for steps in batch.steps:
-            n = min(k, len(steps))
+            n = min(k, max(1, len(steps)))
             while n > 1 and len(steps) <= k and steps[n - 2] == steps[-1]:
                 n -= 1
             enough.append(n)

@@ -81,14 +81,16 @@ def test_gradients_are_those_of_the_familys_forward(family):
 
 
 def test_dropout_is_the_familys():
-    config = GPT2Config(vocab_size=17, n_embd=32, n_layer=2, n_head=4, n_positions=64, resid_pdrop=0.5, attn_pdrop=0,
-                        bos_token_id=None, eos_token_id=None)  # fmt: skip
+    ids = {"bos_token_id": None, "eos_token_id": None}
+    config = GPT2Config(vocab_size=17, n_embd=32, n_layer=2, n_head=4, n_positions=64, attn_pdrop=0, **ids)
+    assert config.resid_pdrop == config.embd_pdrop == 0.1
     backbone = Backbone(GPT2LMHeadModel(config).double().train())
     ids = torch.randint(17, (2, 5))
+    _, context = backbone.read(ids[:, :1])
     torch.manual_seed(3)
-    got = backbone.sequence(backbone.embed(ids))
+    got, _ = backbone.step(backbone.embed(ids), context)
     torch.manual_seed(3)
-    want = backbone.decoder[0](ids, use_cache=False).last_hidden_state
+    want, _ = backbone._forward(backbone.embed(ids), 1 + torch.arange(5).expand(2, 5), context.layers, None)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
 
 

@@ -120,3 +120,22 @@ def test_greedy_decoding_is_the_argmax_recomputed():
             assert torch.equal(best, tokens[:, t])
             h_B1D, context = method.backbone.step(method.backbone.embed(best[:, None]), context)
             h_BD = h_B1D[:, 0]
+
+
+def test_a_minibatch_replays_like_the_whole():
+    """Prompts whose rollouts all stopped early, or all ended early, are thought about and read no further."""
+    reasoner = small_reasoner(Sim(n_latent=6, stride=2, halt=LearnedStop(bias=1.0)), dtype=torch.float64)
+    rolled = rollout(reasoner.method, ragged_prompt(), 3, 4, None, 1.0)
+    whole = score(reasoner.method, rolled, 1.0)
+    lengths = set()
+    for p in range(3):
+        part = rolled.prompts(slice(p, p + 1))
+        for a, b, recorded in zip(score(reasoner.method, part, 1.0), whole, part.decisions):
+            lengths.add(recorded.mask_BT.shape[1])
+            assert torch.equal(a.mask_BT, recorded.mask_BT)
+            t = a.mask_BT.shape[1]
+            torch.testing.assert_close(
+                a.logp_BT * a.mask_BT, (b.logp_BT * b.mask_BT)[3 * p : 3 * p + 3, :t], rtol=0, atol=1e-12
+            )
+            assert not b.mask_BT[3 * p : 3 * p + 3, t:].any()
+    assert len(lengths) > 2

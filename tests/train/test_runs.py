@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+from importlib import metadata
 
 import pytest
 import torch
 
-from eval.environments import Cups
+from eval.environments import Cups, Verdict
 from latent import load
 from latent.config import Coconut, CoT, LearnedStop, ModelConfig, Recurrent, Sim
 from train import checkpoint, rlvr
@@ -103,22 +104,22 @@ def test_rl_logs_a_ratio_of_one_and_verdicts(tmp_path):
 
 
 def test_rl_climbs_where_reward_depends_on_a_stop_alone(tmp_path):
-    """With a cost and a verdict that never changes, the best policy is not to think: the stop is learned."""
+    """Untrained, every answer is a guess, so the cost decides: the best policy is not to think."""
     start = sft(STOPPING, steps=0)
     runs.execute(start, tmp_path, device="cpu")
-    run = rl(start, STOPPING, steps=30, lr=1e-2, latent_cost=1.0, log_every=10, batch=8, group=8)
+    run = rl(start, STOPPING, steps=30, lr=1e-2, latent_cost=1.0, log_every=1, batch=8, group=8)
     runs.execute(run, tmp_path, device="cpu")
     used = [json.loads(line)["used"] for line in (tmp_path / run.id / "metrics.jsonl").read_text().splitlines()]
     assert used[0] > 1 and used[-1] < 0.1
 
 
-def test_sft_and_rl_see_no_test_problem(tmp_path, monkeypatch):
+def test_training_sees_no_test_problem():
     from eval import environments
 
     env = environments.build(Cups())
     test = {p.key for lv in env.levels() for p in env.problems("test", lv, 1000)}
     seen = {p.key for i in range(60) for p in env.train_batch(0, i, 64)}
-    assert len(seen) > 3000 and not seen & test
+    assert len(seen) > 2500 and not seen & test
 
 
 def test_record_holds_what_was_asked_and_what_came_out(tmp_path):
@@ -127,7 +128,7 @@ def test_record_holds_what_was_asked_and_what_came_out(tmp_path):
     home = tmp_path / run.id
     config = json.loads((home / "config.json").read_text())
     assert config["method"] == {"class": "CoT"} and config["train"]["class"] == "SFT"
-    assert json.loads((home / "env.json").read_text())["packages"]["torch"] == torch.__version__.split("+")[0] or True
+    assert json.loads((home / "env.json").read_text())["packages"]["torch"] == metadata.version("torch")
     assert json.loads((home / "result.json").read_text()) == result
     judged = [json.loads(line) for line in (home / "samples.jsonl").read_text().splitlines()]
     main = [s for s in judged if s["level"] == 8]
@@ -175,16 +176,12 @@ def test_a_loss_that_is_no_number_stops_and_saves_nothing(tmp_path, monkeypatch)
 def test_groups_without_spread_stop_the_run(tmp_path, monkeypatch):
     start = sft(Sim(n_latent=8, stride=4))
     runs.execute(start, tmp_path, device="cpu")
-    monkeypatch.setattr(rlvr, "verify", lambda env, p, text: rlvr_verdict())
     run = rl(start, Sim(n_latent=8, stride=4), patience=3)
+    monkeypatch.setattr(rlvr, "verify", lambda env, p, text: Verdict(0.0, False, True))
     with pytest.raises(RuntimeError, match="no group had any spread of reward for 3 updates"):
         runs.execute(run, tmp_path, device="cpu")
-
-
-def rlvr_verdict():
-    from eval.environments import Verdict
-
-    return Verdict(0.0, False, True)
+    monkeypatch.setattr(rlvr, "verify", lambda env, p, text: Verdict(1.0, True, True))
+    assert runs.execute(run, tmp_path, device="cpu")["updates"] == 3  # nothing is left to learn: a whole run
 
 
 def test_a_kill_while_saving_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
@@ -206,3 +203,17 @@ def test_a_kill_while_saving_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
     assert checkpoint.load(folder) == {"step": 3}
     folder.rename(folder.with_name("checkpoint.old"))  # a kill between the two renames
     assert checkpoint.load(folder) == {"step": 3}
+
+
+def test_a_run_is_not_taken_for_one_on_other_data(tmp_path):
+    from eval.environments import GSM8K
+
+    data = tmp_path / "data.jsonl"
+    rows = [f'{{"question": "What is {i}?", "answer": "#### {i}"}}\n' for i in range(40)]
+    data.write_text("".join(rows))
+    small = dataclasses.replace(MODEL, vocab_size=300)
+    run = Run(GSM8K(train=str(data)), small, Sim(n_latent=2), dataclasses.replace(SMALL_SFT, steps=2), JUDGE)
+    runs.execute(run, tmp_path / "runs", device="cpu")
+    data.write_text("".join(rows[:-1]))
+    with pytest.raises(ValueError, match="was made from other data"):
+        runs.execute(run, tmp_path / "runs", device="cpu")

@@ -25,7 +25,7 @@ class Record:
     def must_match(self, data: str | None) -> None:
         """Raise ValueError where this run was begun on other data: the config, and so the id, names files only."""
         path = self.home / "env.json"
-        if path.exists() and json.loads(path.read_text())["data"] != data:
+        if path.exists() and json.loads(path.read_text()).get("data") != data:
             raise ValueError(
                 f"{self.home} was made from other data under the same name; remove it or give another --out"
             )

@@ -74,6 +74,8 @@ class RLVR(SFT):
     """Learning rate of the stop head, as a multiple."""
     advantage: Literal["grpo", "dr_grpo"] = "grpo"
     """Group advantage: with or without division by the group's standard deviation."""
+    std_floor: float = 1e-6
+    """Smallest standard deviation that a group's rewards are divided by."""
     epochs: int = 1
     """Passes over each batch of rollouts."""
     minibatches: int = 1
@@ -105,6 +107,8 @@ class RLVR(SFT):
         for name in ("clip_low", "clip_high", "entropy", "kl", "stop_lr"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name} must be at least 0, got {getattr(self, name)}")
+        if not self.std_floor > 0:
+            raise ValueError(f"train.std_floor must be > 0, got {self.std_floor}")
         if not self.temperature > 0:
             raise ValueError(f"train.temperature must be > 0, got {self.temperature}")
 

@@ -6,17 +6,19 @@ from torch import Tensor
 from latent.thought import Decision
 
 
-def advantages(reward_PG: Tensor, kind: str) -> Tensor:
+def advantages(reward_PG: Tensor, kind: str, std_floor: float = 1e-6) -> Tensor:
     """Group-relative advantages, (P, G) -> (P, G).
 
-    `grpo`: (r - mean) / (std + 1e-6) (Shao et al. 2024, arXiv:2402.03300, sec. 4.1.2); `dr_grpo`: r - mean (Liu et al.
-    2025, arXiv:2503.20783, sec. 3.2), without the division that favours questions of little spread.
+    `grpo`: (r - mean) / max(std, floor) (Shao et al. 2024, arXiv:2402.03300, sec. 4.1.2, whose floor only keeps from
+    dividing by zero); `dr_grpo`: r - mean (Liu et al. 2025, arXiv:2503.20783, sec. 3.2), without the division that
+    favours questions of little spread. A larger floor is between the two: where all rollouts are right and differ in
+    cost alone, the cost then counts for about what it is and not for a whole standard deviation.
     """
     centred_PG = reward_PG - reward_PG.mean(1, keepdim=True)
     centred_PG = centred_PG.masked_fill(flat(reward_PG)[:, None], 0.0)  # rounding is no signal
     match kind:
         case "grpo":
-            return centred_PG / (reward_PG.std(1, keepdim=True, correction=0) + 1e-6)
+            return centred_PG / reward_PG.std(1, keepdim=True, correction=0).clamp(min=std_floor)
         case "dr_grpo":
             return centred_PG
     raise ValueError(f"advantage must be grpo or dr_grpo, got {kind!r}")

@@ -17,7 +17,9 @@ def cups() -> Experiment:
             "latent": Arm(sim, SFT(steps=1500)),
             "cot": Arm(CoT(), SFT(steps=1200)),
             "no-cot": Arm(NoCoT(), SFT(steps=1500)),
-            "latent-rlvr": Arm(sim, RLVR(steps=600, lr=6e-4, stop_lr=10.0, latent_cost=0.015), init="latent"),
+            "latent-rlvr": Arm(
+                sim, RLVR(steps=400, lr=6e-4, stop_lr=10.0, latent_cost=0.02, std_floor=0.01), init="latent"
+            ),
         },
     )
 

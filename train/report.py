@@ -38,6 +38,8 @@ class Screen:
 
     def show(self, arm: str, event: dict) -> None:
         if "finished" in event:
+            for bar in (bar for (owner, _), bar in self.bars.items() if owner == arm):
+                self.progress.update(bar, visible=False)
             verb = "finished" if event["new"] else "was finished before"
             self.console.print(f"[{arm}] {verb}: run {event['finished']}", markup=False, highlight=False)
             return

@@ -32,7 +32,7 @@ def fit(trainer: Trainer, env: Environment) -> None:
         used_B = rolled.used_B.float()
         reward_B = torch.tensor([v.reward for v in verdicts], device=used_B.device) - c.latent_cost * used_B
         reward_PG = reward_B.view(-1, c.group)
-        adv_B = advantages(reward_PG, c.advantage).flatten()
+        adv_B = advantages(reward_PG, c.advantage, c.std_floor).flatten()
         flat_P = flat(reward_PG)
         watch(trainer, bool(flat_P.all()), all(v.correct for v in verdicts))
 

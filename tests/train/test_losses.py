@@ -22,6 +22,8 @@ def test_advantages():
     torch.testing.assert_close(grpo[0], torch.tensor([1.0, -1, -1, 1]), atol=1e-5, rtol=0)
     torch.testing.assert_close(grpo[2], torch.tensor([-1.0, -1, -1, 3]) / 3**0.5, atol=1e-5, rtol=0)
     assert grpo[1].abs().max() == 0
+    floored = advantages(torch.tensor([[1.0, 0.98, 0.98, 1.0], [1.0, 0.0, 0.0, 1.0]]), "grpo", std_floor=0.1)
+    torch.testing.assert_close(floored, torch.tensor([[0.1, -0.1, -0.1, 0.1], [1.0, -1, -1, 1]]))
     for equal in (0.88, 0.985, -0.3):  # whose mean over 16 is off by rounding
         assert advantages(torch.full((2, 16), equal), "grpo").abs().max() == 0
     with pytest.raises(ValueError, match="ppo"):

@@ -1,13 +1,14 @@
 """RLVR: sample groups, verify them, and follow the policy gradient over every recorded decision."""
 
 import copy
+from dataclasses import asdict
 
 import torch
 
 from eval.environments.base import Environment
-from eval.judge import text_lengths, verify
+from eval.judge import Item, text_lengths, verify
 from latent.generate import rollout, score
-from latent.thought import Decision
+from latent.thought import Decision, Rollout
 from train.config import RLVR
 from train.loop import Trainer
 from train.losses import advantages, flat, kl_to_reference, policy_loss
@@ -36,8 +37,8 @@ def fit(trainer: Trainer, env: Environment) -> None:
         flat_P = flat(reward_PG)
         watch(trainer, bool(flat_P.all()), all(v.correct for v in verdicts))
 
-        parts = [rolled.prompts(slice(i, i + size)) for size in [len(problems) // c.minibatches]
-                 for i in range(0, len(problems), size)]  # fmt: skip
+        size = len(problems) // c.minibatches
+        parts = [rolled.prompts(slice(i, i + size)) for i in range(0, len(problems), size)]
         adv_parts = adv_B.chunk(c.minibatches)
         once = c.epochs * c.minibatches == 1
         old = [None] if once else [detached(score(method, part, c.temperature)) for part in parts]
@@ -57,16 +58,12 @@ def fit(trainer: Trainer, env: Environment) -> None:
                 metrics["grad_norm"] = trainer.descend(loss)
 
         if trainer.done % c.log_every == 0 and trainer.accelerator.is_main_process:
-            lengths = text_lengths(rolled.tokens_BT, reasoner.codec.end)
             trainer.record.samples(
                 [
-                    {"step": step + 1, "key": problems[i // c.group].key, "level": problems[i // c.group].level,
-                     "text": texts[i], "correct": verdicts[i].correct, "reward": float(reward_B[i]),
-                     "parsed": verdicts[i].parsed, "reason": verdicts[i].reason, "used": int(used_B[i]),
-                     "tokens": lengths[i]}
-                    for i in range(min(2 * c.group, len(texts)))
+                    {"step": step + 1, **asdict(item)}
+                    for item in judged(problems, rolled, texts, verdicts, reward_B, reasoner.codec.end)[: 2 * c.group]
                 ]
-            )  # fmt: skip
+            )
         share = lambda name: sum(getattr(v, name) for v in verdicts) / len(verdicts)  # noqa: E731
         return {
             "reward": reward_B.mean(),
@@ -79,6 +76,17 @@ def fit(trainer: Trainer, env: Environment) -> None:
         }
 
     trainer.fit(update, dropout=False)  # the sampler's policy and the trainer's are then one
+
+
+def judged(problems, rolled: Rollout, texts, verdicts, reward_B, end: int | None) -> list[Item]:
+    """The rollouts as judged items, whose reward is what the policy was given."""
+    lengths, used = text_lengths(rolled.tokens_BT, end), rolled.used_B.tolist()
+    return [
+        Item(p.key, p.level, text, v.correct, reward, v.parsed, v.reason, n, length)
+        for p, text, v, reward, n, length in zip(
+            [p for p in problems for _ in range(rolled.group)], texts, verdicts, reward_B.tolist(), used, lengths
+        )
+    ]
 
 
 def detached(decisions: list[Decision]) -> list[Decision]:

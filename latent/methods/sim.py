@@ -5,7 +5,7 @@ longer than the latents is dealt evenly over them; latents beyond the chain are 
 
 Deviates: the decoder is linear and writes all tokens of a step in parallel, instead of a second language model that
 writes them one by one. No token helps to guess the next, so the whole step must be in the latent; cups is then
-learned in about half the updates, and a training step stays cheap.
+learned sooner (paper/LOG.md), and a training step stays cheap.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """The judge: a reasoner on an environment's held-out problems, item by item."""
 
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from eval.environments.base import Environment, Problem, Verdict, iterate
 from eval.stats import wilson
@@ -78,8 +78,3 @@ def by_level(items: list[Item]) -> dict[int, dict]:
     for item in items:
         levels[item.level].append(item)
     return {level: summary(levels[level]) for level in sorted(levels)}
-
-
-def as_rows(items: list[Item]) -> list[dict]:
-    """Items as plain dicts, for `samples.jsonl`."""
-    return [asdict(i) for i in items]

@@ -1,8 +1,8 @@
 """The only file that runs `transformers` models: any causal LM as three verbs, `read`, `step` and `head`.
 
-GPT-2, Llama and Qwen3 go through the layer arithmetic of `latent/layers.py`, which costs a tenth of the framework's
-overhead on a one-position step and computes nothing of the last layer that no one reads. Every other family goes
-through its own `forward`.
+GPT-2, Llama and Qwen3 go through the layer arithmetic of `latent/layers.py`, without the framework's overhead on a
+one-position step, and nothing of the last layer is computed that no one reads. Every other family goes through its own
+`forward`.
 """
 
 from dataclasses import dataclass, replace
@@ -117,11 +117,8 @@ class Backbone(nn.Module):
 
         `mask_BT` is False on padding; None where there is none. Positions count from each row's first token.
         """
-        b, t = ids_BT.shape
-        if mask_BT is None:
-            pos_BT = torch.arange(t, device=ids_BT.device).expand(b, t)
-        else:
-            pos_BT = (mask_BT.long().cumsum(1) - 1).clamp(min=0)
+        t = ids_BT.shape[1]
+        pos_BT = positions(ids_BT, mask_BT)
         self.must_hold(t)
         h_BTD, layers = self._run(self.embed(ids_BT), pos_BT, None, mask_BT, keep=1)
         return h_BTD[:, -1], Context(layers, mask_BT, pos_BT[:, -1] + 1, t)
@@ -184,6 +181,13 @@ class Backbone(nn.Module):
             q, k, v = layer.project(h_BTD, rope, h_BTD.shape[1])
             h_BTD = layer.finish(h_BTD, attend(q, k, v, visible_BTS, layer))
         return h_BTD
+
+
+def positions(ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
+    """Position ids (B, T) of left-padded rows, counted from each row's first token."""
+    if mask_BT is None:
+        return torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
+    return (mask_BT.long().cumsum(1) - 1).clamp(min=0)
 
 
 def from_scratch(config, vocab: int, pad: int, eos: int | None) -> Backbone:

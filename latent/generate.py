@@ -62,13 +62,12 @@ def score(method: Method, rolled: Rollout, temperature: float) -> list[Decision]
     """
     *thinking, text = rolled.decisions
     thought = method.think(rolled.prompt, Replay(thinking), rolled.group)
-    row_B = torch.arange(len(rolled.tokens_BT), device=rolled.tokens_BT.device)
-    row_B = row_B if thought.row_B is None else thought.row_B
-    copy_B = row_B
+    every_B = torch.arange(len(rolled.tokens_BT), device=rolled.tokens_BT.device)
+    copy_B = row_B = every_B if thought.row_B is None else thought.row_B
     for token_B in rolled.tokens_BT.unbind(1):
         _, copy_B = torch.unique(copy_B * method.backbone.vocab + token_B, return_inverse=True)
-    one_U = torch.empty(int(copy_B.max()) + 1, dtype=torch.long, device=row_B.device)
-    one_U[copy_B] = torch.arange(len(copy_B), device=row_B.device)  # one rollout of each kind, whichever
+    one_U = every_B.new_empty(int(copy_B.max()) + 1)
+    one_U[copy_B] = every_B  # one rollout of each kind, whichever
     ids_UT = rolled.tokens_BT[one_U]
     h_UTD = text_hidden(method.backbone, thought, ids_UT, row_B[one_U])
     policy = Categorical(logits=method.backbone.head(h_UTD) / temperature, validate_args=False)

@@ -71,9 +71,7 @@ class Codec:
 
     def prompt(self, questions: Iterable[str], device="cpu") -> Prompt:
         """Left-padded prompts."""
-        return self.prompt_of([self.question(q) for q in questions], device)
-
-    def prompt_of(self, rows: list[tuple[int, ...]], device="cpu") -> Prompt:
+        rows = [self.question(q) for q in questions]
         longest = max(map(len, rows))
         if min(map(len, rows)) == longest:
             return Prompt(torch.tensor(rows, device=device))

@@ -1,6 +1,7 @@
 """One run from config to result: build, train, judge, record. Called in a process of its own, or under a launcher."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -8,14 +9,14 @@ import torch
 from eval import environments
 from eval.cost import forward_flops, sequential_steps
 from eval.environments.base import Environment, Finite, Problem
-from eval.judge import Item, as_rows, by_level, judge, summary
+from eval.judge import Item, by_level, judge, summary
 from latent import backbone, hub, methods
 from latent.generate import Reasoner
 from latent.text import Batch, Codec
 from train import checkpoint, distill, rlvr
 from train.config import RLVR, Run
 from train.loop import Trainer
-from train.record import Record, append
+from train.record import Record
 
 TRAIN_ONLY = ("decoder.",)  # parameters that thinking never reads
 
@@ -27,7 +28,8 @@ def execute(run: Run, root: Path, say: Callable[[dict], None] = lambda event: No
     accelerator = Accelerator(cpu=device == "cpu")
     record = Record(root, run)
     env = environments.build(run.env)
-    record.must_match(env.fingerprint())
+    data = env.fingerprint()
+    record.must_match(data)
     done = record.result
     accelerator.wait_for_everyone()  # all have looked before anyone writes
     if done:
@@ -39,7 +41,7 @@ def execute(run: Run, root: Path, say: Callable[[dict], None] = lambda event: No
     reasoner.method.to(accelerator.device)
     trainer = Trainer(reasoner, record, accelerator, say)
     if accelerator.is_main_process:
-        record.open(env.fingerprint())
+        record.open(data)
     accelerator.wait_for_everyone()
     (rlvr if isinstance(run.train, RLVR) else distill).fit(trainer, env)
     result = {}
@@ -128,7 +130,7 @@ def final(run: Run, env: Environment, problems: list[Problem], reasoner: Reasone
         say({"stage": "judge", "done": done, "total": total})
 
     items: list[Item] = judge(reasoner, env, problems, run.judge.batch, tick=tick)
-    append(record.home / "samples.jsonl", [{"step": run.train.steps, "split": "test", **row} for row in as_rows(items)])
+    record.samples([{"step": run.train.steps, "split": "test", **asdict(item)} for item in items])
     levels, at_main = by_level(items), summary(items[: len(main)])
     swept = {str(k): summary(judge(reasoner, env, main, run.judge.batch, steps=k, tick=tick)) for k in sorted(sweep)}
     prompt = sum(len(reasoner.codec.question(p.question)) for p in main) / len(main)

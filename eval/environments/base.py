@@ -116,9 +116,9 @@ def split_of(key: str) -> str:
 
 
 class Finite(Environment):
-    """An environment over lists of problems. Subclasses fill `self.splits`; a key in two splits stays in the first.
+    """An environment over lists of problems, which subclasses `hold`. What is in both splits is only tested on.
 
-    The order is test, valid, train, so that nothing trained on is ever tested.
+    There is no "valid" split: published sets come with two.
     """
 
     splits: dict[str, list[Problem]]
@@ -128,15 +128,13 @@ class Finite(Environment):
         if test is None:
             cut = max(1, len(train) // 10)
             train, test = train[cut:], train[:cut]
-        splits = {"train": train, "test": test}
-        seen: set[str] = set()
-        self.splits = {}
-        for name in ("test", "valid", "train"):
-            self.splits[name] = []
-            for p in splits.get(name, []):
-                if p.key not in seen:
-                    seen.add(p.key)
-                    self.splits[name].append(p)
+        tested, trained = {}, {}
+        for p in test:
+            tested.setdefault(p.key, p)
+        for p in train:
+            if p.key not in tested:
+                trained.setdefault(p.key, p)
+        self.splits = {"train": list(trained.values()), "valid": [], "test": list(tested.values())}
         for name in ("train", "test"):
             if not self.splits[name]:
                 raise ValueError(f"no problem is left to {name} on (a problem in both files counts as one to test on)")

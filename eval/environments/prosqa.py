@@ -82,14 +82,13 @@ class _ProsQA(Environment):
 class GeneratedProsQA(_ProsQA, Generated):
     def __init__(self, config: ProsQA):
         self.config = config
-
         self._graphs: dict[int, Graph] = {}
 
     def draw(self, rng: random.Random, level: int) -> Problem:
         return spell(rng, self.graph(rng))
 
     def draw_train(self, rng: random.Random) -> Problem:
-        """A graph of the training pool, made when first needed, in new words: a graph costs 50 times its words."""
+        """A graph of the training pool, made when first needed, in new words: a graph costs far more than its words."""
         i = rng.randrange(self.config.graphs)
         if i not in self._graphs:
             self._graphs[i] = self.graph(random.Random(f"train graph {i}"))

@@ -24,7 +24,7 @@ class Method(nn.Module):
         self.config, self.backbone = config, backbone
 
     def think(self, prompt: Prompt, choose: Chooser, group: int = 1, steps: int | None = None) -> Thought:
-        """Think about P prompts, G rollouts each: a thought of P * G rows, row p * G + g.
+        """Think about P prompts, G rollouts each: a thought for P * G rollouts, rollout p * G + g.
 
         `choose` makes the random choices. `steps` overrides the number of latent steps; 0 is no-CoT. Raises
         ValueError where prompt and thoughts need more positions than the model has.

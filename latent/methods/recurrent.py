@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from latent import halting
+from latent.backbone import positions
 from latent.methods.base import Method, token_loss
 from latent.text import Batch, Text
 from latent.thought import Chooser, Greedy, Prompt, Thought
@@ -63,11 +64,9 @@ class Recurrent(Method):
         ids_BT, mask_BT = prompt.ids_BT, prompt.mask_BT
         ids_BT = torch.cat([ids_BT, ids_BT[:, -1:].expand(-1, extra)], 1)
         self.backbone.must_hold(ids_BT.shape[1])
-        if mask_BT is None:
-            place = Place(torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT), None)
-        else:
+        if mask_BT is not None:
             mask_BT = torch.cat([mask_BT, mask_BT[:, -1:].expand(-1, extra)], 1)
-            place = Place((mask_BT.long().cumsum(1) - 1).clamp(min=0), mask_BT)
+        place = Place(positions(ids_BT, mask_BT), mask_BT)
         h_BTD, _ = self.backbone.layers.enter(self.backbone.embed(ids_BT), place.pos_BT)
         injected_BTD = self.inject(self.backbone.loop(h_BTD, self.prelude, place.pos_BT, place.mask_BT))
         trace = [torch.zeros_like(injected_BTD)]

@@ -5,74 +5,12 @@ one-position step, and nothing of the last layer is computed that no one reads. 
 `forward`.
 """
 
-from dataclasses import dataclass, replace
-
 import torch
 from torch import Tensor, nn
 
-from latent.layers import attend, known_layers, visible
-
-_SPARE = 32  # cached positions allocated ahead when no gradient is needed
-
-
-class LayerCache:
-    """K and V of one layer, (B, H, S, d each). `append` returns a new handle and leaves this one as it was.
-
-    Under autograd the tensors are concatenated. Without it they are written into spare room behind the last position;
-    a second continuation of the same handle copies first, so that no continuation sees another's tokens.
-    """
-
-    __slots__ = ("_room", "k", "v")
-
-    def __init__(self, k: Tensor, v: Tensor, room: dict | None = None):
-        self.k, self.v, self._room = k, v, room
-
-    def append(self, k: Tensor, v: Tensor) -> "LayerCache":
-        if torch.is_grad_enabled():
-            return LayerCache(torch.cat([self.k, k], 2), torch.cat([self.v, v], 2))
-        start, stop, room = self.k.shape[2], self.k.shape[2] + k.shape[2], self._room
-        if room is None or room["filled"] != start or room["k"].shape[2] < stop:
-            b, h, _, d = self.k.shape
-            room = {"k": self.k.new_empty(b, h, stop + _SPARE, d), "v": self.v.new_empty(b, h, stop + _SPARE, d)}
-            room["k"][:, :, :start], room["v"][:, :, :start] = self.k, self.v
-        room["k"][:, :, start:stop], room["v"][:, :, start:stop] = k, v
-        room["filled"] = stop
-        return LayerCache(room["k"][:, :, :stop], room["v"][:, :, :stop], room)
-
-    def rows(self, index_U: Tensor) -> "LayerCache":
-        return LayerCache(self.k[index_U], self.v[index_U])
-
-
-@dataclass
-class Context:
-    """All that has been read so far: a value, never changed in place.
-
-    `layers`: one cache a layer. `mask_BS`: which cached positions may be attended, None = all. `next_B`: the position
-    id of the next token; `reach`: the largest of them, known without asking the device.
-    """
-
-    layers: list[LayerCache]
-    mask_BS: Tensor | None
-    next_B: Tensor
-    reach: int
-
-    def rows(self, index_U: Tensor) -> "Context":
-        """Some rows, any of them as often as named."""
-        mask = None if self.mask_BS is None else self.mask_BS[index_U]
-        return Context([c.rows(index_U) for c in self.layers], mask, self.next_B[index_U], self.reach)
-
-    def hide(self, hidden_BT: Tensor) -> "Context":
-        """Make some of the last T positions invisible: True = hidden."""
-        size = self.layers[0].k.shape[2]
-        mask_BS = torch.ones(len(hidden_BT), size, dtype=torch.bool, device=hidden_BT.device)
-        if self.mask_BS is not None:
-            mask_BS = self.mask_BS.clone()
-        mask_BS[:, size - hidden_BT.shape[1] :] &= ~hidden_BT
-        return replace(self, mask_BS=mask_BS)
-
-    def skip(self, n: int) -> "Context":
-        """Leave `n` position ids empty."""
-        return replace(self, next_B=self.next_B + n, reach=self.reach + n) if n else self
+from kernels.latent_chain import LatentChain
+from latent.cache import Context, LayerCache, attend, visible
+from latent.layers import known_layers
 
 
 class Backbone(nn.Module):
@@ -131,8 +69,22 @@ class Backbone(nn.Module):
         mask_BS = context.mask_BS
         if mask_BS is not None:
             mask_BS = torch.cat([mask_BS, mask_BS.new_ones(b, t)], 1)
-        h_BTD, layers = self._run(x_BTD, pos_BT, context.layers, mask_BS, keep=t)
-        return h_BTD, Context(layers, mask_BS, context.next_B + t, context.reach + t)
+        chain = self._chain(context) if t == 1 and torch.is_grad_enabled() else None
+        if chain is None:
+            h_BTD, past = self._run(x_BTD, pos_BT, context.layers, mask_BS, keep=t)
+        else:
+            x_B1D, rope = self.layers.enter(x_BTD, pos_BT)
+            rope = rope and tuple(r[:, 0, 0] for r in rope)
+            h_BD, past = chain.step(x_B1D[:, 0], rope, mask_BS)
+            h_BTD = h_BD[:, None]
+        return h_BTD, Context(past, mask_BS, context.next_B + t, context.reach + t)
+
+    def _chain(self, context: Context) -> LatentChain | None:
+        """The chain to go on by one position in training, None where the layers are not plain ones."""
+        if isinstance(context.past, LatentChain):
+            return context.past
+        decoder = self.layers and self.layers.decoder()
+        return decoder and LatentChain.of(decoder, [(c.k, c.v) for c in context.past])
 
     def must_hold(self, length: int) -> None:
         """Raise ValueError where prompt, thoughts and text together need more positions than there are."""
@@ -152,7 +104,7 @@ class Backbone(nn.Module):
             wanted = keep if i == len(self.layers.blocks) - 1 else t
             q, k, v = layer.project(h, rope, wanted)
             caches.append(past[i].append(k, v) if past else LayerCache(k, v))
-            a = attend(q, caches[i].k, caches[i].v, visible_BTS, layer)
+            a = attend(q, caches[i].k, caches[i].v, visible_BTS, layer.dropout())
             h = layer.finish(h[:, t - wanted :], a)
         return self.layers.norm(h), caches
 
@@ -179,7 +131,7 @@ class Backbone(nn.Module):
         for i in blocks:
             layer = self.layers.blocks[i]
             q, k, v = layer.project(h_BTD, rope, h_BTD.shape[1])
-            h_BTD = layer.finish(h_BTD, attend(q, k, v, visible_BTS, layer))
+            h_BTD = layer.finish(h_BTD, attend(q, k, v, visible_BTS, layer.dropout()))
         return h_BTD
 
 

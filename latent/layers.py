@@ -5,8 +5,11 @@ project to q, k, v; attend; finish.
 """
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from kernels.decoder import Affine, Decoder, Layer
+
+ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "silu": "silu"}
 
 
 def known_layers(lm):
@@ -21,33 +24,6 @@ def known_layers(lm):
     return None
 
 
-def visible(t: int, size: int, mask_BS: Tensor | None, device) -> Tensor | str | None:
-    """Which of `size` cached positions each of the last `t` may attend: None = all, "causal", or bool (B, 1, T, S)."""
-    if mask_BS is None and (t == 1 or t == size):
-        return None if t == 1 else "causal"
-    causal_TS = torch.ones(t, size, dtype=torch.bool, device=device).tril(size - t)
-    if mask_BS is None:
-        return causal_TS
-    own_TS = torch.eye(t, size, dtype=torch.bool, device=device).roll(size - t, 1)  # a padded query sees itself: no NaN
-    return ((causal_TS & mask_BS[:, None]) | own_TS)[:, None]
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, visible_BTS, layer) -> Tensor:
-    """Scaled dot-product attention; q (B, H, T, d), k and v (B, H_kv, S, d) -> (B, T, H d).
-
-    With fewer queries than positions and no mask, the queries are the last positions.
-    """
-    t, size = q.shape[2], k.shape[2]
-    mask = None if isinstance(visible_BTS, str) else visible_BTS
-    causal = isinstance(visible_BTS, str) and t == size
-    if mask is not None and mask.shape[-2] != t:
-        mask = mask[..., -t:, :]
-    if k.shape[1] != q.shape[1]:
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-    a = F.scaled_dot_product_attention(q, k, v, mask, layer.dropout(), causal)
-    return a.transpose(1, 2).flatten(2)
-
-
 class GPT2:
     """Radford et al. 2019: learned positions, LayerNorm, one fused projection."""
 
@@ -55,12 +31,23 @@ class GPT2:
         self.body = lm.transformer
         self.blocks = [GPT2Layer(b) for b in self.body.h]
         self.norm = self.body.ln_f
+        self.heads = lm.config.n_head
 
     def enter(self, x_BTD: Tensor, pos_BT: Tensor):
         return self.body.drop(x_BTD + self.body.wpe(pos_BT)), None
 
     def rope(self, h_BTD, pos_BT):
         return None
+
+    def decoder(self) -> Decoder | None:
+        layers = [b.weights() for b in self.blocks]
+        if None in layers or torch.is_autocast_enabled(self.norm.weight.device.type):
+            return None
+        config, d = self.body.config, self.body.embed_dim // self.heads
+        act = ACTIVATIONS.get(config.activation_function)
+        return act and Decoder(
+            tuple(layers), _affine(self.norm), self.heads, self.heads, d, "layer", config.layer_norm_epsilon, act
+        )
 
 
 class GPT2Layer:
@@ -69,6 +56,16 @@ class GPT2Layer:
 
     def dropout(self) -> float:
         return self.attn.attn_dropout.p if self.attn.training else 0.0
+
+    def weights(self) -> Layer | None:
+        """The layer as plain tensors, None where it holds more than that: adapters, dropout at work."""
+        block, attn, mlp = self.block, self.attn, self.block.mlp
+        linears = (attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj)
+        drops = (attn.attn_dropout, attn.resid_dropout, mlp.dropout)
+        if any(type(x).__name__ != "Conv1D" for x in linears) or any(d.training and d.p for d in drops):
+            return None
+        qkv, out, up, down = ((x.weight, x.bias) for x in linears)
+        return Layer(_affine(block.ln_1), (qkv,), (), out, _affine(block.ln_2), (up,), down)
 
     def project(self, h_BTD, rope, wanted: int):
         """q of the last `wanted` positions, k and v of all: (B, H, T, d) each."""
@@ -87,6 +84,10 @@ class GPT2Layer:
         h_BTD = h_BTD + self.attn.resid_dropout(_linear(self.attn.c_proj, a_BTD))
         up = mlp.act(_linear(mlp.c_fc, _layer_norm(self.block.ln_2, h_BTD)))
         return h_BTD + mlp.dropout(_linear(mlp.c_proj, up))
+
+
+def _affine(module) -> Affine:
+    return module.weight, module.bias
 
 
 def _linear(module, x_BTD: Tensor) -> Tensor:
@@ -115,6 +116,16 @@ class Llama:
         cos_BTd, sin_BTd = self.body.rotary_emb(h_BTD, pos_BT)
         return cos_BTd[:, None], sin_BTd[:, None]
 
+    def decoder(self) -> Decoder | None:
+        layers = [b.weights() for b in self.blocks]
+        if None in layers or torch.is_autocast_enabled(self.norm.weight.device.type):
+            return None
+        config, act = self.body.config, ACTIVATIONS.get(self.body.config.hidden_act)
+        heads, kv_heads, d = config.num_attention_heads, config.num_key_value_heads, self.blocks[0].attn.head_dim
+        return act and Decoder(
+            tuple(layers), (self.norm.weight, None), heads, kv_heads, d, "rms", config.rms_norm_eps, act
+        )
+
 
 class LlamaLayer:
     def __init__(self, block):
@@ -122,6 +133,17 @@ class LlamaLayer:
 
     def dropout(self) -> float:
         return self.attn.attention_dropout if self.attn.training else 0.0
+
+    def weights(self) -> Layer | None:
+        """The layer as plain tensors, None where it holds more than that: adapters, dropout at work."""
+        attn, mlp = self.attn, self.block.mlp
+        linears = (attn.q_proj, attn.k_proj, attn.v_proj, attn.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+        if any(type(x) is not nn.Linear for x in linears) or self.dropout():
+            return None
+        q, k, v, out, gate, up, down = ((x.weight.t(), x.bias) for x in linears)
+        qk_norm = ((attn.q_norm.weight, None), (attn.k_norm.weight, None)) if hasattr(attn, "q_norm") else ()
+        norm_1, norm_2 = (self.block.input_layernorm.weight, None), (self.block.post_attention_layernorm.weight, None)
+        return Layer(norm_1, (q, k, v), qk_norm, out, norm_2, (gate, up), down)
 
     def project(self, h_BTD, rope, wanted: int):
         x, attn, size = self.block.input_layernorm(h_BTD), self.attn, self.attn.head_dim

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from latent.backbone import Context
+from latent.cache import Context
 
 
 @dataclass

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from latent import halting
 from latent.backbone import Backbone
+from latent.cache import Context
 from latent.config import MethodConfig, _Sequence
 from latent.text import Batch, Text
 from latent.thought import Chooser, Prompt, Thought
@@ -76,17 +77,23 @@ class AlongSequence(Method):
             x_PD = self.feedback(states[-1])
             h_P1D, context = self.backbone.step(x_PD[:, None], context.skip(self.stride - 1))
             states.append(h_P1D[:, 0])
-        done, states_PKD = len(states) - 1, torch.stack(states, 1)
-        context = context.skip(self.stride * (room - done))
+        states_PKD = torch.stack(states, 1)
+        context = context.skip(self.stride * (room - len(states) + 1))
         prompt_U, used_U, row_B = pace.rows()
         if stop is None:
             return Thought(states_PKD[:, -1:], context, states_PKD, used_U, choose.decisions(), row_B)
         if row_B is not None:
             context, states_PKD = context.rows(prompt_U), states_PKD[prompt_U]
+        h_U1D, context = self.stopped(states_PKD, context, used_U)
+        return Thought(h_U1D, context, states_PKD, used_U, choose.decisions(), row_B)
+
+    @staticmethod
+    def stopped(states_UKD: Tensor, context: Context, used_U: Tensor) -> tuple[Tensor, Context]:
+        """State and context to write from after `used_U` of the latents thought: the later ones are hidden."""
+        done = states_UKD.shape[1] - 1
         if done:
             context = context.hide(torch.arange(done, device=used_U.device) >= used_U[:, None])
-        h_UD = states_PKD[torch.arange(len(used_U), device=used_U.device), used_U]
-        return Thought(h_UD[:, None], context, states_PKD, used_U, choose.decisions(), row_B)
+        return states_UKD[torch.arange(len(used_U), device=used_U.device), used_U][:, None], context
 
 
 class Feedback(nn.Module):

@@ -8,12 +8,14 @@ writes them one by one. No token helps to guess the next, so the whole step must
 learned sooner (paper/LOG.md), and a training step stays cheap.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from latent.methods.base import AlongSequence, text_loss, token_loss
 from latent.text import Batch, Text, pad_right
-from latent.thought import Decision, Greedy, Replay
+from latent.thought import Greedy
 
 
 class Sim(AlongSequence):
@@ -25,12 +27,14 @@ class Sim(AlongSequence):
 
     def loss(self, batch):
         device = batch.prompt.ids_BT.device
-        early = self.stop is not None and self.config.n_latent > 0
-        thought = self.think(batch.prompt, Replay([self.early_stops(batch, device)]) if early else Greedy())
+        k = self.config.n_latent
+        thought = self.loop(batch.prompt, Greedy(), 1, k, k, stop=None)
+        if self.stop is not None and k > 0:
+            used_B = self.early_stops(batch, device)
+            h_B1D, context = self.stopped(thought.states_UKD, thought.context, used_B)
+            thought = replace(thought, h_UTD=h_B1D, context=context, used_U=used_B)
         loss, metrics = text_loss(self.backbone, thought, pad_right(batch.answers, batch.pad, device))
-        if self.config.n_latent == 0:
-            return loss, metrics
-        if not any(batch.steps):
+        if k == 0 or not any(batch.steps):
             return loss, metrics
         rows_N, text = self.step_targets(batch, device)
         latents_ND = thought.states_UKD[:, 1:].flatten(0, 1)
@@ -41,9 +45,8 @@ class Sim(AlongSequence):
         metrics |= {"step_ce": step_loss.detach(), "step_exact": hit_NT.all(1).float().mean()}
         return loss + self.config.step_weight * step_loss, metrics
 
-    def early_stops(self, batch: Batch, device) -> Decision:
-        """Stops for training a model that will learn when to stop: rows answer after any number of latents that
-        suffices.
+    def early_stops(self, batch: Batch, device) -> Tensor:
+        """Latents used (B,) in training a model that will learn when to stop: any number that suffices.
 
         Suffices: from there on the chain no longer changes. Half of the rows draw such a number, the others use all k.
         The stop head itself learns nothing here.
@@ -59,9 +62,7 @@ class Sim(AlongSequence):
         low_B = torch.tensor(enough, device=device)
         used_B = low_B + (torch.rand(b, device=device) * (k + 1 - low_B)).long()
         used_B[torch.rand(b, device=device) < 0.5] = k
-        used_B[0] = k  # so that every latent is thought, and its step read
-        halt_BK = (torch.arange(k, device=device) == used_B[:, None]).float()
-        return Decision("halt", halt_BK, halt_BK, halt_BK, halt_BK.bool())
+        return used_B
 
     def step_targets(self, batch: Batch, device) -> tuple[Tensor | None, Text]:
         """The text that each latent must give: which of the B * K latents have one (None = all), and the text."""

@@ -1,0 +1,290 @@
+"""The chain with one autograd node a step, K and V in one buffer, and weight gradients made once, at the end.
+
+A step's backward computes what the step before needs, the gradient of its input, and keeps the pairs (input, output
+gradient) of each projection; when the last of them has run, one product a weight makes dW over all steps. The nodes
+are ordered by a token, an empty tensor that each takes from the one before: so a step's backward runs after that of
+everything that attends it, and finds the gradient of its K and V complete.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from kernels.decoder import Affine, Decoder
+from kernels.latent_chain.reference import activate
+
+_SPARE = 16  # positions allocated ahead
+aten = torch.ops.aten
+
+
+class Chain:
+    """What the nodes of one chain share: the weights, K and V as (L, S, B, H_kv, d), and what backward gathers."""
+
+    @torch.no_grad()
+    def __init__(self, decoder: Decoder, kv: list[tuple[Tensor, Tensor]], recompute: bool):
+        b, h, size, d = kv[0][0].shape
+        self.decoder, self.recompute, self.filled = decoder, recompute, size
+        self.k, self.v = (kv[0][0].new_empty(len(kv), size + _SPARE, b, h, d) for _ in "kv")
+        for i, (k, v) in enumerate(kv):
+            self.k[i, :size], self.v[i, :size] = k.permute(2, 0, 1, 3), v.permute(2, 0, 1, 3)
+        self.affines = decoder.affines()
+        self.params = [p for affine in self.affines for p in affine if p is not None]
+        self.versions = [p._version for p in self.params]
+        self.wanted: list[bool] = []  # which of them need a gradient
+        self._backward: _Backward | None = None
+
+    def make_room(self) -> None:
+        if self.filled == self.k.shape[1]:
+            self.k, self.v = (torch.cat([x, torch.empty_like(x)], 1) for x in (self.k, self.v))
+
+    @property
+    def backward(self) -> "_Backward":
+        """This pass backwards; an earlier one may have left its own unfinished."""
+        task = torch._C._current_graph_task_id()
+        if self._backward is None or self._backward.task != task:
+            if [p._version for p in self.params] != self.versions:
+                raise RuntimeError("a weight of the latent chain was changed in place between forward and backward")
+            more = torch.promote_types(self.k.dtype, torch.float32)
+            dk, dv = (torch.zeros_like(x[:, : self.filled], dtype=more) for x in (self.k, self.v))
+            self._backward = _Backward(task, dk, dv)
+        return self._backward
+
+
+@dataclass
+class _Backward:
+    task: int
+    dk: Tensor
+    dv: Tensor
+    pairs: dict[int, list[tuple[Tensor, ...]]] = field(default_factory=dict)
+
+
+class Open(Function):
+    """K and V of every layer, (B, H_kv, S, d), and the weights -> the first token."""
+
+    @staticmethod
+    def forward(ctx, chain: Chain, n: int, *tensors: Tensor):
+        ctx.chain, ctx.size = chain, chain.filled
+        chain.wanted = list(ctx.needs_input_grad[2 + 2 * n :])
+        return chain.k.new_empty(0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, _):
+        chain, back = ctx.chain, ctx.chain.backward
+        kv = []
+        for dk, dv in zip(back.dk, back.dv):
+            kv += [g[: ctx.size].permute(1, 2, 0, 3).to(chain.k.dtype) for g in (dk, dv)]
+        weights, wanted = [], iter(chain.wanted)
+        for i, affine in enumerate(chain.affines):
+            need = [p is not None and next(wanted) for p in affine]
+            steps = back.pairs.pop(i, None)
+            grads = _weight_grads(affine, need, steps, chain.decoder) if steps else (None, None)
+            weights += [g for g, p in zip(grads, affine) if p is not None]
+        chain._backward = None
+        return None, None, *kv, *weights
+
+
+def _weight_grads(affine: Affine, need: list[bool], steps: list[tuple], decoder: Decoder) -> tuple:
+    """dW and db of a projection or a norm over all steps."""
+    if not any(need):
+        return None, None
+    x, dy, *stats = (torch.cat(parts) for parts in zip(*steps))
+    weight, bias = affine
+    if weight.dim() == 2:
+        return (x.t() @ dy if need[0] else None), (dy.sum(0) if need[1] else None)
+    if decoder.kind == "layer":
+        mask = (False, need[0], need[1])
+        return aten.native_layer_norm_backward(dy, x, weight.shape, *stats, weight, bias, mask)[1:]
+    return (dy * x).sum(tuple(range(dy.dim() - 1))).to(weight.dtype), None  # x is normalised already
+
+
+class Step(Function):
+    """One position x (B, D) through the decoder -> its final hidden state (B, D), and the next token."""
+
+    @staticmethod
+    def forward(ctx, x_BD, token, chain: Chain, rope, visible_SB11):
+        chain.make_room()
+        s = chain.filled
+        chain.filled = s + 1
+        h_BD, saved = _forward(x_BD, chain, s, rope, visible_SB11, write=True)
+        ctx.chain, ctx.s, ctx.rope, ctx.visible, ctx.saved = chain, s, rope, visible_SB11, saved
+        ctx.save_for_backward(x_BD)
+        if chain.recompute:
+            ctx.saved = None
+        return h_BD, token.new_empty(0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dh_BD, _):
+        chain, saved = ctx.chain, ctx.saved
+        if saved is None:
+            (x_BD,) = ctx.saved_tensors
+            _, saved = _forward(x_BD, chain, ctx.s, ctx.rope, ctx.visible, write=False)
+        return _backward(dh_BD, chain, ctx.s, ctx.rope, saved), None, None, None, None
+
+
+class Read(Function):
+    """A token -> K and V of the first `size` positions, (B, H_kv, S, d), layer after layer."""
+
+    @staticmethod
+    def forward(ctx, token, chain: Chain, size: int):
+        ctx.chain, ctx.size = chain, size
+        out = []
+        for k, v in zip(chain.k, chain.v):
+            out += [x[:size].permute(1, 2, 0, 3).clone(memory_format=torch.contiguous_format) for x in (k, v)]
+        return tuple(out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        back = ctx.chain.backward
+        for i, (dk, dv) in enumerate(zip(grads[::2], grads[1::2])):
+            back.dk[i, : ctx.size] += dk.permute(2, 0, 1, 3)
+            back.dv[i, : ctx.size] += dv.permute(2, 0, 1, 3)
+        return None, None, None
+
+
+def _forward(x: Tensor, chain: Chain, s: int, rope, visible_SB11, write: bool) -> tuple[Tensor, list]:
+    """The step at position s, and what its backward reads."""
+    dec, saved = chain.decoder, []
+    b, sizes = len(x), [h * dec.d for h in (dec.heads, dec.kv_heads, dec.kv_heads)]
+    more = torch.promote_types(x.dtype, torch.float32)
+    for i, layer in enumerate(dec.layers):
+        n, n_stats = _norm(x, layer.norm_1, dec)
+        parts = [_linear(n, p) for p in layer.qkv]
+        q, k, v = (p.view(b, -1, dec.d) for p in (parts[0].split(sizes, 1) if len(parts) == 1 else parts))
+        qk_stats = None
+        if layer.qk_norm:
+            (q, q_stats), (k, k_stats) = (_norm(y, p, dec) for y, p in zip((q, k), layer.qk_norm))
+            qk_stats = q_stats, k_stats
+        if rope is not None:
+            q, k = _rotate(q, *rope), _rotate(k, *rope)
+        if write:
+            chain.k[i, s], chain.v[i, s] = k, v
+        k_SBH1d, v_SBH1d = (buffer[i, : s + 1].unsqueeze(3) for buffer in (chain.k, chain.v))
+        q_BHGd = q.unflatten(1, (dec.kv_heads, -1)).to(more) * dec.d**-0.5
+        score_SBHG = (k_SBH1d * q_BHGd).sum(-1)
+        if visible_SB11 is not None:
+            score_SBHG.masked_fill_(~visible_SB11, float("-inf"))
+        p_SBHG = score_SBHG.softmax(0)
+        a = (p_SBHG.unsqueeze(-1) * v_SBH1d).sum(0).view(b, -1).to(x.dtype)
+        y = _linear(a, layer.out).add_(x)
+        m, m_stats = _norm(y, layer.norm_2, dec)
+        ups = [_linear(m, p) for p in layer.up]
+        u = activate(ups[0], dec.act)
+        inner = u * ups[1] if len(ups) == 2 else u
+        saved.append((n_stats, n, qk_stats, q_BHGd, p_SBHG, a, m_stats, m, ups, u, inner))
+        x = _linear(inner, layer.down).add_(y)
+    h, h_stats = _norm(x, dec.norm, dec)
+    return h, [*saved, h_stats]
+
+
+def _backward(dh: Tensor, chain: Chain, s: int, rope, saved: list) -> Tensor:
+    """The gradient of the step's input; those of K and V are added up in the chain, the weights' pairs kept there."""
+    dec, back = chain.decoder, chain.backward
+    index = len(chain.affines)
+
+    def keep(*pair: Tensor) -> None:
+        back.pairs.setdefault(index, []).append(pair)
+
+    index -= 1
+    dx = _norm_backward(dh, dec.norm, saved[-1], dec, keep)
+    for i in reversed(range(len(dec.layers))):
+        layer = dec.layers[i]
+        n_stats, n, qk_stats, q_BHGd, p_SBHG, a, m_stats, m, ups, u, inner = saved[i]
+        index -= 1
+        keep(inner, dx)
+        dinner = dx @ layer.down[0].t()
+        dups = [_activate_backward(dinner * ups[1] if len(ups) == 2 else dinner, ups[0], u, dec.act)]
+        if len(ups) == 2:
+            dups.append(dinner * u)
+        dm = None
+        for dup, affine in zip(reversed(dups), reversed(layer.up)):
+            index -= 1
+            keep(m, dup)
+            dm = dup @ affine[0].t() if dm is None else dm.addmm_(dup, affine[0].t())
+        index -= 1
+        dx = _norm_backward(dm, layer.norm_2, m_stats, dec, keep).add_(dx)
+        index -= 1
+        keep(a, dx)
+        da_BHGd = (dx @ layer.out[0].t()).view_as(q_BHGd).to(q_BHGd.dtype)
+        k_SBH1d, v_SBH1d = (buffer[i, : s + 1].unsqueeze(3) for buffer in (chain.k, chain.v))
+        dk_SBHd, dv_SBHd = (g[i, : s + 1] for g in (back.dk, back.dv))
+        dp_SBHG = (v_SBH1d * da_BHGd).sum(-1).mul_(p_SBHG)
+        ds_SBHG = dp_SBHG.sub_(p_SBHG * dp_SBHG.sum(0))
+        for g in range(q_BHGd.shape[2]):
+            dv_SBHd.addcmul_(p_SBHG[..., g, None], da_BHGd[:, :, g])
+            dk_SBHd.addcmul_(ds_SBHG[..., g, None], q_BHGd[:, :, g])
+        dq = (ds_SBHG.unsqueeze(-1) * k_SBH1d).sum(0).mul_(dec.d**-0.5).flatten(1, 2).to(dx.dtype)
+        dk, dv = dk_SBHd[s].to(dx.dtype), dv_SBHd[s].to(dx.dtype)
+        if rope is not None:
+            dq, dk = _rotate_backward(dq, *rope), _rotate_backward(dk, *rope)
+        if layer.qk_norm:
+            index -= 1
+            dk = _norm_backward(dk, layer.qk_norm[1], qk_stats[1], dec, keep)
+            index -= 1
+            dq = _norm_backward(dq, layer.qk_norm[0], qk_stats[0], dec, keep)
+        grads = [g.flatten(1) for g in (dq, dk, dv)]
+        if len(layer.qkv) == 1:
+            grads = [torch.cat(grads, 1)]
+        dn = None
+        for g, affine in zip(reversed(grads), reversed(layer.qkv)):
+            index -= 1
+            keep(n, g)
+            dn = g @ affine[0].t() if dn is None else dn.addmm_(g, affine[0].t())
+        index -= 1
+        dx = _norm_backward(dn, layer.norm_1, n_stats, dec, keep).add_(dx)
+    assert index == 0, index
+    return dx
+
+
+def _linear(x: Tensor, affine: Affine) -> Tensor:
+    weight, bias = affine
+    return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
+
+
+def _norm(x: Tensor, affine: Affine, dec: Decoder) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The normed x, and what the backward needs: for LayerNorm x, mean and 1/std; for RMSNorm x normed and 1/rms."""
+    weight, bias = affine
+    if dec.kind == "layer":
+        y, mean, rstd = torch.native_layer_norm(x, weight.shape, weight, bias, dec.eps)
+        return y, (x, mean, rstd)
+    full = x.to(torch.promote_types(x.dtype, torch.float32))
+    scale = torch.rsqrt(full.square().mean(-1, keepdim=True).add_(dec.eps))
+    normed = (full * scale).to(x.dtype)
+    return normed * weight, (normed, scale)
+
+
+def _norm_backward(dy: Tensor, affine: Affine, stats: tuple[Tensor, ...], dec: Decoder, keep) -> Tensor:
+    weight, bias = affine
+    if dec.kind == "layer":
+        x, mean, rstd = stats
+        keep(x, dy, mean, rstd)
+        mask = (True, False, False)
+        return aten.native_layer_norm_backward(dy, x, weight.shape, mean, rstd, weight, bias, mask)[0]
+    normed, scale = stats
+    keep(normed, dy)
+    dn = (dy * weight).to(scale.dtype)
+    return ((dn - normed * (dn * normed).mean(-1, keepdim=True)) * scale).to(dy.dtype)
+
+
+def _activate_backward(du: Tensor, before: Tensor, after: Tensor, act: str) -> Tensor:
+    match act:
+        case "relu":
+            return aten.threshold_backward(du, after, 0)
+        case "silu":
+            return aten.silu_backward(du, before)
+    return aten.gelu_backward(du, before, approximate="tanh" if act == "gelu_tanh" else "none")
+
+
+def _rotate(x_BHd: Tensor, cos_Bd: Tensor, sin_Bd: Tensor) -> Tensor:
+    a, b = x_BHd.chunk(2, -1)
+    return torch.cat([-b, a], -1).mul_(sin_Bd[:, None]).addcmul_(x_BHd, cos_Bd[:, None])
+
+
+def _rotate_backward(dy_BHd: Tensor, cos_Bd: Tensor, sin_Bd: Tensor) -> Tensor:
+    a, b = (dy_BHd * sin_Bd[:, None]).chunk(2, -1)
+    return torch.cat([b, -a], -1).addcmul_(dy_BHd, cos_Bd[:, None])

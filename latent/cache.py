@@ -1,0 +1,108 @@
+"""What has been read so far: the keys and values of every layer, and how a new position attends them."""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.latent_chain import LatentChain
+
+_SPARE = 32  # cached positions allocated ahead
+
+
+def visible(t: int, size: int, mask_BS: Tensor | None, device) -> Tensor | str | None:
+    """Which of `size` cached positions each of the last `t` may attend: None = all, "causal", or bool (B, 1, T, S)."""
+    if mask_BS is None and (t == 1 or t == size):
+        return None if t == 1 else "causal"
+    causal_TS = torch.ones(t, size, dtype=torch.bool, device=device).tril(size - t)
+    if mask_BS is None:
+        return causal_TS
+    own_TS = torch.eye(t, size, dtype=torch.bool, device=device).roll(size - t, 1)  # a padded query sees itself: no NaN
+    return ((causal_TS & mask_BS[:, None]) | own_TS)[:, None]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, visible_BTS: Tensor | str | None, dropout: float) -> Tensor:
+    """Scaled dot-product attention; q (B, H, T, d), k and v (B, H_kv, S, d) -> (B, T, H d).
+
+    With fewer queries than positions and no mask, the queries are the last positions.
+    """
+    t, size = q.shape[2], k.shape[2]
+    mask = None if isinstance(visible_BTS, str) else visible_BTS
+    causal = isinstance(visible_BTS, str) and t == size
+    if mask is not None and mask.shape[-2] != t:
+        mask = mask[..., -t:, :]
+    if k.shape[1] != q.shape[1]:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    a = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal)
+    return a.transpose(1, 2).flatten(2)
+
+
+class LayerCache:
+    """K and V of one layer, (B, H_kv, S, d each). `append` returns a new handle and leaves this one as it was.
+
+    Under autograd the tensors are concatenated. Without it they are written into spare room behind the last position;
+    a second continuation of the same handle copies first, so that no continuation sees another's tokens.
+    """
+
+    __slots__ = ("_room", "k", "v")
+
+    def __init__(self, k: Tensor, v: Tensor, room: dict | None = None):
+        self.k, self.v, self._room = k, v, room
+
+    def append(self, k: Tensor, v: Tensor) -> "LayerCache":
+        if torch.is_grad_enabled():
+            return LayerCache(torch.cat([self.k, k], 2), torch.cat([self.v, v], 2))
+        start, stop, room = self.k.shape[2], self.k.shape[2] + k.shape[2], self._room
+        if room is None or room["filled"] != start or room["k"].shape[2] < stop:
+            b, h, _, d = self.k.shape
+            room = {"k": self.k.new_empty(b, h, stop + _SPARE, d), "v": self.v.new_empty(b, h, stop + _SPARE, d)}
+            room["k"][:, :, :start], room["v"][:, :, :start] = self.k, self.v
+        room["k"][:, :, start:stop], room["v"][:, :, start:stop] = k, v
+        room["filled"] = stop
+        return LayerCache(room["k"][:, :, :stop], room["v"][:, :, :stop], room)
+
+    def rows(self, index_U: Tensor) -> "LayerCache":
+        return LayerCache(self.k[index_U], self.v[index_U])
+
+
+@dataclass
+class Context:
+    """All that has been read so far: a value, never changed in place.
+
+    `past`: one cache a layer, or the latent chain that holds them all. `mask_BS`: which cached positions may be
+    attended, None = all. `next_B`: the position id of the next token; `reach`: the largest of them, known without
+    asking the device.
+    """
+
+    past: list[LayerCache] | LatentChain
+    mask_BS: Tensor | None
+    next_B: Tensor
+    reach: int
+
+    @property
+    def layers(self) -> list[LayerCache]:
+        """One cache a layer, copied out of a chain."""
+        return [LayerCache(k, v) for k, v in self.past.read()] if isinstance(self.past, LatentChain) else self.past
+
+    @property
+    def size(self) -> int:
+        """Cached positions, hidden ones included."""
+        return self.past.size if isinstance(self.past, LatentChain) else self.past[0].k.shape[2]
+
+    def rows(self, index_U: Tensor) -> "Context":
+        """Some rows, any of them as often as named."""
+        mask = None if self.mask_BS is None else self.mask_BS[index_U]
+        return Context([c.rows(index_U) for c in self.layers], mask, self.next_B[index_U], self.reach)
+
+    def hide(self, hidden_BT: Tensor) -> "Context":
+        """Make some of the last T positions invisible: True = hidden."""
+        mask_BS = torch.ones(len(hidden_BT), self.size, dtype=torch.bool, device=hidden_BT.device)
+        if self.mask_BS is not None:
+            mask_BS = self.mask_BS.clone()
+        mask_BS[:, self.size - hidden_BT.shape[1] :] &= ~hidden_BT
+        return replace(self, mask_BS=mask_BS)
+
+    def skip(self, n: int) -> "Context":
+        """Leave `n` position ids empty."""
+        return replace(self, next_B=self.next_B + n, reach=self.reach + n) if n else self

@@ -27,6 +27,9 @@ SHAPE = {"vocab_size": 17, "hidden_size": 32, "num_hidden_layers": 3, "num_atten
 ROTARY = {**SHAPE, "intermediate_size": 48, "max_position_embeddings": 64, "num_key_value_heads": 2}
 
 
+EXACT = {"gpt2": 1e-10, "gpt_neox": 1e-10, "opt": 1e-10, "llama": 1e-6, "qwen3": 1e-6}
+
+
 def make(family: str) -> Backbone:
     match family:
         case "gpt2":
@@ -59,9 +62,9 @@ def test_padded_cached_batch_is_each_row_alone_recomputed(family, grad):
         ids = row_of(prompt, b).ids_BT
         x = torch.cat([backbone.embed(ids), later[b : b + 1]], 1)
         want = backbone.decoder[0](inputs_embeds=x, use_cache=False).last_hidden_state[0, ids.shape[1] - 1 :]
-        torch.testing.assert_close(got[b], want, rtol=0, atol=1e-10)
+        torch.testing.assert_close(got[b], want, rtol=0, atol=EXACT[family])
         logits = backbone.lm(inputs_embeds=x, use_cache=False).logits[0, -1]
-        torch.testing.assert_close(backbone.head(got[b, -1:]), logits[None], rtol=0, atol=1e-9)
+        torch.testing.assert_close(backbone.head(got[b, -1:]), logits[None], rtol=0, atol=10 * EXACT[family])
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])

@@ -1,0 +1,37 @@
+"""Log-probability and entropy of tokens from hidden states, without logits in memory.
+
+    z = h E^T / temperature,   logp = z[id] - logsumexp z,   entropy = -sum_v p_v log p_v
+
+Losses of RL and distillation need nothing else of the logits, and N x V of them are what runs out of memory first.
+After cut cross-entropy (Wijmans et al. 2024, arXiv:2411.09009), with entropy and its gradient added.
+"""
+
+from torch import Tensor
+
+from kernels import dispatch
+from kernels.linear_logprob import reference
+
+__all__ = ["linear_logprob"]
+
+
+def linear_logprob(
+    h_ND: Tensor, e_VD: Tensor, ids_N: Tensor, temperature: float = 1.0, impl: dispatch.Impl | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-prob of each id, entropy (nats), both fp32 (fp64 from fp64), and the most likely id: (N,) each.
+
+    `h_ND` and `e_VD` have one dtype, rows contiguous. Raises ValueError for shapes, dtypes, devices or a temperature
+    that do not fit.
+    """
+    op = "linear_logprob"
+    dispatch.expect(op, "h", h_ND, (None, None))
+    dispatch.expect(op, "e", e_VD, (None, h_ND.shape[1]), like=h_ND)
+    dispatch.expect(op, "ids", ids_N, (len(h_ND),))
+    if ids_N.dtype.is_floating_point or ids_N.device != h_ND.device:
+        raise ValueError(f"{op}: ids must be integers on {h_ND.device}, got {ids_N.dtype} on {ids_N.device}")
+    if not temperature > 0:
+        raise ValueError(f"{op}: temperature must be > 0, got {temperature}")
+    if dispatch.choose(op, impl, h_ND, dispatch.not_floats(h_ND)) == "torch":
+        return reference.linear_logprob(h_ND, e_VD, ids_N, temperature)
+    from kernels.linear_logprob.triton import LinearLogprob
+
+    return LinearLogprob.apply(dispatch.rows(h_ND), dispatch.rows(e_VD), ids_N.contiguous(), temperature)

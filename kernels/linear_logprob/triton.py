@@ -83,7 +83,11 @@ def backward_kernel(
 def blocks(n: int, dtype: torch.dtype) -> dict:
     """Tile sizes: 128 x 128 products for many rows, 16 rows for decoding; fp32 takes half."""
     wide = 64 if dtype == torch.float32 else 128
-    return {"BLOCK_N": 16 if n <= 16 else 64 if n <= 64 else wide, "BLOCK_V": wide, "BLOCK_D": 64 if wide == 128 else 32}
+    return {
+        "BLOCK_N": 16 if n <= 16 else 64 if n <= 64 else wide,
+        "BLOCK_V": wide,
+        "BLOCK_D": 64 if wide == 128 else 32,
+    }
 
 
 class LinearLogprob(torch.autograd.Function):

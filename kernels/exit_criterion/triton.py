@@ -1,0 +1,120 @@
+"""Both criteria, one launch each.
+
+KL: each program takes some rows and every SPLITS-th tile of the vocabulary, multiplies one read of E with both states,
+and keeps, online, for z = h e and y = before e: max and sum of exp of each, and u = sum exp(z - m) (z - y - c), where c
+is the difference of the two maxima so far. Joined: KL = u / s + c - (lse_z - lse_y).
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.tiles import precision, product
+
+
+@triton.jit
+def difference_kernel(
+    h, before, earlier, out, N, D, stride_h, stride_b, stride_e, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    second = tl.zeros((BLOCK_D,), tl.float32)
+    now = tl.zeros((BLOCK_D,), tl.float32)
+    then = tl.zeros((BLOCK_D,), tl.float32)
+    for start in range(0, D, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        x = tl.load(h + row * stride_h + d, mask=d < D, other=0.0).to(tl.float32)
+        y = tl.load(before + row * stride_b + d, mask=d < D, other=0.0).to(tl.float32)
+        z = tl.load(earlier + row * stride_e + d, mask=d < D, other=0.0).to(tl.float32)
+        second += (x - 2 * y + z) * (x - 2 * y + z)
+        now += (x - y) * (x - y)
+        then += (y - z) * (y - z)
+    tl.store(out + row, tl.sqrt(tl.sum(second, 0)))
+    tl.store(out + N + row, tl.sqrt(tl.sum(now, 0)))
+    tl.store(out + 2 * N + row, tl.sqrt(tl.sum(then, 0)))
+
+
+@triton.jit
+def kl_kernel(
+    h, before, e, stats, N, V, D, stride_h, stride_b, stride_e,
+    SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    split = tl.program_id(1)
+    ok = rows < N
+    far_rows = rows[:, None].to(tl.int64)
+    m = tl.full((BLOCK_N,), -1e38, tl.float32)
+    k = tl.full((BLOCK_N,), -1e38, tl.float32)
+    s = tl.zeros((BLOCK_N,), tl.float32)
+    r = tl.zeros((BLOCK_N,), tl.float32)
+    u = tl.zeros((BLOCK_N,), tl.float32)
+    for start in range(split * BLOCK_V, V, SPLITS * BLOCK_V):
+        cols = start + tl.arange(0, BLOCK_V)
+        z = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
+        y = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
+        for first in range(0, D, BLOCK_D):
+            d = first + tl.arange(0, BLOCK_D)
+            e_tile = tl.load(
+                e + cols[:, None].to(tl.int64) * stride_e + d[None, :],
+                mask=(cols[:, None] < V) & (d[None, :] < D), other=0.0,
+            )  # fmt: skip
+            there = ok[:, None] & (d[None, :] < D)
+            h_tile = tl.load(h + far_rows * stride_h + d[None, :], mask=there, other=0.0)
+            b_tile = tl.load(before + far_rows * stride_b + d[None, :], mask=there, other=0.0)
+            z = product(h_tile, tl.trans(e_tile), z, UPCAST)
+            y = product(b_tile, tl.trans(e_tile), y, UPCAST)
+        inside = cols[None, :] < V
+        z = tl.where(inside, z, -1e38)
+        y = tl.where(inside, y, -1e38)
+        new_m = tl.maximum(m, tl.max(z, 1))
+        new_k = tl.maximum(k, tl.max(y, 1))
+        p = tl.where(inside, tl.exp(z - new_m[:, None]), 0.0)
+        scale = tl.exp(m - new_m)
+        shift = tl.where(s > 0, (m - k) - (new_m - new_k), 0.0)
+        gap = (z - new_m[:, None]) - (y - new_k[:, None])
+        u = scale * (u + s * shift) + tl.sum(tl.where(inside, p * gap, 0.0), 1)
+        s = scale * s + tl.sum(p, 1)
+        r = tl.exp(k - new_k) * r + tl.sum(tl.where(inside, tl.exp(y - new_k[:, None]), 0.0), 1)
+        m = new_m
+        k = new_k
+    at = stats + split * 5 * N + rows
+    tl.store(at, m, mask=ok)
+    tl.store(at + N, s, mask=ok)
+    tl.store(at + 2 * N, k, mask=ok)
+    tl.store(at + 3 * N, r, mask=ok)
+    tl.store(at + 4 * N, u, mask=ok)
+
+
+def second_difference(h_ND: Tensor, before_ND: Tensor, earlier_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    n, d = h_ND.shape
+    out = h_ND.new_empty(3, n, dtype=torch.float32)
+    if n:
+        difference_kernel[(n,)](
+            h_ND, before_ND, earlier_ND, out, n, d, h_ND.stride(0), before_ND.stride(0), earlier_ND.stride(0),
+            BLOCK_D=min(1024, triton.next_power_of_2(d)),
+        )  # fmt: skip
+    return out.unbind(0)
+
+
+def tiles(n: int, dtype: torch.dtype) -> dict:
+    """Tile sizes for decoding batches: 16 rows, the vocabulary in tiles of 64."""
+    return {"BLOCK_N": 16 if n <= 16 else 32, "BLOCK_V": 64, "BLOCK_D": 64 if dtype == torch.float32 else 128}
+
+
+def step_kl(h_ND: Tensor, before_ND: Tensor, e_VD: Tensor) -> Tensor:
+    (n, d), v = h_ND.shape, len(e_VD)
+    sizes = tiles(n, h_ND.dtype)
+    row_tiles = triton.cdiv(n, sizes["BLOCK_N"])
+    splits = max(1, min(triton.cdiv(v, sizes["BLOCK_V"]), 264 // max(1, row_tiles)))
+    stats = h_ND.new_empty(splits, 5, n, dtype=torch.float32)
+    if n:
+        kl_kernel[(row_tiles, splits)](
+            h_ND, before_ND, e_VD, stats, n, v, d, h_ND.stride(0), before_ND.stride(0), e_VD.stride(0),
+            SPLITS=splits, **sizes, **precision(h_ND.dtype), num_warps=4,
+        )  # fmt: skip
+    m, s, k, r, u = stats.unbind(1)
+    most_m, most_k = m.max(0).values, k.max(0).values
+    scale = (m - most_m).exp()
+    total = (scale * s).sum(0)
+    gap = (scale * (u + s * ((m - most_m) - (k - most_k)))).sum(0) / total  # mean of (z - max z) - (y - max y)
+    return gap - (total.log() - ((k - most_k).exp() * r).sum(0).log())

@@ -1,0 +1,56 @@
+"""Soft tokens: the mean of the output embeddings under the model's own next-token distribution.
+
+    z = h E^T / temperature (+ noise),   p = softmax z,   mix = p O
+
+O is the input embedding, the same table as E where they are tied. Soft Thinking (arXiv:2505.15778) and HRPO
+(arXiv:2505.18454, eq. 2) feed the mix back; Gumbel noise makes it a sample of the concrete distribution.
+"""
+
+import torch
+from torch import Tensor
+
+from kernels import dispatch
+from kernels.vocab_mix import reference
+
+__all__ = ["vocab_mix"]
+
+
+@torch.no_grad()
+def vocab_mix(
+    h_ND: Tensor,
+    e_VD: Tensor,
+    out_VD: Tensor | None = None,
+    temperature: float = 1.0,
+    noise_NV: Tensor | None = None,
+    top_k: int | None = None,
+    impl: dispatch.Impl | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The mix (N, D), and logsumexp and entropy (nats) of the distribution mixed by, (N,) each in fp32.
+
+    `e_VD` gives the logits, `out_VD` what is mixed (None = `e_VD`). `noise_NV`, fp32, is added to z. `top_k` keeps the
+    k largest z. No gradient: use the torch definition to train through it. Raises ValueError for inputs that do not
+    fit.
+    """
+    op, out_VD = "vocab_mix", e_VD if out_VD is None else out_VD
+    dispatch.expect(op, "h", h_ND, (None, None))
+    dispatch.expect(op, "e", e_VD, (None, h_ND.shape[1]), like=h_ND)
+    dispatch.expect(op, "out", out_VD, tuple(e_VD.shape), like=h_ND)
+    if noise_NV is not None:
+        dispatch.expect(op, "noise", noise_NV, (len(h_ND), len(e_VD)))
+    if not temperature > 0:
+        raise ValueError(f"{op}: temperature must be > 0, got {temperature}")
+    if top_k is not None and not 1 <= top_k <= len(e_VD):
+        raise ValueError(f"{op}: top_k must be in 1..{len(e_VD)}, got {top_k}")
+    wide = f"rows of {h_ND.shape[1]} are too wide for one tile (4096)" if h_ND.shape[1] > 4096 else None
+    if dispatch.choose(op, impl, h_ND, dispatch.not_floats(h_ND) or wide) == "torch":
+        return reference.vocab_mix(h_ND, e_VD, out_VD, temperature, noise_NV, top_k)
+    from kernels.vocab_mix import triton
+
+    if top_k is None:
+        noise = None if noise_NV is None else dispatch.rows(noise_NV.float())
+        return triton.vocab_mix(*(dispatch.rows(x) for x in (h_ND, e_VD, out_VD)), temperature, noise)
+    z_NV = (h_ND @ e_VD.t()).float() / temperature
+    z_NK, ids_NK = (z_NV if noise_NV is None else z_NV + noise_NV).topk(top_k, 1)
+    lse_N, logp_NK = z_NK.logsumexp(1), z_NK.log_softmax(1)
+    mix_ND = triton.gather_mix(ids_NK, logp_NK.exp(), dispatch.rows(out_VD))
+    return mix_ND, lse_N, -(logp_NK.exp() * logp_NK).sum(1)

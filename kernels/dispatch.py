@@ -44,7 +44,7 @@ def choose(op: str, impl: Impl | None, x: Tensor, unless: str | None = None) -> 
 
 def unavailable(device: torch.device) -> str | None:
     """Why no Triton kernel can run on a device; None if one can."""
-    if device.type == "cuda" or interpreted():
+    if device.type in ("cuda", "meta") or interpreted():  # meta: tensors without data, to see what would be launched
         return None
     return f"the tensors are on {device.type}, not on a GPU"
 

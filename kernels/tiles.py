@@ -1,27 +1,30 @@
-"""Device functions and launch helpers that several kernels share.
+"""Device functions that several kernels share.
 
 Everything is computed in fp32: a tile is converted as soon as it is loaded. Only the operands of a product on tensor
-cores stay in their own dtype; the interpreter cannot multiply bfloat16, and there they are converted too.
+cores stay in their own dtype. The interpreter (UPCAST) cannot multiply bfloat16, and cuts off what it should round.
 """
 
 import triton
 import triton.language as tl
 
-from kernels.dispatch import interpreted
-
-
-def precision(dtype) -> dict:
-    """Compile-time arguments of `product`: fp32 is multiplied exactly, not as TF32."""
-    return {"UPCAST": interpreted()}
-
 
 @triton.jit
 def product(a, b, acc, UPCAST: tl.constexpr):
-    """acc + a @ b, accumulated in fp32."""
+    """acc + a @ b, accumulated in fp32; fp32 operands are multiplied exactly, not as TF32."""
     if UPCAST:
         a = a.to(tl.float32)
         b = b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision="ieee")
+
+
+@triton.jit
+def narrow(x, dtype: tl.constexpr, UPCAST: tl.constexpr):
+    """x in a narrower dtype, rounded to nearest, ties to even."""
+    if UPCAST:
+        if dtype == tl.bfloat16:
+            bits = x.to(tl.int32, bitcast=True)
+            x = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
+    return x.to(dtype)
 
 
 @triton.jit

@@ -1,7 +1,7 @@
 """Both criteria, one launch each.
 
-KL: each program takes some rows and every SPLITS-th tile of the vocabulary, multiplies one read of E with both states,
-and keeps, online, for z = h e and y = before e: max and sum of exp of each, and u = sum exp(z - m) (z - y - c), where c
+KL: each program takes 16 rows and every n-th tile of the vocabulary, n the number of splits, multiplies one read of E
+with both states, and keeps, online, for z = h e and y = before e: max and sum of exp of each, and u = sum exp(z - m) (z - y - c), where c
 is the difference of the two maxima so far. Joined: KL = u / s + c - (lse_z - lse_y).
 """
 
@@ -10,10 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.tiles import precision, product
+from kernels.dispatch import interpreted
+from kernels.tiles import product
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def difference_kernel(
     h, before, earlier, out, N, D, stride_h, stride_b, stride_e, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -34,10 +35,10 @@ def difference_kernel(
     tl.store(out + 2 * N + row, tl.sqrt(tl.sum(then, 0)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "V", "splits"])
 def kl_kernel(
-    h, before, e, stats, N, V, D, stride_h, stride_b, stride_e,
-    SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr,
+    h, before, e, stats, N, V, D, stride_h, stride_b, stride_e, splits,
+    BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     split = tl.program_id(1)
@@ -48,7 +49,7 @@ def kl_kernel(
     s = tl.zeros((BLOCK_N,), tl.float32)
     r = tl.zeros((BLOCK_N,), tl.float32)
     u = tl.zeros((BLOCK_N,), tl.float32)
-    for start in range(split * BLOCK_V, V, SPLITS * BLOCK_V):
+    for start in range(split * BLOCK_V, V, splits * BLOCK_V):
         cols = start + tl.arange(0, BLOCK_V)
         z = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
         y = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
@@ -96,21 +97,15 @@ def second_difference(h_ND: Tensor, before_ND: Tensor, earlier_ND: Tensor) -> tu
     return out.unbind(0)
 
 
-def tiles(n: int, dtype: torch.dtype) -> dict:
-    """Tile sizes for decoding batches: 16 rows, the vocabulary in tiles of 64."""
-    return {"BLOCK_N": 16 if n <= 16 else 32, "BLOCK_V": 64, "BLOCK_D": 64 if dtype == torch.float32 else 128}
-
-
 def step_kl(h_ND: Tensor, before_ND: Tensor, e_VD: Tensor) -> Tensor:
     (n, d), v = h_ND.shape, len(e_VD)
-    sizes = tiles(n, h_ND.dtype)
-    row_tiles = triton.cdiv(n, sizes["BLOCK_N"])
-    splits = max(1, min(triton.cdiv(v, sizes["BLOCK_V"]), 264 // max(1, row_tiles)))
+    row_tiles = triton.cdiv(n, 16)
+    splits = max(1, min(triton.cdiv(v, 128), 264 // max(1, row_tiles)))
     stats = h_ND.new_empty(splits, 5, n, dtype=torch.float32)
     if n:
         kl_kernel[(row_tiles, splits)](
-            h_ND, before_ND, e_VD, stats, n, v, d, h_ND.stride(0), before_ND.stride(0), e_VD.stride(0),
-            SPLITS=splits, **sizes, **precision(h_ND.dtype), num_warps=4,
+            h_ND, before_ND, e_VD, stats, n, v, d, h_ND.stride(0), before_ND.stride(0), e_VD.stride(0), splits,
+            BLOCK_N=16, BLOCK_V=128, BLOCK_D=64, UPCAST=interpreted(), num_warps=8, num_stages=3,
         )  # fmt: skip
     m, s, k, r, u = stats.unbind(1)
     most_m, most_k = m.max(0).values, k.max(0).values

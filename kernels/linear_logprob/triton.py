@@ -1,7 +1,8 @@
 """Fused forward and backward.
 
-Forward: each program takes some rows and every SPLITS-th tile of the vocabulary and keeps, online, the maximum m of
-z = h e / temperature, s = sum exp(z - m) and t = sum exp(z - m) (z - m); the splits are joined afterwards, so that
+Forward: each program takes some rows and every n-th tile of the vocabulary, n the number of splits, and keeps,
+online, the maximum m of z = h e / temperature, s = sum exp(z - m) and t = sum exp(z - m) (z - m); the splits are joined
+afterwards, so that
 
     lse = m + log s,   entropy = log s - t / s.
 
@@ -17,15 +18,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.tiles import logits_tile, precision
+from kernels.dispatch import interpreted
+from kernels.tiles import logits_tile, narrow
 
 CHUNK = 2048  # columns of dz held at once: 8192 rows of it in bf16 are 32 MB
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "V", "splits"])
 def forward_kernel(
-    h, e, ids, stats, best, N, V, D, stride_h, stride_e, inverse_temperature,
-    SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr,
+    h, e, ids, stats, best, N, V, D, stride_h, stride_e, inverse_temperature, splits,
+    BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     split = tl.program_id(1)
@@ -35,7 +37,7 @@ def forward_kernel(
     t = tl.zeros((BLOCK_N,), tl.float32)
     z_target = tl.zeros((BLOCK_N,), tl.float32)
     top = tl.zeros((BLOCK_N,), tl.int32)
-    for start in range(split * BLOCK_V, V, SPLITS * BLOCK_V):
+    for start in range(split * BLOCK_V, V, splits * BLOCK_V):
         cols = start + tl.arange(0, BLOCK_V)
         z = logits_tile(h, e, rows, cols, N, V, D, stride_h, stride_e, BLOCK_N, BLOCK_V, BLOCK_D, UPCAST)
         z = tl.where(cols[None, :] < V, z * inverse_temperature, -1e38)
@@ -57,7 +59,7 @@ def forward_kernel(
     tl.store(best + split * N + rows, top, mask=rows < N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "width", "N", "V"])
 def backward_kernel(
     h, e, ids, lse, entropy, g_logp, g_entropy, dz, first, width, N, V, D, stride_h, stride_e, inverse_temperature,
     BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr,
@@ -75,34 +77,33 @@ def backward_kernel(
     hit = (cols[None, :] == target[:, None]).to(tl.float32)
     out = g * (hit - p) - w * p * (logp + tl.load(entropy + rows, mask=ok, other=0.0)[:, None])
     tl.store(
-        dz + rows[:, None].to(tl.int64) * width + local[None, :], (out * inverse_temperature).to(dz.dtype.element_ty),
+        dz + rows[:, None].to(tl.int64) * width + local[None, :], narrow(out * inverse_temperature, dz.dtype.element_ty, UPCAST),
         mask=ok[:, None] & (local[None, :] < width),
     )  # fmt: skip
 
 
-def blocks(n: int, dtype: torch.dtype) -> dict:
-    """Tile sizes: 128 x 128 products for many rows, 16 rows for decoding; fp32 takes half."""
-    wide = 64 if dtype == torch.float32 else 128
-    return {
-        "BLOCK_N": 16 if n <= 16 else 64 if n <= 64 else wide,
-        "BLOCK_V": wide,
-        "BLOCK_D": 64 if wide == 128 else 32,
-    }
+def tiles(n: int, dtype: torch.dtype) -> dict:
+    """Tile sizes: large products for many rows, 16 rows for decoding; fp32 takes half. Wider ones spill."""
+    if dtype == torch.float32:
+        return {"BLOCK_N": 16 if n <= 16 else 64, "BLOCK_V": 64, "BLOCK_D": 32, "num_warps": 4}
+    if n <= 64:
+        return {"BLOCK_N": 16 if n <= 16 else 64, "BLOCK_V": 128, "BLOCK_D": 64, "num_warps": 4 if n <= 16 else 8}
+    return {"BLOCK_N": 128, "BLOCK_V": 64, "BLOCK_D": 64, "num_warps": 8}
 
 
 class LinearLogprob(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h_ND: Tensor, e_VD: Tensor, ids_N: Tensor, temperature: float):
         (n, d), v = h_ND.shape, len(e_VD)
-        tiles = blocks(n, h_ND.dtype)
-        row_tiles = triton.cdiv(n, tiles["BLOCK_N"])
-        splits = max(1, min(triton.cdiv(v, tiles["BLOCK_V"]), 264 // max(1, row_tiles)))
+        sizes = tiles(n, h_ND.dtype)
+        row_tiles = triton.cdiv(n, sizes["BLOCK_N"])
+        splits = max(1, min(triton.cdiv(v, sizes["BLOCK_V"]), 264 // max(1, row_tiles)))
         stats = h_ND.new_empty(splits, 4, n, dtype=torch.float32)
         best = h_ND.new_empty(splits, n, dtype=torch.int32)
         if n:
             forward_kernel[(row_tiles, splits)](
-                h_ND, e_VD, ids_N, stats, best, n, v, d, h_ND.stride(0), e_VD.stride(0), 1 / temperature,
-                SPLITS=splits, **tiles, **precision(h_ND.dtype), num_warps=8 if n > 64 else 4,
+                h_ND, e_VD, ids_N, stats, best, n, v, d, h_ND.stride(0), e_VD.stride(0), 1 / temperature, splits,
+                **sizes, UPCAST=interpreted(),
             )  # fmt: skip
         m, s, t, z_target = stats.unbind(1)
         most, where = m.max(0)
@@ -124,15 +125,15 @@ class LinearLogprob(torch.autograd.Function):
         dh = torch.zeros(n, d, device=h_ND.device) if ctx.needs_input_grad[0] else None
         de = torch.zeros_like(e_VD) if ctx.needs_input_grad[1] else None
         g_logp, g_entropy = g_logp.contiguous(), g_entropy.contiguous()
-        tiles = blocks(n, h_ND.dtype)
+        sizes = tiles(n, h_ND.dtype)
         for first in range(0, v if n else 0, CHUNK):
             width = min(CHUNK, v - first)
             dz_NC = h_ND.new_empty(n, width)
-            grid = (triton.cdiv(n, tiles["BLOCK_N"]), triton.cdiv(width, tiles["BLOCK_V"]))
+            grid = (triton.cdiv(n, sizes["BLOCK_N"]), triton.cdiv(width, sizes["BLOCK_V"]))
             backward_kernel[grid](
                 h_ND, e_VD, ids_N, lse_N, entropy_N, g_logp, g_entropy, dz_NC, first, width, n, v, d,
                 h_ND.stride(0), e_VD.stride(0), 1 / ctx.temperature,
-                **tiles, **precision(h_ND.dtype), num_warps=8 if n > 64 else 4,
+                **sizes, UPCAST=interpreted(),
             )  # fmt: skip
             if dh is not None:
                 dh += dz_NC @ e_VD[first : first + width]

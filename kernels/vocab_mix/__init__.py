@@ -41,8 +41,10 @@ def vocab_mix(
         raise ValueError(f"{op}: temperature must be > 0, got {temperature}")
     if top_k is not None and not 1 <= top_k <= len(e_VD):
         raise ValueError(f"{op}: top_k must be in 1..{len(e_VD)}, got {top_k}")
-    wide = f"rows of {h_ND.shape[1]} are too wide for one tile (4096)" if h_ND.shape[1] > 4096 else None
-    if dispatch.choose(op, impl, h_ND, dispatch.not_floats(h_ND) or wide) == "torch":
+    widest = 1024 if torch.version.hip or h_ND.dtype == torch.float32 else 2048  # a wider row spills registers
+    wide = f"rows of {h_ND.shape[1]} are too wide for one tile ({widest})"
+    unless = dispatch.not_floats(h_ND) or (wide if h_ND.shape[1] > widest and top_k is None else None)
+    if dispatch.choose(op, impl, h_ND, unless) == "torch":
         return reference.vocab_mix(h_ND, e_VD, out_VD, temperature, noise_NV, top_k)
     from kernels.vocab_mix import triton
 

@@ -1,8 +1,8 @@
 """Attention with one query over the vocabulary: E is read once, as keys and as values.
 
-Each program takes 16 rows and every SPLITS-th tile of E, whole rows of it, and keeps online what softmax needs and the
-unnormalised mix; the splits are joined afterwards. With an untied output embedding two tables are read, each once. The
-top-k form has its ids already, and gathers.
+Each program takes 16 rows and every n-th tile of E, n the number of splits, whole rows of it, and keeps online what
+softmax needs and the unnormalised mix; the splits are joined afterwards. With an untied output embedding two tables are
+read, each once. The top-k form has its ids already, and gathers.
 """
 
 import torch
@@ -10,13 +10,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.tiles import precision, product
+from kernels.dispatch import interpreted
+from kernels.tiles import narrow, product
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "V", "splits"])
 def mix_kernel(
-    h, e, out, noise, stats, mix, N, V, D, stride_h, stride_e, stride_o, stride_n, inverse_temperature,
-    SPLITS: tl.constexpr, TIED: tl.constexpr, NOISE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr,
+    h, e, out, noise, stats, mix, N, V, D, stride_h, stride_e, stride_o, stride_n, inverse_temperature, splits,
+    TIED: tl.constexpr, NOISE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -29,7 +30,7 @@ def mix_kernel(
     s = tl.zeros((BLOCK_N,), tl.float32)
     t = tl.zeros((BLOCK_N,), tl.float32)
     acc = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
-    for start in range(split * BLOCK_V, V, SPLITS * BLOCK_V):
+    for start in range(split * BLOCK_V, V, splits * BLOCK_V):
         cols = start + tl.arange(0, BLOCK_V)
         there = (cols[:, None] < V) & (d[None, :] < D)
         e_tile = tl.load(e + cols[:, None].to(tl.int64) * stride_e + d[None, :], mask=there, other=0.0)
@@ -49,7 +50,7 @@ def mix_kernel(
             o_tile = e_tile
         else:
             o_tile = tl.load(out + cols[:, None].to(tl.int64) * stride_o + d[None, :], mask=there, other=0.0)
-        acc = product(p.to(o_tile.dtype), o_tile, acc * scale[:, None], UPCAST)
+        acc = product(narrow(p, o_tile.dtype, UPCAST), o_tile, acc * scale[:, None], UPCAST)
     at = stats + split * 3 * N + rows
     tl.store(at, m, mask=ok)
     tl.store(at + N, s, mask=ok)
@@ -57,38 +58,32 @@ def mix_kernel(
     tl.store(mix + (split * N + far_rows) * D + d[None, :], acc, mask=ok[:, None] & (d[None, :] < D))
 
 
-@triton.jit
-def gather_kernel(ids, weights, out, mix, K, D, stride_o, BLOCK_D: tl.constexpr):
+@triton.jit(do_not_specialize=["K"])
+def gather_kernel(ids, weights, out, mix, K, D, stride_o, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     acc = tl.zeros((BLOCK_D,), tl.float32)
     for i in range(0, K):
         at = tl.load(ids + row * K + i)
         acc += tl.load(weights + row * K + i) * tl.load(out + at * stride_o + d, mask=d < D, other=0.0).to(tl.float32)
-    tl.store(mix + row * D + d, acc.to(mix.dtype.element_ty), mask=d < D)
-
-
-def sizes(d: int, dtype: torch.dtype) -> dict:
-    """Tile sizes: whole rows of E, so wide models take fewer of them at once."""
-    block_d = triton.next_power_of_2(d)
-    return {"BLOCK_N": 16, "BLOCK_V": 16 if block_d * dtype.itemsize > 2048 else 32, "BLOCK_D": max(16, block_d)}
+    tl.store(mix + row * D + d, narrow(acc, mix.dtype.element_ty, UPCAST), mask=d < D)
 
 
 def vocab_mix(
     h_ND: Tensor, e_VD: Tensor, out_VD: Tensor, temperature: float, noise_NV: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     (n, d), v = h_ND.shape, len(e_VD)
-    tiles = sizes(d, h_ND.dtype)
-    row_tiles = triton.cdiv(n, tiles["BLOCK_N"])
-    splits = max(1, min(triton.cdiv(v, tiles["BLOCK_V"]), 132 // max(1, row_tiles)))
+    row_tiles = triton.cdiv(n, 16)
+    splits = max(1, min(triton.cdiv(v, 16), 132 // max(1, row_tiles)))
     stats = h_ND.new_empty(splits, 3, n, dtype=torch.float32)
     mix = h_ND.new_empty(splits, n, d, dtype=torch.float32)
     if n:
         mix_kernel[(row_tiles, splits)](
             h_ND, e_VD, out_VD, noise_NV, stats, mix, n, v, d, h_ND.stride(0), e_VD.stride(0), out_VD.stride(0),
-            0 if noise_NV is None else noise_NV.stride(0), 1 / temperature,
-            SPLITS=splits, TIED=out_VD.data_ptr() == e_VD.data_ptr(), NOISE=noise_NV is not None,
-            **tiles, **precision(h_ND.dtype), num_warps=8,
+            0 if noise_NV is None else noise_NV.stride(0), 1 / temperature, splits,
+            TIED=out_VD.data_ptr() == e_VD.data_ptr(), NOISE=noise_NV is not None,
+            BLOCK_N=16, BLOCK_V=16, BLOCK_D=max(16, triton.next_power_of_2(d)), UPCAST=interpreted(),
+            num_warps=8, num_stages=2,
         )  # fmt: skip
     m, s, t = stats.unbind(1)
     most = m.max(0).values
@@ -106,5 +101,5 @@ def gather_mix(ids_NK: Tensor, weights_NK: Tensor, out_VD: Tensor) -> Tensor:
     block = min(1024, triton.next_power_of_2(d))
     if n:
         grid = (n, triton.cdiv(d, block))
-        gather_kernel[grid](ids_NK, weights_NK, out_VD, mix, k, d, out_VD.stride(0), BLOCK_D=block)
+        gather_kernel[grid](ids_NK, weights_NK, out_VD, mix, k, d, out_VD.stride(0), BLOCK_D=block, UPCAST=interpreted())
     return mix

@@ -1,8 +1,6 @@
 import pytest
 import torch
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
 
 @pytest.fixture(autouse=True)
 def _poison(monkeypatch):
@@ -10,7 +8,7 @@ def _poison(monkeypatch):
     new_empty, empty = torch.Tensor.new_empty, torch.empty
 
     def poison(x):
-        return x.fill_(float("nan")) if x.is_floating_point() else x.fill_(-(2**30)) if x.dtype != torch.bool else x
+        return x.fill_(float("nan") if x.is_floating_point() else 77)
 
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *a, **k: poison(new_empty(self, *a, **k)))
     monkeypatch.setattr(torch, "empty", lambda *a, **k: poison(empty(*a, **k)))

@@ -1,0 +1,272 @@
+"""What every kernel costs on each architecture, found by compiling it, without a GPU.
+
+`python -m kernels.budget` compiles what the ops would launch at the shapes of real models, writes registers, spilled
+bytes and shared memory to `kernels/budget.csv`, and exits with 1 if a kernel spills or does not fit. With `--check` it
+writes nothing and exits with 1 if anything got worse than the table.
+
+The launches are taken from the ops themselves: they run on tensors without data, and where a kernel would start, its
+arguments are noted instead.
+"""
+
+import argparse
+import csv
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+TABLE = Path(__file__).parent / "budget.csv"
+TARGETS = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
+SHARED = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "gfx942": 64}  # KiB a block may have
+NOT_AMD = {"mix_kernel"}  # beyond 1024 columns
+FIELDS = ["op", "kernel", "shapes", "arch", "registers", "spilled", "shared"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's sizes: width, vocabulary, layers, heads, K/V heads, a head's width, MLP width."""
+
+    name: str
+    d: int
+    vocab: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head: int
+    inner: int
+
+
+SHAPES = [
+    Shape("gpt2", 768, 50257, 12, 12, 12, 64, 3072),
+    Shape("qwen3-0.6b", 1024, 151936, 28, 16, 8, 128, 3072),
+    Shape("llama-3.2-1b", 2048, 128256, 16, 32, 8, 64, 8192),
+]
+
+
+def cases(shape: Shape) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Each op at a model's sizes, as it is called in decoding (B = 1, 64) and in training, in bf16."""
+    import torch
+
+    from kernels.exit_criterion import second_difference, step_kl
+    from kernels.linear_logprob import linear_logprob
+    from kernels.vocab_mix import vocab_mix
+
+    def t(*size: int, dtype=torch.bfloat16, grad=False):
+        return torch.empty(*size, dtype=dtype, device="meta", requires_grad=grad)
+
+    def logprob(n: int) -> None:
+        logp, entropy, _ = linear_logprob(
+            t(n, shape.d, grad=True), t(shape.vocab, shape.d, grad=True), t(n, dtype=torch.int64), impl="triton"
+        )
+        (logp.sum() + entropy.sum()).backward()
+
+    for n in (16, 8192):
+        yield "linear_logprob", lambda n=n: logprob(n)
+    for n in (1, 64):
+        h, e = t(n, shape.d), t(shape.vocab, shape.d)
+        yield "exit_criterion", lambda h=h: second_difference(h, h, h, impl="triton")
+        yield "exit_criterion", lambda h=h, e=e: step_kl(h, h, e, impl="triton")
+        yield "vocab_mix", lambda h=h, e=e: vocab_mix(h, e, impl="triton")
+        yield "vocab_mix", lambda h=h, e=e: vocab_mix(h, e, top_k=16, impl="triton")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel as it would be compiled: types and constants of its arguments, in order."""
+
+    op: str
+    module: str
+    kernel: str
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, object], ...]
+    divisible: tuple[int, ...]
+    options: tuple[tuple[str, int], ...]
+
+    def archs(self) -> list[str]:
+        """Where it may be launched: an op falls back to torch on AMD where its kernel would spill there."""
+        return [
+            a for a in TARGETS if not (a == "gfx942" and self.kernel in NOT_AMD and self.constant("BLOCK_D") > 1024)
+        ]
+
+    def constant(self, name: str) -> int:
+        return dict(self.constants)[name]
+
+
+@contextmanager
+def captured(found: list):
+    """Within, no kernel starts; (kernel, arguments) are appended to `found`."""
+    from triton.runtime.jit import JITFunction
+
+    run = JITFunction.run
+    JITFunction.run = lambda self, *args, grid, warmup, **kwargs: found.append((self, args, kwargs))
+    try:
+        yield
+    finally:
+        JITFunction.run = run
+
+
+def launches() -> dict[Launch, list[str]]:
+    """Every distinct compilation that the cases need, and the shapes that need it."""
+    needed: dict[Launch, list[str]] = {}
+    for shape in SHAPES:
+        for op, call in cases(shape):
+            found: list = []
+            with captured(found):
+                call()
+            for kernel, args, kwargs in found:
+                names = needed.setdefault(describe(op, kernel, args, kwargs), [])
+                if shape.name not in names:
+                    names.append(shape.name)
+    return needed
+
+
+def describe(op: str, kernel, args: tuple, kwargs: dict) -> Launch:
+    """What Triton would specialise a launch on: types, constants, divisibility by 16."""
+    import torch
+    from triton.runtime.jit import type_canonicalisation_dict as short
+
+    values = dict(zip(kernel.arg_names, args)) | {k: v for k, v in kwargs.items() if k in kernel.arg_names}
+    constexprs = {p.name for p in kernel.params if p.is_constexpr}
+    fixed = {p.name for p in kernel.params if p.do_not_specialize}
+    signature, constants, divisible = [], [], []
+    for i, name in enumerate(kernel.arg_names):
+        value = values[name]
+        plain = name in fixed
+        if name in constexprs or value is None or (isinstance(value, int) and value == 1 and not plain):
+            signature.append((name, "constexpr"))
+            constants.append((name, value))
+        elif isinstance(value, torch.Tensor):
+            signature.append((name, "*" + short[str(value.dtype).split(".")[-1]]))
+            divisible.append(i)
+        elif isinstance(value, int):
+            signature.append((name, "i32"))
+            if value % 16 == 0 and not plain:
+                divisible.append(i)
+        else:
+            signature.append((name, "fp32"))
+    options = tuple(sorted((k, v) for k, v in kwargs.items() if k in ("num_warps", "num_stages")))
+    module = kernel.fn.__module__
+    return Launch(op, module, kernel.fn.__name__, tuple(signature), tuple(constants), tuple(divisible), options)
+
+
+def compiled(launch: Launch, arch: str) -> dict:
+    """Registers a thread, spilled bytes (NVIDIA: stack) and shared memory of one kernel on one architecture."""
+    import importlib
+
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = getattr(importlib.import_module(launch.module), launch.kernel)
+    attrs = {(i,): [["tt.divisibility", 16]] for i in launch.divisible}
+    source = ASTSource(kernel, dict(launch.signature), {k: v for k, v in launch.constants}, attrs)
+    binary = triton.compile(source, target=GPUTarget(*TARGETS[arch]), options=dict(launch.options))
+    found = {"shared": binary.metadata.shared}
+    if arch.startswith("gfx"):
+        text = binary.asm["amdgcn"]
+        count = lambda key: int(re.search(rf"\.{key}:\s*(\d+)", text)[1])  # noqa: E731
+        return found | {"registers": count("vgpr_count"), "spilled": 4 * count("vgpr_spill_count")}
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as f:
+        f.write(binary.asm["cubin"])
+        f.flush()
+        text = subprocess.run([tool, "-res-usage", f.name], capture_output=True, text=True, check=True).stdout
+    reg, stack = re.search(r"REG:(\d+) STACK:(\d+)", text).groups()
+    return found | {"registers": int(reg), "spilled": int(stack)}
+
+
+def variant(launch: Launch) -> str:
+    """The kernel's name with the constants that tell its compilations apart."""
+    sizes = ",".join(f"{k.removeprefix('BLOCK_').lower()}={v:d}" for k, v in launch.constants if v is not None)
+    warps = dict(launch.options).get("num_warps", 4)
+    return f"{launch.kernel}({sizes},warps={warps})"
+
+
+def measure() -> list[dict]:
+    """The whole table: one row a kernel, its shapes and an architecture."""
+    needed = launches()
+    jobs = [(launch, arch) for launch in needed for arch in launch.archs()]
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        results = list(pool.map(compiled, *zip(*jobs), chunksize=4))
+    rows = [
+        {"op": launch.op, "kernel": variant(launch), "shapes": " ".join(needed[launch]), "arch": arch, **result}
+        for (launch, arch), result in zip(jobs, results)
+    ]
+    return sorted(rows, key=lambda r: [str(r[f]) for f in FIELDS[:4]])
+
+
+def faults(rows: list[dict]) -> list[str]:
+    """Kernels that spill or need more shared memory than there is."""
+    found = []
+    for r in rows:
+        name = f"{r['op']} {r['kernel']} on {r['arch']}"
+        if int(r["spilled"]):
+            found.append(f"{name} spills {r['spilled']} bytes a thread")
+        if int(r["shared"]) > SHARED[r["arch"]] * 1024:
+            found.append(f"{name} needs {r['shared']} bytes of shared memory, there are {SHARED[r['arch']]} KiB")
+    return found
+
+
+def read() -> tuple[str, list[dict]]:
+    """The Triton version that made the committed table, and its rows."""
+    with TABLE.open() as f:
+        version = f.readline().removeprefix("# triton ").strip()
+        return version, list(csv.DictReader(f))
+
+
+def worse(rows: list[dict]) -> list[str]:
+    """What is not in the table, or takes more than it says; with another Triton only the kernels' presence counts."""
+    import triton
+
+    version, table = read()
+    key = lambda r: (r["op"], r["kernel"], r["arch"])  # noqa: E731
+    old = {key(r): r for r in table}
+    found = [f"{' '.join(k)} is not in {TABLE.name}" for r in rows if (k := key(r)) not in old]
+    found += [f"{' '.join(k)} is in {TABLE.name}, but nothing launches it" for k in old.keys() - {key(r) for r in rows}]
+    if version != triton.__version__:
+        return found
+    for r in rows:
+        for field in ("registers", "shared"):
+            if key(r) in old and int(r[field]) > int(old[key(r)][field]):
+                found.append(f"{' '.join(key(r))}: {field} {r[field]}, the table has {old[key(r)][field]}")
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m kernels.budget", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--check", action="store_true", help="compare with the table instead of writing it")
+    asked = parser.parse_args()
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        print("error: TRITON_INTERPRET=1 is set: interpreted kernels are not compiled", file=sys.stderr)
+        return 2
+    import triton
+
+    rows = measure()
+    found = faults(rows)
+    if asked.check:
+        found += worse(rows)
+    else:
+        with TABLE.open("w", newline="") as f:
+            f.write(f"# triton {triton.__version__}\n")
+            writer = csv.DictWriter(f, FIELDS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    for line in found:
+        print(line)
+    print(f"{len(rows)} compilations, {len(found)} faults")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""A chain of latent steps without gradient: k positions, each fed from the hidden state of the one before.
+
+The definition is `kernels.latent_chain.reference.step`, repeated. The Triton version runs a layer in five launches
+(`triton.py`) and, on a GPU, replays the whole chain, feedback included, as one CUDA graph: static caches, no host
+synchronisation between the prompt and the last latent.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from kernels import dispatch
+from kernels.decoder import Decoder
+from kernels.latent_chain.reference import step
+
+__all__ = ["LatentDecoder"]
+
+Feed = Callable[[Tensor, int], Tensor]  # hidden state (B, D), index of the step -> its input (B, D); tensors only
+Past = list[tuple[Tensor, Tensor]]
+_GRAIN = 64  # prompts are padded at the front to a multiple of it, so that one graph serves many lengths
+
+
+class LatentDecoder:
+    """A decoder made ready for chains of latent steps. Keeps packed weights, buffers and graphs between calls.
+
+    Raises ValueError, as every op does, where `impl` is "triton" and it cannot be met.
+    """
+
+    def __init__(self, decoder: Decoder, impl: dispatch.Impl | None = None):
+        weight = decoder.norm[0]
+        self.decoder = decoder
+        self.impl = dispatch.choose("decode_step", impl, weight, dispatch.not_floats(weight))
+        self._steps: dict[int, object] = {}
+        self._graphs: dict[tuple, _Graph] = {}
+
+    @torch.no_grad()
+    def run(
+        self,
+        past: Past,
+        h_BD: Tensor,
+        feed: Feed,
+        steps: int,
+        ropes: tuple[Tensor, Tensor] | None = None,
+        visible_BS: Tensor | None = None,
+    ) -> tuple[Tensor, Past]:
+        """States (B, K, D) of `steps` latents, and K and V of each layer, (B, H_kv, S + K, d).
+
+        `past`: K and V (B, H_kv, S, d) of what was read; `h_BD` its last hidden state. `ropes`: cosines and sines
+        (K, B, d) of the latents' positions. `visible_BS`: which read positions may be attended, None = all. Raises
+        ValueError for a negative number of steps or a shape that does not fit.
+        """
+        batch, _, size, _ = past[0][0].shape
+        if steps < 0:
+            raise ValueError(f"decode_step: the number of steps must be at least 0, got {steps}")
+        dispatch.expect("decode_step", "h", h_BD, (batch, self.decoder.norm[0].shape[0]))
+        if visible_BS is not None:
+            dispatch.expect("decode_step", "visible", visible_BS, (batch, size))
+        if ropes is not None:
+            for name, x in zip(("cosines", "sines"), ropes):
+                dispatch.expect("decode_step", name, x, (steps, batch, self.decoder.d))
+        if steps == 0 or batch == 0:
+            return h_BD.new_empty(batch, steps, h_BD.shape[1]), past
+        if self.impl == "torch":
+            return self._torch(past, h_BD, feed, steps, ropes, visible_BS)
+        if not h_BD.is_cuda:
+            chain = _Chain(self, batch, size, steps, h_BD, ropes is not None)
+            chain.load(past, h_BD, ropes, visible_BS)
+            chain.launch(feed)
+            return chain.result(size)
+        padded = -(-size // _GRAIN) * _GRAIN
+        key = (batch, padded, steps, ropes is not None, feed)
+        if key not in self._graphs:
+            self._graphs[key] = _Graph(_Chain(self, batch, padded, steps, h_BD, ropes is not None), feed)
+        return self._graphs[key].replay(past, h_BD, ropes, visible_BS)
+
+    def _torch(self, past, h_BD, feed, steps, ropes, visible_BS) -> tuple[Tensor, Past]:
+        states = []
+        for i in range(steps):
+            rope = None if ropes is None else tuple(r[i].to(h_BD.dtype) for r in ropes)
+            mask = None
+            if visible_BS is not None:
+                mask = torch.cat([visible_BS, visible_BS.new_ones(len(h_BD), i + 1)], 1)
+            h_BD, past = step(feed(h_BD, i), past, self.decoder, rope, mask)
+            states.append(h_BD)
+        return torch.stack(states, 1), past
+
+    def step_for(self, batch: int):
+        """Packed weights and buffers for a batch size, brought up to date with the weights."""
+        from kernels.decode_step.triton import Step
+
+        if batch not in self._steps:
+            self._steps[batch] = Step(self.decoder, batch)
+        self._steps[batch].refresh()
+        return self._steps[batch]
+
+
+class _Chain:
+    """Static tensors of k steps after a prompt of `size` positions, padded at the front; `launch` runs them."""
+
+    def __init__(self, owner: LatentDecoder, batch: int, size: int, steps: int, like: Tensor, rotary: bool):
+        dec = owner.decoder
+        self.owner, self.batch, self.size, self.steps = owner, batch, size, steps
+        shape = (batch, dec.kv_heads, size + steps, dec.d)
+        self.kv = [(like.new_zeros(shape), like.new_zeros(shape)) for _ in dec.layers]
+        self.h = torch.empty_like(like)
+        self.hidden = like.new_zeros(batch, size + steps, dtype=torch.uint8)
+        self.ropes = [like.new_zeros(steps, batch, dec.d, dtype=torch.float32) for _ in range(2)] if rotary else None
+        self.states = like.new_empty(steps, batch, like.shape[1])
+
+    def load(self, past: Past, h_BD: Tensor, ropes, visible_BS: Tensor | None) -> None:
+        start = self.size - past[0][0].shape[2]
+        for mine, theirs in zip(self.kv, past):
+            for m, t in zip(mine, theirs):
+                m[:, :, start : self.size].copy_(t)
+        self.h.copy_(h_BD)
+        self.hidden.zero_()
+        self.hidden[:, :start] = 1
+        if visible_BS is not None:
+            self.hidden[:, start : self.size] = ~visible_BS
+        for mine, theirs in zip(self.ropes or (), ropes or ()):
+            mine.copy_(theirs)
+
+    def launch(self, feed: Feed) -> None:
+        run, h = self.owner.step_for(self.batch), self.h
+        for i in range(self.steps):
+            rope = self.ropes and tuple(r[i] for r in self.ropes)
+            run(feed(h, i), self.kv, self.size + i, rope, self.hidden, self.states[i])
+            h = self.states[i]
+
+    def result(self, size: int) -> tuple[Tensor, Past]:
+        """Copies, so that the next run does not write into them."""
+        kept = slice(self.size - size, None)
+        return self.states.transpose(0, 1).clone(), [tuple(x[:, :, kept].clone() for x in pair) for pair in self.kv]
+
+
+class _Graph:
+    """A chain captured once and replayed."""
+
+    def __init__(self, chain: _Chain, feed: Feed):
+        self.chain = chain
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # compiles, and lets libraries allocate, before the capture
+            chain.launch(feed)
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            chain.launch(feed)
+
+    def replay(self, past: Past, h_BD: Tensor, ropes, visible_BS) -> tuple[Tensor, Past]:
+        self.chain.owner.step_for(self.chain.batch)
+        self.chain.load(past, h_BD, ropes, visible_BS)
+        self.graph.replay()
+        return self.chain.result(past[0][0].shape[2])

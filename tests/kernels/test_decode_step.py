@@ -1,0 +1,102 @@
+"""Chains of latent steps by fused launches against the definition."""
+
+import pytest
+import torch
+
+from kernels.decode_step import LatentDecoder
+from tests.kernels.check import DEVICE
+from tests.kernels.decoders import FAMILIES, make_decoder, make_past, make_rope
+
+K = 3
+
+
+def run(decoder, past, h, visible, impl, dtype):
+    """States and caches of K steps of a decoder in a dtype, on whatever device runs kernels."""
+    move = lambda x: x.detach().to(DEVICE, dtype)  # noqa: E731
+    ropes = None
+    if decoder.kind == "rms":
+        steps = [make_rope(decoder, len(h), i, torch.float64) for i in range(K)]
+        ropes = tuple(torch.stack(r).to(DEVICE, torch.float64 if dtype == torch.float64 else torch.float32)
+                      for r in zip(*steps))  # fmt: skip
+    visible = None if visible is None else visible.to(DEVICE)
+    states, kv = LatentDecoder(decoder, impl).run(
+        [tuple(move(x) for x in pair) for pair in past], move(h), lambda h, i: 0.5 * h + i, K, ropes, visible
+    )
+    return [states.cpu().double(), *(x.cpu().double() for pair in kv for x in pair)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("batch, size", [(1, 1), (3, 70)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_errors_are_at_most_twice_torchs(family, batch, size, dtype):
+    torch.manual_seed(1)
+    low = make_decoder(family, width=40, d=10, inner=70, dtype=dtype, device=DEVICE)
+    torch.manual_seed(1)
+    exact = make_decoder(family, width=40, d=10, inner=70)
+    for mine, theirs in zip(exact.affines(), low.affines()):
+        for a, b in zip(mine, theirs):
+            if a is not None:
+                a.data.copy_(b.detach().cpu().double())
+    past = [tuple(x.detach().to(dtype).double() for x in pair) for pair in make_past(exact, batch, size)]
+    h, visible = torch.randn(batch, 40).to(dtype).double(), None
+    if batch == 3:
+        visible = torch.rand(batch, size) < 0.7
+    want = run(exact, past, h, visible, "torch", torch.float64)
+    torchs = run(low, past, h, visible, "torch", dtype)
+    ours = run(low, past, h, visible, "triton", dtype)
+    for w, t, o in zip(want, torchs, ours):
+        assert o.shape == w.shape
+        limit = max(2 * (t - w).norm(), 1e-6 * w.norm())
+        assert (o - w).norm() <= limit
+
+
+def test_more_rows_than_a_tile():
+    decoder = make_decoder("qwen3", layers=1, width=40, d=10, inner=33, dtype=torch.float32, device=DEVICE)
+    past, h = make_past(decoder, 17, 3), torch.randn(17, 40)
+    got, want = (run(decoder, past, h, None, impl, torch.float32) for impl in ("triton", "torch"))
+    for g, w in zip(got, want):
+        torch.testing.assert_close(g, w, rtol=0, atol=1e-5)
+
+
+def test_the_same_every_time_bit_for_bit():
+    decoder = make_decoder("qwen3", dtype=torch.float32, device=DEVICE)
+    past, h = make_past(decoder, 2, 5), torch.randn(2, 24)
+    one, two = (run(decoder, past, h, None, "triton", torch.float32) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one, two))
+
+
+def test_changed_weights_are_seen():
+    decoder = make_decoder("llama", dtype=torch.float32, device=DEVICE)
+    past = [tuple(x.detach() for x in p) for p in make_past(decoder, 2, 5, torch.float32, DEVICE)]
+    h, ropes = torch.randn(2, 24, device=DEVICE), tuple(torch.ones(1, 2, 6, device=DEVICE) for _ in range(2))
+    latent = LatentDecoder(decoder, "triton")
+    before = latent.run(past, h, lambda h, i: h, 1, ropes)[0]
+    with torch.no_grad():
+        decoder.layers[0].qkv[2][0].mul_(2)  # in place, as an optimizer does
+    after = latent.run(past, h, lambda h, i: h, 1, ropes)[0]
+    want = LatentDecoder(decoder, "torch").run(past, h, lambda h, i: h, 1, ropes)[0]
+    assert (after - before).abs().max() > 0.01
+    torch.testing.assert_close(after, want, rtol=0, atol=1e-5)
+
+
+def test_nothing_to_do_and_wrong_inputs():
+    decoder = make_decoder("gpt2", dtype=torch.float32, device=DEVICE)
+    latent = LatentDecoder(decoder, "triton")
+    past, h = make_past(decoder, 2, 5, torch.float32, DEVICE), torch.zeros(2, 24, device=DEVICE)
+    assert latent.run(past, h, lambda h, i: h, 0)[0].shape == (2, 0, 24)
+    none = make_past(decoder, 0, 5, torch.float32, DEVICE)
+    assert latent.run(none, h[:0], lambda h, i: h, 2)[0].shape == (0, 2, 24)
+    with pytest.raises(ValueError, match="at least 0, got -1"):
+        latent.run(past, h, lambda h, i: h, -1)
+    with pytest.raises(ValueError, match=r"h must have shape \(2, 24\), got \(1, 24\)"):
+        latent.run(past, h[:1], lambda h, i: h, 1)
+    with pytest.raises(ValueError, match=r"fp32, bf16 or fp16, not torch.float64"):
+        LatentDecoder(make_decoder("gpt2", device=DEVICE), "triton")
+
+
+def test_an_empty_cache():
+    decoder = make_decoder("gpt2", dtype=torch.float32, device=DEVICE)
+    past = [tuple(x.detach() for x in p) for p in make_past(decoder, 2, 0, torch.float32, DEVICE)]
+    h = torch.randn(2, 24, device=DEVICE)
+    got, want = (LatentDecoder(decoder, impl).run(past, h, lambda h, i: h, 2)[0] for impl in ("triton", "torch"))
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5)

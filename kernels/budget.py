@@ -54,10 +54,45 @@ SHAPES = [
 ]
 
 
+def random_decoder(shape: Shape, device, dtype, layers: int | None = None):
+    """A decoder of a model's sizes with random weights, laid out in memory as `transformers` has them."""
+    import torch
+
+    from kernels.decoder import Decoder, Layer
+
+    gpt2, d = shape.name == "gpt2", shape.d
+
+    def matrix(rows: int, cols: int):
+        size = (rows, cols) if gpt2 else (cols, rows)  # Conv1D keeps (in, out), Linear (out, in)
+        w = torch.randn(size, device=device, dtype=dtype) / rows**0.5
+        return (w, torch.zeros(cols, device=device, dtype=dtype)) if gpt2 else (w.t(), None)
+
+    def norm(size: int):
+        ones = torch.ones(size, device=device, dtype=dtype)
+        return ones, torch.zeros_like(ones) if gpt2 else None
+
+    sizes = [shape.heads * shape.head, shape.kv_heads * shape.head, shape.kv_heads * shape.head]
+    made = [
+        Layer(
+            norm_1=norm(d),
+            qkv=(matrix(d, sum(sizes)),) if gpt2 else tuple(matrix(d, n) for n in sizes),
+            qk_norm=(norm(shape.head), norm(shape.head)) if shape.name.startswith("qwen3") else (),
+            out=matrix(sizes[0], d),
+            norm_2=norm(d),
+            up=tuple(matrix(d, shape.inner) for _ in range(1 if gpt2 else 2)),
+            down=matrix(shape.inner, d),
+        )
+        for _ in range(layers or shape.layers)
+    ]
+    kind, act, eps = ("layer", "gelu_tanh", 1e-5) if gpt2 else ("rms", "silu", 1e-6)
+    return Decoder(tuple(made), norm(d), shape.heads, shape.kv_heads, shape.head, kind, eps, act)
+
+
 def cases(shape: Shape) -> Iterator[tuple[str, Callable[[], None]]]:
     """Each op at a model's sizes, as it is called in decoding (B = 1, 64) and in training, in bf16."""
     import torch
 
+    from kernels.decode_step import LatentDecoder
     from kernels.exit_criterion import second_difference, step_kl
     from kernels.linear_logprob import linear_logprob
     from kernels.vocab_mix import vocab_mix
@@ -71,6 +106,14 @@ def cases(shape: Shape) -> Iterator[tuple[str, Callable[[], None]]]:
         )
         (logp.sum() + entropy.sum()).backward()
 
+    def steps(n: int) -> None:
+        decoder = random_decoder(shape, "meta", torch.bfloat16, layers=1)
+        past = [(t(n, shape.kv_heads, 128, shape.head), t(n, shape.kv_heads, 128, shape.head))]
+        rope = None if shape.name == "gpt2" else (t(1, n, shape.head, dtype=torch.float32),) * 2
+        LatentDecoder(decoder, "triton").run(past, t(n, shape.d), lambda h, i: h, 1, rope)
+
+    for n in (1, 64):
+        yield "decode_step", lambda n=n: steps(n)
     for n in (16, 8192):
         yield "linear_logprob", lambda n=n: logprob(n)
     for n in (1, 64):

@@ -306,5 +306,6 @@ class Step:
             n, k, c, self.decoder.eps, x.stride(0), *strides,
             SPLITS_IN=0 if parts is None else len(parts), NORM=norm, ACT=ACTS[act], GATED=second is not None,
             BIAS=bias is not None, SPLITS=splits, BLOCK_N=block_n, BLOCK_C=block_c,
-            BLOCK_K=128 if weight.dtype != torch.float32 else 64, UPCAST=interpreted(), num_warps=4,
+            BLOCK_K=128 if n <= 16 and weight.dtype != torch.float32 else 64, UPCAST=interpreted(),
+            num_warps=4 if n <= 32 else 8,
         )  # fmt: skip

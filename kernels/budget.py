@@ -110,7 +110,7 @@ def cases(shape: Shape) -> Iterator[tuple[str, Callable[[], None]]]:
         decoder = random_decoder(shape, "meta", torch.bfloat16, layers=1)
         past = [(t(n, shape.kv_heads, 128, shape.head), t(n, shape.kv_heads, 128, shape.head))]
         rope = None if shape.name == "gpt2" else (t(1, n, shape.head, dtype=torch.float32),) * 2
-        LatentDecoder(decoder, "triton").run(past, t(n, shape.d), lambda h, i: h, 1, rope)
+        LatentDecoder(decoder, "triton").run(past, t(n, shape.d), lambda h: h, 1, ropes=rope)
 
     for n in (1, 64):
         yield "decode_step", lambda n=n: steps(n)
@@ -213,7 +213,7 @@ def compiled(launch: Launch, arch: str) -> dict:
 
     kernel = getattr(importlib.import_module(launch.module), launch.kernel)
     attrs = {(i,): [["tt.divisibility", 16]] for i in launch.divisible}
-    source = ASTSource(kernel, dict(launch.signature), {k: v for k, v in launch.constants}, attrs)
+    source = ASTSource(kernel, dict(launch.signature), dict(launch.constants), attrs)
     binary = triton.compile(source, target=GPUTarget(*TARGETS[arch]), options=dict(launch.options))
     found = {"shared": binary.metadata.shared}
     if arch.startswith("gfx"):

@@ -8,7 +8,10 @@ one-position step, and nothing of the last layer is computed that no one reads. 
 import torch
 from torch import Tensor, nn
 
+from kernels import dispatch
+from kernels.decode_step import Feed, LatentDecoder
 from kernels.latent_chain import LatentChain
+from kernels.linear_logprob import linear_logprob
 from latent.cache import Context, LayerCache, attend, visible
 from latent.layers import known_layers
 
@@ -24,6 +27,7 @@ class Backbone(nn.Module):
         self.lm = lm
         self.decoder = [lm.get_decoder()]  # in a list: its parameters are lm's
         self.layers = known_layers(lm)
+        self._fused: tuple[tuple, LatentDecoder] | None = None
         config = lm.config
         self.width: int = config.hidden_size
         self.positions: int = config.max_position_embeddings
@@ -49,6 +53,17 @@ class Backbone(nn.Module):
         """Final hidden states -> logits (B, T, V), in fp32 or better: what is taken from them are log-probabilities."""
         logits_BTV = self.lm.get_output_embeddings()(h_BTD)
         return logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
+
+    def logprob(
+        self, h_ND: Tensor, ids_N: Tensor, temperature: float = 1.0, entropy: bool = True
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Log-prob of tokens given their hidden states, entropy (nats) if asked for, and the likeliest token, (N,)."""
+        head = self.lm.get_output_embeddings()
+        if type(head) is nn.Linear and head.bias is None:
+            return linear_logprob(h_ND, head.weight, ids_N, temperature, entropy)
+        logp_NV = (self.head(h_ND) / temperature).log_softmax(-1)
+        entropy_N = -(logp_NV.exp() * logp_NV).sum(-1) if entropy else None
+        return logp_NV.gather(-1, ids_N[:, None])[:, 0], entropy_N, logp_NV.detach().argmax(-1)
 
     def read(self, ids_BT: Tensor, mask_BT: Tensor | None = None) -> tuple[Tensor, Context]:
         """Read left-padded prompts. Returns the last position's final hidden state (B, D) and the context.
@@ -78,6 +93,35 @@ class Backbone(nn.Module):
             h_BD, past = chain.step(x_B1D[:, 0], rope, mask_BS)
             h_BTD = h_BD[:, None]
         return h_BTD, Context(past, mask_BS, context.next_B + t, context.reach + t)
+
+    def chain(self, h_BD: Tensor, context: Context, feed: Feed, k: int, stride: int) -> tuple[Tensor, Context] | None:
+        """k latent steps in fused kernels: their states (B, K, D) and the longer context.
+
+        None where they do not apply: under autograd, without a GPU, with kernels turned off, for a family or a layer
+        that they do not know.
+        """
+        if torch.is_grad_enabled() or k == 0:
+            return None
+        weight = self.lm.get_input_embeddings().weight
+        decoder = self.layers and self.layers.decoder()
+        unless = dispatch.not_floats(weight) or (
+            None if decoder else f"no fused step for this {type(self.lm).__name__}"
+        )
+        if dispatch.choose("decode_step", None, weight, unless) == "torch":
+            return None
+        self.must_hold(context.reach + k * stride)
+        key = (weight.data_ptr(), weight.dtype, decoder.norm[0].data_ptr())
+        if self._fused is None or self._fused[0] != key:
+            self._fused = key, LatentDecoder(decoder)
+        pos_KB = context.next_B + stride * torch.arange(1, k + 1, device=context.next_B.device)[:, None] - 1
+        add_KBD, ropes = self.layers.places(h_BD, pos_KB)
+        past = [(c.k, c.v) for c in context.layers]
+        states_BKD, past = self._fused[1].run(past, h_BD, feed, k, add_KBD, ropes, context.mask_BS)
+        mask_BS = context.mask_BS
+        if mask_BS is not None:
+            mask_BS = torch.cat([mask_BS, mask_BS.new_ones(len(h_BD), k)], 1)
+        layers = [LayerCache(k, v) for k, v in past]
+        return states_BKD, Context(layers, mask_BS, context.next_B + k * stride, context.reach + k * stride)
 
     def _chain(self, context: Context) -> LatentChain | None:
         """The chain to go on by one position in training, None where the layers are not plain ones."""

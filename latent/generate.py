@@ -70,8 +70,8 @@ def score(method: Method, rolled: Rollout, temperature: float) -> list[Decision]
     one_U[copy_B] = every_B  # one rollout of each kind, whichever
     ids_UT = rolled.tokens_BT[one_U]
     h_UTD = text_hidden(method.backbone, thought, ids_UT, row_B[one_U])
-    policy = Categorical(logits=method.backbone.head(h_UTD) / temperature, validate_args=False)
-    logp_BT, entropy_BT = policy.log_prob(ids_UT)[copy_B], policy.entropy()[copy_B]
+    logp_N, entropy_N, _ = method.backbone.logprob(h_UTD.flatten(0, 1), ids_UT.flatten(), temperature)
+    logp_BT, entropy_BT = (x.view(ids_UT.shape)[copy_B] for x in (logp_N, entropy_N))
     return [*thought.decisions, Decision("token", rolled.tokens_BT, logp_BT, entropy_BT, text.mask_BT)]
 
 

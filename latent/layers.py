@@ -45,9 +45,15 @@ class GPT2:
     def rope(self, h_BTD, pos_BT):
         return None
 
+    def places(self, h_BD: Tensor, pos_KB: Tensor):
+        """What K chained steps add to their inputs, (K, B, D), and their rotations, (K, B, d): one of the two."""
+        return self.body.wpe(pos_KB), None
+
     def decoder(self) -> Decoder | None:
         layers = [b.weights() for b in self.blocks]
         if None in layers or torch.is_autocast_enabled(self.norm.weight.device.type):
+            return None
+        if self.body.drop.training and self.body.drop.p:
             return None
         config, d = self.body.config, self.body.embed_dim // self.heads
         act = ACTIVATIONS.get(config.activation_function)
@@ -121,6 +127,9 @@ class Llama:
     def rope(self, h_BTD, pos_BT):
         cos_BTd, sin_BTd = self.body.rotary_emb(h_BTD, pos_BT)
         return cos_BTd[:, None], sin_BTd[:, None]
+
+    def places(self, h_BD: Tensor, pos_KB: Tensor):
+        return None, tuple(r.float() for r in self.body.rotary_emb(h_BD, pos_KB))
 
     def decoder(self) -> Decoder | None:
         layers = [b.weights() for b in self.blocks]

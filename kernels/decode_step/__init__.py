@@ -16,7 +16,7 @@ from kernels.latent_chain.reference import step
 
 __all__ = ["LatentDecoder"]
 
-Feed = Callable[[Tensor, int], Tensor]  # hidden state (B, D), index of the step -> its input (B, D); tensors only
+Feed = Callable[[Tensor], Tensor]  # hidden state (B, D) -> the next input (B, D); a graph is kept for each
 Past = list[tuple[Tensor, Tensor]]
 _GRAIN = 64  # prompts are padded at the front to a multiple of it, so that one graph serves many lengths
 
@@ -41,14 +41,16 @@ class LatentDecoder:
         h_BD: Tensor,
         feed: Feed,
         steps: int,
+        add_KBD: Tensor | None = None,
         ropes: tuple[Tensor, Tensor] | None = None,
         visible_BS: Tensor | None = None,
     ) -> tuple[Tensor, Past]:
         """States (B, K, D) of `steps` latents, and K and V of each layer, (B, H_kv, S + K, d).
 
-        `past`: K and V (B, H_kv, S, d) of what was read; `h_BD` its last hidden state. `ropes`: cosines and sines
-        (K, B, d) of the latents' positions. `visible_BS`: which read positions may be attended, None = all. Raises
-        ValueError for a negative number of steps or a shape that does not fit.
+        `past`: K and V (B, H_kv, S, d) of what was read; `h_BD` its last hidden state. `add_KBD` is added to each
+        step's input (learned positions), `ropes` are cosines and sines (K, B, d) of the latents' positions.
+        `visible_BS`: which read positions may be attended, None = all. Raises ValueError for a negative number of steps
+        or a shape that does not fit.
         """
         batch, _, size, _ = past[0][0].shape
         if steps < 0:
@@ -59,29 +61,32 @@ class LatentDecoder:
         if ropes is not None:
             for name, x in zip(("cosines", "sines"), ropes):
                 dispatch.expect("decode_step", name, x, (steps, batch, self.decoder.d))
+        if add_KBD is not None:
+            dispatch.expect("decode_step", "add", add_KBD, (steps, *h_BD.shape))
         if steps == 0 or batch == 0:
             return h_BD.new_empty(batch, steps, h_BD.shape[1]), past
         if self.impl == "torch":
-            return self._torch(past, h_BD, feed, steps, ropes, visible_BS)
+            return self._torch(past, h_BD, feed, steps, add_KBD, ropes, visible_BS)
         if not h_BD.is_cuda:
             chain = _Chain(self, batch, size, steps, h_BD, ropes is not None)
-            chain.load(past, h_BD, ropes, visible_BS)
+            chain.load(past, h_BD, add_KBD, ropes, visible_BS)
             chain.launch(feed)
             return chain.result(size)
         padded = -(-size // _GRAIN) * _GRAIN
         key = (batch, padded, steps, ropes is not None, feed)
         if key not in self._graphs:
             self._graphs[key] = _Graph(_Chain(self, batch, padded, steps, h_BD, ropes is not None), feed)
-        return self._graphs[key].replay(past, h_BD, ropes, visible_BS)
+        return self._graphs[key].replay(past, h_BD, add_KBD, ropes, visible_BS)
 
-    def _torch(self, past, h_BD, feed, steps, ropes, visible_BS) -> tuple[Tensor, Past]:
+    def _torch(self, past, h_BD, feed, steps, add_KBD, ropes, visible_BS) -> tuple[Tensor, Past]:
         states = []
         for i in range(steps):
             rope = None if ropes is None else tuple(r[i].to(h_BD.dtype) for r in ropes)
             mask = None
             if visible_BS is not None:
                 mask = torch.cat([visible_BS, visible_BS.new_ones(len(h_BD), i + 1)], 1)
-            h_BD, past = step(feed(h_BD, i), past, self.decoder, rope, mask)
+            x_BD = feed(h_BD) if add_KBD is None else feed(h_BD) + add_KBD[i]
+            h_BD, past = step(x_BD, past, self.decoder, rope, mask)
             states.append(h_BD)
         return torch.stack(states, 1), past
 
@@ -103,17 +108,18 @@ class _Chain:
         self.owner, self.batch, self.size, self.steps = owner, batch, size, steps
         shape = (batch, dec.kv_heads, size + steps, dec.d)
         self.kv = [(like.new_zeros(shape), like.new_zeros(shape)) for _ in dec.layers]
-        self.h = torch.empty_like(like)
+        self.h, self.add = torch.empty_like(like), like.new_zeros(steps, *like.shape)
         self.hidden = like.new_zeros(batch, size + steps, dtype=torch.uint8)
         self.ropes = [like.new_zeros(steps, batch, dec.d, dtype=torch.float32) for _ in range(2)] if rotary else None
         self.states = like.new_empty(steps, batch, like.shape[1])
 
-    def load(self, past: Past, h_BD: Tensor, ropes, visible_BS: Tensor | None) -> None:
+    def load(self, past: Past, h_BD: Tensor, add_KBD: Tensor | None, ropes, visible_BS: Tensor | None) -> None:
         start = self.size - past[0][0].shape[2]
         for mine, theirs in zip(self.kv, past):
             for m, t in zip(mine, theirs):
                 m[:, :, start : self.size].copy_(t)
         self.h.copy_(h_BD)
+        self.add.zero_() if add_KBD is None else self.add.copy_(add_KBD)
         self.hidden.zero_()
         self.hidden[:, :start] = 1
         if visible_BS is not None:
@@ -125,7 +131,7 @@ class _Chain:
         run, h = self.owner.step_for(self.batch), self.h
         for i in range(self.steps):
             rope = self.ropes and tuple(r[i] for r in self.ropes)
-            run(feed(h, i), self.kv, self.size + i, rope, self.hidden, self.states[i])
+            run(feed(h) + self.add[i], self.kv, self.size + i, rope, self.hidden, self.states[i])
             h = self.states[i]
 
     def result(self, size: int) -> tuple[Tensor, Past]:
@@ -148,8 +154,8 @@ class _Graph:
         with torch.cuda.graph(self.graph):
             chain.launch(feed)
 
-    def replay(self, past: Past, h_BD: Tensor, ropes, visible_BS) -> tuple[Tensor, Past]:
+    def replay(self, past: Past, h_BD: Tensor, add_KBD, ropes, visible_BS) -> tuple[Tensor, Past]:
         self.chain.owner.step_for(self.chain.batch)
-        self.chain.load(past, h_BD, ropes, visible_BS)
+        self.chain.load(past, h_BD, add_KBD, ropes, visible_BS)
         self.graph.replay()
         return self.chain.result(past[0][0].shape[2])

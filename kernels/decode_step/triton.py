@@ -35,7 +35,10 @@ def residual_tile(x, part, rows, k, N, K, stride_x, SPLITS_IN: tl.constexpr):
 
 
 @triton.jit
-def norm_stats(x, part, rows, N, K, stride_x, eps, SPLITS_IN: tl.constexpr, NORM: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
+def norm_stats(
+    x, part, rows, N, K, stride_x, eps,
+    SPLITS_IN: tl.constexpr, NORM: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
     """Mean (0 for RMSNorm) and reciprocal deviation of each row."""
     mean = tl.zeros((BLOCK_N,), tl.float32)
     square = tl.zeros((BLOCK_N,), tl.float32)
@@ -182,10 +185,9 @@ def attend_kernel(
         total = total * fade + tl.sum(p, 1)
         acc = product(narrow(p, dtype, UPCAST), v_tile, acc * fade[:, None], UPCAST)
         m = new
-    tl.store(
-        out + (row * H + head * groups + g[:, None]) * D + d[None, :], narrow(acc / total[:, None], out.dtype.element_ty, UPCAST),
-        mask=(g[:, None] < groups) & (d[None, :] < D),
-    )  # fmt: skip
+    acc = narrow(acc / total[:, None], out.dtype.element_ty, UPCAST)
+    at = (row * H + head * groups + g[:, None]) * D + d[None, :]
+    tl.store(out + at, acc, mask=(g[:, None] < groups) & (d[None, :] < D))
 
 
 @triton.jit(do_not_specialize=["N"])

@@ -1,8 +1,8 @@
 """Both criteria, one launch each.
 
 KL: each program takes 16 rows and every n-th tile of the vocabulary, n the number of splits, multiplies one read of E
-with both states, and keeps, online, for z = h e and y = before e: max and sum of exp of each, and u = sum exp(z - m) (z - y - c), where c
-is the difference of the two maxima so far. Joined: KL = u / s + c - (lse_z - lse_y).
+with both states, and keeps, online, for z = h e and y = before e: the maxima m and k, the sums s and r of exponentials
+below them, and u = sum exp(z - m) ((z - m) - (y - k)). Joined: KL = u / s - (log s - log r).
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Training through a chain of latent steps: position s feeds position s + 1, and autograd goes back through all of them.
+"""Training through a chain of latent steps: each position feeds the next, and autograd goes back through all of them.
 
 `LatentChain.of` starts one from a prompt's K and V, `step` goes on by one position, `read` hands out K and V for the
 text that follows. Numbers and gradients are those of `reference.step` under plain autograd; the saving is in copies of
@@ -28,7 +28,10 @@ class LatentChain:
 
     @classmethod
     def of(cls, decoder: Decoder, kv: list[tuple[Tensor, Tensor]], recompute: bool = False) -> "LatentChain":
-        """Start from K and V of each layer, (B, H_kv, S, d). `recompute` keeps only each step's input until backward."""
+        """Start from K and V of each layer, (B, H_kv, S, d).
+
+        `recompute` keeps only each step's input until backward, and computes the step twice.
+        """
         chain = Chain(decoder, kv, recompute)
         flat = [x for pair in kv for x in pair]
         return cls(chain, Open.apply(chain, len(kv), *flat, *chain.params), chain.filled)

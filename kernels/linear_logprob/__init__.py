@@ -15,12 +15,17 @@ __all__ = ["linear_logprob"]
 
 
 def linear_logprob(
-    h_ND: Tensor, e_VD: Tensor, ids_N: Tensor, temperature: float = 1.0, impl: dispatch.Impl | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+    h_ND: Tensor,
+    e_VD: Tensor,
+    ids_N: Tensor,
+    temperature: float = 1.0,
+    entropy: bool = True,
+    impl: dispatch.Impl | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """Log-prob of each id, entropy (nats), both fp32 (fp64 from fp64), and the most likely id: (N,) each.
 
-    `h_ND` and `e_VD` have one dtype, rows contiguous. Raises ValueError for shapes, dtypes, devices or a temperature
-    that do not fit.
+    Without `entropy` the second is None; Triton has it for nothing, torch does not. `h_ND` and `e_VD` have one dtype.
+    Raises ValueError for shapes, dtypes, devices or a temperature that do not fit.
     """
     op = "linear_logprob"
     dispatch.expect(op, "h", h_ND, (None, None))
@@ -31,7 +36,10 @@ def linear_logprob(
     if not temperature > 0:
         raise ValueError(f"{op}: temperature must be > 0, got {temperature}")
     if dispatch.choose(op, impl, h_ND, dispatch.not_floats(h_ND)) == "torch":
-        return reference.linear_logprob(h_ND, e_VD, ids_N, temperature)
+        return reference.linear_logprob(h_ND, e_VD, ids_N, temperature, entropy)
     from kernels.linear_logprob.triton import LinearLogprob
 
-    return LinearLogprob.apply(dispatch.rows(h_ND), dispatch.rows(e_VD), ids_N.contiguous(), temperature)
+    logp_N, entropy_N, top_N = LinearLogprob.apply(
+        dispatch.rows(h_ND), dispatch.rows(e_VD), ids_N.contiguous(), temperature
+    )
+    return logp_N, entropy_N if entropy else None, top_N

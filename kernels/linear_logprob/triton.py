@@ -76,10 +76,9 @@ def backward_kernel(
     w = tl.load(g_entropy + rows, mask=ok, other=0.0)[:, None]
     hit = (cols[None, :] == target[:, None]).to(tl.float32)
     out = g * (hit - p) - w * p * (logp + tl.load(entropy + rows, mask=ok, other=0.0)[:, None])
-    tl.store(
-        dz + rows[:, None].to(tl.int64) * width + local[None, :], narrow(out * inverse_temperature, dz.dtype.element_ty, UPCAST),
-        mask=ok[:, None] & (local[None, :] < width),
-    )  # fmt: skip
+    out = narrow(out * inverse_temperature, dz.dtype.element_ty, UPCAST)
+    at = rows[:, None].to(tl.int64) * width + local[None, :]
+    tl.store(dz + at, out, mask=ok[:, None] & (local[None, :] < width))
 
 
 def tiles(n: int, dtype: torch.dtype) -> dict:

@@ -101,5 +101,7 @@ def gather_mix(ids_NK: Tensor, weights_NK: Tensor, out_VD: Tensor) -> Tensor:
     block = min(1024, triton.next_power_of_2(d))
     if n:
         grid = (n, triton.cdiv(d, block))
-        gather_kernel[grid](ids_NK, weights_NK, out_VD, mix, k, d, out_VD.stride(0), BLOCK_D=block, UPCAST=interpreted())
+        gather_kernel[grid](
+            ids_NK, weights_NK, out_VD, mix, k, d, out_VD.stride(0), BLOCK_D=block, UPCAST=interpreted()
+        )
     return mix

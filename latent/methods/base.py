@@ -71,9 +71,15 @@ class AlongSequence(Method):
         """Think for at most k latents; the text begins where `room` latents would end, whatever was used."""
         h_PD, context = self.backbone.read(prompt.ids_BT, prompt.mask_BT)
         states, pace = [h_PD], halting.Pace(stop, choose, len(h_PD), group, h_PD.device)
-        for _ in range(k):
-            if not pace.go_on(states[-1]):
+        chained = self.backbone.chain(h_PD, context, self.feedback, k, self.stride) if k else None
+        if chained is not None:  # all k at once, whatever the stops: nothing waits for the host
+            states_PKD, context = chained
+            states += states_PKD.unbind(1)
+        for i in range(k):
+            if not pace.go_on(states[i]):
                 break
+            if chained is not None:
+                continue
             x_PD = self.feedback(states[-1])
             h_P1D, context = self.backbone.step(x_PD[:, None], context.skip(self.stride - 1))
             states.append(h_P1D[:, 0])
@@ -152,10 +158,10 @@ def token_loss(backbone: Backbone, h_BTD: Tensor, text: Text) -> tuple[Tensor, T
         h_ND, ids_N = h_BTD.flatten(0, 1), text.ids_BT.flatten()
     else:
         h_ND, ids_N = h_BTD[text.mask_BT], text.ids_BT[text.mask_BT]
-    logits_NV = backbone.head(h_ND)
-    hit_N = logits_NV.detach().argmax(-1) == ids_N
+    logp_N, _, top_N = backbone.logprob(h_ND, ids_N, entropy=False)
+    hit_N = top_N == ids_N
     if text.mask_BT is None:
         hit_BT = hit_N.view_as(text.ids_BT)
     else:
         hit_BT = torch.ones_like(text.mask_BT).masked_scatter(text.mask_BT, hit_N)
-    return F.cross_entropy(logits_NV, ids_N), hit_BT
+    return -logp_N.mean(), hit_BT

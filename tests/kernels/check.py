@@ -30,7 +30,7 @@ def assert_at_most_twice_torchs_error(
     `floor`: where torch is luckier than this, relative to the tensor's norm, that much is allowed (fp32 rounding).
     """
     tensors = [t.to(dtype).double() if t.is_floating_point() else t for t in tensors]
-    shapes = [o for o in run(op, tensors, torch.float64, "torch", None)]
+    shapes = run(op, tensors, torch.float64, "torch", None)
     weights = [torch.randn(o.shape, dtype=torch.float64) for o in shapes] if grad else None
     exact = run(op, tensors, torch.float64, "torch", weights)
     torchs = run(op, tensors, dtype, "torch", weights)

@@ -19,8 +19,9 @@ def run(decoder, past, h, visible, impl, dtype):
         ropes = tuple(torch.stack(r).to(DEVICE, torch.float64 if dtype == torch.float64 else torch.float32)
                       for r in zip(*steps))  # fmt: skip
     visible = None if visible is None else visible.to(DEVICE)
+    add = torch.arange(K)[:, None, None] - torch.ones(K, *h.shape)
     states, kv = LatentDecoder(decoder, impl).run(
-        [tuple(move(x) for x in pair) for pair in past], move(h), lambda h, i: 0.5 * h + i, K, ropes, visible
+        [tuple(move(x) for x in pair) for pair in past], move(h), lambda h: 0.5 * h, K, move(add), ropes, visible
     )
     return [states.cpu().double(), *(x.cpu().double() for pair in kv for x in pair)]
 
@@ -68,13 +69,13 @@ def test_the_same_every_time_bit_for_bit():
 def test_changed_weights_are_seen():
     decoder = make_decoder("llama", dtype=torch.float32, device=DEVICE)
     past = [tuple(x.detach() for x in p) for p in make_past(decoder, 2, 5, torch.float32, DEVICE)]
-    h, ropes = torch.randn(2, 24, device=DEVICE), tuple(torch.ones(1, 2, 6, device=DEVICE) for _ in range(2))
+    h, ropes = torch.randn(2, 24, device=DEVICE), tuple(torch.ones(1, 2, 6, device=DEVICE) for _ in "cs")
     latent = LatentDecoder(decoder, "triton")
-    before = latent.run(past, h, lambda h, i: h, 1, ropes)[0]
+    before = latent.run(past, h, lambda h: h, 1, ropes=ropes)[0]
     with torch.no_grad():
         decoder.layers[0].qkv[2][0].mul_(2)  # in place, as an optimizer does
-    after = latent.run(past, h, lambda h, i: h, 1, ropes)[0]
-    want = LatentDecoder(decoder, "torch").run(past, h, lambda h, i: h, 1, ropes)[0]
+    after = latent.run(past, h, lambda h: h, 1, ropes=ropes)[0]
+    want = LatentDecoder(decoder, "torch").run(past, h, lambda h: h, 1, ropes=ropes)[0]
     assert (after - before).abs().max() > 0.01
     torch.testing.assert_close(after, want, rtol=0, atol=1e-5)
 
@@ -83,13 +84,13 @@ def test_nothing_to_do_and_wrong_inputs():
     decoder = make_decoder("gpt2", dtype=torch.float32, device=DEVICE)
     latent = LatentDecoder(decoder, "triton")
     past, h = make_past(decoder, 2, 5, torch.float32, DEVICE), torch.zeros(2, 24, device=DEVICE)
-    assert latent.run(past, h, lambda h, i: h, 0)[0].shape == (2, 0, 24)
+    assert latent.run(past, h, lambda h: h, 0)[0].shape == (2, 0, 24)
     none = make_past(decoder, 0, 5, torch.float32, DEVICE)
-    assert latent.run(none, h[:0], lambda h, i: h, 2)[0].shape == (0, 2, 24)
+    assert latent.run(none, h[:0], lambda h: h, 2)[0].shape == (0, 2, 24)
     with pytest.raises(ValueError, match="at least 0, got -1"):
-        latent.run(past, h, lambda h, i: h, -1)
+        latent.run(past, h, lambda h: h, -1)
     with pytest.raises(ValueError, match=r"h must have shape \(2, 24\), got \(1, 24\)"):
-        latent.run(past, h[:1], lambda h, i: h, 1)
+        latent.run(past, h[:1], lambda h: h, 1)
     with pytest.raises(ValueError, match=r"fp32, bf16 or fp16, not torch.float64"):
         LatentDecoder(make_decoder("gpt2", device=DEVICE), "triton")
 
@@ -98,5 +99,5 @@ def test_an_empty_cache():
     decoder = make_decoder("gpt2", dtype=torch.float32, device=DEVICE)
     past = [tuple(x.detach() for x in p) for p in make_past(decoder, 2, 0, torch.float32, DEVICE)]
     h = torch.randn(2, 24, device=DEVICE)
-    got, want = (LatentDecoder(decoder, impl).run(past, h, lambda h, i: h, 2)[0] for impl in ("triton", "torch"))
+    got, want = (LatentDecoder(decoder, impl).run(past, h, lambda h: h, 2)[0] for impl in ("triton", "torch"))
     torch.testing.assert_close(got, want, rtol=0, atol=1e-5)

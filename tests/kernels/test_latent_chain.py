@@ -118,7 +118,7 @@ def test_two_continuations_do_not_see_each_other():
     decoder = make_decoder("llama")
     past, rope = make_past(decoder, B, S), make_rope(decoder, B, 0)
     x, y, z = torch.randn(3, B, 24, dtype=torch.float64, requires_grad=True)
-    common, longer = step(x, past, decoder, rope, None)
+    _, longer = step(x, past, decoder, rope, None)
     want = [step(v, longer, decoder, rope, None)[0] for v in (y, z)]
     _, chain = LatentChain.of(decoder, past).step(x, rope)
     got = [chain.step(v, rope)[0] for v in (y, z)]

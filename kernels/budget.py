@@ -95,6 +95,8 @@ def cases(shape: Shape) -> Iterator[tuple[str, Callable[[], None]]]:
     from kernels.decode_step import LatentDecoder
     from kernels.exit_criterion import second_difference, step_kl
     from kernels.linear_logprob import linear_logprob
+    from kernels.shared_prefix_attention import shared_prefix_attention
+    from kernels.thought_feedback import thought_feedback
     from kernels.vocab_mix import vocab_mix
 
     def t(*size: int, dtype=torch.bfloat16, grad=False):
@@ -114,10 +116,22 @@ def cases(shape: Shape) -> Iterator[tuple[str, Callable[[], None]]]:
 
     for n in (1, 64):
         yield "decode_step", lambda n=n: steps(n)
+
+    def shared(n: int) -> None:
+        kv = (t(1, shape.kv_heads, 256, shape.head),) * 2
+        own = (t(1, n, shape.kv_heads, 32, shape.head),) * 2
+        shared_prefix_attention(t(1, n, shape.heads, shape.head), kv, own, impl="triton")
+
+    for n in (8, 64):
+        yield "shared_prefix_attention", lambda n=n: shared(n)
     for n in (16, 8192):
         yield "linear_logprob", lambda n=n: logprob(n)
     for n in (1, 64):
         h, e = t(n, shape.d), t(shape.vocab, shape.d)
+        norm = (t(shape.d), t(shape.d) if shape.name == "gpt2" else None)
+        yield "thought_feedback", lambda h=h, norm=norm: thought_feedback(h, norm, impl="triton")
+        gate, square = (h, h, h, t(shape.d)), (t(shape.d, shape.d).t(), None)
+        yield "thought_feedback", lambda h=h, s=square, g=gate: thought_feedback(h, None, 0, s, g, impl="triton")
         yield "exit_criterion", lambda h=h: second_difference(h, h, h, impl="triton")
         yield "exit_criterion", lambda h=h, e=e: step_kl(h, h, e, impl="triton")
         yield "vocab_mix", lambda h=h, e=e: vocab_mix(h, e, impl="triton")

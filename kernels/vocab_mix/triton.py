@@ -63,7 +63,7 @@ def gather_kernel(ids, weights, out, mix, K, D, stride_o, BLOCK_D: tl.constexpr,
     row = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     acc = tl.zeros((BLOCK_D,), tl.float32)
-    for i in range(0, K):
+    for i in range(K):
         at = tl.load(ids + row * K + i)
         acc += tl.load(weights + row * K + i) * tl.load(out + at * stride_o + d, mask=d < D, other=0.0).to(tl.float32)
     tl.store(mix + row * D + d, narrow(acc, mix.dtype.element_ty, UPCAST), mask=d < D)

@@ -1,0 +1,32 @@
+"""Every kernel compiled for four architectures, without a GPU, held to the committed table."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from kernels.budget import SHAPES, TARGETS, faults, read
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_nothing_spills_and_nothing_takes_more_than_the_table_says():
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}  # interpreted kernels are not compiled
+    command = [sys.executable, "-m", "kernels.budget", "--check"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_table_covers_every_op_shape_and_architecture():
+    _, rows = read()
+    ops = {p.parent.name for p in (ROOT / "kernels").glob("*/triton.py")}
+    assert {r["op"] for r in rows} == ops
+    assert {r["arch"] for r in rows} == set(TARGETS)
+    assert {name for r in rows for name in r["shapes"].split()} == {s.name for s in SHAPES}
+    assert not faults(rows)
+
+
+def test_a_spill_is_a_fault():
+    row = {"op": "x", "kernel": "k", "arch": "sm_90", "registers": 255, "spilled": 8, "shared": 0}
+    assert faults([row]) == ["x k on sm_90 spills 8 bytes a thread"]
+    assert "shared memory" in faults([row | {"spilled": 0, "shared": 228 * 1024}])[0]

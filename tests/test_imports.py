@@ -52,3 +52,23 @@ def test_help_and_import_stay_light():
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "--arms.latent.method.n-latent" in out
     assert out.rstrip().endswith("[]")
+
+
+def test_the_name_kernels_is_shared_with_the_hugging_face_package(tmp_path):
+    """Theirs, a regular package, stands before ours on the path: both are found after `import latent`."""
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").write_text("__version__ = '0.17.2'\n")
+    (tmp_path / "kernels" / "layer.py").write_text("theirs = True\n")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "import latent, kernels, kernels.layer, kernels.dispatch\n"
+        "print(kernels.__version__, kernels.layer.theirs, kernels.dispatch.IMPLS)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert out == "0.17.2 True ('auto', 'torch', 'triton')\n"
+
+
+def test_no_module_of_ours_takes_a_name_of_theirs():
+    theirs = {"benchmark", "layer", "layers", "load", "compat", "backends", "cli", "install", "deps", "utils"}
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+    assert not theirs & {p.stem for p in (ROOT / "kernels").iterdir()}

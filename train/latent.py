@@ -32,6 +32,8 @@ class Options:
     """Arms trained at a time."""
     device: Literal["auto", "cpu"] = "auto"
     """Where to train; auto is a GPU if there is one."""
+    kernels: Literal["auto", "torch", "triton"] = "auto"
+    """What runs the fused steps: auto is Triton on a GPU, torch elsewhere. LATENT_KERNELS in the environment does the same."""
     latency: bool = True
     """Measure the latency of an answer when all arms are done."""
 
@@ -98,6 +100,8 @@ def in_one_line(box: str) -> str:
 def run(name: str, asked: Run | Experiment, options: Options) -> int:
     """Run every arm, then print the table and write it with its figure."""
     runs = asked.runs() if isinstance(asked, Experiment) else {name: asked}
+    if options.kernels != "auto":
+        os.environ["LATENT_KERNELS"] = options.kernels  # for the arms' processes too
     check(runs, options)
     started = time.monotonic()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -117,6 +121,13 @@ def check(runs: dict[str, Run], options: Options) -> None:
     """Raise ValueError for what every arm would fail on: data that cannot be read, a start that is no run."""
     from eval import environments
 
+    if options.kernels == "triton":
+        import torch
+
+        from kernels import dispatch
+
+        if why := dispatch.unavailable(torch.device("cuda" if torch.cuda.is_available() else "cpu")):
+            raise ValueError(f"--kernels triton: {why}")
     ids = {run.id for run in runs.values()}
     for env in {run.env for run in runs.values()}:
         environments.build(env)

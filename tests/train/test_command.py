@@ -56,6 +56,7 @@ def test_an_experiment_ends_in_a_table_and_a_figure_and_is_not_repeated(tmp_path
         (["sim", "--method.step-tokens", 3], "a latent's step has 4 tokens, method.step_tokens is 3"),
         (["sim", "--judge.sweep", 30], "needs 132 positions"),
         (["recurrent", "--env.cups", 5], "must have method.answer_tokens = 4 tokens"),
+        (["sim", "--kernels", "cuda"], "--kernels"),
         (["sim", "--jobs", 0], "--jobs must be at least 1, got 0"),
         (["sim", "--init", "abc"], "init 'abc' is neither"),
         (

@@ -1,0 +1,81 @@
+"""The thought loop and the log-probs through the Triton kernels give what plain torch gives."""
+
+import pytest
+import torch
+
+from latent.config import LearnedStop, ModelConfig, Sim
+from latent.generate import decode, rollout, score
+from latent.thought import Greedy, Sample
+from tests.helpers import ragged_prompt, small_reasoner
+
+CONFIGS = [
+    (Sim(n_latent=3, stride=2, feedback="norm", halt=LearnedStop(bias=-0.5)), "gpt2"),
+    (Sim(n_latent=2), "qwen3"),
+]
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    return lambda which: monkeypatch.setenv("LATENT_KERNELS", which)
+
+
+@pytest.mark.parametrize("config, family", CONFIGS)
+def test_thoughts_and_answers(config, family, kernels):
+    reasoner = small_reasoner(config, ModelConfig(family=family, n_layer=2, n_embd=32, n_head=2, n_positions=64))
+    method, seen = reasoner.method.to("cuda" if torch.cuda.is_available() else "cpu"), {}
+    prompt = ragged_prompt((3, 5))
+    prompt.ids_BT, prompt.mask_BT = (x.to(method.backbone.device) for x in (prompt.ids_BT, prompt.mask_BT))
+    for which in ("torch", "triton"):
+        kernels(which)
+        torch.manual_seed(3)
+        with torch.no_grad():
+            thought = method.think(prompt, Sample(), group=2)
+            tokens = decode(method, thought, Greedy(), 3, None)
+        seen[which] = thought, tokens
+    (want, want_tokens), (got, got_tokens) = seen["torch"], seen["triton"]
+    assert torch.equal(got.used_B, want.used_B) and torch.equal(got_tokens, want_tokens)
+    torch.testing.assert_close(got.h_UTD, want.h_UTD, rtol=0, atol=1e-5)
+    for a, b in zip(got.decisions, want.decisions):
+        assert torch.equal(a.value_BT, b.value_BT) and torch.equal(a.mask_BT, b.mask_BT)
+        torch.testing.assert_close(a.logp_BT, b.logp_BT, rtol=0, atol=1e-5)
+
+
+def test_scores_and_their_gradients(kernels):
+    method = small_reasoner(CONFIGS[0][0]).method
+    kernels("torch")
+    rolled = rollout(method, ragged_prompt((3, 5)), 3, 3, None, 1.0)
+    found = {}
+    for which in ("torch", "triton"):
+        kernels(which)
+        method.zero_grad()
+        text = score(method, rolled, 0.8)[-1]
+        (text.logp_BT.sum() + 0.3 * text.entropy_BT.sum()).backward()
+        grads = [p.grad.clone() for p in method.parameters() if p.grad is not None]
+        found[which] = [text.logp_BT.detach(), text.entropy_BT.detach(), *grads]
+    for got, want in zip(found["triton"], found["torch"]):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=2e-5)
+
+
+def test_a_family_without_a_fused_step_falls_back_or_says_so(kernels):
+    from transformers import OPTConfig, OPTForCausalLM
+
+    from latent import methods
+    from latent.backbone import Backbone
+
+    lm = OPTForCausalLM(
+        OPTConfig(vocab_size=13, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=16,
+                  word_embed_proj_dim=16, max_position_embeddings=32)
+    )  # fmt: skip
+    method = methods.build(Sim(n_latent=2, stride=1), Backbone(lm.eval()))
+    with torch.no_grad():
+        kernels("auto")
+        assert method.think(ragged_prompt((3, 5)), Greedy()).states_UKD.shape == (2, 3, 16)
+        kernels("triton")
+        with pytest.raises(ValueError, match="no fused step for this OPTForCausalLM"):
+            method.think(ragged_prompt((3, 5)), Greedy())
+
+
+def test_an_unknown_implementation(kernels):
+    kernels("cuda")
+    with pytest.raises(ValueError, match="kernels must be one of auto, torch, triton, got 'cuda'"):
+        small_reasoner(CONFIGS[1][0]).method.backbone.logprob(torch.zeros(1, 32), torch.zeros(1, dtype=torch.long))

@@ -33,7 +33,7 @@ class Options:
     device: Literal["auto", "cpu"] = "auto"
     """Where to train; auto is a GPU if there is one."""
     kernels: Literal["auto", "torch", "triton"] = "auto"
-    """What runs the fused steps: auto is Triton on a GPU, torch elsewhere. LATENT_KERNELS in the environment does the same."""
+    """What runs the fused steps: auto is Triton on a GPU, torch elsewhere. As LATENT_KERNELS in the environment."""
     latency: bool = True
     """Measure the latency of an answer when all arms are done."""
 

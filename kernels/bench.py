@@ -195,6 +195,7 @@ def row_case(op: str, shape: Shape, n: int) -> Case:
     import torch
 
     from kernels.exit_criterion import second_difference, step_kl
+    from kernels.recurrent_block import inject
     from kernels.shared_prefix_attention import shared_prefix_attention
     from kernels.thought_feedback import thought_feedback
     from kernels.vocab_mix import vocab_mix
@@ -205,6 +206,9 @@ def row_case(op: str, shape: Shape, n: int) -> Case:
     def attention(q, prefix, own, impl):
         return shared_prefix_attention(q, tuple(prefix), tuple(own), impl=impl)
 
+    def rms_inject(s, constant, weight, impl):
+        return inject(s, constant, weight, impl=impl)
+
     def feedback(h, weight, bias, impl):
         return thought_feedback(h, (weight, bias), impl=impl)
 
@@ -212,6 +216,8 @@ def row_case(op: str, shape: Shape, n: int) -> Case:
     match op:
         case "thought_feedback":
             call, tensors, written = feedback, [t(n, d), t(d), t(d)], n * d
+        case "recurrent_block":
+            call, tensors, written = rms_inject, [t(n, d), t(n, d), t(d)], 2 * n * d
         case "second_difference":
             call, tensors, written = second_difference, [t(n, d), t(n, d), t(n, d)], 0
         case "step_kl":
@@ -252,7 +258,14 @@ def logprob_case(shape: Shape, n: int) -> Case:
     return Case("linear_logprob", shape.name, n, calls, exact, 2 * (3 * e.numel() + 3 * h.numel()))
 
 
-ROW_OPS = ("thought_feedback", "second_difference", "step_kl", "vocab_mix", "shared_prefix_attention")
+ROW_OPS = (
+    "thought_feedback",
+    "recurrent_block",
+    "second_difference",
+    "step_kl",
+    "vocab_mix",
+    "shared_prefix_attention",
+)
 
 
 def planned() -> list[tuple[str, Shape, int]]:

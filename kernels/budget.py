@@ -95,6 +95,7 @@ def cases(shape: Shape) -> Iterator[tuple[str, Callable[[], None]]]:
     from kernels.decode_step import LatentDecoder
     from kernels.exit_criterion import second_difference, step_kl
     from kernels.linear_logprob import linear_logprob
+    from kernels.recurrent_block import inject
     from kernels.shared_prefix_attention import shared_prefix_attention
     from kernels.thought_feedback import thought_feedback
     from kernels.vocab_mix import vocab_mix
@@ -122,6 +123,12 @@ def cases(shape: Shape) -> Iterator[tuple[str, Callable[[], None]]]:
         own = (t(1, n, shape.kv_heads, 32, shape.head),) * 2
         shared_prefix_attention(t(1, n, shape.heads, shape.head), kv, own, impl="triton")
 
+    def injected() -> None:
+        x, w = t(4096, shape.d, grad=True), t(shape.d, grad=True)
+        out = inject(x, x, w, w if shape.name == "gpt2" else None, impl="triton")
+        (out[0] + out[1]).sum().backward()
+
+    yield "recurrent_block", injected
     for n in (8, 64):
         yield "shared_prefix_attention", lambda n=n: shared(n)
     for n in (16, 8192):

@@ -12,6 +12,7 @@ from kernels import dispatch
 from kernels.decode_step import Feed, LatentDecoder
 from kernels.latent_chain import LatentChain
 from kernels.linear_logprob import linear_logprob
+from kernels.recurrent_block import inject
 from latent.cache import Context, LayerCache, attend, visible
 from latent.layers import known_layers
 
@@ -168,13 +169,22 @@ class Backbone(nn.Module):
             raise ValueError(f"{type(self.lm).__name__} keeps something else than K and V in its cache: not supported")
         return out.last_hidden_state, [LayerCache(c.keys, c.values) for c in cache.layers]
 
-    def loop(self, h_BTD: Tensor, blocks: range, pos_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
-        """Some of the layers over a whole causal sequence, without cache: what a loop along the depth repeats."""
+    def loop(
+        self, h_BTD: Tensor, blocks: range, pos_BT: Tensor, mask_BT: Tensor | None, constant_BTD: Tensor | None = None
+    ) -> Tensor:
+        """Some of the layers over a whole causal sequence, without cache: what a loop along the depth repeats.
+
+        `constant_BTD`, the same in every recurrence, is added to `h_BTD` first.
+        """
         rope = self.layers.rope(h_BTD, pos_BT)
         visible_BTS = visible(h_BTD.shape[1], h_BTD.shape[1], mask_BT, h_BTD.device)
         for i in blocks:
-            layer = self.layers.blocks[i]
-            q, k, v = layer.project(h_BTD, rope, h_BTD.shape[1])
+            layer, normed_BTD = self.layers.blocks[i], None
+            if constant_BTD is not None and i == blocks[0]:
+                weight, bias, eps = layer.first_norm()
+                flat = inject(h_BTD.flatten(0, 1), constant_BTD.flatten(0, 1), weight, bias, eps)
+                h_BTD, normed_BTD = (x.view_as(h_BTD) for x in flat)
+            q, k, v = layer.project(h_BTD, rope, h_BTD.shape[1], normed_BTD)
             h_BTD = layer.finish(h_BTD, attend(q, k, v, visible_BTS, layer.dropout()))
         return h_BTD
 

@@ -79,9 +79,15 @@ class GPT2Layer:
         qkv, out, up, down = ((x.weight, x.bias) for x in linears)
         return Layer(_affine(block.ln_1), (qkv,), (), out, _affine(block.ln_2), (up,), down)
 
-    def project(self, h_BTD, rope, wanted: int):
-        """q of the last `wanted` positions, k and v of all: (B, H, T, d) each."""
-        x, width, c = _layer_norm(self.block.ln_1, h_BTD), h_BTD.shape[-1], self.attn.c_attn
+    def first_norm(self) -> tuple[Tensor, Tensor | None, float]:
+        """Weight, bias and epsilon of the norm that `project` begins with."""
+        return self.block.ln_1.weight, self.block.ln_1.bias, self.block.ln_1.eps
+
+    def project(self, h_BTD, rope, wanted: int, normed_BTD=None):
+        """q of the last `wanted` positions, k and v of all: (B, H, T, d) each; `normed_BTD` is h after the first norm."""
+        x, width, c = normed_BTD, h_BTD.shape[-1], self.attn.c_attn
+        if x is None:
+            x = _layer_norm(self.block.ln_1, h_BTD)
         if wanted == x.shape[1] or type(c).__name__ != "Conv1D":
             q, k, v = _linear(c, x).split(width, -1)
             q = q[:, x.shape[1] - wanted :]
@@ -160,8 +166,13 @@ class LlamaLayer:
         norm_1, norm_2 = (self.block.input_layernorm.weight, None), (self.block.post_attention_layernorm.weight, None)
         return Layer(norm_1, (q, k, v), qk_norm, out, norm_2, (gate, up), down)
 
-    def project(self, h_BTD, rope, wanted: int):
-        x, attn, size = self.block.input_layernorm(h_BTD), self.attn, self.attn.head_dim
+    def first_norm(self) -> tuple[Tensor, Tensor | None, float]:
+        return self.block.input_layernorm.weight, None, self.block.input_layernorm.variance_epsilon
+
+    def project(self, h_BTD, rope, wanted: int, normed_BTD=None):
+        x, attn, size = normed_BTD, self.attn, self.attn.head_dim
+        if x is None:
+            x = self.block.input_layernorm(h_BTD)
         q = attn.q_proj(x[:, x.shape[1] - wanted :]).unflatten(-1, (-1, size))
         k, v = (p(x).unflatten(-1, (-1, size)) for p in (attn.k_proj, attn.v_proj))
         if hasattr(attn, "q_norm"):

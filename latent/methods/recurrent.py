@@ -74,8 +74,9 @@ class Recurrent(Method):
         for _ in range(r):
             if not pace.go_on(trace[-1][:, -1]):
                 break
-            s_BTD = self.carry(trace[-1]) + injected_BTD
-            trace.append(self.norm(self.backbone.loop(s_BTD, self.core, place.pos_BT, place.mask_BT)))
+            s_BTD = self.carry(trace[-1])
+            s_BTD = self.backbone.loop(s_BTD, self.core, place.pos_BT, place.mask_BT, injected_BTD)
+            trace.append(self.norm(s_BTD))
         return trace, place, pace
 
     def read_out(self, s_BTD: Tensor, place: "Place") -> Tensor:

@@ -155,7 +155,8 @@ def test_recurrent_depth_is_the_unrolled_network(family, r):
         ids = row_of(prompt, b).ids_BT
         ids = torch.cat([ids, ids[:, -1:].expand(1, 3)], 1)
         want = unrolled(method, ids, r)
-        torch.testing.assert_close(thought.h_UTD[b], want[0, -4:], rtol=0, atol=1e-10)
+        exact = 1e-10 if family == "gpt2" else 1e-6  # Llama's RMSNorm rounds to fp32 in transformers
+        torch.testing.assert_close(thought.h_UTD[b], want[0, -4:], rtol=0, atol=exact)
 
 
 def unrolled(method, ids, r):

@@ -84,7 +84,7 @@ class GPT2Layer:
         return self.block.ln_1.weight, self.block.ln_1.bias, self.block.ln_1.eps
 
     def project(self, h_BTD, rope, wanted: int, normed_BTD=None):
-        """q of the last `wanted` positions, k and v of all: (B, H, T, d) each; `normed_BTD` is h after the first norm."""
+        """q of the last `wanted` positions, k and v of all: (B, H, T, d) each; `normed_BTD`: h after the first norm."""
         x, width, c = normed_BTD, h_BTD.shape[-1], self.attn.c_attn
         if x is None:
             x = _layer_norm(self.block.ln_1, h_BTD)

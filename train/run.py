@@ -1,5 +1,6 @@
 """One run from config to result: build, train, judge, record. Called in a process of its own, or under a launcher."""
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,7 @@ from latent import backbone, hub, methods
 from latent.generate import Reasoner
 from latent.text import Batch, Codec
 from train import checkpoint, distill, rlvr
-from train.config import RLVR, Run
+from train.config import RLVR, Run, plain
 from train.loop import Trainer
 from train.record import Record
 
@@ -62,7 +63,9 @@ def execute(run: Run, root: Path, say: Callable[[dict], None] = lambda event: No
 def begin(run: Run, env: Environment, root: Path) -> Reasoner:
     """The untrained reasoner of a run: from scratch, from a pretrained model, or from another run's weights."""
     if run.init is not None:
-        started = hub.load(root / run.init if (root / run.init).is_dir() else run.init)
+        place = root / run.init if (root / run.init).is_dir() else Path(run.init)
+        started = hub.load(place)
+        same_model(run, place)
         method = methods.build(run.method, started.method.backbone)
         inherit(method, started.method, run.init)
         return Reasoner(method, started.codec, env.answer_tokens, env.chain_tokens, env.chain_steps)
@@ -74,6 +77,19 @@ def begin(run: Run, env: Environment, root: Path) -> Reasoner:
         codec = env.codec(run.model)
         body = backbone.from_scratch(run.model, codec.size, codec.pad, codec.end)
     return Reasoner(methods.build(run.method, body), codec, env.answer_tokens, env.chain_tokens, env.chain_steps)
+
+
+def same_model(run: Run, place: Path) -> None:
+    """Raise ValueError where a run asks for another model than that of the run it starts from."""
+    written = place / "config.json"
+    old = json.loads(written.read_text()).get("model") if written.exists() else None
+    new = plain(run.model)
+    odd = [k for k in new if old is not None and old.get(k) != new[k]]
+    if odd:
+        k = odd[0]
+        raise ValueError(
+            f"{run.init} has model.{k} {old.get(k)}, asked is {new[k]}: a run has the model it starts from"
+        )
 
 
 def inherit(method, started, name: str) -> None:

@@ -217,3 +217,12 @@ def test_a_run_is_not_taken_for_one_on_other_data(tmp_path):
     data.write_text("".join(rows[:-1]))
     with pytest.raises(ValueError, match="was made from other data"):
         runs.execute(run, tmp_path / "runs", device="cpu")
+
+
+def test_a_run_has_the_model_it_starts_from(tmp_path):
+    first = sft(STOPPING)
+    runs.execute(first, tmp_path, device="cpu")
+    wider = dataclasses.replace(rl(first, STOPPING), model=dataclasses.replace(MODEL, n_embd=MODEL.n_embd * 2))
+    with pytest.raises(ValueError, match=f"has model.n_embd {MODEL.n_embd}, asked is {MODEL.n_embd * 2}"):
+        runs.execute(wider, tmp_path, device="cpu")
+    assert not (tmp_path / wider.id).exists()

@@ -57,21 +57,19 @@ def chain_case(shape: Shape, batch: int) -> Case:
         double = in_dtype(decoder, torch.float64)
         ropes = rope and tuple(r.double() for r in rope)
         pairs = [tuple(x.double() for x in pair) for pair in past]
-        return LatentDecoder(double, "torch").run(pairs, h.double(), feed, STEPS, ropes=ropes)[0]
+        return LatentDecoder(double, "torch").run(pairs, h.double(), None, STEPS, ropes=ropes)[0]
 
     calls = {
-        "triton": lambda: fused.run(past, h, feed, STEPS, ropes=rope)[0],
-        "torch": lambda: plain.run(past, h, feed, STEPS, ropes=rope)[0],
+        "triton": lambda: fused.run(past, h, None, STEPS, ropes=rope)[0],
+        "torch": lambda: plain.run(past, h, None, STEPS, ropes=rope)[0],
         "graph": StaticChain(decoder, past, h, rope, compiled=False).replay,
         "compile": StaticChain(decoder, past, h, rope, compiled=True).replay,
         "hf": hf_chain(shape, batch),
     }
+    if batch <= 16:
+        persistent = LatentDecoder(decoder, "triton", persistent=True)
+        calls["persistent"] = lambda: persistent.run(past, h, None, STEPS, ropes=rope)[0]
     return Case("decode_step", shape.name, batch, calls, exact, STEPS * (weights + cache), STEPS)
-
-
-def feed(h):
-    """Coconut's feedback: the state itself."""
-    return h
 
 
 def in_dtype(decoder, dtype):

@@ -109,14 +109,15 @@ def cases(shape: Shape) -> Iterator[tuple[str, Callable[[], None]]]:
         )
         (logp.sum() + entropy.sum()).backward()
 
-    def steps(n: int) -> None:
+    def steps(n: int, persistent: bool) -> None:
         decoder = random_decoder(shape, "meta", torch.bfloat16, layers=1)
         past = [(t(n, shape.kv_heads, 128, shape.head), t(n, shape.kv_heads, 128, shape.head))]
         rope = None if shape.name == "gpt2" else (t(1, n, shape.head, dtype=torch.float32),) * 2
-        LatentDecoder(decoder, "triton").run(past, t(n, shape.d), lambda h: h, 1, ropes=rope)
+        LatentDecoder(decoder, "triton", persistent).run(past, t(n, shape.d), None, 1, ropes=rope)
 
+    yield "latent_loop", lambda: steps(1, True)
     for n in (1, 64):
-        yield "decode_step", lambda n=n: steps(n)
+        yield "decode_step", lambda n=n: steps(n, False)
 
     def shared(n: int) -> None:
         kv = (t(1, shape.kv_heads, 256, shape.head),) * 2

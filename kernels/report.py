@@ -15,6 +15,7 @@ Triton kernels for the steps of latent loops, each beside its plain-torch defini
 | op | what it does | used by |
 |---|---|---|
 | `decode_step` | k latent steps without gradient: five launches a layer, the whole chain one CUDA graph | `Backbone.chain`: sampling, evaluation |
+| `latent_loop` | the same chain in one launch, with grid barriers | `LatentDecoder(..., persistent=True)`; the benchmark's `persistent` rows say where it wins |
 | `latent_chain` | k latent steps in training: one autograd node a step, K and V in place, weight gradients made once | `Backbone.step` |
 | `linear_logprob` | log-prob and entropy of tokens from hidden states, forward and backward, no logits in memory | every loss |
 | `thought_feedback` | final norm, projection, gate and embedding mix: Coconut, CODI and HRPO are special cases | a library function so far |

@@ -16,7 +16,7 @@ from kernels.latent_chain.reference import step
 
 __all__ = ["LatentDecoder"]
 
-Feed = Callable[[Tensor], Tensor]  # hidden state (B, D) -> the next input (B, D); a graph is kept for each
+Feed = Callable[[Tensor], Tensor] | None  # hidden state (B, D) -> the next input; None = as it is
 Past = list[tuple[Tensor, Tensor]]
 _GRAIN = 64  # prompts are padded at the front to a multiple of it, so that one graph serves many lengths
 
@@ -24,12 +24,14 @@ _GRAIN = 64  # prompts are padded at the front to a multiple of it, so that one 
 class LatentDecoder:
     """A decoder made ready for chains of latent steps. Keeps packed weights, buffers and graphs between calls.
 
+    `persistent` runs the whole chain in one launch (`kernels.latent_loop`); `feed` must then be None: the state itself.
+
     Raises ValueError, as every op does, where `impl` is "triton" and it cannot be met.
     """
 
-    def __init__(self, decoder: Decoder, impl: dispatch.Impl | None = None):
+    def __init__(self, decoder: Decoder, impl: dispatch.Impl | None = None, persistent: bool = False):
         weight = decoder.norm[0]
-        self.decoder = decoder
+        self.decoder, self.persistent = decoder, persistent
         self.impl = dispatch.choose("decode_step", impl, weight, dispatch.not_floats(weight))
         self._steps: dict[int, object] = {}
         self._graphs: dict[tuple, _Graph] = {}
@@ -63,6 +65,8 @@ class LatentDecoder:
                 dispatch.expect("decode_step", name, x, (steps, batch, self.decoder.d))
         if add_KBD is not None:
             dispatch.expect("decode_step", "add", add_KBD, (steps, *h_BD.shape))
+        if self.persistent and feed is not None:
+            raise ValueError("latent_loop: feeds the state itself, feed must be None")
         if steps == 0 or batch == 0:
             return h_BD.new_empty(batch, steps, h_BD.shape[1]), past
         if self.impl == "torch":
@@ -85,7 +89,8 @@ class LatentDecoder:
             mask = None
             if visible_BS is not None:
                 mask = torch.cat([visible_BS, visible_BS.new_ones(len(h_BD), i + 1)], 1)
-            x_BD = feed(h_BD) if add_KBD is None else feed(h_BD) + add_KBD[i]
+            x_BD = h_BD if feed is None else feed(h_BD)
+            x_BD = x_BD if add_KBD is None else x_BD + add_KBD[i]
             h_BD, past = step(x_BD, past, self.decoder, rope, mask)
             states.append(h_BD)
         return torch.stack(states, 1), past
@@ -93,9 +98,10 @@ class LatentDecoder:
     def step_for(self, batch: int):
         """Packed weights and buffers for a batch size, brought up to date with the weights."""
         from kernels.decode_step.triton import Step
+        from kernels.latent_loop.triton import Loop
 
         if batch not in self._steps:
-            self._steps[batch] = Step(self.decoder, batch)
+            self._steps[batch] = (Loop if self.persistent else Step)(self.decoder, batch)
         self._steps[batch].refresh()
         return self._steps[batch]
 
@@ -129,9 +135,19 @@ class _Chain:
 
     def launch(self, feed: Feed) -> None:
         run, h = self.owner.step_for(self.batch), self.h
+        if self.owner.persistent:
+            run(h, self.add, self.kv, self.size, self.ropes, self.hidden, self.states)
+            return
         for i in range(self.steps):
             rope = self.ropes and tuple(r[i] for r in self.ropes)
-            run(feed(h) + self.add[i], self.kv, self.size + i, rope, self.hidden, self.states[i])
+            run(
+                (h if feed is None else feed(h)) + self.add[i],
+                self.kv,
+                self.size + i,
+                rope,
+                self.hidden,
+                self.states[i],
+            )
             h = self.states[i]
 
     def result(self, size: int) -> tuple[Tensor, Past]:

@@ -76,20 +76,20 @@ def activated(x, ACT: tl.constexpr):
     return x
 
 
-@triton.jit(do_not_specialize=["N"])
-def project_kernel(
-    x, part, norm_weight, norm_bias, w, w_up, bias, bias_up, total, out, N, K, C, eps, stride_x, stride_k, stride_c,
+@triton.jit
+def project_tile(
+    x, part, norm_weight, norm_bias, w, w_up, bias, bias_up, total, out, row_tile, col_tile, split,
+    N, K, C, eps, stride_x, stride_k, stride_c,
     SPLITS_IN: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr,
     SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """out[split] = act(norm(x + partial sums) w + bias), gated if asked; `total` receives x + partial sums."""
-    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    cols = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    split = tl.program_id(2)
+    """One tile of out[split] = act(norm(x + parts) w + bias), gated if asked; `total` receives x + parts."""
+    rows = row_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    cols = col_tile * BLOCK_C + tl.arange(0, BLOCK_C)
     if NORM:
         mean, rstd = norm_stats(x, part, rows, N, K, stride_x, eps, SPLITS_IN, NORM, BLOCK_K, BLOCK_N)
     if SPLITS_IN:
-        if tl.program_id(1) == 0:
+        if col_tile == 0:
             for start in range(0, K, BLOCK_K):
                 k = start + tl.arange(0, BLOCK_K)
                 tile = residual_tile(x, part, rows, k, N, K, stride_x, SPLITS_IN)
@@ -122,6 +122,19 @@ def project_kernel(
     )  # fmt: skip
 
 
+@triton.jit(do_not_specialize=["N"])
+def project_kernel(
+    x, part, norm_weight, norm_bias, w, w_up, bias, bias_up, total, out, N, K, C, eps, stride_x, stride_k, stride_c,
+    SPLITS_IN: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr,
+    SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    project_tile(
+        x, part, norm_weight, norm_bias, w, w_up, bias, bias_up, total, out,
+        tl.program_id(0), tl.program_id(1), tl.program_id(2), N, K, C, eps, stride_x, stride_k, stride_c,
+        SPLITS_IN, NORM, ACT, GATED, BIAS, SPLITS, BLOCK_N, BLOCK_C, BLOCK_K, UPCAST,
+    )  # fmt: skip
+
+
 @triton.jit
 def head_vector(qkv, heads, ok, weight, cos, sin, d, D: tl.constexpr, eps, NORM: tl.constexpr, ROPE: tl.constexpr):
     """Heads of one projection, (heads, D): RMS-normed and rotated where the family does."""
@@ -141,15 +154,14 @@ def head_vector(qkv, heads, ok, weight, cos, sin, d, D: tl.constexpr, eps, NORM:
     return x
 
 
-@triton.jit(do_not_specialize=["size", "room"])
-def attend_kernel(
-    qkv, q_weight, k_weight, cos, sin, k_cache, v_cache, hidden, out, size, room, eps, scale,
+@triton.jit
+def attend_head(
+    qkv, q_weight, k_weight, cos, sin, k_cache, v_cache, hidden, out, row, head, size, room, eps, scale,
     H: tl.constexpr, H_KV: tl.constexpr, D: tl.constexpr, NORM: tl.constexpr, ROPE: tl.constexpr, MASK: tl.constexpr,
     BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """One row and one K/V head: prepare q, k, v of the new position, append k and v, attend all positions so far."""
-    row = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
+    row = row.to(tl.int64)
     groups: tl.constexpr = H // H_KV
     g = tl.arange(0, BLOCK_G)
     d = tl.arange(0, BLOCK_D)
@@ -190,18 +202,38 @@ def attend_kernel(
     tl.store(out + at, acc, mask=(g[:, None] < groups) & (d[None, :] < D))
 
 
-@triton.jit(do_not_specialize=["N"])
-def finish_kernel(
-    x, part, weight, bias, out, N, K, eps,
+@triton.jit(do_not_specialize=["size", "room"])
+def attend_kernel(
+    qkv, q_weight, k_weight, cos, sin, k_cache, v_cache, hidden, out, size, room, eps, scale,
+    H: tl.constexpr, H_KV: tl.constexpr, D: tl.constexpr, NORM: tl.constexpr, ROPE: tl.constexpr, MASK: tl.constexpr,
+    BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    attend_head(
+        qkv, q_weight, k_weight, cos, sin, k_cache, v_cache, hidden, out, tl.program_id(0), tl.program_id(1),
+        size, room, eps, scale, H, H_KV, D, NORM, ROPE, MASK, BLOCK_G, BLOCK_D, BLOCK_S, UPCAST,
+    )  # fmt: skip
+
+
+@triton.jit
+def finish_row(
+    x, part, weight, bias, out, row, N, K, eps,
     SPLITS_IN: tl.constexpr, NORM: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """The final norm of one row's residual stream and partial sums."""
-    rows = tl.program_id(0) + tl.zeros((1,), tl.int32)
+    rows = row + tl.zeros((1,), tl.int32)
     mean, rstd = norm_stats(x, part, rows, N, K, K, eps, SPLITS_IN, NORM, BLOCK_K, 1)
     for start in range(0, K, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         tile = normed(residual_tile(x, part, rows, k, N, K, K, SPLITS_IN), mean, rstd, weight, bias, k, K, NORM)
         tl.store(out + rows[:, None] * K + k[None, :], narrow(tile, out.dtype.element_ty, UPCAST), mask=k[None, :] < K)
+
+
+@triton.jit(do_not_specialize=["N"])
+def finish_kernel(
+    x, part, weight, bias, out, N, K, eps,
+    SPLITS_IN: tl.constexpr, NORM: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    finish_row(x, part, weight, bias, out, tl.program_id(0), N, K, eps, SPLITS_IN, NORM, BLOCK_K, UPCAST)
 
 
 class Packed:

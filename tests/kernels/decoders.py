@@ -16,6 +16,8 @@ def make_decoder(
 
     def matrix(rows: int, cols: int, bias: bool) -> Affine:
         w = torch.randn(rows, cols) / rows**0.5
+        if family != "gpt2":
+            w = w.t().contiguous().t()  # (out, in) in memory, as linear layers are
         return leaf(w), leaf(0.3 * torch.randn(cols)) if bias else None
 
     def leaf(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from tests.kernels.decoders import FAMILIES, make_decoder, make_past, make_rope
 K = 3
 
 
-def run(decoder, past, h, visible, impl, dtype):
+def run(decoder, past, h, visible, impl, dtype, persistent=None):
     """States and caches of K steps of a decoder in a dtype, on whatever device runs kernels."""
     move = lambda x: x.detach().to(DEVICE, dtype)  # noqa: E731
     ropes = None
@@ -19,9 +19,10 @@ def run(decoder, past, h, visible, impl, dtype):
         ropes = tuple(torch.stack(r).to(DEVICE, torch.float64 if dtype == torch.float64 else torch.float32)
                       for r in zip(*steps))  # fmt: skip
     visible = None if visible is None else visible.to(DEVICE)
+    feed = None if persistent is not None else (lambda h: 0.5 * h)
     add = torch.arange(K)[:, None, None] - torch.ones(K, *h.shape)
-    states, kv = LatentDecoder(decoder, impl).run(
-        [tuple(move(x) for x in pair) for pair in past], move(h), lambda h: 0.5 * h, K, move(add), ropes, visible
+    states, kv = LatentDecoder(decoder, impl, bool(persistent)).run(
+        [tuple(move(x) for x in pair) for pair in past], move(h), feed, K, move(add), ropes, visible
     )
     return [states.cpu().double(), *(x.cpu().double() for pair in kv for x in pair)]
 

@@ -206,7 +206,7 @@ class Loop:
             OUT_MAJOR=self.out_major, SPLITS=self.splits, BLOCK_N=16, BLOCK_C=16, BLOCK_K=64,
             BLOCK_W=min(1024, triton.next_power_of_2(width)), BLOCK_G=max(16, triton.next_power_of_2(groups)),
             BLOCK_D=max(16, triton.next_power_of_2(dec.d)), BLOCK_S=64, UPCAST=interpreted(),
-            num_warps=4, launch_cooperative_grid=True,
+            num_warps=8, launch_cooperative_grid=True,
         )  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
 `python -m kernels.budget` compiles what the ops would launch at the shapes of real models, writes registers, spilled
 bytes and shared memory to `kernels/budget.csv`, and exits with 1 if a kernel spills or does not fit. With `--check` it
-writes nothing and exits with 1 if anything got worse than the table.
+writes nothing and exits with 1 if anything got worse than the table; under another Triton than the table's only if the
+table lacks a kernel.
 
 The launches are taken from the ops themselves: they run on tensors without data, and where a kernel would start, its
 arguments are noted instead.
@@ -320,6 +321,9 @@ def main() -> int:
     rows = measure()
     found = faults(rows)
     if asked.check:
+        if read()[0] != triton.__version__:  # another compiler allots registers otherwise
+            print("\n".join(f"note: {line}" for line in found))
+            found = []
         found += worse(rows)
     else:
         with TABLE.open("w", newline="") as f:

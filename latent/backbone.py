@@ -117,11 +117,11 @@ class Backbone(nn.Module):
         pos_KB = context.next_B + stride * torch.arange(1, k + 1, device=context.next_B.device)[:, None] - 1
         add_KBD, ropes = self.layers.places(h_BD, pos_KB)
         past = [(c.k, c.v) for c in context.layers]
-        states_BKD, past = self._fused[1].run(past, h_BD, feed, k, add_KBD, ropes, context.mask_BS)
+        states_BKD, longer = self._fused[1].run(past, h_BD, feed, k, add_KBD, ropes, context.mask_BS)
         mask_BS = context.mask_BS
         if mask_BS is not None:
             mask_BS = torch.cat([mask_BS, mask_BS.new_ones(len(h_BD), k)], 1)
-        layers = [LayerCache(k, v) for k, v in past]
+        layers = [LayerCache(*pair) for pair in longer]
         return states_BKD, Context(layers, mask_BS, context.next_B + k * stride, context.reach + k * stride)
 
     def _chain(self, context: Context) -> LatentChain | None:

@@ -18,6 +18,7 @@ __all__ = ["LatentDecoder"]
 
 Feed = Callable[[Tensor], Tensor] | None  # hidden state (B, D) -> the next input; None = as it is
 Past = list[tuple[Tensor, Tensor]]
+_GRAPHS = 16  # kept at a time, each with its caches
 _GRAIN = 64  # prompts are padded at the front to a multiple of it, so that one graph serves many lengths
 
 
@@ -71,16 +72,19 @@ class LatentDecoder:
             return h_BD.new_empty(batch, steps, h_BD.shape[1]), past
         if self.impl == "torch":
             return self._torch(past, h_BD, feed, steps, add_KBD, ropes, visible_BS)
-        if not h_BD.is_cuda:
-            chain = _Chain(self, batch, size, steps, h_BD, ropes is not None)
-            chain.load(past, h_BD, add_KBD, ropes, visible_BS)
-            chain.launch(feed)
-            return chain.result(size)
-        padded = -(-size // _GRAIN) * _GRAIN
-        key = (batch, padded, steps, ropes is not None, feed)
-        if key not in self._graphs:
-            self._graphs[key] = _Graph(_Chain(self, batch, padded, steps, h_BD, ropes is not None), feed)
-        return self._graphs[key].replay(past, h_BD, add_KBD, ropes, visible_BS)
+        with torch.inference_mode(False):  # buffers made here are written again, in whatever mode the next call has
+            if not h_BD.is_cuda:
+                chain = _Chain(self, batch, size, steps, h_BD, ropes is not None)
+                chain.load(past, h_BD, add_KBD, ropes, visible_BS)
+                chain.launch(feed)
+                return chain.result(size)
+            padded = -(-size // _GRAIN) * _GRAIN
+            key = (batch, padded, steps, ropes is not None, feed)
+            if key not in self._graphs:
+                if len(self._graphs) == _GRAPHS:
+                    self._graphs.pop(next(iter(self._graphs)))
+                self._graphs[key] = _Graph(_Chain(self, batch, padded, steps, h_BD, ropes is not None), feed)
+            return self._graphs[key].replay(past, h_BD, add_KBD, ropes, visible_BS)
 
     def _torch(self, past, h_BD, feed, steps, add_KBD, ropes, visible_BS) -> tuple[Tensor, Past]:
         states = []

@@ -167,6 +167,7 @@ class Loop:
         self.qkv = like.new_empty(batch, (decoder.heads + 2 * decoder.kv_heads) * decoder.d)
         self.a = like.new_empty(batch, decoder.heads * decoder.d)
         self.inner = like.new_empty(batch, self.inner_width)
+        self.tables: dict[tuple, Tensor] = {}
         self.counter = torch.zeros(1, dtype=torch.int32, device=like.device)
 
     def refresh(self) -> None:
@@ -175,7 +176,13 @@ class Loop:
             packed.refresh()
 
     def table(self, kv: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """Addresses of each layer's weights and caches, (L, COLUMNS); 0 where there is none."""
+        """Addresses of each layer's weights and caches, (L, COLUMNS); 0 where there is none.
+
+        Kept for each set of caches: a graph cannot be captured while one is copied to the GPU.
+        """
+        key = tuple(x.data_ptr() for pair in kv for x in pair)
+        if key in self.tables:
+            return self.tables[key]
         rows = []
         for packed, (k, v) in zip(self.layers, kv):
             layer = packed.layer
@@ -184,7 +191,8 @@ class Loop:
             tensors = (*layer.norm_1, *packed.qkv, q_norm[0], k_norm[0], k, v, *layer.out, *layer.norm_2,
                        gate[0], up[0], gate[1], up[1], *layer.down)  # fmt: skip
             rows.append([0 if t is None else t.data_ptr() for t in tensors])
-        return torch.tensor(rows, dtype=torch.int64, device=self.qkv.device)
+        self.tables[key] = torch.tensor(rows, dtype=torch.int64, device=self.qkv.device)
+        return self.tables[key]
 
     def __call__(
         self, start_BD: Tensor, add_KBD: Tensor, kv: list, size: int, ropes, hidden_BS: Tensor, states_KBD: Tensor

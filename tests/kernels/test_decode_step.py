@@ -81,6 +81,16 @@ def test_changed_weights_are_seen():
     torch.testing.assert_close(after, want, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("persistent", [False, True])
+def test_buffers_made_in_inference_mode_serve_outside_it(persistent):
+    decoder = make_decoder("gpt2", layers=1, dtype=torch.float32, device=DEVICE)
+    past = [tuple(x.detach() for x in p) for p in make_past(decoder, 1, 5, torch.float32, DEVICE)]
+    h, latent = torch.randn(1, 24, device=DEVICE), LatentDecoder(decoder, "triton", persistent)
+    with torch.inference_mode():
+        first = latent.run(past, h.clone(), None, 1)[0]
+    assert torch.equal(latent.run(past, h, None, 1)[0], first)
+
+
 def test_nothing_to_do_and_wrong_inputs():
     decoder = make_decoder("gpt2", dtype=torch.float32, device=DEVICE)
     latent = LatentDecoder(decoder, "triton")

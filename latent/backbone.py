@@ -104,11 +104,11 @@ class Backbone(nn.Module):
         if torch.is_grad_enabled() or k == 0:
             return None
         weight = self.lm.get_input_embeddings().weight
+        if dispatch.choose("decode_step", None, weight, dispatch.not_floats(weight)) == "torch":
+            return None
         decoder = self.layers and self.layers.decoder()
-        unless = dispatch.not_floats(weight) or (
-            None if decoder else f"no fused step for this {type(self.lm).__name__}"
-        )
-        if dispatch.choose("decode_step", None, weight, unless) == "torch":
+        if not decoder:
+            dispatch.choose("decode_step", None, weight, f"no fused step for this {type(self.lm).__name__}")
             return None
         self.must_hold(context.reach + k * stride)
         key = (weight.data_ptr(), weight.dtype, decoder.norm[0].data_ptr())

@@ -367,7 +367,7 @@ def main() -> int:
             continue
         try:
             rows = measure(build(op, shape, batch), bandwidth, facts)
-        except RuntimeError as e:
+        except (RuntimeError, ValueError, triton.TritonError) as e:
             print(f"FAILED {e}", flush=True)
             failed += 1
             continue

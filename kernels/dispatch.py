@@ -6,6 +6,8 @@ TRITON_INTERPRET=1 the Triton kernels run on CPU tensors too, slowly: that is ho
 
 import logging
 import os
+from functools import cache
+from importlib import util
 from typing import Literal
 
 import torch
@@ -28,10 +30,9 @@ def choose(op: str, impl: Impl | None, x: Tensor, unless: str | None = None) -> 
         raise ValueError(f"kernels must be one of {', '.join(IMPLS)}, got {asked!r}")
     if asked == "torch":
         return "torch"
-    if unless is None and asked == "triton":
-        unless = unavailable(x.device)
     if asked == "auto" and not x.is_cuda:
         return "torch"
+    unless = unless or unavailable(x.device)
     if unless is None:
         return "triton"
     if asked == "triton":
@@ -45,8 +46,14 @@ def choose(op: str, impl: Impl | None, x: Tensor, unless: str | None = None) -> 
 def unavailable(device: torch.device) -> str | None:
     """Why no Triton kernel can run on a device; None if one can."""
     if device.type in ("cuda", "meta") or interpreted():  # meta: tensors without data, to see what would be launched
-        return None
+        return None if find_spec("triton") else "Triton is not installed"
     return f"the tensors are on {device.type}, not on a GPU"
+
+
+@cache
+def find_spec(name: str) -> bool:
+    """Whether a package is installed."""
+    return util.find_spec(name) is not None
 
 
 def interpreted() -> bool:

@@ -126,7 +126,8 @@ def check(runs: dict[str, Run], options: Options) -> None:
 
         from kernels import dispatch
 
-        if why := dispatch.unavailable(torch.device("cuda" if torch.cuda.is_available() else "cpu")):
+        gpu = options.device == "auto" and torch.cuda.is_available()
+        if why := dispatch.unavailable(torch.device("cuda" if gpu else "cpu")):
             raise ValueError(f"--kernels triton: {why}")
     ids = {run.id for run in runs.values()}
     for env in {run.env for run in runs.values()}:

@@ -72,7 +72,8 @@ class LatentDecoder:
             return h_BD.new_empty(batch, steps, h_BD.shape[1]), past
         if self.impl == "torch":
             return self._torch(past, h_BD, feed, steps, add_KBD, ropes, visible_BS)
-        with torch.inference_mode(False):  # buffers made here are written again, in whatever mode the next call has
+        # buffers made here are written again in whatever mode the next call has; leaving it allows gradients
+        with torch.inference_mode(False), torch.no_grad():
             if not h_BD.is_cuda:
                 chain = _Chain(self, batch, size, steps, h_BD, ropes is not None)
                 chain.load(past, h_BD, add_KBD, ropes, visible_BS)
@@ -130,6 +131,8 @@ class _Chain:
                 m[:, :, start : self.size].copy_(t)
         self.h.copy_(h_BD)
         self.add.zero_() if add_KBD is None else self.add.copy_(add_KBD)
+        for mine in (x for pair in self.kv for x in pair):
+            mine[:, :, :start].zero_()  # hidden, but what a masked weight of 0 multiplies must be a number
         self.hidden.zero_()
         self.hidden[:, :start] = 1
         if visible_BS is not None:

@@ -38,4 +38,5 @@ def inject(
         return reference.inject(s_ND, constant_ND, weight_D, bias_D, eps)
     from kernels.recurrent_block.triton import Inject
 
-    return Inject.apply(s_ND.contiguous(), constant_ND.contiguous(), weight_D, bias_D, eps)
+    bias_D = None if bias_D is None else bias_D.contiguous()
+    return Inject.apply(s_ND.contiguous(), constant_ND.contiguous(), weight_D.contiguous(), bias_D, eps)

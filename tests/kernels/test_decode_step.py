@@ -7,7 +7,7 @@ from kernels.decode_step import LatentDecoder
 from tests.kernels.check import DEVICE
 from tests.kernels.decoders import FAMILIES, make_decoder, make_past, make_rope
 
-K = 3
+K = 2
 
 
 def run(decoder, past, h, visible, impl, dtype, persistent=None):
@@ -88,7 +88,8 @@ def test_buffers_made_in_inference_mode_serve_outside_it(persistent):
     h, latent = torch.randn(1, 24, device=DEVICE), LatentDecoder(decoder, "triton", persistent)
     with torch.inference_mode():
         first = latent.run(past, h.clone(), None, 1)[0]
-    assert torch.equal(latent.run(past, h, None, 1)[0], first)
+    again = latent.run(past, h, None, 1)[0]
+    assert torch.equal(again, first) and not again.requires_grad
 
 
 def test_nothing_to_do_and_wrong_inputs():

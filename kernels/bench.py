@@ -133,26 +133,15 @@ def static_layer(x, layer, decoder, k_cache, v_cache, slot, rope, mask):
     """One layer at one position over a static cache, written at `slot`."""
     import torch.nn.functional as F
 
-    from kernels.latent_chain.reference import activate, linear, norm, rotate
+    from kernels.latent_chain.reference import finish, heads
 
-    n = norm(x, layer.norm_1, decoder)
-    parts = [linear(n, p) for p in layer.qkv]
-    if len(parts) == 1:
-        parts = parts[0].split([heads * decoder.d for heads in (decoder.heads, decoder.kv_heads, decoder.kv_heads)], -1)
-    q, k, v = (p.unflatten(-1, (-1, decoder.d)) for p in parts)
-    if layer.qk_norm:
-        q, k = (norm(y, p, decoder) for y, p in zip((q, k), layer.qk_norm))
-    if rope is not None:
-        q, k = rotate(q, *rope), rotate(k, *rope)
+    q, k, v = heads(x, layer, decoder, rope)
     k_cache.index_copy_(2, slot, k[:, :, None])
     v_cache.index_copy_(2, slot, v[:, :, None])
     a = F.scaled_dot_product_attention(
         q[:, :, None], k_cache, v_cache, mask[None], enable_gqa=decoder.heads > decoder.kv_heads
     )
-    x = x + linear(a.flatten(1), layer.out)
-    first, *second = (linear(norm(x, layer.norm_2, decoder), p) for p in layer.up)
-    u = activate(first, decoder.act)
-    return x + linear(u * second[0] if second else u, layer.down)
+    return finish(x, a.flatten(1), layer, decoder)
 
 
 def hf_chain(shape: Shape, batch: int) -> Callable:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kernels.decoder import Decoder, Layer
 from kernels.dispatch import interpreted
-from kernels.tiles import narrow, product
+from kernels.tiles import narrow, product, softmax_tile
 
 NORMS = {"none": 0, "rms": 1, "layer": 2}
 ACTS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4}
@@ -190,13 +190,7 @@ def attend_head(
         seen = s < size
         if MASK:
             seen = seen & (tl.load(hidden + row * room + s, mask=s < size, other=1) == 0)
-        score = tl.where(seen[None, :], score, -1e38)
-        new = tl.maximum(m, tl.max(score, 1))
-        p = tl.where(seen[None, :], tl.exp(score - new[:, None]), 0.0)
-        fade = tl.exp(m - new)
-        total = total * fade + tl.sum(p, 1)
-        acc = product(narrow(p, dtype, UPCAST), v_tile, acc * fade[:, None], UPCAST)
-        m = new
+        m, total, acc = softmax_tile(score, seen, v_tile, m, total, acc, UPCAST)
     acc = narrow(acc / total[:, None], out.dtype.element_ty, UPCAST)
     at = (row * H + head * groups + g[:, None]) * D + d[None, :]
     tl.store(out + at, acc, mask=(g[:, None] < groups) & (d[None, :] < D))
@@ -273,7 +267,7 @@ class Step:
         self.splits = 4 if batch <= 4 else 2 if batch <= 16 else 1
         full = {"dtype": torch.float32, "device": like.device}
         inner = decoder.layers[0].down[0].shape[0]
-        self.residual = [torch.empty(batch, width, **full) for _ in range(3)]
+        self.residual = torch.empty(3, batch, width, **full)
         self.parts = [torch.empty(self.splits, batch, width, **full) for _ in range(2)]
         self.qkv = like.new_empty(batch, (decoder.heads + 2 * decoder.kv_heads) * decoder.d)
         self.a = like.new_empty(batch, decoder.heads * decoder.d)
@@ -293,8 +287,6 @@ class Step:
         `rope`: cosines and sines (B, d) in fp32. `hidden_BS`: uint8 (B, room), 1 = not to be attended.
         """
         dec, n = self.decoder, self.n
-        if n == 0:
-            return
         x, other, last = self.residual
         first_parts, second_parts = self.parts
         x.copy_(x_BD)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.decoder import Affine, Decoder
+from kernels.decoder import Affine, Decoder, Layer
 
 
 def step(
@@ -16,15 +16,7 @@ def step(
     """
     longer = []
     for layer, (k_BHSd, v_BHSd) in zip(decoder.layers, past):
-        n_BD = norm(x_BD, layer.norm_1, decoder)
-        parts = [linear(n_BD, p) for p in layer.qkv]
-        if len(parts) == 1:
-            parts = parts[0].split([h * decoder.d for h in (decoder.heads, decoder.kv_heads, decoder.kv_heads)], -1)
-        q, k, v = (p.unflatten(-1, (-1, decoder.d)) for p in parts)
-        if layer.qk_norm:
-            q, k = (norm(x, p, decoder) for x, p in zip((q, k), layer.qk_norm))
-        if rope is not None:
-            q, k = rotate(q, *rope), rotate(k, *rope)
+        q, k, v = heads(x_BD, layer, decoder, rope)
         k_BHSd, v_BHSd = torch.cat([k_BHSd, k[:, :, None]], 2), torch.cat([v_BHSd, v[:, :, None]], 2)
         longer.append((k_BHSd, v_BHSd))
         groups = decoder.heads // decoder.kv_heads
@@ -32,12 +24,29 @@ def step(
         a_BH1d = F.scaled_dot_product_attention(
             q[:, :, None], k_BHSd.repeat_interleave(groups, 1), v_BHSd.repeat_interleave(groups, 1), mask
         )
-        x_BD = x_BD + linear(a_BH1d.flatten(1), layer.out)
-        m_BD = norm(x_BD, layer.norm_2, decoder)
-        first, *second = (linear(m_BD, p) for p in layer.up)
-        u_BF = activate(first, decoder.act)
-        x_BD = x_BD + linear(u_BF * second[0] if second else u_BF, layer.down)
+        x_BD = finish(x_BD, a_BH1d.flatten(1), layer, decoder)
     return norm(x_BD, decoder.norm, decoder), longer
+
+
+def heads(x_BD: Tensor, layer: Layer, decoder: Decoder, rope: tuple | None) -> tuple[Tensor, Tensor, Tensor]:
+    """q (B, H, d), k and v (B, H_kv, d) of one position."""
+    n_BD = norm(x_BD, layer.norm_1, decoder)
+    parts = [linear(n_BD, p) for p in layer.qkv]
+    if len(parts) == 1:
+        parts = parts[0].split([h * decoder.d for h in (decoder.heads, decoder.kv_heads, decoder.kv_heads)], -1)
+    q, k, v = (p.unflatten(-1, (-1, decoder.d)) for p in parts)
+    if layer.qk_norm:
+        q, k = (norm(x, p, decoder) for x, p in zip((q, k), layer.qk_norm))
+    return (q, k, v) if rope is None else (rotate(q, *rope), rotate(k, *rope), v)
+
+
+def finish(x_BD: Tensor, a_BD: Tensor, layer: Layer, decoder: Decoder) -> Tensor:
+    """The layer's output from its input and what its heads attended: projection, residual, MLP, residual."""
+    x_BD = x_BD + linear(a_BD, layer.out)
+    m_BD = norm(x_BD, layer.norm_2, decoder)
+    first, *second = (linear(m_BD, p) for p in layer.up)
+    u_BF = activate(first, decoder.act)
+    return x_BD + linear(u_BF * second[0] if second else u_BF, layer.down)
 
 
 def norm(x: Tensor, affine: Affine, decoder: Decoder) -> Tensor:

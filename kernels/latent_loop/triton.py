@@ -9,11 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.decode_step.triton import ACTS, NORMS, Packed, attend_head, finish_row, project_tile
+from kernels.decode_step.triton import ACTS, NORMS, Step, attend_head, finish_row, project_tile
 from kernels.decoder import Decoder
 from kernels.dispatch import interpreted
 
-COLUMNS = 18  # addresses of one layer in the table
+COLUMNS = tl.constexpr(18)  # addresses of one layer in the table
 
 
 @triton.jit
@@ -29,7 +29,7 @@ def barrier(counter, target):
 @triton.jit
 def address(table, layer, column: tl.constexpr, like):
     """A pointer out of the table, of the type of `like`; torch's allocations are aligned to more than 16 bytes."""
-    return tl.multiple_of(tl.load(table + layer * 18 + column).to(like.dtype), 16)
+    return tl.multiple_of(tl.load(table + layer * COLUMNS + column).to(like.dtype), 16)
 
 
 @triton.jit(do_not_specialize=["N", "steps", "layers", "size", "room", "programs"])
@@ -142,7 +142,7 @@ def loop_kernel(
         barrier(counter, target)
 
 
-class Loop:
+class Loop(Step):
     """A decoder made ready for chains of a batch in one launch.
 
     Raises ValueError for more than 16 rows, where the barriers have nothing left to save, and for weights that are not
@@ -152,28 +152,13 @@ class Loop:
     def __init__(self, decoder: Decoder, batch: int):
         if batch > 16:
             raise ValueError(f"latent_loop: takes up to 16 rows at a time, got {batch}")
-        self.decoder, self.n = decoder, batch
-        self.layers = [Packed(layer) for layer in decoder.layers]
-        like, width = decoder.norm[0], decoder.norm[0].shape[0]
+        super().__init__(decoder, batch)
         weights = [w for p in self.layers for w, _ in (p.qkv, p.layer.out, *p.layer.up, p.layer.down)]
         self.out_major = all(w.stride() == (1, w.shape[0]) for w in weights)
         if not self.out_major and not all(w.is_contiguous() for w in weights):
             raise ValueError("latent_loop: every weight must be contiguous as (in, out), or every one as (out, in)")
-        self.splits = 4 if batch <= 4 else 2
-        self.inner_width = decoder.layers[0].down[0].shape[0]
-        full = {"dtype": torch.float32, "device": like.device}
-        self.residual = torch.empty(3, batch, width, **full)
-        self.parts = [torch.empty(self.splits, batch, width, **full) for _ in range(2)]
-        self.qkv = like.new_empty(batch, (decoder.heads + 2 * decoder.kv_heads) * decoder.d)
-        self.a = like.new_empty(batch, decoder.heads * decoder.d)
-        self.inner = like.new_empty(batch, self.inner_width)
         self.tables: dict[tuple, Tensor] = {}
-        self.counter = torch.zeros(1, dtype=torch.int32, device=like.device)
-
-    def refresh(self) -> None:
-        """Bring packed weights up to date with the model's."""
-        for packed in self.layers:
-            packed.refresh()
+        self.counter = torch.zeros(1, dtype=torch.int32, device=self.qkv.device)
 
     def table(self, kv: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Addresses of each layer's weights and caches, (L, COLUMNS); 0 where there is none.
@@ -208,7 +193,7 @@ class Loop:
             self.table(kv), start_BD, add_KBD, *(ropes or (self.parts[0], self.parts[0])), hidden_BS, weight, bias,
             states_KBD, self.residual, *self.parts, self.qkv, self.a, self.inner, self.counter,
             n, len(states_KBD), len(self.layers), size, kv[0][0].shape[2], programs, dec.eps, dec.d**-0.5,
-            WIDTH=width, INNER=self.inner_width, H=dec.heads, H_KV=dec.kv_heads, D=dec.d,
+            WIDTH=width, INNER=self.inner.shape[1], H=dec.heads, H_KV=dec.kv_heads, D=dec.d,
             KIND=NORMS[dec.kind], ACT=ACTS[dec.act], GATED=len(dec.layers[0].up) == 2,
             BIAS=dec.layers[0].out[1] is not None, QK_NORM=bool(dec.layers[0].qk_norm), ROPE=ropes is not None,
             OUT_MAJOR=self.out_major, SPLITS=self.splits, BLOCK_N=16, BLOCK_C=16, BLOCK_K=64,

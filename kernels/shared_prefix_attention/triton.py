@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.dispatch import interpreted
-from kernels.tiles import narrow, product
+from kernels.tiles import narrow, product, softmax_tile
 
 
 @triton.jit
@@ -40,13 +40,7 @@ def prefix_kernel(
         seen = s < size
         if MASK:
             seen = seen & (tl.load(visible + prompt * size + s, mask=s < size, other=0) != 0)
-        score = tl.where(seen[None, :], score, -1e38)
-        new = tl.maximum(m, tl.max(score, 1))
-        p = tl.where(seen[None, :], tl.exp(score - new[:, None]), 0.0)
-        fade = tl.exp(m - new)
-        total = total * fade + tl.sum(p, 1)
-        acc = product(narrow(p, v_tile.dtype, UPCAST), v_tile, acc * fade[:, None], UPCAST)
-        m = new
+        m, total, acc = softmax_tile(score, seen, v_tile, m, total, acc, UPCAST)
     tl.store(stats + row * 2, m, mask=r < G * groups)
     tl.store(stats + row * 2 + 1, total, mask=r < G * groups)
     tl.store(acc_out + row[:, None] * D + d[None, :], acc, mask=mine)
@@ -78,13 +72,7 @@ def suffix_kernel(
         v_tile = tl.load(v + base + s[:, None] * D + d[None, :], mask=there, other=0.0)
         score = product(q_tile, tl.trans(k_tile), tl.zeros((BLOCK_G, BLOCK_S), tl.float32), UPCAST) * scale
         seen = s < length
-        score = tl.where(seen[None, :], score, -1e38)
-        new = tl.maximum(m, tl.max(score, 1))
-        p = tl.where(seen[None, :], tl.exp(score - new[:, None]), 0.0)
-        fade = tl.exp(m - new)
-        total = total * fade + tl.sum(p, 1)
-        acc = product(narrow(p, v_tile.dtype, UPCAST), v_tile, acc * fade[:, None], UPCAST)
-        m = new
+        m, total, acc = softmax_tile(score, seen, v_tile, m, total, acc, UPCAST)
     tl.store(out + row[:, None] * D + d[None, :], narrow(acc / total[:, None], out.dtype.element_ty, UPCAST), mask=mine)
 
 

@@ -5,6 +5,8 @@ one-position step, and nothing of the last layer is computed that no one reads. 
 `forward`.
 """
 
+import inspect
+
 import torch
 from torch import Tensor, nn
 
@@ -40,6 +42,10 @@ class Backbone(nn.Module):
     def device(self) -> torch.device:
         return self.lm.get_input_embeddings().weight.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.lm.get_input_embeddings().weight.dtype
+
     def make_room(self, vocab: int) -> None:
         """Grow the embedding and the head to at least `vocab` rows."""
         if vocab > self.vocab:
@@ -71,11 +77,16 @@ class Backbone(nn.Module):
 
         `mask_BT` is False on padding; None where there is none. Positions count from each row's first token.
         """
+        h_BTD, context = self.hidden(ids_BT, mask_BT, keep=1)
+        return h_BTD[:, -1], context
+
+    def hidden(self, ids_BT: Tensor, mask_BT: Tensor | None = None, keep: int | None = None) -> tuple[Tensor, Context]:
+        """The same with the final hidden states of at least the last `keep` positions, None = all: (B, T, D)."""
         t = ids_BT.shape[1]
         pos_BT = positions(ids_BT, mask_BT)
         self.must_hold(t)
-        h_BTD, layers = self._run(self.embed(ids_BT), pos_BT, None, mask_BT, keep=1)
-        return h_BTD[:, -1], Context(layers, mask_BT, pos_BT[:, -1] + 1, t)
+        h_BTD, layers = self._run(self.embed(ids_BT), pos_BT, None, mask_BT, keep=t if keep is None else keep)
+        return h_BTD, Context(layers, mask_BT, pos_BT[:, -1] + 1, t)
 
     def step(self, x_BTD: Tensor, context: Context) -> tuple[Tensor, Context]:
         """Go on by T positions given as embeddings. Returns final hidden states (B, T, D) and the longer context."""
@@ -162,8 +173,9 @@ class Backbone(nn.Module):
             cache.update(layer.k, layer.v, i)
         size = cache.get_seq_length() + x_BTD.shape[1]
         mask_BS = x_BTD.new_ones(len(x_BTD), size, dtype=torch.long) if mask_BS is None else mask_BS.long()
+        named = "cache" if "cache" in inspect.signature(self.decoder[0].forward).parameters else "past_key_values"
         out = self.decoder[0](
-            inputs_embeds=x_BTD, attention_mask=mask_BS, position_ids=pos_BT, past_key_values=cache, use_cache=True
+            inputs_embeds=x_BTD, attention_mask=mask_BS, position_ids=pos_BT, use_cache=True, **{named: cache}
         )
         if any(not hasattr(c, "keys") or c.keys is None for c in cache.layers):
             raise ValueError(f"{type(self.lm).__name__} keeps something else than K and V in its cache: not supported")

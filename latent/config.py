@@ -148,6 +148,24 @@ class Recurrent:
 MethodConfig = NoCoT | CoT | Coconut | Sim | Recurrent
 
 
+def pack(config) -> dict:
+    """A method's config as JSON, class names included."""
+    return {"class": type(config).__name__} | {
+        k: pack(v) if hasattr(v, "__dataclass_fields__") else v for k, v in vars(config).items()
+    }
+
+
+def unpack(data: dict):
+    """The inverse of `pack`. Raises ValueError for a class or a field that this version does not have."""
+    cls = globals().get(data.get("class"))
+    if not hasattr(cls, "__dataclass_fields__"):
+        raise ValueError(f"this version has no method {data.get('class')!r}")
+    try:
+        return cls(**{k: unpack(v) if isinstance(v, dict) else v for k, v in data.items() if k != "class"})
+    except TypeError as e:
+        raise ValueError(f"a config of {cls.__name__} does not fit this version: {e}") from None
+
+
 def _at_least(config, name: str, least: int) -> None:
     value = getattr(config, name)
     if value < least:

@@ -1,77 +1,140 @@
-"""Save and load a reasoner as one folder: weights (safetensors), backbone config, tokenizer, `reasoner.json`."""
+"""Save and load a reasoner as one folder that is also a Hugging Face checkpoint.
+
+config.json, model.safetensors, generation_config.json, the tokenizer, and modeling_latent.py, which opens it without
+this package.
+"""
+
+from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from latent import config as configs
-from latent import methods
-from latent.backbone import Backbone
+from latent.config import pack
 from latent.generate import Reasoner
-from latent.text import Codec
+from latent.text import THINK, Codec
 
-FORMAT = 1
+
+def face(reasoner: Reasoner):
+    """A reasoner as a `LatentForCausalLM`, weights shared."""
+    from transformers import GenerationConfig
+
+    from latent.hf import LatentForCausalLM
+    from latent.hf_config import LatentConfig
+
+    method, codec = reasoner.method, reasoner.codec
+    backbone = method.backbone.lm.config.to_dict()
+    config = LatentConfig(
+        backbone=backbone,
+        method=pack(method.config),
+        latent_id=codec.name_latent(),
+        think_id=codec.think,
+        fixed_answer=codec.fixed_answer,
+        answer_tokens=reasoner.answer_tokens,
+        chain_tokens=reasoner.chain_tokens,
+        chain_steps=reasoner.chain_steps,
+        vocab_size=method.backbone.vocab,
+        pad_token_id=codec.pad,
+        eos_token_id=codec.end,
+    )
+    model = LatentForCausalLM(config, method).eval()
+    model.generation_config = GenerationConfig(
+        max_new_tokens=reasoner.max_tokens, do_sample=False, pad_token_id=codec.pad, eos_token_id=codec.end
+    )
+    return model
 
 
 def save(reasoner: Reasoner, folder: Path) -> None:
     """Write a reasoner into `folder`, which is made."""
-    from safetensors.torch import save_model
-
-    folder.mkdir(parents=True, exist_ok=True)
-    method, codec = reasoner.method, reasoner.codec
-    method.backbone.lm.config.save_pretrained(folder)
-    codec.tokenizer.save_pretrained(folder)
-    save_model(method, str(folder / "model.safetensors"))
-    about = {
-        "format": FORMAT,
-        "method": pack(method.config),
-        "fixed_answer": codec.fixed_answer,
-        "answer_tokens": reasoner.answer_tokens,
-        "chain_tokens": reasoner.chain_tokens,
-        "chain_steps": reasoner.chain_steps,
-    }
-    (folder / "reasoner.json").write_text(json.dumps(about, indent=2) + "\n")
+    was_training = reasoner.method.training
+    with quiet():
+        face(reasoner).save_pretrained(folder)
+    tokenizer = reasoner.codec.tokenizer
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
+    if tokenizer.eos_token is None:  # a fixed answer has no end token, but tools ask for one
+        tokenizer.eos_token = tokenizer.pad_token
+    tokenizer.save_pretrained(folder)
+    reasoner.method.train(was_training)
 
 
-def load(folder: str | Path, device: str = "cpu") -> Reasoner:
-    """Open a saved reasoner: a folder written by `save`, or a run that has finished (`runs/<id>`).
+def find(folder: str | Path) -> Path:
+    """The checkpoint in a folder: the folder itself, or that of a run that has finished (`runs/<id>`).
 
     Raises ValueError for anything else, saying what is missing.
     """
-    from safetensors.torch import load_model
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
-    if not (folder / "reasoner.json").exists() and (folder / "config.json").exists():
-        if not (folder / "model" / "reasoner.json").exists():
+    config = folder / "config.json"
+    about = _json(config) if config.exists() else {}
+    if about.get("class") == "Run":
+        if not (folder / "model" / "config.json").exists():
             raise ValueError(f"{folder} has no finished model yet: run its command again to go on")
         folder = folder / "model"
-    for name in ("reasoner.json", "config.json", "model.safetensors", "tokenizer.json"):
-        if not (folder / name).exists():
-            raise ValueError(f"{folder} is not a run or a saved reasoner: it has no {name}")
-    about = json.loads((folder / "reasoner.json").read_text())
-    if about["format"] > FORMAT:
-        raise ValueError(f"{folder} has format {about['format']}, this version reads up to {FORMAT}")
-    codec = Codec(AutoTokenizer.from_pretrained(folder), about["fixed_answer"])
-    lm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
-    method = methods.build(unpack(about["method"]), Backbone(lm))
-    load_model(method, str(folder / "model.safetensors"))
-    limits = (about[name] for name in ("answer_tokens", "chain_tokens", "chain_steps"))
-    return Reasoner(method.to(device).eval(), codec, *limits)
+        about = _json(folder / "config.json")
+    if about.get("model_type") != "latent":
+        raise ValueError(f"{folder} is not a run or a saved reasoner: it has no config.json of one")
+    if not any(folder.glob("model*.safetensors")):
+        raise ValueError(f"{folder} is not a run or a saved reasoner: it has no model.safetensors")
+    return folder
 
 
-def pack(config) -> dict:
-    """A method's config as JSON, class names included."""
-    fields = {k: pack(v) if hasattr(v, "__dataclass_fields__") else v for k, v in vars(config).items()}
-    return {"class": type(config).__name__, **fields}
+def load(folder: str | Path, device: str = "cpu") -> Reasoner:
+    """Open a saved reasoner in fp32: a folder written by `save`, or a run that has finished (`runs/<id>`).
+
+    Raises ValueError for anything else, saying what is missing.
+    """
+    from safetensors import SafetensorError
+
+    from latent.hf import LatentForCausalLM
+
+    folder = find(folder)
+    with quiet():
+        try:
+            model = LatentForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        except SafetensorError as e:
+            raise ValueError(f"the weights in {folder} cannot be read: {e}") from None
+    c = model.config
+    codec = Codec(load_tokenizer(folder, c), c.fixed_answer)
+    return Reasoner(model.method.to(device).eval(), codec, c.answer_tokens, c.chain_tokens, c.chain_steps)
 
 
-def unpack(data: dict):
-    """The inverse of `pack`. Raises ValueError for a class this version does not have."""
-    cls = getattr(configs, data["class"], None)
-    if cls is None:
-        raise ValueError(f"this version has no method {data['class']!r}")
-    return cls(**{k: unpack(v) if isinstance(v, dict) else v for k, v in data.items() if k != "class"})
+def load_tokenizer(folder: Path, config):
+    """The tokenizer of a checkpoint. Raises ValueError for a foreign one, in which its special tokens are others."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as e:
+        raise ValueError(f"{folder} has no tokenizer: {str(e).splitlines()[0]}") from None
+    ids = {name: tokenizer.get_vocab().get(name) for name in (THINK, "<latent>")}
+    wanted = {THINK: config.think_id, "<latent>": config.latent_id}
+    for name, want in wanted.items():
+        if want is not None and ids[name] != want:
+            raise ValueError(
+                f"{folder} has a foreign tokenizer: {name} is {ids[name]}, the model was trained with {want}"
+            )
+    return tokenizer
+
+
+@contextmanager
+def quiet():
+    """No bars from transformers: ours tell of progress."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as e:
+        raise ValueError(f"{path} is not JSON: {e}") from None

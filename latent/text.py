@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+from tokenizers import AddedToken
 from torch import Tensor
 
 from latent.thought import Prompt
 
 THINK, END, PAD = "<think>", "<end>", "<pad>"
+LATENT, UNKNOWN = "<latent>", "<unknown>"  # a latent step in ids, a word outside a closed vocabulary: no embeddings
 
 
 class Codec:
@@ -33,18 +35,28 @@ class Codec:
         self.think: int = tokenizer.convert_tokens_to_ids(THINK)
         self.pad: int = tokenizer.convert_tokens_to_ids(tokenizer.pad_token or PAD)
         self.end: int | None = None if fixed_answer else tokenizer.convert_tokens_to_ids(tokenizer.eos_token or END)
+        self.unknown: int | None = tokenizer.get_vocab().get(UNKNOWN)
         self._piece = lru_cache(1 << 16)(self._encode)  # steps and answers of symbol tasks come again and again
 
     @property
     def size(self) -> int:
         """Rows that the embedding needs."""
-        return len(self.tokenizer)
+        return len(self.tokenizer) - sum(name in self.tokenizer.get_vocab() for name in (LATENT, UNKNOWN))
+
+    def name_latent(self) -> int:
+        """The id of the placeholder of a latent step, which has no row in the embedding."""
+        if LATENT not in self.tokenizer.get_vocab():
+            self.tokenizer.add_tokens([AddedToken(LATENT, special=True)], special_tokens=True)
+        return self.tokenizer.convert_tokens_to_ids(LATENT)
 
     def _encode(self, text: str) -> tuple[int, ...]:
         try:
-            return tuple(self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
+            ids = tuple(self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
         except Exception as e:  # the tokenizers library raises nothing narrower
             raise ValueError(f"cannot encode {text!r:.60}: {e}") from None
+        if self.unknown is not None and self.unknown in ids:
+            raise ValueError(f"cannot encode {text!r:.60}: it has a word outside the vocabulary")
+        return ids
 
     def question(self, text: str) -> tuple[int, ...]:
         """A question's ids, the think token last."""
@@ -128,12 +140,14 @@ def word_codec(words: Iterable[str], fixed_answer: int | None = None) -> Codec:
     from transformers import PreTrainedTokenizerFast
 
     special = [PAD, THINK] + ([] if fixed_answer else [END])
-    vocab = {w: i for i, w in enumerate([*special, *words])}
-    raw = Tokenizer(models.WordLevel(vocab))
+    vocab = {w: i for i, w in enumerate([*special, *words, UNKNOWN])}
+    raw = Tokenizer(models.WordLevel(vocab, unk_token=UNKNOWN))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     end = {} if fixed_answer else {"eos_token": END}
     return Codec(
-        PreTrainedTokenizerFast(tokenizer_object=raw, pad_token=PAD, additional_special_tokens=[THINK], **end),
+        PreTrainedTokenizerFast(
+            tokenizer_object=raw, pad_token=PAD, unk_token=UNKNOWN, additional_special_tokens=[THINK], **end
+        ),
         fixed_answer,
     )
 

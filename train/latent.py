@@ -10,6 +10,7 @@ import io
 import multiprocessing
 import os
 import queue
+import shlex
 import sys
 import time
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import tyro
 
 from train.config import Experiment, Run
 from train.presets import PRESETS
+from train.process import settle
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Options:
     """What runs the fused steps: auto is Triton on a GPU, torch elsewhere. As LATENT_KERNELS in the environment."""
     latency: bool = True
     """Measure the latency of an answer when all arms are done."""
+    push_to_hub: str | None = None
+    """Upload the finished models to the Hugging Face hub under this name, an arm's after a hyphen. Needs a login."""
 
 
 def main(args: list[str] | None = None) -> int:
@@ -43,7 +47,7 @@ def main(args: list[str] | None = None) -> int:
     args = sys.argv[1:] if args is None else args
     try:
         name, asked, options = parse(args)
-        return run(name, asked, options)
+        return run(name, asked, options, shlex.join(["python", "-m", "train.latent", *args]))
     except (ValueError, RuntimeError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
@@ -97,7 +101,7 @@ def in_one_line(box: str) -> str:
     return " ".join(said).removeprefix("Error parsing ")
 
 
-def run(name: str, asked: Run | Experiment, options: Options) -> int:
+def run(name: str, asked: Run | Experiment, options: Options, command: str) -> int:
     """Run every arm, then print the table and write it with its figure."""
     runs = asked.runs() if isinstance(asked, Experiment) else {name: asked}
     if options.kernels != "auto":
@@ -106,14 +110,21 @@ def run(name: str, asked: Run | Experiment, options: Options) -> int:
     started = time.monotonic()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         for each in runs.values():
-            _execute(each, options, print_event)
+            _execute(each, options, print_event, command)
         if int(os.environ["RANK"]):
             return 0
     else:
-        in_processes(runs, options)
+        in_processes(runs, options, command)
     from train import report
 
     report.publish(name, runs, options.out, options.latency, time.monotonic() - started)
+    if options.push_to_hub:
+        from train import card
+        from train.record import Record
+
+        for arm, each in runs.items():
+            full = options.push_to_hub if len(runs) == 1 else f"{options.push_to_hub}-{arm}"
+            print(card.publish(Record(options.out, each), full))
     return 0
 
 
@@ -140,7 +151,7 @@ def check(runs: dict[str, Run], options: Options) -> None:
             )
 
 
-def in_processes(runs: dict[str, Run], options: Options) -> None:
+def in_processes(runs: dict[str, Run], options: Options, command: str) -> None:
     """All arms as processes, each after the arm it starts from. Raises RuntimeError or ValueError if one fails."""
     from train.report import Screen
 
@@ -155,7 +166,8 @@ def in_processes(runs: dict[str, Run], options: Options) -> None:
                 for arm, run in list(waiting.items()):
                     needs = next((other for other in runs.values() if other.id == run.init), None)
                     if len(working) < options.jobs and (needs is None or needs.id in finished):
-                        working[arm] = context.Process(target=worker, args=(arm, run, options, events), name=arm)
+                        args = (arm, run, options, command, events)
+                        working[arm] = context.Process(target=worker, args=args, name=arm)
                         working[arm].start()
                         del waiting[arm]
                 try:
@@ -177,25 +189,23 @@ def in_processes(runs: dict[str, Run], options: Options) -> None:
                 process.terminate()
 
 
-def worker(arm: str, run: Run, options: Options, events) -> None:
+def worker(arm: str, run: Run, options: Options, command: str, events) -> None:
     """One arm in a process of its own."""
-    import torch
-
-    torch.set_num_threads(1)
+    settle()
     try:
-        new = _execute(run, options, lambda event: events.put((arm, event)))
+        new = _execute(run, options, lambda event: events.put((arm, event)), command)
         events.put((arm, {"finished": run.id, "new": new}))
     except (ValueError, RuntimeError, OSError) as e:
         events.put((arm, {"error": str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__}))
 
 
-def _execute(run: Run, options: Options, say) -> bool:
+def _execute(run: Run, options: Options, say, command: str) -> bool:
     """Returns whether anything was left to do."""
     from train.record import Record
     from train.run import execute
 
     new = Record(options.out, run).result is None
-    execute(run, options.out, say, options.device)
+    execute(run, options.out, say, options.device, command)
     return new
 
 

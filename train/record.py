@@ -30,11 +30,11 @@ class Record:
                 f"{self.home} was made from other data under the same name; remove it or give another --out"
             )
 
-    def open(self, data: str | None) -> None:
-        """Make the folder and say what runs on what."""
+    def open(self, data: str | None, command: str | None) -> None:
+        """Make the folder and say what runs on what, by which command."""
         self.home.mkdir(parents=True, exist_ok=True)
         write(self.home / "config.json", plain(self.run))
-        write(self.home / "env.json", {**environment(), "data": data})
+        write(self.home / "env.json", {**environment(), "data": data, "command": command})
 
     @property
     def result(self) -> dict | None:

@@ -14,7 +14,7 @@ from eval.judge import Item, by_level, judge, summary
 from latent import backbone, hub, methods
 from latent.generate import Reasoner
 from latent.text import Batch, Codec
-from train import checkpoint, distill, rlvr
+from train import card, checkpoint, distill, rlvr
 from train.config import RLVR, Run, plain
 from train.loop import Trainer
 from train.record import Record
@@ -22,7 +22,13 @@ from train.record import Record
 TRAIN_ONLY = ("decoder.",)  # parameters that thinking never reads
 
 
-def execute(run: Run, root: Path, say: Callable[[dict], None] = lambda event: None, device: str = "auto") -> dict:
+def execute(
+    run: Run,
+    root: Path,
+    say: Callable[[dict], None] = lambda event: None,
+    device: str = "auto",
+    command: str | None = None,
+) -> dict:
     """Train and judge `run`, going on where a killed one stopped. Returns its result, of a finished run at once."""
     from accelerate import Accelerator
 
@@ -42,7 +48,7 @@ def execute(run: Run, root: Path, say: Callable[[dict], None] = lambda event: No
     reasoner.method.to(accelerator.device)
     trainer = Trainer(reasoner, record, accelerator, say)
     if accelerator.is_main_process:
-        record.open(data)
+        record.open(data, command)
     accelerator.wait_for_everyone()
     (rlvr if isinstance(run.train, RLVR) else distill).fit(trainer, env)
     result = {}
@@ -54,6 +60,7 @@ def execute(run: Run, root: Path, say: Callable[[dict], None] = lambda event: No
             "steps_written": reasoner.method.steps_written(env.chain_steps),
             "parameters": sum(p.numel() for p in reasoner.method.parameters()),
         }
+        card.write(record, result)
         record.finish(result)
         checkpoint.remove(record.home / "checkpoint")
     accelerator.wait_for_everyone()

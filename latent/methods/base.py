@@ -15,14 +15,21 @@ from latent.thought import Chooser, Prompt, Thought
 class Method(nn.Module):
     """How a backbone thinks. Subclasses write `think` and `loss`.
 
-    `steps` is the number of latent steps when answering.
+    `steps` is the number of latent steps when answering. `parallel_answer`: tokens of an answer that is read off in
+    parallel, None where the text is written one by one.
     """
 
     steps = 0
+    parallel_answer: int | None = None
 
     def __init__(self, config: MethodConfig, backbone: Backbone):
         super().__init__()
         self.config, self.backbone = config, backbone
+
+    @property
+    def trained_steps(self) -> int:
+        """Latent steps of `think` unless told otherwise: fewer than `steps` before a curriculum has ended."""
+        return self.steps
 
     def think(self, prompt: Prompt, choose: Chooser, group: int = 1, steps: int | None = None) -> Thought:
         """Think about P prompts, G rollouts each: a thought for P * G rollouts, rollout p * G + g.
@@ -64,11 +71,15 @@ class AlongSequence(Method):
         return prompt + self.stride * self.steps + answer - 1
 
     def think(self, prompt, choose, group=1, steps=None):
-        k = self.steps if steps is None else steps
-        return self.loop(prompt, choose, group, k, max(k, self.steps), self.stop)
+        trained = self.trained_steps
+        k = trained if steps is None else steps
+        if k and self.feedback is None:
+            raise ValueError(f"{type(self).__name__} has no latents: the number of latent steps must be 0, got {k}")
+        return self.loop(prompt, choose, group, k, max(k, trained), self.stop)
 
     def loop(self, prompt: Prompt, choose: Chooser, group: int, k: int, room: int, stop) -> Thought:
         """Think for at most k latents; the text begins where `room` latents would end, whatever was used."""
+        self.backbone.must_hold(prompt.ids_BT.shape[1] + self.stride * room)
         h_PD, context = self.backbone.read(prompt.ids_BT, prompt.mask_BT)
         states, pace = [h_PD], halting.Pace(stop, choose, len(h_PD), group, h_PD.device)
         chained = self.backbone.chain(h_PD, context, self.feedback, k, self.stride) if k else None

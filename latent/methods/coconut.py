@@ -39,10 +39,9 @@ class Coconut(AlongSequence):
         stages = (self.stride * self.latents(s) + sum(steps[s:]) for s in range(self.last))
         return prompt + max(*stages, self.stride * self.config.n_latent) + answer - 1
 
-    def think(self, prompt, choose, group=1, steps=None):
-        trained = self.latents(int(self.stage))
-        k = trained if steps is None else steps
-        return self.loop(prompt, choose, group, k, max(k, trained), self.stop)
+    @property
+    def trained_steps(self):
+        return self.latents(int(self.stage))
 
     def loss(self, batch):
         stage = int(self.stage)

@@ -36,7 +36,7 @@ class Recurrent(Method):
                 f"prelude {config.prelude} + core {config.core} + coda {config.coda} need {wanted} layers, "
                 f"the model has {blocks} (--model.n-layer)"
             )
-        self.steps = config.n_recurrence
+        self.steps, self.parallel_answer = config.n_recurrence, config.answer_tokens
         self.prelude = range(config.prelude)
         self.core = range(config.prelude, config.prelude + config.core)
         self.coda = range(config.prelude + config.core, blocks)

@@ -53,17 +53,6 @@ def test_save_and_load_give_the_same_answers(config, tmp_path):
         again.answer(questions, steps=-1)
 
 
-def test_what_is_no_checkpoint_says_so(tmp_path):
-    with pytest.raises(ValueError, match="is not a folder"):
-        load(tmp_path / "nothing")
-    with pytest.raises(ValueError, match=r"not a run or a saved reasoner: it has no reasoner\.json"):
-        load(tmp_path)
-    hub.save(small_reasoner(NoCoT()), tmp_path)
-    (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"no model\.safetensors"):
-        load(tmp_path)
-
-
 def test_gsm8k_answers_survive_the_tokenizer(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_text('{"question": "What is 1,200 / 3?", "answer": "It is <<1200/3=400>>400\\n#### 400"}\n' * 1

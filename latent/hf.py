@@ -1,0 +1,436 @@
+"""The Hugging Face face: any method as a causal LM whose latent steps are placeholder tokens.
+
+k ids `<latent>` after a prompt mean: think k steps here. `forward` resolves them by the method's own `think`, whose
+states stand at their columns, so logits after the last of them are those of the text; `generate` only appends them and
+takes them out again. Sampling, beams, streaming and log-likelihoods are then stock code. A placeholder is no row of the
+embedding and has no logit but -inf.
+
+A loop along the depth is called the same way: k placeholders are k recurrences, and the answer, which it reads off in
+parallel, is handed out token by token.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers.generation import StoppingCriteria, StoppingCriteriaList
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from latent import bundle, methods
+from latent.backbone import Backbone
+from latent.cache import Context
+from latent.config import unpack
+from latent.hf_config import FORMAT, LatentConfig
+from latent.thought import Greedy, Prompt
+
+# the name that this release of transformers has for a cache
+CACHE = "cache" if any(f.name == "cache" for f in fields(CausalLMOutputWithPast)) else "past_key_values"
+
+
+class LatentCache(DynamicCache):
+    """What has been read and thought, as stock generation wants it: `context`, or the answer already read off.
+
+    `seen` counts columns of `input_ids`, placeholders included.
+    """
+
+    is_compileable = False
+    is_linear = is_sliding = (False,)
+
+    def __init__(self):
+        super().__init__()
+        self.context: Context | None = None
+        self.ahead_BTD: Tensor | None = None
+        self.seen = 0
+
+    def get_seq_length(self, *_) -> int:
+        return self.seen
+
+    def get_max_cache_shape(self, *_) -> int:
+        return -1
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.batch_select_indices(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        rows = len(self.context.next_B) if self.context is not None else len(self.ahead_BTD)
+        self.batch_select_indices(torch.arange(rows).repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        if self.context is not None:
+            self.context = self.context.rows(indices.to(self.context.next_B.device))
+        if self.ahead_BTD is not None:
+            self.ahead_BTD = self.ahead_BTD[indices.to(self.ahead_BTD.device)]
+
+    def crop(self, *_) -> None:
+        raise ValueError("a thought cannot be cropped: assisted generation is not supported")
+
+
+@dataclass
+class _Row:
+    """Columns of one row: those of the prompt, of its placeholders, of the text after them. No thought: steps None."""
+
+    prompt: list[int]
+    latents: list[int]
+    text: list[int]
+    steps: int | None
+
+
+class LatentForCausalLM(PreTrainedModel, GenerationMixin):
+    """A method as a causal LM. `method`: a trained one to wrap; without it, one is made from the config."""
+
+    config_class = LatentConfig
+    main_input_name = "input_ids"
+    _supports_sdpa = True
+    supports_gradient_checkpointing = False
+
+    def __init__(self, config: LatentConfig, method: methods.Method | None = None):
+        super().__init__(config)
+        trained = [] if method is None else list(method.modules())
+        for module in trained:
+            module._is_hf_initialized = True  # or post_init would draw the weights anew
+        if method is None:
+            lm = AutoModelForCausalLM.from_config(config.backbone_config())
+            method = methods.build(unpack(config.method), Backbone(lm))
+        self.method = method
+        self.post_init()
+        for module in trained:
+            del module._is_hf_initialized
+        inner = "method.backbone.lm."  # transformers looks for tied weights one level down only
+        tied = method.backbone.lm.all_tied_weights_keys
+        self.all_tied_weights_keys = {inner + name: inner + to for name, to in tied.items()}
+
+    @classmethod
+    def register_for_auto_class(cls, *args, **kwargs) -> None:
+        """Nothing: `save_pretrained` writes the file that opens a checkpoint."""
+
+    @classmethod
+    def from_pretrained(cls, name, *args, output_loading_info: bool = False, **kwargs):
+        """As of any model. Raises ValueError where weights are missing, and for a newer format."""
+        model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
+        if model.config.format > FORMAT:
+            raise ValueError(f"{name} has format {model.config.format}, this version reads up to {FORMAT}")
+        missing = sorted(map(str, [*info["missing_keys"], *info.get("mismatched_keys", ())]))
+        if missing:
+            raise ValueError(f"{name} lacks weights: {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}")
+        return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As of any model, with the file that opens it without this package."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        bundle.write(save_directory)
+
+    def _init_weights(self, module) -> None:
+        """Nothing: the backbone draws its own weights, and a method's are drawn when it is built."""
+
+    def get_input_embeddings(self):
+        return self.method.backbone.lm.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.method.backbone.lm.set_input_embeddings(value)
+
+    def get_output_embeddings(self):
+        return self.method.backbone.lm.get_output_embeddings()
+
+    def set_output_embeddings(self, value):
+        self.method.backbone.lm.set_output_embeddings(value)
+
+    @property
+    def num_latents(self) -> int:
+        """Latent steps, or recurrences, of a call that does not say."""
+        return self.method.trained_steps if self.config.num_latents is None else self.config.num_latents
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens after which the text ends by itself, None where an end token says so."""
+        c = self.config
+        if self.method.parallel_answer is not None:
+            return self.method.parallel_answer
+        if c.fixed_answer is None:
+            return None
+        return c.answer_tokens + -(-c.chain_tokens * self.method.steps_written(c.chain_steps) // c.chain_steps)
+
+    def thinking(self, steps: int | None, after: int | None = None) -> list[int]:
+        """The ids that make a prompt whose last id is `after` think: the think token where it lacks, k placeholders.
+
+        Raises ValueError for a negative number.
+        """
+        k = self.num_latents if steps is None else steps
+        if k < 0:
+            raise ValueError(f"num_latents must be at least 0, got {k}")
+        c = self.config
+        if k and c.latent_id is None:
+            raise ValueError("this model has no <latent> token: num_latents must be 0")
+        ready = c.think_id is None or after == c.think_id
+        return ([] if ready else [c.think_id]) + [c.latent_id] * k
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: LatentCache | None = None,
+        cache: LatentCache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        prompt_logits: bool = True,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """Logits (B, T, V) at every column, or at the last `logits_to_keep`; `labels` (B, T) give the mean loss.
+
+        Rows may be padded on either side, and each may think as often as it likes. Without `prompt_logits` the columns
+        before a thought are left zero, which saves reading the prompt twice. Raises ValueError for placeholders that do
+        not follow each other, and where the positions do not suffice.
+        """
+        if kwargs.get("position_ids") is not None or kwargs.get("inputs_embeds") is not None:
+            raise ValueError("position_ids and inputs_embeds are not taken: positions follow from the attention mask")
+        past = cache if cache is not None else past_key_values
+        if use_cache and past is None:
+            past = LatentCache()
+        if past is not None and past.seen:
+            h_BTD = self._go_on(input_ids, past)
+        else:
+            h_BTD = self._whole(input_ids, attention_mask, past, prompt_logits and logits_to_keep != 1)
+        if logits_to_keep:
+            h_BTD = h_BTD[:, -logits_to_keep:]
+        logits_BTV = self.method.backbone.head(h_BTD)
+        latent = self.config.latent_id
+        if latent is not None and latent >= logits_BTV.shape[-1]:
+            logits_BTV = F.pad(logits_BTV, (0, latent + 1 - logits_BTV.shape[-1]), value=float("-inf"))
+        loss = None
+        if labels is not None:
+            if logits_to_keep:
+                raise ValueError("labels need all logits: logits_to_keep must be 0")
+            target = labels[:, 1:].masked_fill(labels[:, 1:] == latent, -100) if latent is not None else labels[:, 1:]
+            loss = F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), target.flatten())
+        return CausalLMOutputWithPast(loss=loss, logits=logits_BTV, **{CACHE: past})
+
+    def _go_on(self, ids_BT: Tensor, past: LatentCache) -> Tensor:
+        """Final hidden states of text after what the cache holds."""
+        if self.config.latent_id is not None and bool((ids_BT == self.config.latent_id).any()):
+            raise ValueError("a thought cannot begin after a cached one: give the whole text at once")
+        t = ids_BT.shape[1]
+        past.seen += t
+        if past.ahead_BTD is not None:
+            past.ahead_BTD = past.ahead_BTD[:, t:]
+            if past.ahead_BTD.shape[1] == 0:
+                raise ValueError(f"this model reads off {self.method.parallel_answer} tokens, more were asked for")
+            return past.ahead_BTD[:, :1]
+        backbone = self.method.backbone
+        h_BTD, past.context = backbone.step(backbone.embed(ids_BT), past.context)
+        return h_BTD
+
+    def _whole(self, ids_BT: Tensor, mask_BT: Tensor | None, past: LatentCache | None, prompts: bool) -> Tensor:
+        """Final hidden states (B, T, D) of whole rows, at the columns of their ids."""
+        strange = (ids_BT >= self.method.backbone.vocab) & (ids_BT != self.config.latent_id)
+        if bool(strange.any()):
+            raise ValueError(
+                f"token {int(ids_BT[strange][0])} is not in the model's vocabulary of {self.method.backbone.vocab}"
+            )
+        mask = None if mask_BT is None or bool(mask_BT.all()) else mask_BT.bool()
+        rows = self._rows(ids_BT.tolist(), None if mask is None else mask.tolist())
+        backbone = self.method.backbone
+        h_BTD = torch.zeros(*ids_BT.shape, backbone.width, device=ids_BT.device, dtype=backbone.dtype)
+        groups: dict[int | None, list[int]] = {}
+        for b, row in enumerate(rows):
+            groups.setdefault(row.steps, []).append(b)
+        if past is not None:
+            past.seen = ids_BT.shape[1]
+            if len(groups) > 1:
+                raise ValueError("rows that share a cache must think equally often")
+        for steps, members in groups.items():
+            at = torch.tensor(members, device=ids_BT.device)
+            if steps is None:
+                m = None if mask is None else mask[at]
+                h, context = backbone.hidden(ids_BT[at], m)
+                h_BTD = h_BTD.index_copy(0, at, h)
+                if past is not None:
+                    past.context = context
+            else:
+                h_BTD = self._thinking_rows(h_BTD, ids_BT, [(b, rows[b]) for b in members], steps, past, prompts)
+        return h_BTD
+
+    def _rows(self, ids: list[list[int]], mask: list[list[bool]] | None) -> list[_Row]:
+        """Where each row's prompt ends, how often it thinks, and where its text is."""
+        latent, think = self.config.latent_id, self.config.think_id
+        slots = self.method.trained_steps > 0  # the text then has a place of its own even when nothing is thought
+        found = []
+        for b, row in enumerate(ids):
+            real = [c for c in range(len(row)) if mask is None or mask[b][c]]
+            latents = [c for c in real if row[c] == latent] if latent is not None else []
+            if latents:
+                first, last = real.index(latents[0]), real.index(latents[-1])
+                if last - first + 1 != len(latents) or first == 0:
+                    raise ValueError(f"row {b}: <latent> placeholders must follow a prompt, and each other")
+                found.append(_Row(real[:first], latents, real[last + 1 :], len(latents)))
+                continue
+            ends = [i for i, c in enumerate(real) if row[c] == think] if slots and think is not None else []
+            if ends:
+                found.append(_Row(real[: ends[-1] + 1], [], real[ends[-1] + 1 :], 0))
+            elif self.method.parallel_answer is not None:
+                raise ValueError("a model that loops along the depth reads nothing without <latent> placeholders")
+            else:
+                found.append(_Row(real, [], [], None))
+        return found
+
+    def _thinking_rows(self, h_BTD, ids_BT, rows: list[tuple[int, _Row]], steps: int, past, prompts: bool) -> Tensor:
+        """Rows that think `steps` times: each distinct prompt once, then the texts in parallel."""
+        device, backbone = ids_BT.device, self.method.backbone
+        ids = ids_BT.tolist()
+        asked: dict[tuple, int] = {}
+        of = [asked.setdefault(tuple(ids[b][c] for c in row.prompt), len(asked)) for b, row in rows]
+        longest = max(map(len, asked))
+        left = torch.zeros(len(asked), longest, dtype=torch.long)
+        seen = torch.zeros(len(asked), longest, dtype=torch.bool)
+        for u, prompt in enumerate(asked):
+            left[u, longest - len(prompt) :], seen[u, longest - len(prompt) :] = torch.tensor(prompt), True
+        prompt = Prompt(left.to(device), None if bool(seen.all()) else seen.to(device))
+        thought = self.method.think(prompt, Greedy(), steps=steps)
+        place_b, place_c, values = [], [], []
+
+        def put(which: list[tuple[int, int]], h_ND: Tensor) -> None:
+            place_b.extend(b for b, _ in which)
+            place_c.extend(c for _, c in which)
+            values.append(h_ND)
+
+        of_B = torch.tensor(of, device=device)
+        h_B, context = thought.h_UTD[of_B], thought.context
+        put([(b, (row.latents or row.prompt)[-1]) for b, row in rows], h_B[:, 0])
+        for i in range(1, min(steps, thought.states_UKD.shape[1])):
+            put([(b, row.latents[i - 1]) for b, row in rows], thought.states_UKD[of_B, i])
+        if prompts:
+            h_UTD, _ = backbone.hidden(prompt.ids_BT, prompt.mask_BT)
+            where = [
+                (b, c, u, longest - len(row.prompt) + i)
+                for (b, row), u in zip(rows, of)
+                for i, c in enumerate(row.prompt if steps else row.prompt[:-1])
+            ]
+            if where:
+                _, _, us, ts = zip(*where)
+                put([(b, c) for b, c, _, _ in where], h_UTD[list(us), list(ts)])
+        t = max(len(row.text) for _, row in rows)
+        if self.method.parallel_answer is not None:
+            if t > h_B.shape[1]:
+                raise ValueError(f"this model reads off {h_B.shape[1]} tokens, the text has {t}")
+            for i in range(1, min(t + 1, h_B.shape[1])):
+                there = [j for j, (_, row) in enumerate(rows) if len(row.text) >= i]
+                put([(rows[j][0], rows[j][1].text[i - 1]) for j in there], h_B[there, i])
+            if past is not None:
+                past.ahead_BTD = h_B[:, t:]
+        else:
+            if len(asked) < len(rows):
+                context = context.rows(of_B)
+            if t:
+                text = torch.zeros(len(rows), t, dtype=torch.long)
+                for j, (b, row) in enumerate(rows):
+                    text[j, : len(row.text)] = torch.tensor([ids[b][c] for c in row.text])
+                h_BtD, context = backbone.step(backbone.embed(text.to(device)), context)
+                there = [(j, i) for j, (_, row) in enumerate(rows) for i in range(len(row.text))]
+                js, ts = zip(*there)
+                put([(rows[j][0], rows[j][1].text[i]) for j, i in there], h_BtD[list(js), list(ts)])
+            if past is not None:
+                if any(len(row.text) != t for _, row in rows):
+                    raise ValueError("rows that share a cache must be padded on the left")
+                past.context = context
+        at = (torch.tensor(place_b, device=device), torch.tensor(place_c, device=device))
+        return h_BTD.index_put(at, torch.cat(values).to(h_BTD.dtype))
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs=None,
+        generation_config=None,
+        *,
+        num_latents: int | None = None,
+        num_recurrences: int | None = None,
+        streamer=None,
+        **kwargs,
+    ):
+        """Stock `generate` after thinking `num_latents` steps, or `num_recurrences` of a loop along the depth.
+
+        What comes back is the prompt and the text; the placeholders are gone.
+        """
+        ids_BT = inputs if inputs is not None else kwargs.pop("input_ids", None)
+        if ids_BT is None or ids_BT.dim() != 2 or ids_BT.shape[1] == 0:
+            raise ValueError("generate needs input_ids (B, T) with at least one token a row")
+        mask_BT = kwargs.pop("attention_mask", None)
+        if mask_BT is None:
+            pad = self.config.pad_token_id
+            padded = pad is not None and pad != self.config.eos_token_id
+            mask_BT = (ids_BT != pad).long() if padded else torch.ones_like(ids_BT)
+        if not bool(mask_BT[:, -1].all()):
+            raise ValueError("generate needs prompts padded on the left (tokenizer.padding_side = 'left')")
+        last = set(ids_BT[:, -1].tolist())
+        if self.config.think_id in last and len(last) > 1:
+            raise ValueError("either all prompts of a batch end in <think>, or none")
+        added = self.thinking(num_recurrences if num_latents is None else num_latents, last.pop())
+        b, t, n = *ids_BT.shape, len(added)
+        whole_BT = torch.cat([ids_BT, ids_BT.new_tensor(added).expand(b, n)], 1)
+        mask_BT = torch.cat([mask_BT, mask_BT.new_ones(b, n)], 1)
+        longest = kwargs.pop("max_length", None) or (generation_config and generation_config.max_length)
+        if longest is not None:  # counts what the caller sees: no placeholders
+            kwargs.setdefault("max_new_tokens", longest - t)
+        if kwargs.get("min_length") is not None:
+            kwargs["min_length"] += n
+        if kwargs.get("use_cache", True) and kwargs.get(CACHE) is None:
+            kwargs[CACHE] = LatentCache()
+        ends = list(kwargs.pop("stopping_criteria", None) or ())
+        if self.longest is not None:
+            ends.append(_Length(t + n + self.longest))
+        if kwargs.get("stop_strings") and type(kwargs["tokenizer"].backend_tokenizer.model).__name__ == "WordLevel":
+            ends.append(_Strings(kwargs.pop("stop_strings"), kwargs.pop("tokenizer"), t + n))
+        kwargs["stopping_criteria"] = StoppingCriteriaList(ends)
+        latent = self.config.latent_id
+        if latent is not None and latent < self.method.backbone.vocab:
+            kwargs["suppress_tokens"] = [*(kwargs.get("suppress_tokens") or ()), latent]
+        if streamer is not None:
+            kwargs["streamer"] = _Streamer(streamer, n)
+        out = super().generate(whole_BT, generation_config, attention_mask=mask_BT, **kwargs)
+        strip = lambda s: torch.cat([s[:, :t], s[:, t + n :]], 1)  # noqa: E731
+        if isinstance(out, Tensor):
+            return strip(out)
+        out["sequences"] = strip(out["sequences"])
+        return out
+
+
+class _Length(StoppingCriteria):
+    """Ends a text that no end token closes, besides whatever else ends it."""
+
+    def __init__(self, columns: int):
+        self.columns = columns
+
+    def __call__(self, input_ids: Tensor, scores, **kwargs) -> Tensor:
+        done = input_ids.shape[1] >= self.columns
+        return torch.full((len(input_ids),), done, dtype=torch.bool, device=input_ids.device)
+
+
+class _Strings(StoppingCriteria):
+    """Stop strings in the text of a closed vocabulary, in which the stock criterion cannot spell its probe."""
+
+    def __init__(self, strings: str | list[str], tokenizer, begin: int):
+        self.strings, self.tokenizer, self.begin = [strings] if isinstance(strings, str) else strings, tokenizer, begin
+
+    def __call__(self, input_ids: Tensor, scores, **kwargs) -> Tensor:
+        texts = self.tokenizer.batch_decode(input_ids[:, self.begin :])
+        return torch.tensor([any(s in text for s in self.strings) for text in texts], device=input_ids.device)
+
+
+class _Streamer:
+    """Takes what was appended to the prompt out of what is streamed."""
+
+    def __init__(self, inner, added: int):
+        self.inner, self.added, self.begun = inner, added, False
+
+    def put(self, value: Tensor) -> None:
+        if not self.begun and self.added:
+            value = value[..., : -self.added]
+        self.begun = True
+        self.inner.put(value)
+
+    def end(self) -> None:
+        self.inner.end()
+
+
+if __name__ == "latent.hf":  # not where a checkpoint brought its own copy of this file
+    AutoModelForCausalLM.register(LatentConfig, LatentForCausalLM, exist_ok=True)

@@ -1,0 +1,73 @@
+"""The config of a checkpoint, as `transformers` knows configs: backbone, method, the tokens that stand for thoughts."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedConfig
+
+FORMAT = 2  # of a checkpoint; 1 was not a Hugging Face folder
+CODE = "modeling_latent"  # the file that opens a checkpoint without this package
+
+
+class LatentConfig(PreTrainedConfig):
+    """What `config.json` says.
+
+    `backbone`: config of the causal LM, `method`: that of the method, class names included. `latent_id` stands for
+    one latent step in `input_ids`, `think_id` closes a prompt; None in a model that has neither. `num_latents`:
+    latent steps unless a call says otherwise, None = as trained. `answer_tokens`, `chain_tokens`, `chain_steps` bound
+    what is written, `fixed_answer` is the length of an answer that no end token closes.
+    """
+
+    model_type = "latent"
+
+    def __init__(
+        self,
+        backbone: dict | None = None,
+        method: dict | None = None,
+        latent_id: int | None = None,
+        think_id: int | None = None,
+        num_latents: int | None = None,
+        fixed_answer: int | None = None,
+        answer_tokens: int = 0,
+        chain_tokens: int = 0,
+        chain_steps: int = 1,
+        format: int = FORMAT,
+        **kwargs,
+    ):
+        self.backbone, self.method = backbone or {}, method or {}
+        self.latent_id, self.think_id, self.num_latents = latent_id, think_id, num_latents
+        self.fixed_answer, self.answer_tokens = fixed_answer, answer_tokens
+        self.chain_tokens, self.chain_steps, self.format = chain_tokens, chain_steps, format
+        kwargs.setdefault("architectures", ["LatentForCausalLM"])
+        kwargs.setdefault(
+            "auto_map", {"AutoConfig": f"{CODE}.LatentConfig", "AutoModelForCausalLM": f"{CODE}.LatentForCausalLM"}
+        )
+        body = self.backbone_config() if self.backbone else None
+        for ours, theirs in (
+            ("vocab_size", "vocab_size"),
+            ("hidden_size", "hidden_size"),
+            ("num_hidden_layers", "num_hidden_layers"),
+            ("num_attention_heads", "num_attention_heads"),
+            ("max_position_embeddings", "max_position_embeddings"),
+            ("pad_token_id", "pad_token_id"),
+            ("eos_token_id", "eos_token_id"),
+        ):
+            kwargs.setdefault(ours, getattr(body, theirs, None))
+        kwargs["tie_word_embeddings"] = False  # the backbone ties its own
+        super().__init__(**kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, *args, **kwargs) -> None:
+        """Nothing: the model writes the file that opens a checkpoint."""
+
+    def backbone_config(self) -> PreTrainedConfig:
+        """The config of the causal LM."""
+        from transformers import AutoConfig
+
+        rest = dict(self.backbone)
+        return AutoConfig.for_model(rest.pop("model_type"), **rest)
+
+
+if __name__ == "latent.hf_config":  # not where a checkpoint brought its own copy of this file
+    from transformers import AutoConfig
+
+    AutoConfig.register(LatentConfig.model_type, LatentConfig, exist_ok=True)

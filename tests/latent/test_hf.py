@@ -1,0 +1,253 @@
+"""A checkpoint in the hands of `transformers`: stock generation, log-likelihoods, and no package of ours."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from itertools import product
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer, pipeline
+
+import latent
+from eval.environments import Cups, build
+from latent import hub
+from latent.config import Coconut, CoT, LearnedStop, ModelConfig, NoCoT, Recurrent, Sim
+from tests.helpers import small_reasoner
+
+QUESTIONS = ["01 23 12 01 02 13 03 .", "01 23", "13 . 02 23 01"]
+METHODS = {
+    "no-cot": NoCoT(),
+    "cot": CoT(),
+    "sim": Sim(n_latent=4, stride=4, halt=LearnedStop(bias=0.0)),
+    "coconut": Coconut(n_latent=4, feedback="norm"),
+    "recurrent": Recurrent(),
+}
+
+
+def saved(folder, method, family="gpt2", dtype=torch.float32):
+    """An untrained reasoner, its folder, and what the Auto classes make of it."""
+    reasoner = small_reasoner(method, ModelConfig(family=family, n_layer=2, n_embd=32, n_head=2, n_positions=64))
+    if isinstance(method, Coconut):
+        reasoner.method.stage.fill_(reasoner.method.last)
+    hub.save(reasoner, folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    return reasoner, model.eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def said(model, decoder, questions=QUESTIONS, **how) -> list[str]:
+    inputs = decoder(questions, return_tensors="pt", padding=True)
+    out = model.generate(**inputs, **how)
+    assert torch.equal(out[:: len(out) // len(questions), : inputs.input_ids.shape[1]], inputs.input_ids)
+    return decoder.batch_decode(out[:, inputs.input_ids.shape[1] :])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
+@pytest.mark.parametrize("name", METHODS)
+def test_generate_answers_as_the_reasoner(name, family, tmp_path):
+    reasoner, model, tokenizer = saved(tmp_path, METHODS[name], family)
+    want = reasoner.answer(QUESTIONS)
+    assert said(model, tokenizer) == want
+    assert latent.load(tmp_path).answer(QUESTIONS) == want
+    if name not in ("no-cot", "cot"):
+        assert said(model, tokenizer, num_latents=2) == reasoner.answer(QUESTIONS, steps=2)
+        assert said(model, tokenizer, num_recurrences=3) == reasoner.answer(QUESTIONS, steps=3)
+    assert said(model, tokenizer, use_cache=False) == want
+    names = {p.suffix for p in tmp_path.iterdir()}
+    assert names == {".json", ".safetensors", ".py"}
+
+
+def unrolled(model, prompt, k, text):
+    """Logits of every column by the family's own forward on the whole sequence of embeddings, once a latent.
+
+    A text after a thought has the position that it has after all the latents that the model was trained with.
+    """
+    lm = model.method.backbone.lm
+    x = lm.get_input_embeddings()(torch.tensor([prompt]))
+    for _ in range(k):
+        h = lm.get_decoder()(inputs_embeds=x).last_hidden_state
+        x = torch.cat([x, h[:, -1:]], 1)
+    if text:
+        x = torch.cat([x, lm.get_input_embeddings()(torch.tensor([text]))], 1)
+    place = torch.arange(x.shape[1])
+    if k:
+        place[len(prompt) + k :] += max(k, model.num_latents) - k
+    return lm(inputs_embeds=x, position_ids=place[None]).logits[0]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("side", ["right without a mask", "right", "left"])
+def test_logits_of_ragged_rows_are_those_of_the_network_unrolled(family, side, tmp_path):
+    _, model, _ = saved(tmp_path, Coconut(n_latent=3), family, torch.float64)
+    c = model.config
+    cases = [([3, 4, 5, c.think_id], 3, [7, 8]), ([4, c.think_id], 1, [6]), ([5, 6, 7], 0, [8, 9]), ([9], 2, [])]
+    rows = [prompt + [c.latent_id] * k + text for prompt, k, text in cases]
+    longest = max(map(len, rows))
+    pad = lambda row, fill: (  # noqa: E731
+        [fill] * (longest - len(row)) + row if side == "left" else row + [fill] * (longest - len(row))
+    )
+    ids = torch.tensor([pad(row, 0) for row in rows])
+    mask = torch.tensor([pad([1] * len(row), 0) for row in rows])
+    logits = model(ids, attention_mask=None if side.endswith("mask") else mask).logits
+    assert logits.shape[-1] == c.latent_id + 1 and bool((logits[..., model.method.backbone.vocab :] == -math.inf).all())
+    for b, case in enumerate(cases):
+        got = logits[b][mask[b].bool()][:, : model.method.backbone.vocab]
+        torch.testing.assert_close(got, unrolled(model, *case), rtol=0, atol=1e-6 if family == "llama" else 1e-10)
+
+
+def test_labels_give_the_mean_loss_and_its_gradient(tmp_path):
+    _, model, _ = saved(tmp_path, Coconut(n_latent=2), dtype=torch.float64)
+    c = model.config
+    ids = torch.tensor([[3, 4, c.think_id, c.latent_id, c.latent_id, 7, 8]])
+    labels = ids.masked_fill(torch.arange(7) < 5, -100)
+    loss = model(ids, labels=labels).loss
+    logp = unrolled(model, [3, 4, c.think_id], 2, [7, 8]).log_softmax(-1)
+    torch.testing.assert_close(loss, -(logp[4, 7] + logp[5, 8]) / 2)
+    weight = model.get_input_embeddings().weight
+    (got,) = torch.autograd.grad(loss, weight)
+    (want,) = torch.autograd.grad(-(logp[4, 7] + logp[5, 8]) / 2, weight)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
+
+
+def test_a_beam_as_wide_as_all_texts_finds_the_likeliest(tmp_path):
+    _, model, tokenizer = saved(tmp_path, METHODS["sim"])
+    inputs = tokenizer(QUESTIONS[:2], return_tensors="pt", padding=True)
+    vocab = model.method.backbone.vocab
+    out = model.generate(**inputs, max_new_tokens=2, num_beams=vocab, num_return_sequences=3, length_penalty=0.0)
+    for b in range(2):
+        row = inputs.input_ids[b][inputs.attention_mask[b].bool()].tolist()
+        prompt = row + model.thinking(None)
+        texts = list(product(range(vocab), repeat=2))
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + list(t) for t in texts])).logits
+        logp = logits[:, len(prompt) - 1 : -1].log_softmax(-1)
+        score = [float(logp[i, 0, t[0]] + logp[i, 1, t[1]]) for i, t in enumerate(texts)]
+        best = sorted(range(len(texts)), key=score.__getitem__, reverse=True)[:3]
+        assert out[3 * b : 3 * b + 3, -2:].tolist() == [list(texts[i]) for i in best]
+
+
+def test_samples_follow_the_policy(tmp_path):
+    """Frequencies of 4,000 first tokens against the softmax at a temperature: within five standard errors."""
+    _, model, tokenizer = saved(tmp_path, METHODS["sim"])
+    inputs = tokenizer(QUESTIONS[:1], return_tensors="pt")
+    out = model.generate(
+        **inputs, do_sample=True, temperature=0.7, top_k=0, num_return_sequences=4000, max_new_tokens=1
+    )
+    drawn = torch.bincount(out[:, -1], minlength=13) / 4000
+    prompt = inputs.input_ids[0].tolist() + model.thinking(None)
+    p = (model(torch.tensor([prompt])).logits[0, -1] / 0.7).softmax(-1)[:13]
+    assert bool(((drawn - p).abs() <= 5 * (p * (1 - p) / 4000).sqrt() + 1e-9).all())
+
+
+def test_stock_arguments(tmp_path):
+    reasoner, model, tokenizer = saved(tmp_path, METHODS["sim"])
+    (want,) = reasoner.answer(QUESTIONS[:1])
+    first_two = " ".join(want.split()[:2])
+    assert said(model, tokenizer, QUESTIONS[:1], stop_strings=first_two, tokenizer=tokenizer) == [first_two]
+    assert said(model, tokenizer, QUESTIONS[:1], max_length=8 + 3) == [" ".join(want.split()[:3])]
+    assert said(model, tokenizer, QUESTIONS[:1], repetition_penalty=1.0001, no_repeat_ngram_size=30) == [want]
+    streamer = TextIteratorStreamer(tokenizer)
+    model.generate(**tokenizer(QUESTIONS[:1], return_tensors="pt"), streamer=streamer)
+    assert "".join(streamer) == f"{QUESTIONS[0]} {want}"
+    pipe = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    answers = pipe(QUESTIONS, batch_size=2, return_full_text=False)
+    want = [[w for w in answer.split() if w[0] != "<"] for answer in reasoner.answer(QUESTIONS)]  # no special tokens
+    assert [a[0]["generated_text"].split() for a in answers] == want
+
+
+def test_without_our_package_one_file_opens_it(tmp_path):
+    reasoner, _, _ = saved(tmp_path / "model", METHODS["sim"])
+    script = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder, again, *questions = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+inputs = tokenizer(questions, return_tensors="pt", padding=True)
+print(tokenizer.batch_decode(model.generate(**inputs)[:, inputs.input_ids.shape[1]:]))
+model.save_pretrained(again)
+assert "latent" not in sys.modules and "kernels.dispatch" not in sys.modules
+"""
+    args = [sys.executable, "-c", script, str(tmp_path / "model"), str(tmp_path / "again"), *QUESTIONS]
+    done = subprocess.run(args, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == str(reasoner.answer(QUESTIONS))
+    code = (tmp_path / "again" / "modeling_latent.py").read_text()
+    assert code == (tmp_path / "model" / "modeling_latent.py").read_text()
+
+
+def test_tied_embeddings_and_extra_projections_come_back(tmp_path):
+    reasoner = small_reasoner(Coconut(n_latent=2, feedback="project"))
+    lm = reasoner.method.backbone.lm
+    lm.config.tie_word_embeddings = True
+    lm.tie_weights()
+    hub.save(reasoner, tmp_path)
+    again = latent.load(tmp_path)
+    for (name, a), (_, b) in zip(reasoner.method.state_dict().items(), again.method.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+    assert again.method.backbone.lm.lm_head.weight is again.method.backbone.lm.transformer.wte.weight
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    hub.save(small_reasoner(Sim(n_latent=2)), folder)
+    return folder
+
+
+def edit(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda d: d.rename(d.with_name("other")), "is not a folder"),
+        (lambda d: (d / "config.json").unlink(), "is not a run or a saved reasoner: it has no config.json of one"),
+        (lambda d: (d / "config.json").write_text("{"), "config.json is not JSON"),
+        (lambda d: (d / "model.safetensors").unlink(), "it has no model.safetensors"),
+        (lambda d: (d / "model.safetensors").write_bytes(b"x" * 20), "cannot be read"),
+        (lambda d: edit(d, format=99), "has format 99, this version reads up to 2"),
+        (lambda d: edit(d, method={"class": "Telepathy"}), "has no method 'Telepathy'"),
+        (lambda d: edit(d, method={"class": "Sim", "dreams": 3}), "does not fit this version"),
+        (lambda d: edit(d, method={"class": "Coconut", "feedback": "project"}), "lacks weights: method."),
+        (lambda d: edit(d, think_id=5), "has a foreign tokenizer: <think> is 1, the model was trained with 5"),
+        (lambda d: (d / "tokenizer.json").unlink(), "tokenizer"),
+    ],
+)
+def test_a_folder_that_is_no_whole_checkpoint_is_one_clear_line(spoil, message, folder, tmp_path):
+    spoilt = tmp_path / "spoilt"
+    shutil.copytree(folder, spoilt)
+    spoil(spoilt)
+    with pytest.raises(ValueError) as e:
+        latent.load(spoilt)
+    assert message in str(e.value) and "\n" not in str(e.value)
+
+
+def test_wrong_calls(folder):
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    latent_id, ids = model.config.latent_id, torch.tensor([[3, 4, 1]])
+    with pytest.raises(ValueError, match="num_latents must be at least 0, got -1"):
+        model.generate(ids, num_latents=-1)
+    with pytest.raises(ValueError, match="need 103 positions, the model has 64"):
+        model.generate(ids, num_latents=100)
+    with pytest.raises(ValueError, match="row 0: <latent> placeholders must follow a prompt, and each other"):
+        model(torch.tensor([[3, latent_id, 4, latent_id]]))
+    with pytest.raises(ValueError, match="token 99 is not in the model's vocabulary of 13"):
+        model(torch.tensor([[3, 99]]))
+    with pytest.raises(ValueError, match="padded on the left"):
+        model.generate(torch.tensor([[3, 4, 0]]))
+    with pytest.raises(ValueError, match="either all prompts of a batch end in <think>, or none"):
+        model.generate(torch.tensor([[3, 1], [4, 5]]))
+    with pytest.raises(ValueError, match="NoCoT has no latents"):
+        small_reasoner(NoCoT()).answer(["01"], steps=2)
+
+
+def test_a_word_outside_a_closed_vocabulary_is_an_error():
+    codec = build(Cups()).codec(ModelConfig())
+    with pytest.raises(ValueError, match="a word outside the vocabulary"):
+        codec.question("01 99")
+    assert codec.size == 13

@@ -1,0 +1,82 @@
+"""The model card of a finished run: method, data, numbers and command, all from its record."""
+
+from __future__ import annotations
+
+import inspect
+import json
+
+from train.record import Record
+
+
+def write(record: Record, result: dict) -> None:
+    """Write README.md into the run's model folder."""
+    env = json.loads((record.home / "env.json").read_text())
+    (record.home / "model" / "README.md").write_text(card(record, result, env), encoding="utf-8")
+
+
+def card(record: Record, result: dict, env: dict) -> str:
+    """The card's text."""
+    run = record.run
+    method, base = type(run.method).__name__, run.model.pretrained
+    steps = getattr(run.method, "n_latent", getattr(run.method, "n_recurrence", 0))
+    model = f"From {base}" if base else f"A {run.model.family} made from scratch"
+    head = ["library_name: transformers", "pipeline_tag: text-generation"]
+    head += [f"tags: [latent-reasoning, {method.lower()}]", *([f"base_model: {base}"] if base else [])]
+    data = {k: v for k, v in vars(run.env).items() if v is not None}
+    start = f" It started from `{run.init}`." if run.init else ""
+    machine = ", ".join([env["cpu"], *env["gpus"]])
+    code = (env["git"] or "unknown")[:12] + (" with uncommitted changes" if env["diff"] else "")
+    levels = "".join(
+        f"| {level} | {s['accuracy']:.3f} | {s['low']:.3f} to {s['high']:.3f} | {s['n']} | {s['used']:.2f} |\n"
+        for level, s in result["levels"].items()
+    )
+    floors = "".join(f"| *floor: {name}* | {value:.3f} | | | |\n" for name, value in result["floors"].items())
+    return f"""---
+{chr(10).join(head)}
+---
+
+# {method} on {type(run.env).__name__}
+
+{inspect.getdoc(type(run.method))}
+
+{model}, {result["parameters"]:,} parameters; latent steps: {steps}.
+
+```python
+import latent  # or, without the package, trust_remote_code=True in the next line
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model, tokenizer = (Auto.from_pretrained(FOLDER) for Auto in (AutoModelForCausalLM, AutoTokenizer))
+inputs = tokenizer(["..."], return_tensors="pt", padding=True)
+output = model.generate(**inputs, num_latents={steps})
+```
+
+## Results
+
+Greedy, held-out problems, 95 % Wilson intervals over items, one training seed ({run.seed}).
+
+| level | accuracy | 95 % interval | items | mean latents used |
+|---|---|---|---|---|
+{levels}{floors}
+An answer at the hardest level: {result["steps"]:.1f} sequential steps, {result["flops"] / 1e6:.2f} forward MFLOP.
+
+## Training
+
+Data: {type(run.env).__name__} `{json.dumps(data)}`.{start} {result["updates"]} updates of {type(run.train).__name__},
+{result["core_seconds"]:.0f} core-seconds on {machine}. Run {run.id}, code {code}.
+
+```
+{env["command"] or "the command was not recorded"}
+```
+"""
+
+
+def publish(record: Record, name: str) -> str:
+    """Upload the run's model folder to the hub as `name`; returns its address. Raises ValueError where that fails."""
+    from huggingface_hub import HfApi
+
+    try:
+        address = HfApi().create_repo(name, exist_ok=True)
+        HfApi().upload_folder(repo_id=name, folder_path=record.home / "model")
+    except Exception as e:  # whatever the hub's client raises: no login, no network, no such name
+        raise ValueError(f"cannot upload to {name!r}: {str(e).strip().splitlines()[0]}") from None
+    return str(address)

@@ -54,7 +54,8 @@ def save(reasoner: Reasoner, folder: Path) -> None:
     tokenizer = reasoner.codec.tokenizer
     tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
     if tokenizer.eos_token is None:  # a fixed answer has no end token, but tools ask for one
-        tokenizer.eos_token = tokenizer.pad_token
+        end = reasoner.codec.pad if reasoner.codec.end is None else reasoner.codec.end
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
     tokenizer.save_pretrained(folder)
     reasoner.method.train(was_training)
 

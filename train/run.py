@@ -69,6 +69,8 @@ def execute(
 
 def begin(run: Run, env: Environment, root: Path) -> Reasoner:
     """The untrained reasoner of a run: from scratch, from a pretrained model, or from another run's weights."""
+    if isinstance(env, Finite) and not env.splits["train"]:
+        raise ValueError("there are problems to test on only: give --env.train")
     if run.init is not None:
         place = root / run.init if (root / run.init).is_dir() else Path(run.init)
         started = hub.load(place)

@@ -1,14 +1,29 @@
 """The environments, one file each; `build` makes one from its config."""
 
-from eval.environments import cups, gsm8k, prosqa
+from eval.environments import countdown, cups, gsm8k, math500, prontoqa, prosqa
 from eval.environments.base import Environment, Problem, Verdict
+from eval.environments.countdown import Countdown
 from eval.environments.cups import Cups
 from eval.environments.gsm8k import GSM8K
+from eval.environments.math500 import Math500
+from eval.environments.prontoqa import ProntoQA
 from eval.environments.prosqa import ProsQA
 
-EnvConfig = Cups | ProsQA | GSM8K
+EnvConfig = Cups | ProsQA | GSM8K | ProntoQA | Countdown | Math500
 
-__all__ = ["GSM8K", "Cups", "EnvConfig", "Environment", "Problem", "ProsQA", "Verdict", "build"]
+__all__ = [
+    "GSM8K",
+    "Countdown",
+    "Cups",
+    "EnvConfig",
+    "Environment",
+    "Math500",
+    "Problem",
+    "ProntoQA",
+    "ProsQA",
+    "Verdict",
+    "build",
+]
 
 
 def build(config: EnvConfig) -> Environment:
@@ -20,4 +35,10 @@ def build(config: EnvConfig) -> Environment:
             return prosqa.build(config)
         case GSM8K():
             return gsm8k.GSM8KEnvironment(config)
+        case ProntoQA():
+            return prontoqa.build(config)
+        case Countdown():
+            return countdown.CountdownEnvironment(config)
+        case Math500():
+            return math500.Math500Environment(config)
     raise ValueError(f"no environment of config {type(config).__name__}")

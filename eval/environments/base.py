@@ -1,9 +1,11 @@
 """What an environment is: problems by split, a verifier that is the only judge, the floors a score is read beside."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
+
+from eval.environments.files import json_rows
 
 
 @dataclass(frozen=True)
@@ -116,15 +118,28 @@ def split_of(key: str) -> str:
 
 
 class Finite(Environment):
-    """An environment over lists of problems, which subclasses `hold`. What is in both splits is only tested on.
+    """An environment over lists of problems, which subclasses `read`. What is in both splits is only tested on.
 
     There is no "valid" split: published sets come with two.
     """
 
     splits: dict[str, list[Problem]]
 
-    def hold(self, train: list[Problem], test: list[Problem] | None) -> None:
-        """Keep the splits; without test problems the first tenth is held out. Raises ValueError if one is empty."""
+    def read(self, train: str | None, test: str | None, parse: Callable[[dict, str], Problem]) -> None:
+        """Keep the problems of two sources; without one to test on the first tenth is held out.
+
+        Without one to train on, there are problems to test on only. Raises ValueError for rows that `parse` refuses,
+        and where nothing is left in a split.
+        """
+        if not train and not test:
+            raise ValueError("env.train or env.test must name a file, or hub:NAME[:SPLIT[:CONFIG]]")
+        both = [[parse(row, place) for row, place in json_rows(s)] if s else None for s in (train, test)]
+        self.hold(*both)
+
+    def hold(self, train: list[Problem] | None, test: list[Problem] | None) -> None:
+        """Keep the splits."""
+        test_only = train is None
+        train = train or []
         if test is None:
             cut = max(1, len(train) // 10)
             train, test = train[cut:], train[:cut]
@@ -136,7 +151,7 @@ class Finite(Environment):
                 trained.setdefault(p.key, p)
         self.splits = {"train": list(trained.values()), "valid": [], "test": list(tested.values())}
         for name in ("train", "test"):
-            if not self.splits[name]:
+            if not self.splits[name] and not (test_only and name == "train"):
                 raise ValueError(f"no problem is left to {name} on (a problem in both files counts as one to test on)")
         self._order: tuple = (None, [])
 
@@ -145,6 +160,8 @@ class Finite(Environment):
 
     def train_batch(self, seed, index, size):
         train = self.splits["train"]
+        if not train:
+            raise ValueError("there are problems to test on only: give env.train")
         return [self._shuffled(seed, i // len(train))[i % len(train)] for i in range(index * size, (index + 1) * size)]
 
     def fingerprint(self) -> str:

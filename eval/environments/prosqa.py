@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from eval.environments.base import Environment, Finite, Generated, Problem, Verdict
-from eval.environments.files import json_rows, whole_number
+from eval.environments.files import whole_number
 
 ENTITIES = "Alex Bob Carol Davis Eva Fae Gabriel Jack Max Oliver Polly Rex Sally Sam Stella Tom Wren".split()
 STEMS = """bom boom brim chor dum fel fom ger gor grim gwom hil im jel jom ker lem lor num quim rem rom ror scrom shum
@@ -47,10 +47,8 @@ class ProsQA:
             raise ValueError(f"env.nodes must be two sizes in 8..{len(CONCEPTS)}, the smaller first, got {self.nodes}")
         if self.graphs < 1:
             raise ValueError(f"env.graphs must be at least 1, got {self.graphs}")
-        if self.test and not self.train:
-            raise ValueError("env.test needs env.train")
-        if self.closed and self.train:
-            raise ValueError("env.closed generates problems, so it cannot go with env.train")
+        if self.closed and (self.train or self.test):
+            raise ValueError("env.closed generates problems, so it cannot go with env.train or env.test")
 
 
 class _ProsQA(Environment):
@@ -106,8 +104,7 @@ class GeneratedProsQA(_ProsQA, Generated):
 
 class OfficialProsQA(_ProsQA, Finite):
     def __init__(self, config: ProsQA):
-        train = [parse(row, place) for row, place in json_rows(config.train)]
-        self.hold(train, [parse(row, place) for row, place in json_rows(config.test)] if config.test else None)
+        self.read(config.train, config.test, parse)
 
 
 @dataclass
@@ -278,4 +275,4 @@ def parse(row: dict, place: str) -> Problem:
 
 def build(config: ProsQA) -> Environment:
     """Generated or official problems."""
-    return OfficialProsQA(config) if config.train else GeneratedProsQA(config)
+    return OfficialProsQA(config) if config.train or config.test else GeneratedProsQA(config)

@@ -6,7 +6,7 @@ from itertools import pairwise, permutations
 
 import pytest
 
-from eval.environments import GSM8K, Cups, ProsQA, build
+from eval.environments import GSM8K, Countdown, Cups, Math500, ProntoQA, ProsQA, build
 from eval.environments.base import Problem
 from eval.environments.prosqa import Graph, shortcuts
 from eval.judge import verify
@@ -21,7 +21,17 @@ def gsm_file(tmp_path, n=40):
     return str(path)
 
 
-@pytest.fixture(params=["cups", "prosqa", "prosqa-closed", "gsm8k"])
+def math_file(tmp_path):
+    rows = [
+        {"problem": f"Half of ${i}$?", "solution": f"It is half. So {i}/2.", "answer": f"\\frac{{{i}}}{{2}}"}
+        for i in range(1, 40)
+    ]
+    path = tmp_path / "math.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture(params=["cups", "prosqa", "prosqa-closed", "gsm8k", "prontoqa", "countdown", "math500"])
 def env(request, tmp_path):
     match request.param:
         case "cups":
@@ -30,6 +40,12 @@ def env(request, tmp_path):
             return build(ProsQA(graphs=4))
         case "prosqa-closed":
             return build(ProsQA(closed=True, graphs=4))
+        case "prontoqa":
+            return build(ProntoQA())
+        case "countdown":
+            return build(Countdown())
+        case "math500":
+            return build(Math500(train=math_file(tmp_path), test=None))
     return build(GSM8K(train=gsm_file(tmp_path)))
 
 
@@ -194,3 +210,96 @@ def test_a_verifier_that_raises_stops_with_the_key():
     problem = env.problems("test", 8, 1)[0]
     with pytest.raises(RuntimeError, match=f"problem {problem.key}: KeyError"):
         verify(env, problem, "1 2 3 4")
+
+
+def test_prontoqa_answers_follow_from_its_sentences():
+    """Forward chaining over the sentences of the question, by another program, proves or refutes what is asked."""
+    for problem in build(ProntoQA()).problems("test", 0, 100):
+        facts, asked = problem.question.split(" True or false : ")
+        rules = [f.split() for f in facts.strip(" .").split(" . ")]
+        who, _, *claim = asked.strip(" .").split()
+        held, before = {("a", rules[[r[0] == who for r in rules].index(True)][-1])}, set()
+        while held != before:
+            before = set(held)
+            for first, second, _, *rest in rules:
+                if first == "Every" and ("a", second) in held:
+                    held.add(tuple(rest) if len(rest) == 2 else ("is", rest[0]))
+        claim = tuple(claim) if len(claim) == 2 else ("is", claim[0])
+        opposite = ("not" if claim[0] == "is" else "is", claim[1])
+        assert (claim in held) != (opposite in held)
+        assert problem.answer == f"### {claim in held}"
+
+
+def test_countdown_takes_any_right_expression_and_nothing_else():
+    env = build(Countdown())
+    problem = Problem("Numbers 3 5 7 .", (), "### 3 * 5 - 7", 3, {"numbers": [3, 5, 7], "target": 8})
+    for right in ("### 3 * 5 - 7", "chain\n### (5*3)-7", "### 5 * 3 - 7"):
+        assert env.verify(problem, right).correct
+    for wrong in ("### 8", "### 3 * 5 - 7 - 7 + 7", "### 3 + 5", "### 7 + 5 - 3", "### 15 - 7"):
+        assert env.verify(problem, wrong).parsed and not env.verify(problem, wrong).correct
+    for none in (
+        "### 3 ** 5",
+        "### f(3)",
+        "### 3 / (5 - 5)",
+        "### __import__('os')",
+        "### " + "(" * 150,
+        "### 3.0",
+        "3*5-7",
+    ):
+        assert not env.verify(problem, none).parsed
+    for p in env.problems("test", 4, 50):
+        for step in p.steps:
+            left, right = step.split(" = ")
+            assert eval(left.replace("/", "//")) == int(right)
+
+
+@pytest.mark.parametrize(
+    "said, gold, right",
+    [
+        (r"\dfrac{1}{2}", r"\frac12", True),
+        ("1/2", r"\frac{1}{2}", True),
+        ("0.50", "1/2", False),
+        ("0.5", r"\frac{1}{2}", True),
+        ("1,234", "1234", True),
+        (r"5\text{ cm}^2", "5", True),
+        (r"x = 3", "3", True),
+        (r"\left( 3, \frac{\pi}{2} \right)", r"(3,\frac{\pi}{2})", True),
+        (r"\text{Evelyn}", "Evelyn", True),
+        (r"30^\circ", "30", True),
+        (r"\sqrt2", r"\sqrt{2}", True),
+        ("2/4", r"\frac{1}{2}", False),
+        ("12", "21", False),
+        ("(1,2)", "1,2", False),
+    ],
+)
+def test_math_answers_are_compared_in_one_spelling(said, gold, right):
+    env = build_math()
+    problem = Problem("?", (), f"### {gold}", 0, {"gold": gold})
+    assert env.verify(problem, f"### {said}").correct is right
+    assert env.verify(problem, f"so it is \\boxed{{{said}}}.").correct is right
+
+
+def build_math():
+    from eval.environments.math500 import Math500Environment
+
+    return Math500Environment.__new__(Math500Environment)  # its verifier alone
+
+
+@pytest.mark.parametrize(
+    "row, gold, text, right",
+    [
+        ({"input": "How many?", "target": 22.5, "code": ""}, "22.5", "### 22.5004", True),
+        ({"input": "How many?", "target": -9867630.0}, "-9867630", "### -9,867,630", True),
+        ({"input": "How many?", "target": 3.0}, "3", "### 3.01", False),
+        ({"Body": "Ann has 3.", "Question": "And Bob?", "Answer": 7.0, "Equation": ""}, "7", "### 7.0", True),
+        ({"question": "How many?", "final_ans": "1,018"}, "1018", "### 1018", True),
+    ],
+)
+def test_sets_to_test_on_are_read_in_their_own_formats(row, gold, text, right, tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    env = build(GSM8K(train=None, test=str(path)))
+    (problem,) = env.problems("test", 0, 9)
+    assert problem.data["gold"] == gold and env.verify(problem, text).correct is right
+    with pytest.raises(ValueError, match="problems to test on only"):
+        env.train_batch(0, 0, 4)

@@ -1,0 +1,117 @@
+"""ProntoQA: is a statement about an entity true, given an ontology of made-up concepts? (Saparov & He 2022,
+arXiv:2210.01240; Coconut, arXiv:2412.06769, uses its 5-hop problems)
+
+Generated in its manner: a chain of concepts from the entity's own up to one that has the property asked about, a
+distracting concept and property at every link, and a concept that the entity does not belong to with the opposite
+property. True and false are equally
+frequent, and so are questions with and without "not", so no word of the question tells the answer. Or read from
+Coconut's JSON, {question, steps, answer}.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from itertools import pairwise
+
+from eval.environments.base import Environment, Finite, Generated, Problem, Verdict
+from eval.environments.prosqa import CONCEPTS, ENTITIES
+
+PROPERTIES = """aggressive amenable angry bitter blue bright brown cold discordant dull earthy feisty floral fruity
+happy hot kind large liquid luminous mean melodic metallic muffled nervous opaque orange red shy slow small sour spicy sunny
+sweet temperate transparent wooden""".split()
+
+
+@dataclass(frozen=True)
+class ProntoQA:
+    """Climb an ontology of made-up concepts."""
+
+    hops: int = 5
+    """Steps of the proof."""
+    train: str | None = None
+    """Coconut's JSON to train on instead of generated problems: a file, or hub:NAME[:SPLIT]."""
+    test: str | None = None
+    """Coconut's JSON to test on. Without it, a tenth of `train`."""
+
+    def __post_init__(self):
+        if not 1 <= self.hops <= 8:
+            raise ValueError(f"env.hops must be in 1..8, got {self.hops}")
+
+
+class _ProntoQA(Environment):
+    """What generated and official problems share."""
+
+    answer_tokens = 8
+
+    def verify(self, problem, text):
+        said = text.rsplit("###", 1)[-1].strip() if "###" in text else ""
+        if said not in ("True", "False"):
+            return Verdict(0.0, False, False, "neither ### True nor ### False")
+        correct = f"### {said}" == problem.answer
+        return Verdict(float(correct), correct, True, "" if correct else f"expected {problem.answer[4:]}")
+
+    def floors(self, problems):
+        yes = sum(p.answer == "### True" for p in problems) / len(problems)
+        return {"chance": 0.5, "always the same": max(yes, 1 - yes)}
+
+
+class GeneratedProntoQA(_ProntoQA, Generated):
+    def __init__(self, config: ProntoQA):
+        self.config = config
+        self.chain_steps, self.chain_tokens = config.hops + 1, 8 * (config.hops + 1)
+
+    def draw(self, rng: random.Random, level: int) -> Problem:
+        hops = self.config.hops
+        stranger, *names = rng.sample(CONCEPTS, 2 * (hops + 1) + 1)
+        chain, aside = names[: hops + 1], names[hops + 1 :]
+        asked, *others = rng.sample(PROPERTIES, hops + 2)
+        has = rng.random() < 0.5
+        facts = [f"Every {a} is a {b} ." for a, b in pairwise(chain)]
+        facts += [f"Every {a} is a {b} ." for a, b in zip(chain, aside)]
+        facts += [f"Every {c} is {'' if rng.random() < 0.5 else 'not '}{p} ." for c, p in zip(chain[:-1], others)]
+        facts.append(f"Every {chain[-1]} is {'' if has else 'not '}{asked} .")
+        facts += [
+            f"Every {stranger} is a {rng.choice(chain)} .",
+            f"Every {stranger} is {'not ' if has else ''}{asked} .",
+        ]
+        who = rng.choice(ENTITIES)
+        facts.append(f"{who} is a {chain[0]} .")
+        rng.shuffle(facts)
+        negated = rng.random() < 0.5
+        question = f"{' '.join(facts)} True or false : {who} is {'not ' if negated else ''}{asked} ."
+        steps = [f"{who} is a {c} .\n" for c in chain[1:]] + [f"{who} is {'' if has else 'not '}{asked} .\n"]
+        return Problem(question, tuple(steps), f"### {has != negated}", 0, {"hops": hops})
+
+    def codec(self, model):
+        from latent.text import word_codec
+
+        words = "### . : Every is a not or True False false".split()
+        return word_codec([*words, *ENTITIES, *CONCEPTS, *PROPERTIES])
+
+
+class OfficialProntoQA(_ProntoQA, Finite):
+    chain_steps, chain_tokens = 12, 160
+
+    def __init__(self, config: ProntoQA):
+        self.read(config.train, config.test, parse)
+
+    def codec(self, model):
+        from latent.text import bpe_codec
+
+        return bpe_codec((p.question + "".join(p.steps) + p.answer for p in self.splits["train"]), model.vocab_size)
+
+
+def parse(row: dict, place: str) -> Problem:
+    """A row of Coconut's JSON. Raises ValueError naming place and field."""
+    for key, kind in (("question", str), ("answer", str), ("steps", list)):
+        if not isinstance(row.get(key), kind):
+            raise ValueError(f"{place}: field {key!r} must be a {kind.__name__}, got {row.get(key)!r:.40}")
+    if row["answer"].strip() not in ("True", "False"):
+        raise ValueError(f"{place}: field 'answer' must be True or False, got {row['answer']!r:.40}")
+    steps = tuple(f"{s}".strip() + "\n" for s in row["steps"])
+    return Problem(row["question"].strip() + "\n", steps, f"### {row['answer'].strip()}", 0)
+
+
+def build(config: ProntoQA) -> Environment:
+    """Generated or official problems."""
+    return OfficialProntoQA(config) if config.train or config.test else GeneratedProntoQA(config)

@@ -180,8 +180,9 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
         """Logits (B, T, V) at every column, or at the last `logits_to_keep`; `labels` (B, T) give the mean loss.
 
         Rows may be padded on either side, and each may think as often as it likes. Without `prompt_logits` the columns
-        before a thought are left zero, which saves reading the prompt twice. Raises ValueError for placeholders that do
-        not follow each other, and where the positions do not suffice.
+        before a thought are left zero, which saves reading the prompt twice. Columns after the last token of an answer
+        that is read off in parallel are NaN. Raises ValueError for placeholders that do not follow each other, and where
+        the positions do not suffice.
         """
         if kwargs.get("position_ids") is not None or kwargs.get("inputs_embeds") is not None:
             raise ValueError("position_ids and inputs_embeds are not taken: positions follow from the attention mask")
@@ -311,8 +312,10 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
                 put([(b, c) for b, c, _, _ in where], h_UTD[list(us), list(ts)])
         t = max(len(row.text) for _, row in rows)
         if self.method.parallel_answer is not None:
-            if t > h_B.shape[1]:
-                raise ValueError(f"this model reads off {h_B.shape[1]} tokens, the text has {t}")
+            nothing = h_B.new_full((1, h_B.shape[-1]), float("nan"))  # rather than logits of a token that is not read
+            beyond = [(b, c) for b, row in rows for c in row.text[h_B.shape[1] - 1 :]]
+            if beyond:
+                put(beyond, nothing.expand(len(beyond), -1))
             for i in range(1, min(t + 1, h_B.shape[1])):
                 there = [j for j, (_, row) in enumerate(rows) if len(row.text) >= i]
                 put([(rows[j][0], rows[j][1].text[i - 1]) for j in there], h_B[there, i])

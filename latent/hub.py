@@ -14,7 +14,7 @@ import torch
 
 from latent.config import pack
 from latent.generate import Reasoner
-from latent.text import THINK, Codec
+from latent.text import LATENT, PAD, THINK, UNKNOWN, Codec
 
 
 def face(reasoner: Reasoner):
@@ -53,9 +53,10 @@ def save(reasoner: Reasoner, folder: Path) -> None:
         face(reasoner).save_pretrained(folder)
     tokenizer = reasoner.codec.tokenizer
     tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
-    if tokenizer.eos_token is None:  # a fixed answer has no end token, but tools ask for one
-        end = reasoner.codec.pad if reasoner.codec.end is None else reasoner.codec.end
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
+    if reasoner.codec.end is not None:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(reasoner.codec.end)
+    else:  # tools ask for an end token and a first one: here two that are never written
+        tokenizer.eos_token, tokenizer.bos_token = UNKNOWN, PAD
     tokenizer.save_pretrained(folder)
     reasoner.method.train(was_training)
 
@@ -69,12 +70,12 @@ def find(folder: str | Path) -> Path:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
     config = folder / "config.json"
-    about = _json(config) if config.exists() else {}
+    about = read_json(config) if config.exists() else {}
     if about.get("class") == "Run":
         if not (folder / "model" / "config.json").exists():
             raise ValueError(f"{folder} has no finished model yet: run its command again to go on")
         folder = folder / "model"
-        about = _json(folder / "config.json")
+        about = read_json(folder / "config.json")
     if about.get("model_type") != "latent":
         raise ValueError(f"{folder} is not a run or a saved reasoner: it has no config.json of one")
     if not any(folder.glob("model*.safetensors")):
@@ -110,14 +111,16 @@ def load_tokenizer(folder: Path, config):
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as e:
         raise ValueError(f"{folder} has no tokenizer: {str(e).splitlines()[0]}") from None
-    ids = {name: tokenizer.get_vocab().get(name) for name in (THINK, "<latent>")}
-    wanted = {THINK: config.think_id, "<latent>": config.latent_id}
-    for name, want in wanted.items():
-        if want is not None and ids[name] != want:
-            raise ValueError(
-                f"{folder} has a foreign tokenizer: {name} is {ids[name]}, the model was trained with {want}"
-            )
+    check_tokenizer(folder, tokenizer, config)
     return tokenizer
+
+
+def check_tokenizer(name, tokenizer, config) -> None:
+    """Raise ValueError for a tokenizer that gives the special tokens other ids than the model was trained with."""
+    for token, want in ((THINK, config.think_id), (LATENT, config.latent_id)):
+        got = tokenizer.get_vocab().get(token)
+        if want is not None and got != want:
+            raise ValueError(f"{name} has a foreign tokenizer: {token} is {got}, the model was trained with {want}")
 
 
 @contextmanager
@@ -134,7 +137,8 @@ def quiet():
             logging.enable_progress_bar()
 
 
-def _json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
+    """An object from a file. Raises ValueError for what is not JSON."""
     try:
         return json.loads(path.read_text())
     except ValueError as e:

@@ -18,8 +18,8 @@ from eval.environments.base import Environment, Finite, Generated, Problem, Verd
 from eval.environments.prosqa import CONCEPTS, ENTITIES
 
 PROPERTIES = """aggressive amenable angry bitter blue bright brown cold discordant dull earthy feisty floral fruity
-happy hot kind large liquid luminous mean melodic metallic muffled nervous opaque orange red shy slow small sour spicy sunny
-sweet temperate transparent wooden""".split()
+happy hot kind large liquid luminous mean melodic metallic muffled nervous opaque orange red shy slow small sour spicy
+sunny sweet temperate transparent wooden""".split()
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,10 @@ class Method(nn.Module):
         """
         raise NotImplementedError  # each method's own
 
+    def reserved(self, steps: int) -> int:
+        """Positions between a prompt and its text that `steps` latent steps take."""
+        return 0
+
     def steps_written(self, chain: int) -> int:
         """How many of a chain's steps the text still holds before the answer."""
         return 0
@@ -66,6 +70,9 @@ class AlongSequence(Method):
         self.stride = config.stride if sequence else 1
         self.feedback = Feedback(config.feedback, backbone) if sequence else None
         self.stop = halting.build(config.halt, backbone.width) if sequence else None
+
+    def reserved(self, steps):
+        return self.stride * max(steps, self.trained_steps)
 
     def needs(self, prompt, steps, answer):
         return prompt + self.stride * self.steps + answer - 1

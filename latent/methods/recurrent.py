@@ -45,6 +45,9 @@ class Recurrent(Method):
         self.norm = nn.LayerNorm(d)
         self.stop = halting.build(config.halt, d)
 
+    def reserved(self, steps):
+        return self.config.answer_tokens - 1
+
     def needs(self, prompt, steps, answer):
         return prompt + self.config.answer_tokens - 1
 

@@ -1,0 +1,140 @@
+"""Checkpoints in lm-eval: its Hugging Face model with thoughts between context and continuation.
+
+Generation thinks after the context, as `model.generate` does. Log-likelihoods are of the continuation after the
+thoughts about the context; with no latents nothing is put between, so they are those of `--model hf`. A request without
+context, and rolling log-likelihoods, have nothing to think about and get no thoughts.
+"""
+
+from __future__ import annotations
+
+import re
+from copy import copy
+from hashlib import blake2b, file_digest
+from pathlib import Path
+
+import torch
+from lm_eval.models.huggingface import HFLM
+
+import latent  # noqa: F401  its checkpoints are known to transformers from here on
+from latent import hub
+from latent.hf import LatentForCausalLM
+
+NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # of a model on the hub
+
+
+class LatentLM(HFLM):
+    """`--model latent --model_args pretrained=RUN_OR_DIR_OR_NAME,num_latents=K`, and every argument of `--model hf`.
+
+    `num_latents` (or `num_recurrences`) defaults to what the checkpoint was trained with. A plain causal LM opens too,
+    with none. Raises ValueError for a folder that is no checkpoint, a foreign tokenizer, and more latents than the
+    positions hold.
+    """
+
+    def __init__(self, pretrained: str, num_latents: int | None = None, num_recurrences: int | None = None, **kwargs):
+        if num_latents is not None and num_recurrences is not None:
+            raise ValueError("num_latents and num_recurrences are one setting: give one of them")
+        steps = num_recurrences if num_latents is None else num_latents
+        if steps is not None and (steps != int(steps) or steps < 0):
+            raise ValueError(f"num_latents must be a whole number, at least 0, got {steps:g}")
+        steps = None if steps is None else int(steps)  # lm-eval reads -3 as a float
+        folder = Path(pretrained)
+        if folder.is_dir() and not plain(folder):
+            pretrained = str(hub.find(folder))
+        elif not folder.is_dir() and not NAME.fullmatch(pretrained):
+            raise ValueError(f"{pretrained} is neither a folder nor a name on the hub")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        kwargs = {"add_bos_token": False, "backend": "causal", "device": device, **kwargs}
+        with hub.quiet():
+            super().__init__(pretrained=pretrained, **kwargs)
+        self.thinks = isinstance(self.model, LatentForCausalLM)
+        if self.thinks:
+            hub.check_tokenizer(pretrained, self.tokenizer, self.model.config)
+        elif steps:
+            raise ValueError(f"{pretrained} is a plain causal LM: num_latents must be 0, got {steps}")
+        self.num_latents: int = (self.model.num_latents if steps is None else steps) if self.thinks else 0
+        if self.thinks:
+            self.model.thinking(self.num_latents)
+            if self.max_length < 1:
+                raise ValueError(
+                    f"num_latents={self.num_latents} leaves no room for text: the model has "
+                    f"{self.model.method.backbone.positions} positions"
+                )
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of context and text together: thoughts take their positions first."""
+        if not self.thinks or self._max_length:
+            return super().max_length
+        method = self.model.method
+        return method.backbone.positions - method.reserved(self.num_latents) - 1  # 1: the think token
+
+    thinks = False  # until the model is there: HFLM's constructor asks for max_length
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        context_ids, continuation_ids = super()._encode_pair(context, continuation)
+        longest = self.model.method.parallel_answer if self.thinks else None
+        if longest is not None and len(continuation_ids) > longest:
+            raise ValueError(f"this model reads off {longest} tokens, {continuation!r:.40} has {len(continuation_ids)}")
+        if self.num_latents:
+            context_ids = context_ids + self.model.thinking(self.num_latents, context_ids[-1])
+        return context_ids, continuation_ids
+
+    def _model_call(self, inps, attn_mask=None, labels=None):
+        if not self.thinks:
+            return super()._model_call(inps, attn_mask, labels)
+        mixed = self.mixed_precision_dtype
+        with torch.no_grad(), torch.autocast(self.device.type, dtype=mixed, enabled=mixed is not None):
+            return self.model(inps, prompt_logits=False).logits
+
+    def _model_generate(self, context, max_length, stop, **generation_kwargs):
+        if self.thinks:
+            generation_kwargs["num_latents"] = self.num_latents
+        return super()._model_generate(context, max_length, stop, **generation_kwargs)
+
+    def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
+        """As of any model; where the text has a fixed length no room is kept for more."""
+        longest = self.model.longest if self.thinks else None
+        if longest is not None:
+            requests = [copy(r) for r in requests]
+            for r in requests:
+                context, how = r.args
+                limit = min(longest, how.get("max_gen_toks", longest))
+                r.arguments = (context, {**how, "max_gen_toks": limit})
+        return super().generate_until(requests, disable_tqdm)
+
+    def get_model_info(self) -> dict:
+        """For the results file: also the method and the latents it was given."""
+        method = type(self.model.method).__name__ if self.thinks else "none"
+        return super().get_model_info() | {"method": method, "num_latents": self.num_latents}
+
+    def set_cache_hook(self, cache_hook) -> None:
+        """Refuse a cache of answers that were given under other settings: lm-eval's keys hold the request alone."""
+        db = getattr(cache_hook, "dbdict", None)
+        if db is not None:
+            mine, key = self.fingerprint(), "fingerprint of the model"
+            theirs = db.get(key)
+            if theirs != mine and (theirs is not None or len(db) > 0):
+                raise ValueError(
+                    f"--use_cache {db.filename} holds answers of another checkpoint or of other settings: "
+                    "give another path"
+                )
+            db[key] = mine
+        super().set_cache_hook(cache_hook)
+
+    def fingerprint(self) -> str:
+        """Hash of the checkpoint and of all that changes its answers."""
+        settings = (self.num_latents, self.max_length, str(self.model.dtype), self.truncation, self.add_bos_token)
+        digest = blake2b(repr((settings, self.pretrained, self.revision)).encode(), digest_size=16)
+        if Path(str(self.pretrained)).is_dir():
+            for path in sorted(Path(self.pretrained).glob("*.safetensors")):
+                with path.open("rb") as f:
+                    digest.update(file_digest(f, "blake2b").digest())
+        return digest.hexdigest()
+
+
+def plain(folder: Path) -> bool:
+    """Whether a folder holds a causal LM of another make."""
+    if not (folder / "config.json").exists():
+        return False
+    about = hub.read_json(folder / "config.json")
+    return about.get("class") != "Run" and about.get("model_type") != "latent"

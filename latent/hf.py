@@ -181,8 +181,8 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
 
         Rows may be padded on either side, and each may think as often as it likes. Without `prompt_logits` the columns
         before a thought are left zero, which saves reading the prompt twice. Columns after the last token of an answer
-        that is read off in parallel are NaN. Raises ValueError for placeholders that do not follow each other, and where
-        the positions do not suffice.
+        that is read off in parallel are NaN. Raises ValueError for placeholders that do not follow each other, and
+        where the positions do not suffice.
         """
         if kwargs.get("position_ids") is not None or kwargs.get("inputs_embeds") is not None:
             raise ValueError("position_ids and inputs_embeds are not taken: positions follow from the attention mask")

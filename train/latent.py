@@ -5,8 +5,6 @@ it was; one that has finished is not repeated. Under a launcher (torchrun, accel
 the other, each over all processes.
 """
 
-import contextlib
-import io
 import multiprocessing
 import os
 import queue
@@ -14,11 +12,14 @@ import shlex
 import sys
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from eval.cli import guarded, program
+from eval.cli import parse as parse_flags
 from train.config import Experiment, Run
 from train.presets import PRESETS
 from train.process import settle
@@ -38,6 +39,8 @@ class Options:
     """What runs the fused steps: auto is Triton on a GPU, torch elsewhere. As LATENT_KERNELS in the environment."""
     latency: bool = True
     """Measure the latency of an answer when all arms are done."""
+    track: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
+    """Also log to this tracker, which must be installed; under OUT/trackers or its own login."""
     push_to_hub: str | None = None
     """Upload the finished models to the Hugging Face hub under this name, an arm's after a hyphen. Needs a login."""
 
@@ -45,15 +48,15 @@ class Options:
 def main(args: list[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, or 2 for what a user can mend, in one line."""
     args = sys.argv[1:] if args is None else args
-    try:
+
+    def body() -> int:
         name, asked, options = parse(args)
         return run(name, asked, options, shlex.join(["python", "-m", "train.latent", *args]))
-    except (ValueError, RuntimeError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
+
+    code = guarded(body)
+    if code == 130:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+    return code
 
 
 def parse(args: list[str]) -> tuple[str, Run | Experiment, Options]:
@@ -70,35 +73,18 @@ def parse(args: list[str]) -> tuple[str, Run | Experiment, Options]:
         config: Annotated[type(preset), tyro.conf.arg(name="")]
         options: Annotated[Options, tyro.conf.arg(name="")] = Options()
 
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            command = tyro.cli(
-                Command,
-                args=args,
-                default=Command(config=preset),
-                prog=f"python -m train.latent {name}",
-                description=f"{PRESETS[name].__doc__} Presets: {', '.join(PRESETS)}.",
-                config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
-            )
-    except SystemExit as e:
-        if e.code:
-            raise ValueError(in_one_line(complaint.getvalue())) from None
-        raise
+    called = program("train.latent", "latent-train")
+    command = parse_flags(
+        Command,
+        args,
+        prog=called if called == "latent-train" else f"{called} {name}",
+        description=f"{PRESETS[name].__doc__} Presets: {', '.join(PRESETS)}.",
+        default=Command(config=preset),
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+    )
     if command.options.jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {command.options.jobs}")
     return name, command.config, command.options
-
-
-def in_one_line(box: str) -> str:
-    """The parser's complaint without its frame, up to its first rule."""
-    said = []
-    for line in box.splitlines()[1:]:
-        text = line.strip("│╭╮╰╯ \n")
-        if set(text) <= {"─"} and said:
-            break
-        said.append(text)
-    return " ".join(said).removeprefix("Error parsing ")
 
 
 def run(name: str, asked: Run | Experiment, options: Options, command: str) -> int:
@@ -140,6 +126,8 @@ def check(runs: dict[str, Run], options: Options) -> None:
         gpu = options.device == "auto" and torch.cuda.is_available()
         if why := dispatch.unavailable(torch.device("cuda" if gpu else "cpu")):
             raise ValueError(f"--kernels triton: {why}")
+    if options.track != "none" and find_spec(options.track) is None:
+        raise ValueError(f"--track {options.track}: it is not installed (pip install {options.track})")
     ids = {run.id for run in runs.values()}
     for env in {run.env for run in runs.values()}:
         environments.build(env)
@@ -205,7 +193,7 @@ def _execute(run: Run, options: Options, say, command: str) -> bool:
     from train.run import execute
 
     new = Record(options.out, run).result is None
-    execute(run, options.out, say, options.device, command)
+    execute(run, options.out, say, options.device, command, options.track)
     return new
 
 

@@ -116,8 +116,10 @@ class Trainer:
             if self.done % c.log_every == 0 or self.done == total or self.enough:
                 event["metrics"] = self._over_processes(mean(window))
                 window.clear()
+                line = {"step": self.done, "core_seconds": self.core_seconds, **event["metrics"]}
                 if self.accelerator.is_main_process:
-                    self.record.log({"step": self.done, "core_seconds": self.core_seconds, **event["metrics"]})
+                    self.record.log(line)
+                self.accelerator.log(line, self.done)
             self.say(event)
             if self.enough or (c.stop_at and event.get("metrics", {}).get("exact", 0.0) >= c.stop_at):
                 break

@@ -14,7 +14,7 @@ from eval.judge import Item, by_level, judge, summary
 from latent import backbone, hub, methods
 from latent.generate import Reasoner
 from latent.text import Batch, Codec
-from train import card, checkpoint, distill, rlvr
+from train import card, checkpoint, curves, distill, rlvr
 from train.config import RLVR, Run, plain
 from train.loop import Trainer
 from train.record import Record
@@ -28,11 +28,13 @@ def execute(
     say: Callable[[dict], None] = lambda event: None,
     device: str = "auto",
     command: str | None = None,
+    track: str = "none",
 ) -> dict:
     """Train and judge `run`, going on where a killed one stopped. Returns its result, of a finished run at once."""
     from accelerate import Accelerator
 
-    accelerator = Accelerator(cpu=device == "cpu")
+    trackers = {} if track == "none" else {"log_with": track, "project_dir": root / "trackers"}
+    accelerator = Accelerator(cpu=device == "cpu", **trackers)
     record = Record(root, run)
     env = environments.build(run.env)
     data = env.fingerprint()
@@ -49,6 +51,10 @@ def execute(
     trainer = Trainer(reasoner, record, accelerator, say)
     if accelerator.is_main_process:
         record.open(data, command)
+    if trackers:
+        named = {} if track == "tensorboard" else {track: {"name": run.id}}
+        place = run.id if track == "tensorboard" else "latent-reasoning"
+        accelerator.init_trackers(place, config=flat(plain(run)), init_kwargs=named)
     accelerator.wait_for_everyone()
     (rlvr if isinstance(run.train, RLVR) else distill).fit(trainer, env)
     result = {}
@@ -61,10 +67,20 @@ def execute(
             "parameters": sum(p.numel() for p in reasoner.method.parameters()),
         }
         card.write(record, result)
+        curves.draw(record.home)
         record.finish(result)
         checkpoint.remove(record.home / "checkpoint")
+    for tracker in accelerator.trackers:
+        tracker.finish()
     accelerator.wait_for_everyone()
     return result
+
+
+def flat(config, name: str = "") -> dict:
+    """A nested config as one level of names, as trackers want it."""
+    if not isinstance(config, dict):
+        return {name: config if isinstance(config, (bool, int, float, str)) else str(config)}
+    return {k: v for key, each in config.items() for k, v in flat(each, f"{name}.{key}".lstrip(".")).items()}
 
 
 def begin(run: Run, env: Environment, root: Path) -> Reasoner:

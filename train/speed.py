@@ -14,8 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
-import tyro
-
+from eval.cli import guarded, parse
 from train.process import settle
 
 
@@ -34,11 +33,8 @@ class Speed:
 
 
 def main() -> int:
-    try:
-        return measure(tyro.cli(Speed, prog="python -m train.speed", description=__doc__))
-    except (ValueError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+    """The command line."""
+    return guarded(lambda: measure(parse(Speed, None, "python -m train.speed", __doc__)))
 
 
 def measure(asked: Speed) -> int:

@@ -1,5 +1,9 @@
 """The environments, one file each; `build` makes one from its config."""
 
+import json
+from pathlib import Path
+from typing import get_args
+
 from eval.environments import countdown, cups, gsm8k, math500, prontoqa, prosqa
 from eval.environments.base import Environment, Problem, Verdict
 from eval.environments.countdown import Countdown
@@ -23,7 +27,21 @@ __all__ = [
     "ProsQA",
     "Verdict",
     "build",
+    "of_run",
 ]
+
+
+def of_run(folder: str | Path) -> Environment | None:
+    """The environment that a run was trained in, by its folder or its model's; None where it is not known."""
+    for place in (Path(folder), Path(folder).parent):
+        path = place / "config.json"
+        about = json.loads(path.read_text()) if path.exists() else {}
+        if about.get("class") == "Run":
+            said = dict(about["env"])
+            cls = {c.__name__: c for c in get_args(EnvConfig)}.get(said.pop("class"))
+            if cls is not None:
+                return build(cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in said.items()}))
+    return None
 
 
 def build(config: EnvConfig) -> Environment:

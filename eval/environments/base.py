@@ -62,6 +62,10 @@ class Environment:
         """Judge a completion. An unparsed answer is a verdict; an exception stops the run."""
         raise NotImplementedError  # each environment's own
 
+    def known(self, question: str) -> Problem | None:
+        """The problem of a question that somebody typed, None where its answer is not known."""
+        return None
+
     def codec(self, model):
         """The codec for a scratch model of this environment."""
         raise NotImplementedError  # each environment's own
@@ -163,6 +167,10 @@ class Finite(Environment):
         if not train:
             raise ValueError("there are problems to test on only: give env.train")
         return [self._shuffled(seed, i // len(train))[i % len(train)] for i in range(index * size, (index + 1) * size)]
+
+    def known(self, question):
+        everything = (p for problems in self.splits.values() for p in problems)
+        return next((p for p in everything if p.question.split() == question.split()), None)
 
     def fingerprint(self) -> str:
         keys = " ".join(p.key for name in ("train", "test") for p in self.splits[name])

@@ -49,6 +49,13 @@ class CupsEnvironment(Generated):
         steps = self.oracle(moves)
         return Problem(" ".join(moves), steps, steps[-1], level)
 
+    def known(self, question):
+        moves = question.split()
+        if not moves or any(m != "." and m not in self._moves for m in moves):
+            return None
+        steps = self.oracle(moves)
+        return Problem(" ".join(moves), steps, steps[-1], sum(m != "." for m in moves))
+
     def oracle(self, moves: list[str]) -> tuple[str, ...]:
         """The arrangement after every move."""
         cups, steps = [str(c + 1) for c in range(self.config.cups)], []

@@ -1,0 +1,117 @@
+"""Talk to a checkpoint: `python -m eval.chat RUN_OR_DIR`. Type a problem, see the answer and what was thought.
+
+For each thought the tokens that its state would most likely say (logit lens, nostalgebraist 2020); the verifier's
+verdict where the environment is known and the problem's answer is.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from eval.cli import guarded, parse, program
+
+HELP = "A problem, or: /sample (a held-out problem), /latents K (or /latents, as trained), /help, /quit"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Whom to talk to."""
+
+    checkpoint: Annotated[Path, tyro.conf.Positional]
+    """A finished run (runs/ID), or a folder with a checkpoint."""
+    latents: int | None = None
+    """Latent steps, or recurrences; as trained unless said."""
+    top: int = 5
+    """Tokens shown of each thought."""
+
+
+def main(args: list[str] | None = None) -> int:
+    """The command line. Returns the exit code: 0, or 2 for what a user can mend, in one line."""
+
+    def body() -> None:
+        options = parse(Options, args, program("eval.chat", "latent-chat"), __doc__)
+        if options.latents is not None and options.latents < 0:
+            raise ValueError(f"--latents must be at least 0, got {options.latents}")
+        if options.top < 1:
+            raise ValueError(f"--top must be at least 1, got {options.top}")
+        talk(options)
+
+    return guarded(body)
+
+
+def talk(options: Options) -> None:
+    """Read problems until the end of the input."""
+    from eval import environments
+    from latent import load
+
+    reasoner = load(options.checkpoint)
+    env = environments.of_run(options.checkpoint)
+    steps, drawn = options.latents, 0
+    print(f"{type(reasoner.method).__name__}, {reasoner.method.trained_steps} latents as trained. {HELP}")
+    while True:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            return
+        word, _, rest = line.partition(" ")
+        if word == "/quit":
+            return
+        if word == "/latents":
+            if rest and not rest.isdigit():
+                print("/latents takes a whole number")
+                continue
+            steps = int(rest) if rest else None
+        elif word == "/sample":
+            if env is None:
+                print("the environment is not known: this is no run's folder")
+                continue
+            drawn += 1
+            problem = env.problems("test", env.main_level, drawn)[-1]
+            print(problem.question.strip())
+            reply(reasoner, env, problem.question, problem, steps, options.top)
+        elif word.startswith("/"):
+            print(HELP)
+        elif line:
+            known = env.known(line) if env else None
+            reply(reasoner, env, known.question if known else line, known, steps, options.top)
+
+
+def reply(reasoner, env, question: str, problem, steps: int | None, top: int) -> None:
+    """Print answer, thoughts and verdict; what cannot be read is one line."""
+    from eval.judge import verify
+
+    try:
+        tokens_BT, thought = reasoner.tokens([question], steps)
+    except ValueError as e:
+        print(f"cannot answer: {e}")
+        return
+    (text,) = reasoner.codec.texts(tokens_BT)
+    used = int(thought.used_B[0])
+    for i, said in enumerate(lens(reasoner, thought, used, top)):
+        print(f"  {'prompt' if i == 0 else f'thought {i}':>10}: {said}")
+    print(text)
+    print(f"{used} latents")
+    if problem is not None:
+        verdict = verify(env, problem, text)
+        print("correct" if verdict.correct else f"wrong: {verdict.reason}")
+
+
+def lens(reasoner, thought, used: int, top: int) -> list[str]:
+    """The likeliest tokens of the prompt's state and of each thought's, with probabilities."""
+    import torch
+
+    with torch.inference_mode():
+        p_KV = reasoner.method.backbone.head(thought.states_UKD[:1, : used + 1])[0].softmax(-1)
+    best = p_KV.topk(min(top, p_KV.shape[-1]))
+    decode = reasoner.codec.tokenizer.decode
+    return ["  ".join(f"{decode([i])!r} {p:.2f}" for p, i in zip(ps, ids)) for ps, ids in
+            zip(best.values.tolist(), best.indices.tolist())]  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

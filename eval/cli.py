@@ -1,0 +1,51 @@
+"""What our command lines share: flags from dataclasses by tyro, and every complaint in one line."""
+
+import contextlib
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import tyro
+
+T = TypeVar("T")
+
+
+def parse(cls: type[T], args: list[str] | None, prog: str, description: str, **settings) -> T:
+    """An instance of a dataclass from flags. Raises ValueError for a wrong one; --help prints and exits."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(cls, args=args, prog=prog, description=description, **settings)
+    except SystemExit as e:
+        if e.code:
+            raise ValueError(in_one_line(complaint.getvalue())) from None
+        raise
+
+
+def in_one_line(box: str) -> str:
+    """The parser's complaint without its frame, up to its first rule."""
+    said = []
+    for line in box.splitlines()[1:]:
+        text = line.strip("│╭╮╰╯ \n")
+        if set(text) <= {"─"} and said:
+            break
+        said.append(text)
+    return " ".join(said).removeprefix("Error parsing ")
+
+
+def guarded(body: Callable[[], int | None]) -> int:
+    """The exit code of a command: 0, or 2 for what a user can mend, in one line; 130 where it was interrupted."""
+    try:
+        return body() or 0
+    except (ValueError, RuntimeError, OSError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def program(module: str, script: str) -> str:
+    """How this command was called: by its installed name, or as a module."""
+    return script if Path(sys.argv[0]).stem == script else f"python -m {module}"

@@ -1,0 +1,155 @@
+"""The runs of a folder, a line each: what, when, how good, how long. `python -m eval.runs`; two runs are compared."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from eval.cli import guarded, parse, program
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which runs to show, and how."""
+
+    out: Path = Path("runs")
+    """Folder of the run records."""
+    sort: Literal["when", "accuracy", "used", "core_seconds", "method"] = "when"
+    """Order of the lines; the best or the latest stands last."""
+    where: tuple[str, ...] = ()
+    """Only runs whose config has these values, e.g. method=Sim method.n_latent=8 env=Cups seed=0."""
+    compare: tuple[str, str] | None = None
+    """Two runs by id, or the beginning of one: what differs in config and result."""
+
+
+def main(args: list[str] | None = None) -> int:
+    """The command line. Returns the exit code: 0, or 2 for what a user can mend, in one line."""
+
+    def body() -> None:
+        options = parse(Options, args, program("eval.runs", "latent-runs"), __doc__)
+        if not options.out.is_dir():
+            raise ValueError(f"no folder {options.out}")
+        runs = [run for path in sorted(options.out.glob("*/config.json")) if (run := read(path.parent)) is not None]
+        print(*(comparison(options, runs) if options.compare else listing(options, runs)), sep="\n")
+
+    return guarded(body)
+
+
+@dataclass(frozen=True)
+class Found:
+    """One run's record."""
+
+    id: str
+    config: dict
+    result: dict | None
+    updates: int
+    when: float
+
+    @property
+    def flat(self) -> dict[str, object]:
+        """Config fields by dotted name; the name of a part is its class."""
+        return _flat(self.config)
+
+
+def read(home: Path) -> Found | None:
+    """A run's record; None for a folder that holds something else, or half of one."""
+    try:
+        config = json.loads((home / "config.json").read_text())
+        if config.get("class") != "Run":
+            return None
+        result = json.loads((home / "result.json").read_text()) if (home / "result.json").exists() else None
+        log = home / "metrics.jsonl"
+        lines = log.read_text().splitlines() if log.exists() else []
+        updates = json.loads(lines[-1])["step"] if lines else 0
+    except (ValueError, KeyError):
+        return None
+    return Found(home.name, config, result, updates, max(p.stat().st_mtime for p in home.iterdir()))
+
+
+def _flat(config, name: str = "") -> dict[str, object]:
+    if not isinstance(config, dict):
+        return {name: config}
+    found = {name: config["class"]} if name and "class" in config else {}
+    for key, value in config.items():
+        if key != "class":
+            found |= _flat(value, f"{name}.{key}".lstrip("."))
+    return found
+
+
+def listing(options: Options, runs: list[Found]) -> list[str]:
+    """The table."""
+    for wish in options.where:
+        key, sep, value = wish.partition("=")
+        if not sep:
+            raise ValueError(f"--where takes NAME=VALUE, got {wish!r}")
+        if not any(key in run.flat for run in runs):
+            names = sorted({name for run in runs for name in run.flat})
+            raise ValueError(f"no run has a field {key!r}; there are {', '.join(names)}")
+        runs = [run for run in runs if str(run.flat.get(key)).lower() == value.lower()]
+    if not runs:
+        return [f"no runs in {options.out}" + (" that match" if options.where else "")]
+    main: Callable[[Found, str], float] = lambda run, name: run.result["main"][name] if run.result else -1.0  # noqa: E731
+    keys: dict[str, Callable[[Found], object]] = {
+        "when": lambda run: run.when,
+        "accuracy": lambda run: main(run, "accuracy"),
+        "used": lambda run: main(run, "used"),
+        "core_seconds": lambda run: run.result["core_seconds"] if run.result else -1.0,
+        "method": lambda run: str(run.flat["method"]),
+    }
+    table = [["run", "when", "env", "method", "train", "seed", "accuracy", "95 % interval", "latents", "core-s"]]
+    for run in sorted(runs, key=keys[options.sort]):
+        when = datetime.fromtimestamp(run.when).strftime("%Y-%m-%d %H:%M")
+        what = [str(run.flat[name]) for name in ("env", "method", "train", "seed")]
+        if run.result:
+            m = run.result["main"]
+            good = [f"{m['accuracy']:.3f}", f"{m['low']:.3f}-{m['high']:.3f}", f"{m['used']:.2f}"]
+            good.append(f"{run.result['core_seconds']:.0f}")
+        else:
+            good = [f"at {run.updates} of {run.flat['train.steps']}", "-", "-", "-"]
+        table.append([run.id, when, *what, *good])
+    widths = [max(map(len, column)) for column in zip(*table)]
+    rows = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in table]
+    return [rows[0], "-" * len(rows[0]), *rows[1:]]
+
+
+def comparison(options: Options, runs: list[Found]) -> list[str]:
+    """What differs between two runs, and by how much one is better on the same problems."""
+    import numpy as np
+
+    from eval.stats import bootstrap, mcnemar
+
+    a, b = (pick(runs, name) for name in options.compare)
+    fields = [name for name in a.flat | b.flat if a.flat.get(name) != b.flat.get(name)]
+    out = [f"{name}: {a.flat.get(name, '-')} | {b.flat.get(name, '-')}" for name in fields] or ["the same config"]
+    if not a.result or not b.result:
+        return [*out, "one of them has not finished: nothing to compare yet"]
+    for name in ("accuracy", "used"):
+        out.append(f"{name}: {a.result['main'][name]:.3f} | {b.result['main'][name]:.3f}")
+    for name in ("steps", "flops", "core_seconds"):
+        out.append(f"{name}: {a.result[name]:.4g} | {b.result[name]:.4g}")
+    if _flat(a.config["env"]) != _flat(b.config["env"]) or len(a.result["correct"]) != len(b.result["correct"]):
+        return [*out, "judged on different problems: no paired difference"]
+    x, y = np.array(a.result["correct"]), np.array(b.result["correct"])
+    low, high = bootstrap(x - y, n_boot=2000)
+    return [
+        *out,
+        f"{a.id} - {b.id}: {100 * (x - y).mean():+.1f} points, paired 95 % interval {100 * low:+.1f} to "
+        f"{100 * high:+.1f} over {len(x)} items, McNemar p = {mcnemar(x.tolist(), y.tolist()):.2g}",
+    ]
+
+
+def pick(runs: list[Found], name: str) -> Found:
+    """The one run whose id begins so. Raises ValueError for none or several."""
+    found = [run for run in runs if run.id.startswith(name)]
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} runs begin with {name!r}" + "".join(f" {run.id}" for run in found))
+    return found[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""The list of runs, and a talk with one."""
+
+import io
+import json
+import shutil
+
+import pytest
+
+from eval import chat, runs
+from eval.environments import Cups, build
+from eval.stats import mcnemar, wilson
+from latent import hub
+from latent.config import Sim
+from tests.helpers import small_reasoner
+
+
+def record(home, id: str, method: dict, correct: list[int] | None, updates=10) -> None:
+    """A run's folder as training leaves it."""
+    folder = home / id
+    folder.mkdir()
+    env = {"class": "Cups", "cups": 4, "swaps": 8, "min_swaps": 2}
+    config = {"class": "Run", "env": env, "method": method, "train": {"class": "SFT", "steps": 50}, "seed": 0}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps({"step": s}) + "\n" for s in (5, updates)))
+    if correct is not None:
+        low, high = wilson(sum(correct), len(correct))
+        main = {"accuracy": sum(correct) / len(correct), "low": low, "high": high, "used": 4.0}
+        result = {"main": main, "correct": correct, "steps": 8.0, "flops": 4e6, "core_seconds": 12.0}
+        (folder / "result.json").write_text(json.dumps(result))
+
+
+@pytest.fixture
+def home(tmp_path):
+    record(tmp_path, "aaa111", {"class": "Sim", "n_latent": 4}, [1] * 18 + [0] * 2)
+    record(tmp_path, "bbb222", {"class": "Sim", "n_latent": 2}, [0] * 10 + [1] * 10)
+    record(tmp_path, "ccc333", {"class": "CoT"}, None)
+    (tmp_path / "cups-1234").mkdir()  # a table's folder
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "config.json").write_text('{"class": "Run"')
+    return tmp_path
+
+
+def shown(capsys, home, *args) -> list[str]:
+    assert runs.main(["--out", str(home), *args]) == 0
+    return capsys.readouterr().out.strip().splitlines()
+
+
+def test_runs_are_listed_sorted_and_filtered(home, capsys):
+    lines = shown(capsys, home, "--sort", "accuracy")
+    assert [line.split()[0] for line in lines[2:]] == ["ccc333", "bbb222", "aaa111"]
+    assert "at 10 of 50" in lines[2] and "0.500" in lines[3] and "0.900" in lines[4] and "0.699-0.972" in lines[4]
+    assert [line[:6] for line in shown(capsys, home, "--where", "method=Sim", "method.n_latent=2")[2:]] == ["bbb222"]
+    assert shown(capsys, home, "--where", "seed=7") == [f"no runs in {home} that match"]
+
+
+def test_two_runs_are_compared_on_the_same_problems(home, capsys):
+    out = "\n".join(shown(capsys, home, "--compare", "aaa", "bbb"))
+    assert "method.n_latent: 4 | 2" in out and "accuracy: 0.900 | 0.500" in out and "+40.0 points" in out
+    assert f"McNemar p = {mcnemar([1] * 18 + [0] * 2, [0] * 10 + [1] * 10):.2g}" in out
+    assert "has not finished" in "\n".join(shown(capsys, home, "--compare", "aaa", "ccc"))
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--compare", "aaa", "zzz"], "0 runs begin with 'zzz'"),
+        (["--where", "method"], "--where takes NAME=VALUE, got 'method'"),
+        (["--where", "colour=red"], "no run has a field 'colour'"),
+        (["--sort", "beauty"], "--sort"),
+        (["--out", "nowhere"], "no folder nowhere"),
+    ],
+)
+def test_bad_input_is_one_line(args, message, home, capsys):
+    assert runs.main(["--out", str(home), *args]) == 2
+    err = capsys.readouterr().err.strip()
+    assert message in err and "\n" not in err
+
+
+def test_a_talk_shows_answer_thoughts_and_verdict(tmp_path, capsys, monkeypatch):
+    reasoner = small_reasoner(Sim(n_latent=3, stride=4))
+    record(tmp_path, "aaa111", {"class": "Sim"}, [1])
+    hub.save(reasoner, tmp_path / "aaa111" / "model")
+    (problem,) = build(Cups()).problems("test", 8, 1)
+    typed = ["01 23 12 . . . . .", "/sample", "/latents 1", "01 02 . . . . . .", "01 99", "/latents 99", "01", "/quit"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(typed)))
+    assert chat.main([str(tmp_path / "aaa111"), "--top", "2"]) == 0
+    out = capsys.readouterr().out
+    (answer,) = reasoner.answer(["01 23 12 . . . . ."])
+    assert answer in out and out.count("thought 3:") == 2 and out.count("thought 1:") == 3
+    assert problem.question in out and "3 latents" in out and "1 latents" in out
+    assert out.count("correct") + out.count("wrong: ") == 3
+    assert "cannot answer: cannot encode '01 99'" in out and "positions, the model has 64" in out
+    shutil.copytree(tmp_path / "aaa111" / "model", tmp_path / "alone")
+    monkeypatch.setattr("sys.stdin", io.StringIO("/sample\n01 23\n"))
+    assert chat.main([str(tmp_path / "alone")]) == 0
+    out = capsys.readouterr().out
+    assert "the environment is not known" in out and "wrong" not in out
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        ([], "PATH"),
+        (["nowhere"], "nowhere is not a folder"),
+        (["tests", "--top", "0"], "--top must be at least 1, got 0"),
+    ],
+)
+def test_a_talk_with_nobody_is_one_line(args, message, capsys):
+    assert chat.main(args) == 2
+    err = capsys.readouterr().err.strip()
+    assert message in err and "\n" not in err

@@ -2,10 +2,13 @@
 
 import contextlib
 import io
+import os
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlparse
 
 import tyro
 
@@ -49,3 +52,12 @@ def guarded(body: Callable[[], int | None]) -> int:
 def program(module: str, script: str) -> str:
     """How this command was called: by its installed name, or as a module."""
     return script if Path(sys.argv[0]).stem == script else f"python -m {module}"
+
+
+def do_not_wait_for_the_hub(timeout: float = 2.0) -> None:
+    """Where the Hugging Face hub does not answer, say so to its clients, which would try for half a minute."""
+    host = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    try:
+        socket.create_connection((host.hostname, host.port or 443), timeout).close()
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"

@@ -7,11 +7,11 @@ Where the hub cannot be reached nothing waits for it: what needs it is one line 
 """
 
 import os
-import socket
 import sys
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlparse
+
+from eval.cli import do_not_wait_for_the_hub
 
 TASKS = Path(__file__).parent / "tasks"
 
@@ -19,8 +19,7 @@ TASKS = Path(__file__).parent / "tasks"
 def main(args: list[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, or 2 for what a user can mend, in one line."""
     args = sys.argv[1:] if args is None else args
-    if not online():
-        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+    do_not_wait_for_the_hub()
     from lm_eval._cli import HarnessCLI
     from lm_eval.utils import setup_logging
 
@@ -66,18 +65,6 @@ def register() -> None:
     from eval.lm import LatentLM
 
     register_model("latent")(LatentLM)
-
-
-def online(timeout: float = 2.0) -> bool:
-    """Whether the Hugging Face hub answers."""
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-        return False
-    host = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    try:
-        socket.create_connection((host.hostname, host.port or 443), timeout).close()
-    except OSError:
-        return False
-    return True
 
 
 def explain(error: Exception) -> str:

@@ -9,6 +9,7 @@ import inspect
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from kernels import dispatch
 from kernels.decode_step import Feed, LatentDecoder
@@ -30,6 +31,7 @@ class Backbone(nn.Module):
         self.lm = lm
         self.decoder = [lm.get_decoder()]  # in a list: its parameters are lm's
         self.layers = known_layers(lm)
+        self.recompute = False  # gradient checkpointing
         self._fused: tuple[tuple, LatentDecoder] | None = None
         config = lm.config
         self.width: int = config.hidden_size
@@ -67,7 +69,8 @@ class Backbone(nn.Module):
         """Log-prob of tokens given their hidden states, entropy (nats) if asked for, and the likeliest token, (N,)."""
         head = self.lm.get_output_embeddings()
         if type(head) is nn.Linear and head.bias is None:
-            return linear_logprob(h_ND, head.weight, ids_N, temperature, entropy)
+            weight = head.weight.to(h_ND.dtype)  # autocast gives the states another dtype than the weights
+            return linear_logprob(h_ND, weight, ids_N, temperature, entropy)
         logp_NV = (self.head(h_ND) / temperature).log_softmax(-1)
         entropy_N = -(logp_NV.exp() * logp_NV).sum(-1) if entropy else None
         return logp_NV.gather(-1, ids_N[:, None])[:, 0], entropy_N, logp_NV.detach().argmax(-1)
@@ -140,7 +143,7 @@ class Backbone(nn.Module):
         if isinstance(context.past, LatentChain):
             return context.past
         decoder = self.layers and self.layers.decoder()
-        return decoder and LatentChain.of(decoder, [(c.k, c.v) for c in context.past])
+        return decoder and LatentChain.of(decoder, [(c.k, c.v) for c in context.past], self.recompute)
 
     def must_hold(self, length: int) -> None:
         """Raise ValueError where prompt, thoughts and text together need more positions than there are."""
@@ -155,19 +158,22 @@ class Backbone(nn.Module):
         size = t + (past[0].k.shape[2] if past else 0)
         visible_BTS = visible(t, size, mask_BS, x_BTD.device)
         h, rope = self.layers.enter(x_BTD, pos_BT)
-        caches = []
+        caches, recompute = [], self.recompute and torch.is_grad_enabled()
         for i, layer in enumerate(self.layers.blocks):
             wanted = keep if i == len(self.layers.blocks) - 1 else t
-            q, k, v = layer.project(h, rope, wanted)
-            caches.append(past[i].append(k, v) if past else LayerCache(k, v))
-            a = attend(q, caches[i].k, caches[i].v, visible_BTS, layer.dropout())
-            h = layer.finish(h[:, t - wanted :], a)
+            args = (layer, h, rope, wanted, past[i] if past else None, visible_BTS)
+            h, cache = checkpoint(_layer, *args, use_reentrant=False) if recompute else _layer(*args)
+            caches.append(cache)
         return self.layers.norm(h), caches
 
     def _forward(self, x_BTD, pos_BT, past, mask_BS):
         """The same through the family's own `forward`: any causal LM, the last layer computed in full."""
         from transformers import DynamicCache
 
+        if torch.is_grad_enabled() and (self.recompute or getattr(self.lm, "is_gradient_checkpointing", False)):
+            raise ValueError(
+                f"gradient checkpointing of {type(self.lm).__name__} loses the gradient of what is cached: turn it off"
+            )
         cache = DynamicCache()
         for i, layer in enumerate(past or []):
             cache.update(layer.k, layer.v, i)
@@ -192,13 +198,23 @@ class Backbone(nn.Module):
         visible_BTS = visible(h_BTD.shape[1], h_BTD.shape[1], mask_BT, h_BTD.device)
         for i in blocks:
             layer, normed_BTD = self.layers.blocks[i], None
-            if constant_BTD is not None and i == blocks[0]:
+            if constant_BTD is not None and i == blocks[0] and torch.is_autocast_enabled(h_BTD.device.type):
+                h_BTD = h_BTD + constant_BTD
+            elif constant_BTD is not None and i == blocks[0]:
                 weight, bias, eps = layer.first_norm()
                 flat = inject(h_BTD.flatten(0, 1), constant_BTD.flatten(0, 1), weight, bias, eps)
                 h_BTD, normed_BTD = (x.view_as(h_BTD) for x in flat)
             q, k, v = layer.project(h_BTD, rope, h_BTD.shape[1], normed_BTD)
             h_BTD = layer.finish(h_BTD, attend(q, k, v, visible_BTS, layer.dropout()))
         return h_BTD
+
+
+def _layer(layer, h_BTD: Tensor, rope, wanted: int, past: LayerCache | None, visible_BTS) -> tuple[Tensor, LayerCache]:
+    """One layer over T new positions: the last `wanted` of them, and its longer cache."""
+    q, k, v = layer.project(h_BTD, rope, wanted)
+    cache = LayerCache(k, v) if past is None else past.append(k, v)
+    a = attend(q, cache.k, cache.v, visible_BTS, layer.dropout())
+    return layer.finish(h_BTD[:, h_BTD.shape[1] - wanted :], a), cache
 
 
 def positions(ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
@@ -208,50 +224,52 @@ def positions(ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
     return (mask_BT.long().cumsum(1) - 1).clamp(min=0)
 
 
+def config_from_scratch(config, vocab: int, pad: int, eos: int | None):
+    """The Hugging Face config of a `ModelConfig` with `vocab` tokens: untied, without dropout, ReLU in GPT-2."""
+    shared = {
+        "vocab_size": vocab,
+        "initializer_range": config.n_embd**-0.5,  # 0.02 is made for widths of about 1,000
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "eos_token_id": eos,
+        "pad_token_id": pad,
+    }
+    if config.family == "gpt2":
+        from transformers import GPT2Config
+
+        return GPT2Config(
+            n_positions=config.n_positions,
+            n_embd=config.n_embd,
+            n_layer=config.n_layer,
+            n_head=config.n_head,
+            activation_function="relu",
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            **shared,
+        )
+    from transformers import LlamaConfig, Qwen3Config
+
+    return (LlamaConfig if config.family == "llama" else Qwen3Config)(
+        hidden_size=config.n_embd,
+        intermediate_size=config.n_embd * 8 // 3,
+        num_hidden_layers=config.n_layer,
+        num_attention_heads=config.n_head,
+        num_key_value_heads=config.n_head,
+        head_dim=config.n_embd // config.n_head,
+        max_position_embeddings=config.n_positions,
+        **shared,
+    )
+
+
 def from_scratch(config, vocab: int, pad: int, eos: int | None) -> Backbone:
     """A randomly initialised backbone of `config` (a `ModelConfig`) with `vocab` tokens, seeded by torch's generator.
 
-    Untied, without dropout, ReLU in GPT-2: what small models on fresh data train fastest with on a CPU.
+    Its settings are what small models on fresh data train fastest with on a CPU.
     """
-    ids = {"bos_token_id": None, "eos_token_id": eos, "pad_token_id": pad}
-    std = config.n_embd**-0.5  # 0.02 is made for widths of about 1,000
-    if config.family == "gpt2":
-        from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import AutoModelForCausalLM
 
-        cls, hf = (
-            GPT2LMHeadModel,
-            GPT2Config(
-                vocab_size=vocab,
-                n_positions=config.n_positions,
-                n_embd=config.n_embd,
-                n_layer=config.n_layer,
-                n_head=config.n_head,
-                activation_function="relu",
-                resid_pdrop=0.0,
-                embd_pdrop=0.0,
-                attn_pdrop=0.0,
-                initializer_range=std,
-                **ids,
-            ),
-        )
-    else:
-        from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
-
-        make, cls = (LlamaConfig, LlamaForCausalLM) if config.family == "llama" else (Qwen3Config, Qwen3ForCausalLM)
-        hf = make(
-            vocab_size=vocab,
-            hidden_size=config.n_embd,
-            intermediate_size=config.n_embd * 8 // 3,
-            num_hidden_layers=config.n_layer,
-            num_attention_heads=config.n_head,
-            num_key_value_heads=config.n_head,
-            head_dim=config.n_embd // config.n_head,
-            max_position_embeddings=config.n_positions,
-            initializer_range=std,
-            **ids,
-        )
-    hf.tie_word_embeddings = False
-    lm = cls(hf)
+    lm = AutoModelForCausalLM.from_config(config_from_scratch(config, vocab, pad, eos))
     for module in lm.modules():
         if isinstance(module, nn.Embedding):  # at the scale of the normed states that thoughts feed back among them:
             nn.init.normal_(module.weight)  # with 0.1 instead of 1 cups takes more than twice the updates
@@ -259,7 +277,10 @@ def from_scratch(config, vocab: int, pad: int, eos: int | None) -> Backbone:
 
 
 def from_pretrained(name: str) -> tuple[Backbone, object]:
-    """A pretrained causal LM in fp32 and its tokenizer, by hub name or directory."""
+    """A pretrained causal LM in fp32 and its tokenizer, by hub name or directory.
+
+    Raises ValueError for what is neither, for missing weights, and for a tokenizer of more ids than the model has.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
@@ -270,4 +291,7 @@ def from_pretrained(name: str) -> tuple[Backbone, object]:
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ValueError(f"{name!r} lacks weights of a {type(lm).__name__}: {', '.join(missing[:3])} ...")
+    rows = lm.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ValueError(f"the tokenizer of {name!r} has {len(tokenizer)} ids, the model {rows}: not of one make")
     return Backbone(lm), tokenizer

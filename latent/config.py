@@ -22,10 +22,24 @@ class ModelConfig:
     """Largest number of positions: prompt, thoughts and text together."""
     vocab_size: int = 2048
     """Size of a BPE vocabulary trained on the data (symbol tasks bring their own)."""
+    chat_template: bool = False
+    """Put questions into a pretrained tokenizer's chat template, as the user's turn."""
+    lora_rank: int = 0
+    """Rank of adapters on every linear layer, trained instead of a pretrained backbone's weights; 0 = none."""
+    lora_alpha: float = 32.0
+    """Scale of the adapters: they count alpha / rank times."""
+    bf16: bool = False
+    """Compute supervised updates in bfloat16 (autocast); weights, optimizer and evaluation stay in fp32."""
+    recompute: bool = False
+    """Gradient checkpointing: keep only each layer's input until backward, and compute it twice."""
 
     def __post_init__(self):
         for name in ("n_layer", "n_embd", "n_head", "n_positions", "vocab_size"):
             _at_least(self, name, 1)
+        _at_least(self, "lora_rank", 0)
+        for name in ("lora_rank", "chat_template"):
+            if getattr(self, name) and self.pretrained is None:
+                raise ValueError(f"model.{name} needs a pretrained backbone (--model.pretrained)")
         if self.n_embd % (2 * self.n_head):
             raise ValueError(
                 f"model.n_embd must be an even multiple of model.n_head, got {self.n_embd} and {self.n_head}"
@@ -84,6 +98,8 @@ class Coconut(_Sequence):
     """Go to the next stage when the moving average of teacher-forced exact match exceeds this ..."""
     stage_steps: int = 0
     """... or after this many updates in a stage (0 = never by count)."""
+    first_stage: int = 0
+    """Stage to begin with: 1 for weights that have been trained on whole chains."""
     earlier: float = 0.2
     """Share of batches drawn from earlier stages."""
 
@@ -91,6 +107,8 @@ class Coconut(_Sequence):
         super().__post_init__()
         _at_least(self, "latents_per_step", 1)
         _at_least(self, "stage_steps", 0)
+        if not 0 <= self.first_stage <= self.n_latent // self.latents_per_step + 1:
+            raise ValueError(f"method.first_stage must be one of the stages, got {self.first_stage}")
         if self.n_latent % self.latents_per_step:
             raise ValueError(
                 f"method.n_latent must be a multiple of method.latents_per_step, "

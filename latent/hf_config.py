@@ -14,7 +14,8 @@ class LatentConfig(PreTrainedConfig):
     `backbone`: config of the causal LM, `method`: that of the method, class names included. `latent_id` stands for
     one latent step in `input_ids`, `think_id` closes a prompt; None in a model that has neither. `num_latents`:
     latent steps unless a call says otherwise, None = as trained. `answer_tokens`, `chain_tokens`, `chain_steps` bound
-    what is written, `fixed_answer` is the length of an answer that no end token closes.
+    what is written, `fixed_answer` is the length of an answer that no end token closes. `chat`: it was trained on
+    questions in the tokenizer's chat template.
     """
 
     model_type = "latent"
@@ -27,6 +28,7 @@ class LatentConfig(PreTrainedConfig):
         think_id: int | None = None,
         num_latents: int | None = None,
         fixed_answer: int | None = None,
+        chat: bool = False,
         answer_tokens: int = 0,
         chain_tokens: int = 0,
         chain_steps: int = 1,
@@ -35,7 +37,7 @@ class LatentConfig(PreTrainedConfig):
     ):
         self.backbone, self.method = backbone or {}, method or {}
         self.latent_id, self.think_id, self.num_latents = latent_id, think_id, num_latents
-        self.fixed_answer, self.answer_tokens = fixed_answer, answer_tokens
+        self.fixed_answer, self.chat, self.answer_tokens = fixed_answer, chat, answer_tokens
         self.chain_tokens, self.chain_steps, self.format = chain_tokens, chain_steps, format
         kwargs.setdefault("architectures", ["LatentForCausalLM"])
         kwargs.setdefault(

@@ -32,6 +32,7 @@ def face(reasoner: Reasoner):
         latent_id=codec.name_latent(),
         think_id=codec.think,
         fixed_answer=codec.fixed_answer,
+        chat=codec.chat,
         answer_tokens=reasoner.answer_tokens,
         chain_tokens=reasoner.chain_tokens,
         chain_steps=reasoner.chain_steps,
@@ -99,7 +100,7 @@ def load(folder: str | Path, device: str = "cpu") -> Reasoner:
         except SafetensorError as e:
             raise ValueError(f"the weights in {folder} cannot be read: {e}") from None
     c = model.config
-    codec = Codec(load_tokenizer(folder, c), c.fixed_answer)
+    codec = Codec(load_tokenizer(folder, c), c.fixed_answer, c.chat)
     return Reasoner(model.method.to(device).eval(), codec, c.answer_tokens, c.chain_tokens, c.chain_steps)
 
 

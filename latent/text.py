@@ -19,11 +19,14 @@ class Codec:
 
     A prompt is the question and the token that says *now think*; the text after the thoughts is the chain's steps, if
     the method writes them, and the answer, closed by the end token unless the answer has a fixed number of tokens
-    (`fixed_answer`), which then ends it.
+    (`fixed_answer`), which then ends it. `chat`: questions go into the tokenizer's chat template, as the user's turn;
+    ValueError where it has none.
     """
 
-    def __init__(self, tokenizer, fixed_answer: int | None = None):
-        self.tokenizer, self.fixed_answer = tokenizer, fixed_answer
+    def __init__(self, tokenizer, fixed_answer: int | None = None, chat: bool = False):
+        self.tokenizer, self.fixed_answer, self.chat = tokenizer, fixed_answer, chat
+        if chat and not tokenizer.chat_template:
+            raise ValueError("model.chat_template: this tokenizer has no chat template")
         wanted = [THINK]
         if tokenizer.pad_token_id is None:
             wanted.append(PAD)
@@ -60,6 +63,9 @@ class Codec:
 
     def question(self, text: str) -> tuple[int, ...]:
         """A question's ids, the think token last."""
+        if self.chat:
+            turn = [{"role": "user", "content": text}]
+            text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
         return (*self._encode(text), self.think)
 
     def step(self, text: str) -> tuple[int, ...]:

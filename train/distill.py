@@ -1,5 +1,7 @@
 """Supervised training: a method's own loss on problems with the teacher's chains."""
 
+import torch
+
 from eval.environments.base import Environment
 from latent.text import Batch
 from train.loop import Trainer
@@ -10,7 +12,9 @@ def fit(trainer: Trainer, env: Environment) -> None:
     codec, device = trainer.reasoner.codec, trainer.accelerator.device
 
     def update(step: int) -> dict:
-        loss, metrics = trainer.method.loss(Batch.of(trainer.problems(env, step), codec, device))
+        batch = Batch.of(trainer.problems(env, step), codec, device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=trainer.record.run.model.bf16):
+            loss, metrics = trainer.method.loss(batch)
         return {"loss": loss.detach(), **metrics, "grad_norm": trainer.descend(loss)}
 
     trainer.fit(update)

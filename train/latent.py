@@ -18,10 +18,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from eval.cli import guarded, program
+from eval.cli import do_not_wait_for_the_hub, guarded, program
 from eval.cli import parse as parse_flags
 from train.config import Experiment, Run
-from train.presets import PRESETS
+from train.presets import PAPERS, PRESETS
 from train.process import settle
 
 
@@ -39,6 +39,8 @@ class Options:
     """What runs the fused steps: auto is Triton on a GPU, torch elsewhere. As LATENT_KERNELS in the environment."""
     latency: bool = True
     """Measure the latency of an answer when all arms are done."""
+    estimate: bool = False
+    """Only say what it would cost: FLOPs, memory, time here and on a GPU, and what the paper reports."""
     track: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
     """Also log to this tracker, which must be installed; under OUT/trackers or its own login."""
     push_to_hub: str | None = None
@@ -70,7 +72,7 @@ def parse(args: list[str]) -> tuple[str, Run | Experiment, Options]:
 
     @dataclass(frozen=True)
     class Command:
-        config: Annotated[type(preset), tyro.conf.arg(name="")]
+        config: Annotated[type(preset), tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
         options: Annotated[Options, tyro.conf.arg(name="")] = Options()
 
     called = program("train.latent", "latent-train")
@@ -80,7 +82,7 @@ def parse(args: list[str]) -> tuple[str, Run | Experiment, Options]:
         prog=called if called == "latent-train" else f"{called} {name}",
         description=f"{PRESETS[name].__doc__} Presets: {', '.join(PRESETS)}.",
         default=Command(config=preset),
-        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+        config=(tyro.conf.AvoidSubcommands,),
     )
     if command.options.jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {command.options.jobs}")
@@ -92,6 +94,14 @@ def run(name: str, asked: Run | Experiment, options: Options, command: str) -> i
     runs = asked.runs() if isinstance(asked, Experiment) else {name: asked}
     if options.kernels != "auto":
         os.environ["LATENT_KERNELS"] = options.kernels  # for the arms' processes too
+    if any("hub:" in str(each.env) or (each.model.pretrained and not Path(each.model.pretrained).is_dir())
+           for each in runs.values()):  # fmt: skip
+        do_not_wait_for_the_hub()
+    if options.estimate:
+        from train import estimate
+
+        print(*estimate.report(runs), *papers(name), sep="\n")
+        return 0
     check(runs, options)
     started = time.monotonic()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -103,7 +113,7 @@ def run(name: str, asked: Run | Experiment, options: Options, command: str) -> i
         in_processes(runs, options, command)
     from train import report
 
-    report.publish(name, runs, options.out, options.latency, time.monotonic() - started)
+    report.publish(name, runs, options.out, options.latency, time.monotonic() - started, papers(name))
     if options.push_to_hub:
         from train import card
         from train.record import Record
@@ -112,6 +122,14 @@ def run(name: str, asked: Run | Experiment, options: Options, command: str) -> i
             full = options.push_to_hub if len(runs) == 1 else f"{options.push_to_hub}-{arm}"
             print(card.publish(Record(options.out, each), full))
     return 0
+
+
+def papers(name: str) -> list[str]:
+    """What a preset's paper reports of its arms."""
+    if name not in PAPERS:
+        return []
+    source, said = PAPERS[name]
+    return [f"Published ({source}): " + ", ".join(f"{arm} {value:.3f}" for arm, value in said.items())]
 
 
 def check(runs: dict[str, Run], options: Options) -> None:

@@ -99,6 +99,76 @@ def gsm8k() -> Run:
     )
 
 
+def _published(env, model: ModelConfig, latent, batch: int, lr: float, chain: int, after: int) -> Experiment:
+    """A paper's setting: CoT first, latents from its weights, no-CoT beside them."""
+    how = {"batch": batch, "lr": lr, "beta2": 0.999, "warmup": 0, "decay": 0.0, "log_every": 100, "save_every": 1000}
+    return Experiment(
+        env=env,
+        model=model,
+        arms={
+            "cot": Arm(CoT(), SFT(steps=chain, **how)),
+            "latent": Arm(latent, SFT(steps=after, **how), init="cot"),
+            "no-cot": Arm(NoCoT(), SFT(steps=chain, **how)),
+        },
+        judge=Judge(items=2000, batch=64),
+    )
+
+
+AUG = GSM8K(train="hub:whynlp/gsm8k-aug:train", test="hub:whynlp/gsm8k-aug:test")
+_EPOCH = 385_620 // 128  # updates an epoch of GSM8K-Aug at batch 128
+
+
+def coconut_gpt2_gsm8k() -> Experiment:
+    """Coconut's own setting on GSM8K-Aug: 6 epochs of CoT, then 3 an epoch a stage, 25 in all. For a GPU."""
+    coconut = Coconut(
+        n_latent=6, latents_per_step=2, first_stage=1, advance_at=1.0, stage_steps=3 * _EPOCH, earlier=0.0
+    )
+    model = ModelConfig(pretrained="openai-community/gpt2", bf16=True)
+    return _published(AUG, model, coconut, 128, 1e-4, 6 * _EPOCH, 25 * _EPOCH)
+
+
+def coconut_gpt2_prosqa() -> Experiment:
+    """Coconut's own setting on ProsQA: 5 epochs a stage, 50 in all, on the official files. For a GPU."""
+    epoch = 17_886 // 128
+    env = ProsQA(train="prosqa_train.json", test="prosqa_test.json")
+    coconut = Coconut(n_latent=6, first_stage=1, advance_at=1.0, stage_steps=5 * epoch, earlier=0.0)
+    model = ModelConfig(pretrained="openai-community/gpt2", bf16=True)
+    return _published(env, model, coconut, 128, 1e-4, 5 * epoch, 45 * epoch)
+
+
+def sim_gpt2_gsm8k() -> Experiment:
+    """SIM-CoT's setting on GSM8K-Aug with GPT-2: 6 latents with a step decoder. For a GPU."""
+    sim = Sim(n_latent=6, step_tokens=48)
+    model = ModelConfig(pretrained="openai-community/gpt2", bf16=True)
+    return _published(AUG, model, sim, 128, 1e-4, 6 * _EPOCH, 25 * _EPOCH)
+
+
+def sim_llama1b_gsm8k() -> Experiment:
+    """SIM-CoT's setting on GSM8K-Aug with Llama 3.2 1B and adapters. For a GPU."""
+    sim = Sim(n_latent=6, step_tokens=48)
+    model = ModelConfig(pretrained="meta-llama/Llama-3.2-1B", bf16=True, recompute=True, lora_rank=128, lora_alpha=32.0)
+    return _published(AUG, model, sim, 128, 8e-4, 3 * _EPOCH, 10 * _EPOCH)
+
+
+def huginn() -> Run:
+    """Huginn's shape from scratch (prelude 2, core 4, coda 2, up to 32 recurrences): 5 cups, 16 swaps. For a GPU."""
+    return Run(
+        env=Cups(cups=5, swaps=16),
+        model=ModelConfig(family="llama", n_layer=8, n_embd=256, n_head=4, n_positions=64),
+        method=Recurrent(prelude=2, core=4, coda=2, n_recurrence=16, r_min=8, r_max=32, answer_tokens=5),
+        train=SFT(steps=20_000, batch=256, lr=1e-3, warmup=500),
+        judge=Judge(sweep=(1, 2, 4, 8, 12, 16, 24, 32)),
+    )
+
+
+# accuracy of each arm as its paper reports it, and where
+PAPERS: dict[str, tuple[str, dict[str, float]]] = {
+    "coconut-gpt2-gsm8k": ("Coconut, arXiv:2412.06769, table 1", {"latent": 0.341, "cot": 0.429, "no-cot": 0.165}),
+    "coconut-gpt2-prosqa": ("Coconut, arXiv:2412.06769, table 1", {"latent": 0.970, "cot": 0.775, "no-cot": 0.767}),
+    "sim-gpt2-gsm8k": ("SIM-CoT on Coconut, arXiv:2509.20317", {"latent": 0.448, "cot": 0.427, "no-cot": 0.191}),
+    "sim-llama1b-gsm8k": ("SIM-CoT on Coconut, arXiv:2509.20317", {"latent": 0.422, "cot": 0.584, "no-cot": 0.288}),
+}
+
 PRESETS: dict[str, Callable[[], Run | Experiment]] = {
     "cups": cups,
     "cups-rlvr": cups_rlvr,
@@ -110,4 +180,9 @@ PRESETS: dict[str, Callable[[], Run | Experiment]] = {
     "cot": cot,
     "coconut": coconut,
     "sim": sim,
+    "coconut-gpt2-gsm8k": coconut_gpt2_gsm8k,
+    "coconut-gpt2-prosqa": coconut_gpt2_prosqa,
+    "sim-gpt2-gsm8k": sim_gpt2_gsm8k,
+    "sim-llama1b-gsm8k": sim_llama1b_gsm8k,
+    "huginn": huginn,
 }

@@ -66,14 +66,14 @@ class Row:
     latency: dict[int, float] = field(default_factory=dict)
 
 
-def publish(name: str, runs: dict[str, Run], out: Path, with_latency: bool, seconds: float) -> None:
-    """Print table and notes, and leave them with the figure in OUT/NAME-ID/."""
+def publish(name: str, runs: dict[str, Run], out: Path, with_latency: bool, seconds: float, papers: list[str]) -> None:
+    """Print table and notes, and leave them with the figure in OUT/NAME-ID/. `papers`: what others report."""
     rows = [Row(arm, run, Record(out, run).result) for arm, run in runs.items()]
     if with_latency:
         measure(rows, out)
     folder = out / f"{name}-{blake2b(' '.join(r.run.id for r in rows).encode(), digest_size=4).hexdigest()}"
     folder.mkdir(parents=True, exist_ok=True)
-    table, remarks = lines(rows), notes(rows, seconds)
+    table, remarks = lines(rows), [*notes(rows, seconds), *papers]
     saved = [{"arm": r.arm, "run": r.run.id, "latency": r.latency} for r in rows]
     (folder / "table.json").write_text(json.dumps({"rows": saved, "cpu": cpu(), "seconds": seconds}, indent=2) + "\n")
     (folder / "table.md").write_text(markdown(table) + "\n" + "".join(f"* {r}\n" for r in remarks))

@@ -11,7 +11,7 @@ from eval import environments
 from eval.cost import forward_flops, sequential_steps
 from eval.environments.base import Environment, Finite, Problem
 from eval.judge import Item, by_level, judge, summary
-from latent import backbone, hub, methods
+from latent import backbone, hub, lora, methods
 from latent.generate import Reasoner
 from latent.text import Batch, Codec
 from train import card, checkpoint, curves, distill, rlvr
@@ -59,6 +59,7 @@ def execute(
     (rlvr if isinstance(run.train, RLVR) else distill).fit(trainer, env)
     result = {}
     if accelerator.is_main_process:
+        lora.merge(reasoner.method.backbone.lm)
         hub.save(reasoner, record.home / "model")
         result = final(run, env, problems, reasoner, record, say) | {
             "core_seconds": trainer.core_seconds,
@@ -91,17 +92,28 @@ def begin(run: Run, env: Environment, root: Path) -> Reasoner:
         place = root / run.init if (root / run.init).is_dir() else Path(run.init)
         started = hub.load(place)
         same_model(run, place)
+        prepare(run, started.method.backbone)
         method = methods.build(run.method, started.method.backbone)
         inherit(method, started.method, run.init)
         return Reasoner(method, started.codec, env.answer_tokens, env.chain_tokens, env.chain_steps)
     if run.model.pretrained is not None:
         body, tokenizer = backbone.from_pretrained(run.model.pretrained)
-        codec = Codec(tokenizer)
+        codec = Codec(tokenizer, chat=run.model.chat_template)
         body.make_room(codec.size)
     else:
         codec = env.codec(run.model)
         body = backbone.from_scratch(run.model, codec.size, codec.pad, codec.end)
+    prepare(run, body)
     return Reasoner(methods.build(run.method, body), codec, env.answer_tokens, env.chain_tokens, env.chain_steps)
+
+
+def prepare(run: Run, body: backbone.Backbone) -> None:
+    """What the config says of training the backbone: adapters, gradient checkpointing, precision."""
+    if run.model.bf16 and isinstance(run.train, RLVR):
+        raise ValueError("model.bf16 is for supervised training: in RL sampler and trainer must agree")
+    if run.model.lora_rank:
+        lora.add(body.lm, run.model.lora_rank, run.model.lora_alpha)
+    body.recompute = run.model.recompute
 
 
 def same_model(run: Run, place: Path) -> None:

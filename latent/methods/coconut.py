@@ -24,7 +24,7 @@ class Coconut(AlongSequence):
     def __init__(self, config, backbone):
         super().__init__(config, backbone)
         self.last = config.n_latent // config.latents_per_step + 1
-        self.register_buffer("stage", torch.tensor(0 if config.n_latent else self.last))
+        self.register_buffer("stage", torch.tensor(config.first_stage if config.n_latent else self.last))
         self.register_buffer("in_stage", torch.zeros((), dtype=torch.long))
         self.register_buffer("exact", torch.zeros(2))  # the sum and the weight of a moving average
 
@@ -57,7 +57,7 @@ class Coconut(AlongSequence):
     def _advance(self, exact) -> None:
         self.in_stage += 1
         if exact is not None:
-            self.exact.lerp_(torch.stack([exact, torch.ones_like(exact)]), 1 - _MEMORY)
+            self.exact.lerp_(torch.stack([exact, torch.ones_like(exact)]).to(self.exact), 1 - _MEMORY)
         good = self.exact[0] > self.config.advance_at * self.exact[1] and self.in_stage >= _FEWEST
         if self.stage < self.last and (good or self.in_stage == self.config.stage_steps):
             self.stage += 1

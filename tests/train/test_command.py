@@ -84,7 +84,7 @@ def test_two_processes_train_what_one_does(tmp_path):
     """The same problems an update, split over two processes: the same weights up to rounding."""
     from latent import load
 
-    args = ["no-cot", *TINY, "--train.steps", 4, "--train.batch", 8, "--device", "cpu", "--latency", "False"]
+    args = ["no-cot", *TINY, "--train.steps", 4, "--train.batch", 8, "--device", "cpu", "--no-latency"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "train.latent"]
     two = [*torchrun, *map(str, args), "--out", str(tmp_path / "two")]
     done = subprocess.run(two, cwd=ROOT, capture_output=True, text=True, check=False)

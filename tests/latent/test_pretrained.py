@@ -1,0 +1,181 @@
+"""What big pretrained backbones need: adapters, gradient checkpointing, bfloat16, chat templates, odd tokenizers."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+
+from eval.environments import GSM8K, build
+from latent import backbone, load, lora, methods
+from latent.backbone import Backbone
+from latent.config import Coconut, CoT, ModelConfig, Recurrent, Sim
+from latent.text import Codec
+from tests.helpers import cups_batch, small_reasoner
+from train import run as runs
+from train.config import RLVR, SFT, Judge, Run
+
+SMALL = {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 64}
+
+
+def grads(method, batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    loss, _ = method.loss(batch)
+    method.zero_grad()
+    loss.backward()
+    return loss.detach(), {n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
+@pytest.mark.parametrize(
+    "method", [CoT(), Sim(n_latent=4, stride=4, step_tokens=16), Coconut(n_latent=4, first_stage=3)]
+)
+def test_gradient_checkpointing_changes_no_gradient(method, family):
+    reasoner = small_reasoner(method, ModelConfig(family=family, **SMALL), dtype=torch.float64)
+    batch = cups_batch(reasoner.codec)
+    loss, plain = grads(reasoner.method, batch)
+    reasoner.method.backbone.recompute = True
+    again, recomputed = grads(reasoner.method, batch)
+    assert loss == again and plain.keys() == recomputed.keys()
+    for name in plain:
+        torch.testing.assert_close(recomputed[name], plain[name], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("how", ["ours", "theirs"])
+def test_gradient_checkpointing_of_a_family_we_do_not_know_is_an_error(how):
+    config = GPTNeoXConfig(vocab_size=13, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+                           intermediate_size=64, max_position_embeddings=64)  # fmt: skip
+    reasoner = small_reasoner(CoT())
+    body = Backbone(GPTNeoXForCausalLM(config).train())
+    if how == "ours":
+        body.recompute = True
+    else:
+        body.lm.gradient_checkpointing_enable()
+    method = methods.build(Sim(n_latent=2, stride=4), body)
+    with pytest.raises(ValueError, match="gradient checkpointing of GPTNeoXForCausalLM loses the gradient"):
+        method.loss(cups_batch(reasoner.codec))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
+def test_adapters_start_as_nothing_train_alone_and_merge_exactly(family):
+    reasoner = small_reasoner(
+        Sim(n_latent=3, stride=4, step_tokens=16), ModelConfig(family=family, **SMALL), dtype=torch.float64
+    )
+    method, lm = reasoner.method, reasoner.method.backbone.lm
+    batch = cups_batch(reasoner.codec)
+    ids = torch.randint(13, (2, 9))
+    names, before, (loss, _) = set(method.state_dict()), lm(ids).logits, grads(method, batch)
+    lora.add(lm, rank=4, alpha=8.0)
+    assert torch.equal(lm(ids).logits, before)
+    adapted, found = grads(method, batch)
+    rounding = (
+        1e-12 if family == "gpt2" else 1e-7
+    )  # llama's own norm rounds to fp32, the chain without adapters does not
+    torch.testing.assert_close(adapted, loss, rtol=0, atol=rounding)
+    inside = {n for n in found if n.startswith("backbone.")}
+    assert inside and all("lora_" in n for n in inside) and {n for n in found if n.startswith("decoder.")}
+    layers = 2 * {"gpt2": 4, "llama": 7, "qwen3": 7}[family]
+    assert len(inside) == 2 * layers
+    with torch.no_grad():
+        for name, p in lm.named_parameters():
+            if "lora_B" in name:
+                p.normal_()
+    want, (trained, _) = lm(ids).logits, grads(method, batch)
+    assert not torch.allclose(want, before)
+    lora.merge(lm)
+    assert set(method.state_dict()) == names
+    torch.testing.assert_close(lm(ids).logits, want, rtol=0, atol=1e-9)
+    torch.testing.assert_close(grads(method, batch)[0], trained, rtol=0, atol=max(rounding, 1e-9))
+
+
+@pytest.mark.parametrize("method", [CoT(), Sim(n_latent=4, stride=4, step_tokens=16), Recurrent()])
+def test_bfloat16_stays_near_fp32_and_leaves_the_weights_in_fp32(method):
+    reasoner = small_reasoner(method)
+    batch = cups_batch(reasoner.codec, 16)
+    loss, exact = grads(reasoner.method, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.manual_seed(0)
+        half, _ = reasoner.method.loss(batch)
+    reasoner.method.zero_grad()
+    half.backward()
+    assert half.dtype == torch.float32 and abs(float(half.detach() / loss) - 1) < 0.01
+    flat = lambda gs: torch.cat([g.flatten() for g in gs])  # noqa: E731
+    got = flat([p.grad for n, p in reasoner.method.named_parameters() if n in exact])
+    assert got.dtype == torch.float32
+    assert torch.cosine_similarity(got, flat(exact.values()), dim=0) > 0.99
+
+
+TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}{% if add_generation_prompt %}[bot]{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A tiny causal LM with a byte-level tokenizer that has a chat template and no pad token, and a data file."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    rows = [
+        {"question": f"What is {i} and {i}?", "steps": [f"<<{i}+{i}={2 * i}>>"], "answer": str(2 * i)}
+        for i in range(40)
+    ]
+    (folder / "data.json").write_text(json.dumps(rows))
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=280, special_tokens=["</s>"], initial_alphabet=alphabet)
+    trainer.show_progress = False
+    raw.train_from_iterator([r["question"] for r in rows], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>")
+    tokenizer.chat_template = TEMPLATE
+    torch.manual_seed(0)
+    body = backbone.from_scratch(ModelConfig(**{**SMALL, "n_positions": 256}), len(tokenizer), 0, 0)
+    body.lm.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    return folder
+
+
+def settings(pretrained, **model) -> Run:
+    data = str(pretrained / "data.json")
+    return Run(
+        env=GSM8K(train=data, max_answer=6),
+        model=ModelConfig(pretrained=str(pretrained / "model"), **model),
+        method=Coconut(n_latent=2, first_stage=1),
+        train=SFT(steps=3, batch=4, warmup=1, log_every=1, lr=1e-2),
+        judge=Judge(items=4, batch=4),
+    )
+
+
+def test_a_pretrained_backbone_with_all_of_it(pretrained, tmp_path):
+    run = settings(pretrained, lora_rank=2, bf16=True, recompute=True, chat_template=True)
+    result = runs.execute(run, tmp_path, device="cpu")
+    assert result["main"]["n"] == 4
+    reasoner = load(tmp_path / run.id)
+    text = reasoner.codec.tokenizer.decode(reasoner.codec.question("Hello?"))
+    assert text == "[user] Hello?[bot]<think>" and reasoner.codec.chat
+    assert reasoner.codec.pad != reasoner.codec.end and reasoner.method.stage == 1
+    start, _ = backbone.from_pretrained(str(pretrained / "model"))
+    before, after = start.lm.state_dict(), reasoner.method.backbone.lm.state_dict()
+    changed = {n for n in before if not torch.equal(before[n], after[n][: len(before[n])])}
+    assert changed and all(n.endswith("weight") and (".attn." in n or ".mlp." in n) for n in changed)
+
+
+def test_what_does_not_go_together(pretrained, tmp_path):
+    with pytest.raises(ValueError, match=r"model\.lora_rank needs a pretrained backbone"):
+        ModelConfig(lora_rank=4)
+    with pytest.raises(ValueError, match="first_stage must be one of the stages, got 9"):
+        Coconut(n_latent=2, first_stage=9)
+    rl = dataclasses.replace(settings(pretrained, bf16=True), train=RLVR(steps=1, batch=2, group=2))
+    with pytest.raises(ValueError, match=r"model\.bf16 is for supervised training"):
+        runs.execute(rl, tmp_path, device="cpu")
+    _, tokenizer = backbone.from_pretrained(str(pretrained / "model"))
+    tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="this tokenizer has no chat template"):
+        Codec(tokenizer, chat=True)
+    small = backbone.from_scratch(ModelConfig(**SMALL), 50, 0, 0)
+    small.lm.save_pretrained(tmp_path / "foreign")
+    tokenizer.save_pretrained(tmp_path / "foreign")
+    with pytest.raises(ValueError, match=r"the tokenizer of .* ids, the model 50: not of one make"):
+        backbone.from_pretrained(str(tmp_path / "foreign"))
+    assert build(GSM8K(train=str(pretrained / "data.json"))).splits["train"]

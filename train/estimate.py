@@ -1,0 +1,179 @@
+"""What a preset would cost, without running it: FLOPs, memory and time. Everything here is an estimate.
+
+FLOPs are those of `eval.cost`, times three for a training step; time is FLOPs over the rate of a large product,
+measured on this machine or assumed for a GPU, so small models and long chains of latents take longer than it says.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+from eval import environments
+from eval.cost import forward_flops
+from latent import methods
+from latent.backbone import Backbone
+from latent.generate import Reasoner
+from latent.text import Codec
+from train.config import RLVR, Run
+
+# widths of models whose config may not be at hand: layers, D, MLP, heads, K/V heads, vocabulary, positions
+SHAPES = {
+    "openai-community/gpt2": ("gpt2", 12, 768, 3072, 12, 12, 50257, 1024),
+    "gpt2": ("gpt2", 12, 768, 3072, 12, 12, 50257, 1024),
+    "meta-llama/Llama-3.2-1B": ("llama", 16, 2048, 8192, 32, 8, 128256, 131072),
+    "HuggingFaceTB/SmolLM2-135M": ("llama", 30, 576, 1536, 9, 3, 49152, 8192),
+    "Qwen/Qwen3-0.6B": ("qwen3", 28, 1024, 3072, 16, 8, 151936, 40960),
+}
+# tokens of prompt, chain and answer where the data is not at hand: means over 500 problems of GSM8K (SmolLM2's
+# tokenizer), over 300 of ProsQA (a token a word)
+LENGTHS = {"GSM8K": (62, 36, 6), "ProsQA": (190, 28, 7)}
+H100 = 0.4 * 990e12, 0.4 * 67e12  # FLOP/s assumed of one H100, bf16 and fp32: two fifths of the data sheet
+
+
+def report(runs: dict[str, Run]) -> list[str]:
+    """The lines to print: one an arm, and what they rest on."""
+    rate = matmul_rate()
+    rows = [["arm", "parameters", "updates", "FLOP", "memory", "here, one core", "one H100"]]
+    sources = set()
+    for arm, run in runs.items():
+        reasoner, total, trained = on_meta(run)
+        prompt, chain, answer, source = lengths(run)
+        sources.add(source)
+        flops = run.train.steps * run.train.batch * problem_flops(run, reasoner, prompt, chain, answer)
+        memory = 12 * trained + 4 * total + activations(run, reasoner, prompt, chain, answer)
+        seconds = flops / rate, flops / H100[0 if run.model.bf16 else 1]
+        rows.append(
+            [arm, f"{total / 1e6:.4g} M", str(run.train.steps), f"{flops:.2g}", f"{memory / 2**30:.1f} GiB"]
+            + [duration(s) for s in seconds]
+        )
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(cell.rjust(w) for cell, w in zip(row, widths)) for row in rows]
+    notes = [
+        f"Estimates. Tokens a problem: {'; '.join(sorted(sources))}. Time is at least FLOPs / rate: "
+        f"{rate / 1e9:.0f} GFLOP/s measured on one core here, {H100[0] / 1e12:.0f} (bf16) or {H100[1] / 1e12:.0f} "
+        "(fp32) TFLOP/s assumed of an H100. Evaluation is not included."
+    ]
+    return [*lines, *notes]
+
+
+def on_meta(run: Run) -> tuple[Reasoner, int, int]:
+    """The run's model without memory, its parameters, and how many of them are trained."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        lm = AutoModelForCausalLM.from_config(config_of(run))
+    body = Backbone(lm)
+    method = methods.build(run.method, body)
+    total = sum(p.numel() for p in method.parameters())
+    rank = run.model.lora_rank
+    inner = sum(p.numel() for p in lm.parameters())
+    adapters = rank * sum(sum(p.shape) for p in body.decoder[0].parameters() if p.ndim == 2)
+    return Reasoner(method, None, 0, 0, 1), total, total - inner + adapters if rank else total
+
+
+def config_of(run: Run):
+    """The backbone's config, by directory, by the table above, or of a scratch model."""
+    from transformers import AutoConfig
+
+    from latent.backbone import config_from_scratch
+
+    name = run.model.pretrained
+    if name is None:
+        codec = environments.build(run.env).codec(run.model)
+        return config_from_scratch(run.model, codec.size, codec.pad, codec.end)
+    if name in SHAPES:
+        kind, layers, d, inner, heads, kv, vocab, positions = SHAPES[name]
+        if kind == "gpt2":
+            return AutoConfig.for_model(
+                kind, n_layer=layers, n_embd=d, n_inner=inner, n_head=heads, vocab_size=vocab, n_positions=positions
+            )
+        return AutoConfig.for_model(
+            kind, num_hidden_layers=layers, hidden_size=d, intermediate_size=inner, num_attention_heads=heads,
+            num_key_value_heads=kv, head_dim=128 if kind == "qwen3" else d // heads, vocab_size=vocab,
+            max_position_embeddings=positions, tie_word_embeddings=True,
+        )  # fmt: skip
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as e:
+        raise ValueError(f"no config of {name!r} to estimate from: {str(e).splitlines()[0]}") from None
+
+
+def lengths(run: Run) -> tuple[float, float, float, str]:
+    """Mean tokens of prompt, chain and answer, and where they come from."""
+    try:
+        env = environments.build(run.env)
+    except ValueError:
+        name = type(run.env).__name__
+        if name not in LENGTHS:
+            raise
+        return *LENGTHS[name], f"{name}'s usual ones, for its data is not at hand"
+    if run.model.pretrained is None:
+        codec = env.codec(run.model)
+    elif Path(run.model.pretrained).is_dir():
+        from transformers import AutoTokenizer
+
+        codec = Codec(AutoTokenizer.from_pretrained(run.model.pretrained))
+    else:
+        codec = env.codec(run.model)
+    problems = env.train_batch(run.seed, 0, 64)
+    mean = lambda sizes: sum(sizes) / len(problems)  # noqa: E731
+    prompt = mean([len(codec.question(p.question)) for p in problems])
+    chain = mean([sum(len(codec.step(s)) for s in p.steps) for p in problems])
+    return prompt, chain, mean([len(codec.answer(p.answer)) for p in problems]), "the means of 64 problems"
+
+
+def text_of(run: Run, reasoner: Reasoner, chain: float, answer: float) -> tuple[float, float]:
+    """Latent steps, and tokens written after them, of one problem in training."""
+    method = reasoner.method
+    if method.parallel_answer is not None:
+        return (run.method.r_min + run.method.r_max) / 2, method.parallel_answer
+    return method.steps, answer + (chain if method.steps_written(1) and not method.steps else 0)
+
+
+def problem_flops(run: Run, reasoner: Reasoner, prompt: float, chain: float, answer: float) -> float:
+    """Training FLOPs of one problem; in RL of a prompt with its group, sampled once and learned from once."""
+    used, text = text_of(run, reasoner, chain, answer)
+    once = forward_flops(reasoner, prompt, used, text)
+    backward = (1 if run.model.lora_rank else 2) + run.model.recompute
+    if isinstance(run.train, RLVR):
+        thought = forward_flops(reasoner, prompt, used, 1)
+        once = thought + run.train.group * (once - thought)
+        return once * (1 + run.train.epochs * (1 + backward))
+    return once * (1 + backward)
+
+
+def activations(run: Run, reasoner: Reasoner, prompt: float, chain: float, answer: float) -> float:
+    """Bytes kept for backward: about 24 values of the width a layer and position, and the logits."""
+    used, text = text_of(run, reasoner, chain, answer)
+    body, size = reasoner.method.backbone, 2 if run.model.bf16 else 4
+    blocks = len(body.layers.blocks) if body.layers else body.lm.config.num_hidden_layers
+    rows = run.train.batch * getattr(run.train, "group", 1)
+    kept = 1 if run.model.recompute else 24
+    if reasoner.method.parallel_answer is not None:
+        return rows * (prompt + text) * used * run.method.core * kept * body.width * size + rows * text * body.vocab * 8
+    return rows * (prompt + used + text) * blocks * kept * body.width * size + rows * text * body.vocab * 8
+
+
+def matmul_rate(n: int = 1024) -> float:
+    """FLOP/s of one core on a product of n x n matrices."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    a, b = torch.randn(n, n), torch.randn(n, n)
+    a @ b
+    start = time.process_time()
+    for _ in range(5):
+        a @ b
+    seconds = time.process_time() - start
+    torch.set_num_threads(threads)
+    return 5 * 2 * n**3 / seconds
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    for size, name in ((86400 * 365, "years"), (86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {name}"
+    return f"{seconds:.0f} s"

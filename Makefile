@@ -2,13 +2,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test lint speed clean
+.PHONY: train test eval lint speed clean
 
 train: $(BIN)/.ready
 	$(BIN)/python -m train.latent
 
 test: $(BIN)/.ready
 	$(BIN)/python -m pytest tests
+
+eval: $(BIN)/.ready
+	$(BIN)/python -m train.latent sim --train.steps 1200 --no-latency --out runs/eval
+	$(BIN)/python -m eval.harness run --model latent --tasks cups --batch_size 64 \
+		--model_args pretrained=$$(dirname $$(ls -d runs/eval/*/model)) --output_path runs/eval/results
 
 lint: $(BIN)/.ready
 	$(BIN)/ruff check .

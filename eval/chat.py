@@ -50,7 +50,11 @@ def talk(options: Options) -> None:
     from latent import load
 
     reasoner = load(options.checkpoint)
-    env = environments.of_run(options.checkpoint)
+    try:
+        env = environments.of_run(options.checkpoint)
+    except ValueError as e:
+        print(f"no verdicts, for the run's data cannot be had: {e}")
+        env = None
     steps, drawn = options.latents, 0
     print(f"{type(reasoner.method).__name__}, {reasoner.method.trained_steps} latents as trained. {HELP}")
     while True:

@@ -5,10 +5,12 @@ import io
 import os
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlparse
+from urllib.request import getproxies
 
 import tyro
 
@@ -55,9 +57,24 @@ def program(module: str, script: str) -> str:
 
 
 def do_not_wait_for_the_hub(timeout: float = 2.0) -> None:
-    """Where the Hugging Face hub does not answer, say so to its clients, which would try for half a minute."""
-    host = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    try:
-        socket.create_connection((host.hostname, host.port or 443), timeout).close()
-    except OSError:
+    """Where the Hugging Face hub does not answer, say so to its clients, which would try for half a minute.
+
+    Behind a proxy it is not tried, for the proxy would have to be asked.
+    """
+    if os.environ.get("HF_HUB_OFFLINE") or getproxies():
+        return
+    url = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    answers = []
+
+    def knock() -> None:  # in a thread: looking up a name has no timeout of its own
+        try:
+            socket.create_connection((url.hostname, url.port or (80 if url.scheme == "http" else 443)), timeout).close()
+            answers.append(True)
+        except OSError:
+            pass
+
+    thread = threading.Thread(target=knock, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    if not answers:
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"

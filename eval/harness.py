@@ -32,13 +32,17 @@ def main(args: list[str] | None = None) -> int:
         return int(e.code or 0)
     theirs = [asked.include_path] if getattr(asked, "include_path", None) else []
     asked.include_path = [str(TASKS), *theirs]
+    from lm_eval import tasks
+
+    everything = tasks.TaskManager
     try:
         if asked.command == "run":
             register()
-            if not theirs and set(" ".join(asked.tasks or ["all"]).replace(",", " ").split()) <= own_tasks():
-                from lm_eval import tasks  # reading the thousands of others takes five seconds
-
-                tasks.TaskManager = partial(tasks.TaskManager, include_defaults=False)
+            named = set(" ".join(asked.tasks or ["all"]).replace(",", " ").split())
+            if getattr(asked, "cache_requests", None) and named & own_tasks():
+                raise ValueError("--cache_requests does not see --metadata: leave it out with tasks of ours")
+            if not theirs and named <= own_tasks():  # reading the thousands of others takes five seconds
+                tasks.TaskManager = partial(everything, include_defaults=False)
         cli.execute(asked)
     except SystemExit as e:
         return 2 if e.code else 0
@@ -49,6 +53,8 @@ def main(args: list[str] | None = None) -> int:
             raise
         print(f"error: {explain(e)}", file=sys.stderr)
         return 2
+    finally:
+        tasks.TaskManager = everything
     return 0
 
 

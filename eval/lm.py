@@ -8,12 +8,14 @@ context, and rolling log-likelihoods, have nothing to think about and get no tho
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 from copy import copy
 from hashlib import blake2b, file_digest
 from pathlib import Path
 
 import torch
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 
 import latent  # noqa: F401  its checkpoints are known to transformers from here on
 from latent import hub
@@ -42,6 +44,8 @@ class LatentLM(HFLM):
             pretrained = str(hub.find(folder))
         elif not folder.is_dir() and not NAME.fullmatch(pretrained):
             raise ValueError(f"{pretrained} is neither a folder nor a name on the hub")
+        same = ("batch_size", "max_batch_size", "device")  # what changes no answer
+        self.settings = {k: str(v) for k, v in sorted(kwargs.items()) if k not in same}
         device = "cuda" if torch.cuda.is_available() else "cpu"
         kwargs = {"add_bos_token": False, "backend": "causal", "device": device, **kwargs}
         with hub.quiet():
@@ -54,28 +58,51 @@ class LatentLM(HFLM):
         self.num_latents: int = (self.model.num_latents if steps is None else steps) if self.thinks else 0
         if self.thinks:
             self.model.thinking(self.num_latents)
+            if self.model.method.parallel_answer is not None and self.num_latents == 0:
+                raise ValueError("a loop along the depth needs at least one recurrence, got 0")
             if self.max_length < 1:
                 raise ValueError(
                     f"num_latents={self.num_latents} leaves no room for text: the model has "
                     f"{self.model.method.backbone.positions} positions"
                 )
 
+    thinks, doing = False, "text"  # until the model is there: HFLM's constructor asks for max_length
+
     @property
     def max_length(self) -> int:
-        """Tokens of context and text together: thoughts take their positions first."""
+        """Tokens of context and text together. Thoughts take their positions first, where there are any."""
         if not self.thinks or self._max_length:
             return super().max_length
-        method = self.model.method
-        return method.backbone.positions - method.reserved(self.num_latents) - 1  # 1: the think token
+        method, k = self.model.method, self.num_latents
+        positions = method.backbone.positions
+        if self.doing == "text":
+            return positions - method.reserved(k) - 1  # 1: the think token
+        if self.doing == "rolling" or k == 0:
+            return positions
+        return positions - method.reserved(k) + k  # the placeholders are counted as tokens, and take no positions
 
-    thinks = False  # until the model is there: HFLM's constructor asks for max_length
+    @contextmanager
+    def _for(self, doing: str):
+        self.doing = doing
+        try:
+            yield
+        finally:
+            self.doing = "text"
+
+    def loglikelihood(self, requests, disable_tqdm: bool = False):
+        with self._for("likelihood"):
+            return super().loglikelihood(requests, disable_tqdm)
+
+    def loglikelihood_rolling(self, requests, disable_tqdm: bool = False):
+        with self._for("rolling"):
+            return super().loglikelihood_rolling(requests, disable_tqdm)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         context_ids, continuation_ids = super()._encode_pair(context, continuation)
         longest = self.model.method.parallel_answer if self.thinks else None
         if longest is not None and len(continuation_ids) > longest:
             raise ValueError(f"this model reads off {longest} tokens, {continuation!r:.40} has {len(continuation_ids)}")
-        if self.num_latents:
+        if self.num_latents and context_ids:
             context_ids = context_ids + self.model.thinking(self.num_latents, context_ids[-1])
         return context_ids, continuation_ids
 
@@ -92,14 +119,17 @@ class LatentLM(HFLM):
         return super()._model_generate(context, max_length, stop, **generation_kwargs)
 
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
-        """As of any model; where the text has a fixed length no room is kept for more."""
-        longest = self.model.longest if self.thinks else None
-        if longest is not None:
-            requests = [copy(r) for r in requests]
-            for r in requests:
-                context, how = r.args
-                limit = min(longest, how.get("max_gen_toks", longest))
-                r.arguments = (context, {**how, "max_gen_toks": limit})
+        """As of any model. A request for more tokens than there are positions gets what the checkpoint needs."""
+        if not self.thinks:
+            return super().generate_until(requests, disable_tqdm)
+        requests = [copy(r) for r in requests]
+        for r in requests:
+            context, how = r.args
+            limit = normalize_gen_kwargs(dict(how), self.max_gen_toks)["max_gen_toks"]
+            if limit >= self.max_length:
+                limit = min(limit, self.model.generation_config.max_new_tokens or limit)
+            rest = {k: v for k, v in how.items() if k not in ("max_new_tokens", "max_tokens", "max_completion_tokens")}
+            r.arguments = (context, {**rest, "max_gen_toks": min(limit, self.model.longest or limit)})
         return super().generate_until(requests, disable_tqdm)
 
     def get_model_info(self) -> dict:
@@ -122,11 +152,10 @@ class LatentLM(HFLM):
         super().set_cache_hook(cache_hook)
 
     def fingerprint(self) -> str:
-        """Hash of the checkpoint and of all that changes its answers."""
-        settings = (self.num_latents, self.max_length, str(self.model.dtype), self.truncation, self.add_bos_token)
-        digest = blake2b(repr((settings, self.pretrained, self.revision)).encode(), digest_size=16)
+        """Hash of the checkpoint's files and of all settings that change answers."""
+        digest = blake2b(repr((self.num_latents, self.pretrained, self.settings)).encode(), digest_size=16)
         if Path(str(self.pretrained)).is_dir():
-            for path in sorted(Path(self.pretrained).glob("*.safetensors")):
+            for path in sorted(p for p in Path(self.pretrained).iterdir() if p.is_file() and p.suffix != ".md"):
                 with path.open("rb") as f:
                     digest.update(file_digest(f, "blake2b").digest())
         return digest.hexdigest()

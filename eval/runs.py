@@ -60,12 +60,13 @@ def read(home: Path) -> Found | None:
     """A run's record; None for a folder that holds something else, or half of one."""
     try:
         config = json.loads((home / "config.json").read_text())
-        if config.get("class") != "Run":
+        if not isinstance(config, dict) or config.get("class") != "Run":
             return None
         result = json.loads((home / "result.json").read_text()) if (home / "result.json").exists() else None
         log = home / "metrics.jsonl"
-        lines = log.read_text().splitlines() if log.exists() else []
-        updates = json.loads(lines[-1])["step"] if lines else 0
+        lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+        whole = [line for line in lines if line.endswith("\n")]  # a kill may have left half a line
+        updates = json.loads(whole[-1])["step"] if whole else 0
     except (ValueError, KeyError):
         return None
     return Found(home.name, config, result, updates, max(p.stat().st_mtime for p in home.iterdir()))
@@ -83,12 +84,12 @@ def _flat(config, name: str = "") -> dict[str, object]:
 
 def listing(options: Options, runs: list[Found]) -> list[str]:
     """The table."""
+    names = sorted({name for run in runs for name in run.flat})
     for wish in options.where:
         key, sep, value = wish.partition("=")
         if not sep:
             raise ValueError(f"--where takes NAME=VALUE, got {wish!r}")
-        if not any(key in run.flat for run in runs):
-            names = sorted({name for run in runs for name in run.flat})
+        if key not in names:
             raise ValueError(f"no run has a field {key!r}; there are {', '.join(names)}")
         runs = [run for run in runs if str(run.flat.get(key)).lower() == value.lower()]
     if not runs:

@@ -10,6 +10,7 @@ parallel, is handed out token by token.
 """
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from latent import bundle, methods
 from latent.backbone import Backbone
 from latent.cache import Context
 from latent.config import unpack
-from latent.hf_config import FORMAT, LatentConfig
+from latent.hf_config import LatentConfig
 from latent.thought import Greedy, Prompt
 
 # the name that this release of transformers has for a cache
@@ -84,6 +85,7 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     _supports_sdpa = True
     supports_gradient_checkpointing = False
+    accepts_loss_kwargs = False  # Trainer divides the mean loss by its accumulation steps itself
 
     def __init__(self, config: LatentConfig, method: methods.Method | None = None):
         super().__init__(config)
@@ -107,10 +109,8 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, name, *args, output_loading_info: bool = False, **kwargs):
-        """As of any model. Raises ValueError where weights are missing, and for a newer format."""
+        """As of any model. Raises ValueError where weights are missing."""
         model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
-        if model.config.format > FORMAT:
-            raise ValueError(f"{name} has format {model.config.format}, this version reads up to {FORMAT}")
         missing = sorted(map(str, [*info["missing_keys"], *info.get("mismatched_keys", ())]))
         if missing:
             raise ValueError(f"{name} lacks weights: {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}")
@@ -118,8 +118,9 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As of any model, with the file that opens it without this package."""
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        bundle.write(save_directory)  # first: with push_to_hub the rest uploads the folder
         super().save_pretrained(save_directory, *args, **kwargs)
-        bundle.write(save_directory)
 
     def _init_weights(self, module) -> None:
         """Nothing: the backbone draws its own weights, and a method's are drawn when it is built."""
@@ -189,13 +190,16 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
         past = cache if cache is not None else past_key_values
         if use_cache and past is None:
             past = LatentCache()
+        unread_BT = torch.zeros_like(input_ids, dtype=torch.bool)
         if past is not None and past.seen:
             h_BTD = self._go_on(input_ids, past)
         else:
-            h_BTD = self._whole(input_ids, attention_mask, past, prompt_logits and logits_to_keep != 1)
+            h_BTD = self._whole(input_ids, attention_mask, past, prompt_logits and logits_to_keep != 1, unread_BT)
         if logits_to_keep:
-            h_BTD = h_BTD[:, -logits_to_keep:]
+            h_BTD, unread_BT = h_BTD[:, -logits_to_keep:], unread_BT[:, -logits_to_keep:]
         logits_BTV = self.method.backbone.head(h_BTD)
+        if self.method.parallel_answer is not None:
+            logits_BTV = logits_BTV.masked_fill(unread_BT[:, -logits_BTV.shape[1] :, None], float("nan"))
         latent = self.config.latent_id
         if latent is not None and latent >= logits_BTV.shape[-1]:
             logits_BTV = F.pad(logits_BTV, (0, latent + 1 - logits_BTV.shape[-1]), value=float("-inf"))
@@ -222,8 +226,10 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
         h_BTD, past.context = backbone.step(backbone.embed(ids_BT), past.context)
         return h_BTD
 
-    def _whole(self, ids_BT: Tensor, mask_BT: Tensor | None, past: LatentCache | None, prompts: bool) -> Tensor:
-        """Final hidden states (B, T, D) of whole rows, at the columns of their ids."""
+    def _whole(
+        self, ids_BT: Tensor, mask_BT: Tensor | None, past: LatentCache | None, prompts: bool, unread_BT
+    ) -> Tensor:
+        """Final hidden states (B, T, D) of whole rows, at the columns of their ids. Marks what is not read off."""
         strange = (ids_BT >= self.method.backbone.vocab) & (ids_BT != self.config.latent_id)
         if bool(strange.any()):
             raise ValueError(
@@ -249,8 +255,22 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
                 if past is not None:
                     past.context = context
             else:
-                h_BTD = self._thinking_rows(h_BTD, ids_BT, [(b, rows[b]) for b in members], steps, past, prompts)
+                for part in self._fitting([(b, rows[b]) for b in members], steps):
+                    h_BTD = self._thinking_rows(h_BTD, ids_BT, part, steps, past, prompts)
+                for b in members:
+                    unread_BT[
+                        b, rows[b].text[self.method.parallel_answer - 1 :] if self.method.parallel_answer else []
+                    ] = True
         return h_BTD
+
+    def _fitting(self, rows: list[tuple[int, _Row]], steps: int) -> list[list[tuple[int, _Row]]]:
+        """Rows in parts whose longest prompt and longest text fit into the positions together, as each row does."""
+        longest = max(len(row.prompt) for _, row in rows) + max(len(row.text) for _, row in rows)
+        if len(rows) == 1 or longest + self.method.reserved(steps) <= self.method.backbone.positions:
+            return [rows]
+        rows = sorted(rows, key=lambda each: len(each[1].prompt))
+        half = len(rows) // 2
+        return self._fitting(rows[:half], steps) + self._fitting(rows[half:], steps)
 
     def _rows(self, ids: list[list[int]], mask: list[list[bool]] | None) -> list[_Row]:
         """Where each row's prompt ends, how often it thinks, and where its text is."""
@@ -312,10 +332,6 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
                 put([(b, c) for b, c, _, _ in where], h_UTD[list(us), list(ts)])
         t = max(len(row.text) for _, row in rows)
         if self.method.parallel_answer is not None:
-            nothing = h_B.new_full((1, h_B.shape[-1]), float("nan"))  # rather than logits of a token that is not read
-            beyond = [(b, c) for b, row in rows for c in row.text[h_B.shape[1] - 1 :]]
-            if beyond:
-                put(beyond, nothing.expand(len(beyond), -1))
             for i in range(1, min(t + 1, h_B.shape[1])):
                 there = [j for j, (_, row) in enumerate(rows) if len(row.text) >= i]
                 put([(rows[j][0], rows[j][1].text[i - 1]) for j in there], h_B[there, i])
@@ -371,22 +387,7 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
         b, t, n = *ids_BT.shape, len(added)
         whole_BT = torch.cat([ids_BT, ids_BT.new_tensor(added).expand(b, n)], 1)
         mask_BT = torch.cat([mask_BT, mask_BT.new_ones(b, n)], 1)
-        longest = kwargs.pop("max_length", None) or (generation_config and generation_config.max_length)
-        if longest is not None:  # counts what the caller sees: no placeholders
-            kwargs.setdefault("max_new_tokens", longest - t)
-        if kwargs.get("min_length") is not None:
-            kwargs["min_length"] += n
-        if kwargs.get("use_cache", True) and kwargs.get(CACHE) is None:
-            kwargs[CACHE] = LatentCache()
-        ends = list(kwargs.pop("stopping_criteria", None) or ())
-        if self.longest is not None:
-            ends.append(_Length(t + n + self.longest))
-        if kwargs.get("stop_strings") and type(kwargs["tokenizer"].backend_tokenizer.model).__name__ == "WordLevel":
-            ends.append(_Strings(kwargs.pop("stop_strings"), kwargs.pop("tokenizer"), t + n))
-        kwargs["stopping_criteria"] = StoppingCriteriaList(ends)
-        latent = self.config.latent_id
-        if latent is not None and latent < self.method.backbone.vocab:
-            kwargs["suppress_tokens"] = [*(kwargs.get("suppress_tokens") or ()), latent]
+        kwargs = self._settings(kwargs, generation_config, t, n, added.count(self.config.latent_id))
         if streamer is not None:
             kwargs["streamer"] = _Streamer(streamer, n)
         out = super().generate(whole_BT, generation_config, attention_mask=mask_BT, **kwargs)
@@ -395,6 +396,52 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
             return strip(out)
         out["sequences"] = strip(out["sequences"])
         return out
+
+    def _settings(self, kwargs: dict, config, t: int, n: int, steps: int) -> dict:
+        """Stock arguments for a prompt of t columns and n more that the caller does not see; kwargs before config."""
+
+        def asked(name: str):
+            return kwargs[name] if kwargs.get(name) is not None else getattr(config, name, None)
+
+        for name in ("prefill_chunk_size", "guidance_scale", "prompt_lookup_num_tokens", "assistant_model"):
+            if asked(name) is not None:
+                raise ValueError(f"{name} is not supported: a thought is read with its prompt, once")
+        if asked("max_length") is not None and asked("max_new_tokens") is None:
+            kwargs["max_new_tokens"] = asked("max_length") - t
+        kwargs.pop("max_length", None)
+        if asked("min_length"):
+            kwargs["min_length"] = asked("min_length") + n
+        if asked("use_cache") is not False and kwargs.get(CACHE) is None:
+            kwargs[CACHE] = LatentCache()
+        ends = [_Seen(end, t, n) for end in kwargs.pop("stopping_criteria", None) or ()]
+        method = self.method
+        if self.longest is not None:
+            ends.append(_Length(t + n + self.longest))
+        if method.parallel_answer is None:  # the last token is written and not read
+            ends.append(_Length(t + n + method.backbone.positions - (t + n - steps + method.reserved(steps)) + 1))
+        if asked("stop_strings"):
+            tokenizer = kwargs.get("tokenizer")
+            if tokenizer is None:
+                raise ValueError("stop_strings needs the tokenizer: generate(..., stop_strings=..., tokenizer=...)")
+            if type(tokenizer.backend_tokenizer.model).__name__ == "WordLevel":
+                ends.append(_Strings(asked("stop_strings"), kwargs.pop("tokenizer"), t + n))
+                kwargs["stop_strings"] = None
+        kwargs["stopping_criteria"] = StoppingCriteriaList(ends)
+        latent = self.config.latent_id
+        if latent is not None and latent < method.backbone.vocab:
+            kwargs["suppress_tokens"] = [*(asked("suppress_tokens") or ()), latent]
+        return kwargs
+
+
+class _Seen(StoppingCriteria):
+    """A caller's criterion, on the ids that the caller sees."""
+
+    def __init__(self, inner, t: int, n: int):
+        self.inner, self.t, self.n = inner, t, n
+
+    def __call__(self, input_ids: Tensor, scores, **kwargs):
+        seen = torch.cat([input_ids[:, : self.t], input_ids[:, self.t + self.n :]], 1)
+        return self.inner(seen, scores, **kwargs)
 
 
 class _Length(StoppingCriteria):

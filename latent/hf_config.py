@@ -15,7 +15,7 @@ class LatentConfig(PreTrainedConfig):
     one latent step in `input_ids`, `think_id` closes a prompt; None in a model that has neither. `num_latents`:
     latent steps unless a call says otherwise, None = as trained. `answer_tokens`, `chain_tokens`, `chain_steps` bound
     what is written, `fixed_answer` is the length of an answer that no end token closes. `chat`: it was trained on
-    questions in the tokenizer's chat template.
+    questions in the tokenizer's chat template. `vocabulary`: hash of the tokenizer's.
     """
 
     model_type = "latent"
@@ -32,13 +32,17 @@ class LatentConfig(PreTrainedConfig):
         answer_tokens: int = 0,
         chain_tokens: int = 0,
         chain_steps: int = 1,
+        vocabulary: str | None = None,
         format: int = FORMAT,
         **kwargs,
     ):
+        if not isinstance(format, int) or format > FORMAT:
+            raise ValueError(f"the checkpoint has format {format}, this version reads up to {FORMAT}")
         self.backbone, self.method = backbone or {}, method or {}
         self.latent_id, self.think_id, self.num_latents = latent_id, think_id, num_latents
         self.fixed_answer, self.chat, self.answer_tokens = fixed_answer, chat, answer_tokens
-        self.chain_tokens, self.chain_steps, self.format = chain_tokens, chain_steps, format
+        self.chain_tokens, self.chain_steps = chain_tokens, chain_steps
+        self.vocabulary, self.format = vocabulary, format
         kwargs.setdefault("architectures", ["LatentForCausalLM"])
         kwargs.setdefault(
             "auto_map", {"AutoConfig": f"{CODE}.LatentConfig", "AutoModelForCausalLM": f"{CODE}.LatentForCausalLM"}

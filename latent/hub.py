@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
+from hashlib import blake2b
 from pathlib import Path
 
 import torch
@@ -36,7 +37,8 @@ def face(reasoner: Reasoner):
         answer_tokens=reasoner.answer_tokens,
         chain_tokens=reasoner.chain_tokens,
         chain_steps=reasoner.chain_steps,
-        vocab_size=method.backbone.vocab,
+        vocabulary=vocabulary(codec.tokenizer),
+        vocab_size=max(method.backbone.vocab, codec.name_latent() + 1),  # as wide as the logits
         pad_token_id=codec.pad,
         eos_token_id=codec.end,
     )
@@ -49,10 +51,14 @@ def face(reasoner: Reasoner):
 
 def save(reasoner: Reasoner, folder: Path) -> None:
     """Write a reasoner into `folder`, which is made."""
-    was_training = reasoner.method.training
+    was_training, tokenizer = reasoner.method.training, reasoner.codec.tokenizer
     with quiet():
         face(reasoner).save_pretrained(folder)
-    tokenizer = reasoner.codec.tokenizer
+    # a prompt is what the codec makes of it: no token of the tokenizer's own before it
+    tokenizer.backend_tokenizer.post_processor = None
+    for name in ("add_bos_token", "add_eos_token"):
+        if name in tokenizer.init_kwargs:
+            tokenizer.init_kwargs[name] = False
     tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
     if reasoner.codec.end is not None:
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(reasoner.codec.end)
@@ -77,7 +83,7 @@ def find(folder: str | Path) -> Path:
             raise ValueError(f"{folder} has no finished model yet: run its command again to go on")
         folder = folder / "model"
         about = read_json(folder / "config.json")
-    if about.get("model_type") != "latent":
+    if about.get("model_type") != "latent" or not isinstance(about.get("backbone"), dict) or not about["backbone"]:
         raise ValueError(f"{folder} is not a run or a saved reasoner: it has no config.json of one")
     if not any(folder.glob("model*.safetensors")):
         raise ValueError(f"{folder} is not a run or a saved reasoner: it has no model.safetensors")
@@ -99,6 +105,9 @@ def load(folder: str | Path, device: str = "cpu") -> Reasoner:
             model = LatentForCausalLM.from_pretrained(folder, dtype=torch.float32)
         except SafetensorError as e:
             raise ValueError(f"the weights in {folder} cannot be read: {e}") from None
+        except (KeyError, TypeError, RuntimeError) as e:  # a config of other widths than the weights, or spoilt
+            what = str(e).strip().splitlines()[0]
+            raise ValueError(f"{folder} cannot be opened: {type(e).__name__}: {what}") from None
     c = model.config
     codec = Codec(load_tokenizer(folder, c), c.fixed_answer, c.chat)
     return Reasoner(model.method.to(device).eval(), codec, c.answer_tokens, c.chain_tokens, c.chain_steps)
@@ -122,6 +131,13 @@ def check_tokenizer(name, tokenizer, config) -> None:
         got = tokenizer.get_vocab().get(token)
         if want is not None and got != want:
             raise ValueError(f"{name} has a foreign tokenizer: {token} is {got}, the model was trained with {want}")
+    if config.vocabulary is not None and vocabulary(tokenizer) != config.vocabulary:
+        raise ValueError(f"{name} has a foreign tokenizer: its vocabulary is not the one the model was trained with")
+
+
+def vocabulary(tokenizer) -> str:
+    """Hash of a tokenizer's vocabulary, added tokens included."""
+    return blake2b(repr(sorted(tokenizer.get_vocab().items())).encode(), digest_size=8).hexdigest()
 
 
 @contextmanager
@@ -141,6 +157,9 @@ def quiet():
 def read_json(path: Path) -> dict:
     """An object from a file. Raises ValueError for what is not JSON."""
     try:
-        return json.loads(path.read_text())
+        data = json.loads(path.read_text())
     except ValueError as e:
         raise ValueError(f"{path} is not JSON: {e}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} must hold an object, got a {type(data).__name__}")
+    return data

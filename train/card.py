@@ -70,6 +70,16 @@ Data: {type(run.env).__name__} `{json.dumps(data)}`.{start} {result["updates"]} 
 """
 
 
+def may_publish() -> None:
+    """Raise ValueError, before anything is trained for it, where the hub does not know who would upload."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().whoami()
+    except Exception as e:  # no login, no network
+        raise ValueError(f"--push-to-hub: {str(e).strip().splitlines()[0]}") from None
+
+
 def publish(record: Record, name: str) -> str:
     """Upload the run's model folder to the hub as `name`; returns its address. Raises ValueError where that fails."""
     from huggingface_hub import HfApi

@@ -94,8 +94,7 @@ def run(name: str, asked: Run | Experiment, options: Options, command: str) -> i
     runs = asked.runs() if isinstance(asked, Experiment) else {name: asked}
     if options.kernels != "auto":
         os.environ["LATENT_KERNELS"] = options.kernels  # for the arms' processes too
-    if any("hub:" in str(each.env) or (each.model.pretrained and not Path(each.model.pretrained).is_dir())
-           for each in runs.values()):  # fmt: skip
+    if options.push_to_hub or any(needs_the_hub(each) for each in runs.values()):
         do_not_wait_for_the_hub()
     if options.estimate:
         from train import estimate
@@ -124,6 +123,12 @@ def run(name: str, asked: Run | Experiment, options: Options, command: str) -> i
     return 0
 
 
+def needs_the_hub(run: Run) -> bool:
+    """Whether data or backbone are named as on the hub."""
+    name = run.model.pretrained
+    return "hub:" in str(run.env) or (name is not None and not Path(name).is_dir())
+
+
 def papers(name: str) -> list[str]:
     """What a preset's paper reports of its arms."""
     if name not in PAPERS:
@@ -146,6 +151,10 @@ def check(runs: dict[str, Run], options: Options) -> None:
             raise ValueError(f"--kernels triton: {why}")
     if options.track != "none" and find_spec(options.track) is None:
         raise ValueError(f"--track {options.track}: it is not installed (pip install {options.track})")
+    if options.push_to_hub:
+        from train import card
+
+        card.may_publish()
     ids = {run.id for run in runs.values()}
     for env in {run.env for run in runs.values()}:
         environments.build(env)

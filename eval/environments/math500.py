@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
 
 from eval.environments.base import Finite, Problem, Verdict
 
@@ -67,25 +66,28 @@ def final(text: str) -> str:
 def spelt(answer: str) -> str:
     """One spelling of an answer in LaTeX."""
     s = answer.strip().strip("$").rstrip(".")
-    s = re.sub(r"\\(left|right|,|!|;|:|quad|displaystyle)(?![a-zA-Z])", "", s)
-    s = s.replace("\\$", "").replace("\\%", "").replace("%", "").replace("^\\circ", "").replace("^{\\circ}", "")
-    s = re.sub(r"\\(?:dfrac|tfrac)(?![a-zA-Z])", r"\\frac", s)
-    if match := re.fullmatch(r"(.+?)\\text\s*\{.*\}(?:\^\{?\d\}?)?", s.strip()):  # 5\text{ cm}^2
-        s = match[1]
+    s = re.sub(r"\\(?:left|right|quad|displaystyle)(?![a-zA-Z])|\\[,!;: ]", "", s)
+    for mark in ("\\$", "\\%", "%", "^\\circ", "^{\\circ}"):
+        s = s.replace(mark, "")
+    s = re.sub(r"\\(?:dfrac|tfrac)(?![a-zA-Z])", r"\\frac", s).strip()
+    unit = re.fullmatch(r"([^\\a-zA-Z]+)\\text\s*\{\s*([a-zA-Z. ]+?)\s*\}(?:\^\{?\d\}?)?", s)  # 5\text{ cm}^2
+    if unit and unit[2].lower().replace(".", "") not in ("am", "pm"):
+        s = unit[1]
     s = re.sub(r"\\(?:text|mbox|mathrm|textbf)\s*\{([^{}]*)\}", r"\1", s)
     s = re.sub(r"^[a-zA-Z]\s*(?:=|\\in)\s*", "", s.strip())
     s = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", s)
     s = re.sub(r"\s+", "", s)
-    s = re.sub(r"\\frac(\d)(\d)", r"\\frac{\1}{\2}", s)
-    s = re.sub(r"\\frac(\d)\{", r"\\frac{\1}{", s)
-    s = re.sub(r"\\sqrt([0-9a-zA-Z])", r"\\sqrt{\1}", s)
+    s = re.sub(r"\\frac(\w)(\w)", r"\\frac{\1}{\2}", s)
+    s = re.sub(r"\\frac(\w)\{", r"\\frac{\1}{", s)
+    s = re.sub(r"\\frac\{([^{}]*)\}(\w)", r"\\frac{\1}{\2}", s)
+    s = re.sub(r"\\sqrt(\w)", r"\\sqrt{\1}", s)
     s = re.sub(r"^(-?)(\d+)/(\d+)$", r"\1\\frac{\2}{\3}", s)
-    if s in ("0.5", ".5"):
+    if s in ("0.5", ".5", "0.50"):
         return "\\frac{1}{2}"
-    try:
-        return f"{Decimal(s).normalize():f}"
-    except InvalidOperation:
-        return s
+    if number := re.fullmatch(r"\+?(-?)0*(\d*)(?:\.(\d*?)0*)?", s):
+        sign, whole, part = number[1], number[2] or "0", number[3] or ""
+        return f"{sign}{whole}" + (f".{part}" if part else "") if any(c.isdigit() for c in s) else s
+    return s
 
 
 def parse(row: dict, place: str) -> Problem:

@@ -62,7 +62,7 @@ class GeneratedProntoQA(_ProntoQA, Generated):
 
     def draw(self, rng: random.Random, level: int) -> Problem:
         hops = self.config.hops
-        stranger, *names = rng.sample(CONCEPTS, 2 * (hops + 1) + 1)
+        stranger, other, *names = rng.sample(CONCEPTS, 2 * (hops + 1) + 2)
         chain, aside = names[: hops + 1], names[hops + 1 :]
         asked, *others = rng.sample(PROPERTIES, hops + 2)
         has = rng.random() < 0.5
@@ -71,6 +71,7 @@ class GeneratedProntoQA(_ProntoQA, Generated):
         facts += [f"Every {c} is {'' if rng.random() < 0.5 else 'not '}{p} ." for c, p in zip(chain[:-1], others)]
         facts.append(f"Every {chain[-1]} is {'' if has else 'not '}{asked} .")
         facts += [
+            f"Every {other} is a {stranger} .",  # or the stranger would be known by being nobody's kind
             f"Every {stranger} is a {rng.choice(chain)} .",
             f"Every {stranger} is {'not ' if has else ''}{asked} .",
         ]

@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from eval import environments
 from eval.environments import GSM8K, Countdown, Cups, Environment, Math500, Problem, ProntoQA, ProsQA
+from eval.environments.countdown import evaluate
 from eval.judge import verify
 
 _made: dict[str, Environment] = {}  # the environment of each task that was loaded, by what stands in its rows
@@ -46,8 +47,14 @@ def config_is_endless(env: Environment) -> bool:
     return not isinstance(env, environments.base.Finite)
 
 
+def _generated(config, given: dict) -> dict[str, Dataset]:
+    if "file" in given:
+        raise ValueError(f"{type(config).__name__} is generated: it takes no file")
+    return _rows(config, given)
+
+
 def cups(**given):
-    return _rows(Cups(), given)
+    return _generated(Cups(), given)
 
 
 def prosqa(**given):
@@ -55,7 +62,7 @@ def prosqa(**given):
 
 
 def prosqa_closed(**given):
-    return _rows(ProsQA(closed=True), given)
+    return _generated(ProsQA(closed=True), given)
 
 
 def prontoqa(**given):
@@ -63,7 +70,7 @@ def prontoqa(**given):
 
 
 def countdown(**given):
-    return _rows(Countdown(), given)
+    return _generated(Countdown(), given)
 
 
 def gsm8k(**given):
@@ -106,16 +113,37 @@ def _last(pattern: str, put: str = "### {}"):
 
     def apply(resps: list[list[str]], docs: list[dict]) -> list[list[str]]:
         found = [[re.findall(pattern, text) for text in texts] for texts in resps]
-        return [[put.format(match[-1].rstrip(".,")) if match else "" for match in row] for row in found]
+        return [
+            [put.format(match[-1].rstrip(".,").replace("$", "")) if match else "" for match in row] for row in found
+        ]
 
     return apply
 
 
-last_number = _last(r"-?\$?\d[\d,]*(?:\.\d+)?|-?\.\d+")
+last_number = _last(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 last_arrangement = _last(r"\d(?: \d)+", "{}")
 last_membership = _last(r"[A-Z][a-z]+ is an? [a-z]+")
-last_truth = _last(r"True|False")
-last_expression = _last(r"[\d(][\d\s+\-*/()]*")
+
+
+def last_truth(resps: list[list[str]], docs: list[dict]) -> list[list[str]]:
+    """A filter: the last "true" or "false" in each completion."""
+    found = [[re.findall(r"\b(?:true|false)\b", text, re.IGNORECASE) for text in texts] for texts in resps]
+    return [[f"### {match[-1].capitalize()}" if match else "" for match in row] for row in found]
+
+
+def last_expression(resps: list[list[str]], docs: list[dict]) -> list[list[str]]:
+    """A filter: the last thing in each completion that is an expression with an operation in it."""
+
+    def pick(text: str) -> str:
+        for said in reversed(re.findall(r"[\d(][\d\s+\-*/()]*", text)):
+            try:
+                if len(evaluate(said.strip())[1]) > 1:
+                    return f"### {said.strip()}"
+            except (ValueError, SyntaxError, ArithmeticError):
+                continue
+        return ""
+
+    return [[pick(text) for text in texts] for texts in resps]
 
 
 def last_latex(resps: list[list[str]], docs: list[dict]) -> list[list[str]]:

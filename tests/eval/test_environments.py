@@ -228,6 +228,9 @@ def test_prontoqa_answers_follow_from_its_sentences():
         opposite = ("not" if claim[0] == "is" else "is", claim[1])
         assert (claim in held) != (opposite in held)
         assert problem.answer == f"### {claim in held}"
+        # the two concepts with the asked property or its opposite look alike: both are the kind of one other, at least
+        about = [r[1] for r in rules if r[0] == "Every" and r[-1] == claim[1]]
+        assert len(about) == 2 and all(any(r[-2:] == ["a", c] for r in rules) for c in about)
 
 
 def test_countdown_takes_any_right_expression_and_nothing_else():
@@ -258,7 +261,7 @@ def test_countdown_takes_any_right_expression_and_nothing_else():
     [
         (r"\dfrac{1}{2}", r"\frac12", True),
         ("1/2", r"\frac{1}{2}", True),
-        ("0.50", "1/2", False),
+        ("0.50", "1/2", True),
         ("0.5", r"\frac{1}{2}", True),
         ("1,234", "1234", True),
         (r"5\text{ cm}^2", "5", True),
@@ -269,6 +272,16 @@ def test_countdown_takes_any_right_expression_and_nothing_else():
         (r"\sqrt2", r"\sqrt{2}", True),
         ("2/4", r"\frac{1}{2}", False),
         ("12", "21", False),
+        ("2516_8", "25168", False),
+        (r"6\text{ PM}", r"6\text{ AM}", False),
+        (r"11\text{ and }\text{12}", r"11\text{ and }\text{13}", False),
+        ("1" + "0" * 30, "1" + "0" * 29 + "1", False),
+        ("1e50000000", "1", False),
+        (r"3\,x", "3x", True),
+        (r"5\ \text{cm}", "5", True),
+        (r"\frac{11}2", r"\frac{11}{2}", True),
+        ("007.50", "7.5", True),
+        ("x", "y", False),
         ("(1,2)", "1,2", False),
     ],
 )

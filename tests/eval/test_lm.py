@@ -93,6 +93,33 @@ def test_batches_change_nothing(name, folders):
         assert abs(a - b) < 1e-5 and greedy_a == greedy_b
 
 
+def test_long_and_short_contexts_share_a_batch(folders):
+    """Padding is no text: one long prompt and one long continuation fit although they would not fit together."""
+    pairs = [(" ".join(["01"] * 36), " 4 2"), ("02", " " + " ".join("1234" * 5)), ("01 02", " 3")]
+    found = []
+    for batch in (1, 3):
+        lm = LatentLM(str(folders["sim"]), batch_size=batch)
+        found.append(lm.loglikelihood(asked("loglikelihood", pairs), disable_tqdm=True))
+    for (a, _), (b, _) in zip(*found):
+        assert abs(a - b) < 1e-5
+
+
+def test_without_latents_long_texts_are_the_plain_models_too(folders):
+    text = " ".join(["01", "12", "3"] * 50)
+    lms = (LatentLM(str(folders["no-cot"])), HFLM(str(folders["no-cot"]), device="cpu"))
+    ours, plain = (lm.loglikelihood_rolling(asked("loglikelihood_rolling", [(text,)]))[0] for lm in lms)
+    assert abs(ours - plain) < 1e-4
+
+
+def test_limits_of_a_request(folders):
+    lm = LatentLM(str(folders["sim"]))
+    assert texts(lm, limit=4) == texts(lm, limit=500)  # more than there are positions: what the checkpoint needs
+    how = {"until": ["<"], "max_new_tokens": 3, "do_sample": False}
+    (short,) = lm.generate_until(asked("generate_until", [(PAIRS[0][0], how)]), disable_tqdm=True)
+    full = texts(lm)[0].split()
+    assert short.split() == full[:3] or len(short.split()) <= 3 < len(full) + 1
+
+
 def test_the_score_is_the_judges_and_the_results_say_how_it_thought(folders):
     env = build(Cups())
     lm = LatentLM(str(folders["sim"]), num_latents=2, batch_size=8)
@@ -121,6 +148,11 @@ def test_a_cache_never_answers_for_other_settings(folders, tmp_path):
     with pytest.raises(ValueError, match="holds answers of another checkpoint or of other settings"):
         run("a", num_latents=1)
     assert run("b", num_latents=1) != first
+    prints = {
+        LatentLM(str(folders["sim"]), **s).fingerprint()
+        for s in ({}, {"softmax_dtype": "float64"}, {"dtype": "float32"})
+    }
+    assert len(prints) == 3
 
 
 ROWS = {
@@ -161,6 +193,24 @@ def test_every_task_scores_its_gold_answers_and_no_others(name, tmp_path):
             assert scores == [1.0, 0.0], (kind, doc)
 
 
+@pytest.mark.parametrize(
+    "name, said, found",
+    [
+        ("last_number", "The answer is $18.", "### 18"),
+        ("last_number", "about -1,234.50 in all", "### -1,234.50"),
+        ("last_expression", "so (3*5)-7 = 8 (done)", "### (3*5)-7"),
+        ("last_truth", "it is true.", "### True"),
+        ("last_membership", "So Max is a lempus, I think", "### Max is a lempus"),
+        ("last_latex", "hence \\boxed{\\frac{1}{2}}.", "### \\frac{1}{2}"),
+        ("last_latex", "about 12", "### 12"),
+    ],
+)
+def test_flexible_extract_finds_the_last_answer(name, said, found):
+    import eval.tasks.utils as utils
+
+    assert getattr(utils, name)([[said, "nothing"]], [{}]) == [[found, ""]]
+
+
 def test_prosqa_and_the_names_of_our_tasks():
     assert harness.own_tasks() == {*ROWS, "prosqa"}
 
@@ -175,6 +225,12 @@ def test_prosqa_and_the_names_of_our_tasks():
         ("--model_args pretrained={sim} --tasks nonsense", "nonsense"),
         ("--model_args pretrained={sim} --tasks svamp", "cannot load hub:ChilleD/SVAMP:test"),
         ("--model_args pretrained={sim} --tasks svamp --metadata file=nowhere.json", "no such data file: nowhere.json"),
+        ("--model_args pretrained={sim} --tasks countdown --metadata file=x.json", "Countdown is generated"),
+        (
+            "--model_args pretrained={sim} --tasks cups --cache_requests true",
+            "does not see --metadata",
+        ),
+        ("--model_args pretrained={recurrent},num_recurrences=0 --tasks cups", "at least one recurrence"),
     ],
 )
 def test_bad_input_is_one_line(args, message, folders, capsys, monkeypatch):

@@ -15,6 +15,7 @@ import latent
 from eval.environments import Cups, build
 from latent import hub
 from latent.config import Coconut, CoT, LearnedStop, ModelConfig, NoCoT, Recurrent, Sim
+from latent.thought import Greedy, Prompt
 from tests.helpers import small_reasoner
 
 QUESTIONS = ["01 23 12 01 02 13 03 .", "01 23", "13 . 02 23 01"]
@@ -190,6 +191,69 @@ def test_tied_embeddings_and_extra_projections_come_back(tmp_path):
     assert again.method.backbone.lm.lm_head.weight is again.method.backbone.lm.transformer.wte.weight
 
 
+def test_what_a_generation_config_says_counts_like_an_argument(tmp_path):
+    from transformers import GenerationConfig
+
+    reasoner, model, tokenizer = saved(tmp_path, METHODS["sim"])
+    (want,) = reasoner.answer(QUESTIONS[:1])
+    first_two = " ".join(want.split()[:2])
+    ask = lambda config, **how: said(model, tokenizer, QUESTIONS[:1], generation_config=config, **how)[0]  # noqa: E731
+    assert ask(GenerationConfig(use_cache=False, max_new_tokens=4)) == want
+    assert ask(GenerationConfig(stop_strings=first_two, max_new_tokens=4), tokenizer=tokenizer) == first_two
+    assert ask(GenerationConfig(max_length=8 + 3)) == " ".join(want.split()[:3])
+    with pytest.raises(ValueError, match="stop_strings needs the tokenizer"):
+        ask(GenerationConfig(stop_strings=first_two))
+    with pytest.raises(ValueError, match="prefill_chunk_size is not supported"):
+        said(model, tokenizer, prefill_chunk_size=2)
+
+
+def test_a_text_ends_at_the_last_position(tmp_path):
+    reasoner = small_reasoner(CoT())
+    reasoner.codec.fixed_answer = None  # no length ends it
+    hub.save(reasoner, tmp_path)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    (text,) = said(model, tokenizer, QUESTIONS[1:2], max_new_tokens=500, eos_token_id=None)
+    assert len(text.split()) == 64 - 3 + 1  # the last token is written and not read
+    assert text.split() == reasoner_text(reasoner, QUESTIONS[1], 500)
+
+
+def reasoner_text(reasoner, question: str, limit: int) -> list[str]:
+    from latent.generate import decode
+    from latent.thought import Greedy
+
+    with torch.no_grad():
+        thought = reasoner.method.think(reasoner.codec.prompt([question]), Greedy())
+        ids = decode(reasoner.method, thought, Greedy(), limit, None)
+    return reasoner.codec.tokenizer.decode(ids[0]).split()
+
+
+def test_an_answer_read_off_in_parallel_can_be_learned_from_labels(tmp_path):
+    _, model, _ = saved(tmp_path, Recurrent(), dtype=torch.float64)
+    c = model.config
+    ids = torch.tensor([[3, 4, c.think_id, c.latent_id, c.latent_id, 7, 8, 9, 10]])
+    out = model(ids, labels=ids.masked_fill(torch.arange(9) < 5, -100))
+    assert bool(out.logits[0, -1, :13].isnan().all()) and not bool(out.logits[0, :-1].isnan().any())
+    thought = model.method.think(Prompt(ids[:, :3]), Greedy(), steps=2)
+    logp = model.method.backbone.head(thought.h_UTD)[0].log_softmax(-1)
+    want = -logp[range(4), [7, 8, 9, 10]].mean()
+    torch.testing.assert_close(out.loss, want)
+    weight = model.get_output_embeddings().weight
+    (got,), (expected,) = (torch.autograd.grad(x, weight) for x in (out.loss, want))
+    torch.testing.assert_close(got, expected)
+
+
+def test_a_tokenizer_of_another_make_adds_nothing_to_a_prompt(tmp_path):
+    """Llama's tokenizer puts a first token before every text; the codec does not, and so neither may the saved one."""
+    from tokenizers.processors import TemplateProcessing
+
+    reasoner = small_reasoner(Sim(n_latent=2))
+    raw = reasoner.codec.tokenizer.backend_tokenizer
+    raw.post_processor = TemplateProcessing(single="<pad> $A", special_tokens=[("<pad>", 0)])
+    hub.save(reasoner, tmp_path)
+    ids = AutoTokenizer.from_pretrained(tmp_path)(QUESTIONS[0]).input_ids
+    assert (*ids, reasoner.codec.think) == reasoner.codec.question(QUESTIONS[0])
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
@@ -210,6 +274,11 @@ def edit(folder, **changes):
         (lambda d: (d / "config.json").write_text("{"), "config.json is not JSON"),
         (lambda d: (d / "model.safetensors").unlink(), "it has no model.safetensors"),
         (lambda d: (d / "model.safetensors").write_bytes(b"x" * 20), "cannot be read"),
+        (lambda d: (d / "config.json").write_text("[1]"), "must hold an object, got a list"),
+        (lambda d: edit(d, backbone={}), "it has no config.json of one"),
+        (lambda d: edit(d, format=99, method={"class": "Telepathy"}), "has format 99, this version reads up to 2"),
+        (lambda d: edit(d, vocabulary="abc"), "its vocabulary is not the one the model was trained with"),
+        (lambda d: edit(d, method={"class": "Sim", "step_tokens": 9}), "cannot be opened"),
         (lambda d: edit(d, format=99), "has format 99, this version reads up to 2"),
         (lambda d: edit(d, method={"class": "Telepathy"}), "has no method 'Telepathy'"),
         (lambda d: edit(d, method={"class": "Sim", "dreams": 3}), "does not fit this version"),

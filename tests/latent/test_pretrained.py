@@ -70,9 +70,7 @@ def test_adapters_start_as_nothing_train_alone_and_merge_exactly(family):
     lora.add(lm, rank=4, alpha=8.0)
     assert torch.equal(lm(ids).logits, before)
     adapted, found = grads(method, batch)
-    rounding = (
-        1e-12 if family == "gpt2" else 1e-7
-    )  # llama's own norm rounds to fp32, the chain without adapters does not
+    rounding = 1e-12 if family == "gpt2" else 1e-7  # llama rounds its norms to fp32
     torch.testing.assert_close(adapted, loss, rtol=0, atol=rounding)
     inside = {n for n in found if n.startswith("backbone.")}
     assert inside and all("lora_" in n for n in inside) and {n for n in found if n.startswith("decoder.")}

@@ -65,24 +65,27 @@ def test_states_and_gradients_are_those_of_plain_autograd(family, hidden, recomp
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_errors_are_at_most_twice_those_of_plain_autograd(family, dtype):
-    exact, masks = make_decoder(family), make_masks(hidden=True)
-    past, x0 = make_past(exact, B, S), torch.randn(B, 24, dtype=torch.float64, requires_grad=True)
-    low = in_dtype(exact, dtype)
-    low_past = [tuple(x.detach().to(dtype).requires_grad_() for x in kv) for kv in past]
-    low_x0 = x0.detach().to(dtype).requires_grad_()
+    """Of every state and every gradient, the median over 15 draws: in one, cancellation decides more than the code."""
+    found = {chained: [], plain: []}
+    for seed in range(15):
+        torch.manual_seed(seed)
+        exact, masks = make_decoder(family), make_masks(hidden=True)
+        past, x0 = make_past(exact, B, S), torch.randn(B, 24, dtype=torch.float64, requires_grad=True)
+        low = in_dtype(exact, dtype)
+        low_past = [tuple(x.detach().to(dtype).requires_grad_() for x in kv) for kv in past]
+        low_x0 = x0.detach().to(dtype).requires_grad_()
 
-    def run(how, decoder, past, x0):
-        states, longer = how(decoder, past, x0, masks)
-        out = sum(x.double().square().sum() for x in (states, *(x for kv in longer for x in kv)))
-        return [states.detach(), *torch.autograd.grad(out, inputs(decoder, past, x0))]
+        def run(how, decoder, past, x0, masks=masks):
+            states, longer = how(decoder, past, x0, masks)
+            out = sum(x.double().square().sum() for x in (states, *(x for kv in longer for x in kv)))
+            return [states.detach(), *torch.autograd.grad(out, inputs(decoder, past, x0))]
 
-    want = run(plain, exact, past, x0)
-    ours, torchs = (
-        [float((g - w).norm() / w.norm()) for g, w in zip(run(how, low, low_past, low_x0), want)]
-        for how in (chained, plain)
-    )
-    assert sum(ours) <= 2 * sum(torchs)
-    assert max(ours) <= 2 * max(torchs)
+        want = run(plain, exact, past, x0)
+        for how, errors in found.items():
+            errors.append([float((g - w).norm() / w.norm()) for g, w in zip(run(how, low, low_past, low_x0), want)])
+    ours, torchs = ([median(each) for each in zip(*errors)] for errors in found.values())
+    for i, (o, t) in enumerate(zip(ours, torchs, strict=True)):
+        assert o <= 2 * t, f"tensor {i}: {o:.2e}, plain autograd {t:.2e}"
 
 
 def in_dtype(decoder, dtype):

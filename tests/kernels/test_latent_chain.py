@@ -1,6 +1,7 @@
 """The chain against its definition under plain autograd: every output, every gradient."""
 
 from dataclasses import fields, replace
+from statistics import median
 
 import pytest
 import torch

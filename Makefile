@@ -13,7 +13,7 @@ test: $(BIN)/.ready
 eval: $(BIN)/.ready
 	$(BIN)/python -m train.latent sim --train.steps 1200 --no-latency --out runs/eval
 	$(BIN)/python -m eval.harness run --model latent --tasks cups --batch_size 64 \
-		--model_args pretrained=$$(dirname $$(ls -d runs/eval/*/model)) --output_path runs/eval/results
+		--model_args pretrained=$$(dirname $$(ls -td runs/eval/*/model | head -1)) --output_path runs/eval/results
 
 lint: $(BIN)/.ready
 	$(BIN)/ruff check .

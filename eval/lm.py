@@ -7,6 +7,7 @@ context, and rolling log-likelihoods, have nothing to think about and get no tho
 
 from __future__ import annotations
 
+import logging
 import re
 from contextlib import contextmanager
 from copy import copy
@@ -21,6 +22,7 @@ import latent  # noqa: F401  its checkpoints are known to transformers from here
 from latent import hub
 from latent.hf import LatentForCausalLM
 
+log = logging.getLogger(__name__)
 NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # of a model on the hub
 
 
@@ -47,7 +49,7 @@ class LatentLM(HFLM):
         same = ("batch_size", "max_batch_size", "device")  # what changes no answer
         self.settings = {k: str(v) for k, v in sorted(kwargs.items()) if k not in same}
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        kwargs = {"add_bos_token": False, "backend": "causal", "device": device, **kwargs}
+        kwargs = {"backend": "causal", "device": device, **kwargs}
         with hub.quiet():
             super().__init__(pretrained=pretrained, **kwargs)
         self.thinks = isinstance(self.model, LatentForCausalLM)
@@ -57,6 +59,8 @@ class LatentLM(HFLM):
             raise ValueError(f"{pretrained} is a plain causal LM: num_latents must be 0, got {steps}")
         self.num_latents: int = (self.model.num_latents if steps is None else steps) if self.thinks else 0
         if self.thinks:
+            if self.model.config.chat:
+                log.warning("this checkpoint was trained on questions in a chat template: give --apply_chat_template")
             self.model.thinking(self.num_latents)
             if self.model.method.parallel_answer is not None and self.num_latents == 0:
                 raise ValueError("a loop along the depth needs at least one recurrence, got 0")

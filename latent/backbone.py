@@ -170,7 +170,9 @@ class Backbone(nn.Module):
         """The same through the family's own `forward`: any causal LM, the last layer computed in full."""
         from transformers import DynamicCache
 
-        if torch.is_grad_enabled() and (self.recompute or getattr(self.lm, "is_gradient_checkpointing", False)):
+        renamed = hasattr(type(self.lm), "is_activation_checkpointing")
+        theirs = self.lm.is_activation_checkpointing if renamed else self.lm.is_gradient_checkpointing
+        if torch.is_grad_enabled() and (self.recompute or theirs):
             raise ValueError(
                 f"gradient checkpointing of {type(self.lm).__name__} loses the gradient of what is cached: turn it off"
             )

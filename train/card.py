@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from pathlib import Path
 
 from train.record import Record
 
@@ -18,10 +19,11 @@ def card(record: Record, result: dict, env: dict) -> str:
     """The card's text."""
     run = record.run
     method, base = type(run.method).__name__, run.model.pretrained
+    on_hub = base is not None and not Path(base).is_dir()
     steps = getattr(run.method, "n_latent", getattr(run.method, "n_recurrence", 0))
     model = f"From {base}" if base else f"A {run.model.family} made from scratch"
     head = ["library_name: transformers", "pipeline_tag: text-generation"]
-    head += [f"tags: [latent-reasoning, {method.lower()}]", *([f"base_model: {base}"] if base else [])]
+    head += [f"tags: [latent-reasoning, {method.lower()}]", *([f"base_model: {base}"] if on_hub else [])]
     data = {k: v for k, v in vars(run.env).items() if v is not None}
     start = f" It started from `{run.init}`." if run.init else ""
     machine = ", ".join([env["cpu"], *env["gpus"]])

@@ -226,3 +226,53 @@ def test_a_run_has_the_model_it_starts_from(tmp_path):
     with pytest.raises(ValueError, match=f"has model.n_embd {MODEL.n_embd}, asked is {MODEL.n_embd * 2}"):
         runs.execute(wider, tmp_path, device="cpu")
     assert not (tmp_path / wider.id).exists()
+
+
+def test_a_run_leaves_a_card_and_a_picture_of_its_curves(tmp_path):
+    run = sft(STOPPING)
+    result = runs.execute(run, tmp_path, device="cpu", command="python -m train.latent sim")
+    card = (tmp_path / run.id / "model" / "README.md").read_text()
+    front = card.split("---")[1]
+    assert "library_name: transformers" in front and "latent-reasoning, sim" in front and "base_model" not in front
+    main = result["main"]
+    assert f"| 8 | {main['accuracy']:.3f} | {main['low']:.3f} to {main['high']:.3f} | {main['n']} |" in card
+    assert "python -m train.latent sim" in card and f"Run {run.id}" in card and "12 updates of SFT" in card
+    picture = (tmp_path / run.id / "curves.png").read_bytes()
+    assert picture[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_a_tracker_sees_what_the_record_has(tmp_path, monkeypatch):
+    """accelerate's trackers, with one that keeps what it is given."""
+    from accelerate import Accelerator
+    from accelerate.tracking import GeneralTracker
+
+    kept = []
+
+    class Keeper(GeneralTracker):
+        name, requires_logging_directory = "keeper", False
+
+        def __init__(self):
+            super().__init__()
+
+        @property
+        def tracker(self):
+            return kept
+
+        def store_init_configuration(self, values):
+            kept.append(values)
+
+        def log(self, values, step=None, **more):
+            kept.append((step, values))
+
+    run = sft(STOPPING)
+    made = Accelerator.__init__
+
+    def init(self, *args, log_with=None, **more):
+        made(self, *args, log_with=Keeper() if log_with == "keeper" else log_with, **more)
+
+    monkeypatch.setattr(Accelerator, "__init__", init)
+    runs.execute(run, tmp_path, device="cpu", track="keeper")
+    config, *lines = kept
+    assert config["method.n_latent"] == 8 and config["train.class"] == "SFT"
+    logged = [json.loads(line) for line in (tmp_path / run.id / "metrics.jsonl").read_text().splitlines()]
+    assert [values for _, values in lines] == logged and [step for step, _ in lines] == [5, 10, 12]

@@ -198,16 +198,10 @@ class Backbone(nn.Module):
         """
         rope = self.layers.rope(h_BTD, pos_BT)
         visible_BTS = visible(h_BTD.shape[1], h_BTD.shape[1], mask_BT, h_BTD.device)
+        recompute = self.recompute and torch.is_grad_enabled()
         for i in blocks:
-            layer, normed_BTD = self.layers.blocks[i], None
-            if constant_BTD is not None and i == blocks[0] and torch.is_autocast_enabled(h_BTD.device.type):
-                h_BTD = h_BTD + constant_BTD
-            elif constant_BTD is not None and i == blocks[0]:
-                weight, bias, eps = layer.first_norm()
-                flat = inject(h_BTD.flatten(0, 1), constant_BTD.flatten(0, 1), weight, bias, eps)
-                h_BTD, normed_BTD = (x.view_as(h_BTD) for x in flat)
-            q, k, v = layer.project(h_BTD, rope, h_BTD.shape[1], normed_BTD)
-            h_BTD = layer.finish(h_BTD, attend(q, k, v, visible_BTS, layer.dropout()))
+            args = (self.layers.blocks[i], h_BTD, constant_BTD if i == blocks[0] else None, rope, visible_BTS)
+            h_BTD = checkpoint(_looped, *args, use_reentrant=False) if recompute else _looped(*args)
         return h_BTD
 
 
@@ -217,6 +211,19 @@ def _layer(layer, h_BTD: Tensor, rope, wanted: int, past: LayerCache | None, vis
     cache = LayerCache(k, v) if past is None else past.append(k, v)
     a = attend(q, cache.k, cache.v, visible_BTS, layer.dropout())
     return layer.finish(h_BTD[:, h_BTD.shape[1] - wanted :], a), cache
+
+
+def _looped(layer, h_BTD: Tensor, constant_BTD: Tensor | None, rope, visible_BTS) -> Tensor:
+    """One layer over a whole sequence without cache; `constant_BTD` is added first."""
+    normed_BTD = None
+    if constant_BTD is not None and torch.is_autocast_enabled(h_BTD.device.type):
+        h_BTD = h_BTD + constant_BTD
+    elif constant_BTD is not None:
+        weight, bias, eps = layer.first_norm()
+        flat = inject(h_BTD.flatten(0, 1), constant_BTD.flatten(0, 1), weight, bias, eps)
+        h_BTD, normed_BTD = (x.view_as(h_BTD) for x in flat)
+    q, k, v = layer.project(h_BTD, rope, h_BTD.shape[1], normed_BTD)
+    return layer.finish(h_BTD, attend(q, k, v, visible_BTS, layer.dropout()))
 
 
 def positions(ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:

@@ -2,8 +2,8 @@
 
 k ids `<latent>` after a prompt mean: think k steps here. `forward` resolves them by the method's own `think`, whose
 states stand at their columns, so logits after the last of them are those of the text; `generate` only appends them and
-takes them out again. Sampling, beams, streaming and log-likelihoods are then stock code. A placeholder is no row of the
-embedding and has no logit but -inf.
+takes them out again. Sampling, beams, streaming and log-likelihoods are then stock code. A placeholder's logit is -inf,
+and no row of the embedding is read for it.
 
 A loop along the depth is called the same way: k placeholders are k recurrences, and the answer, which it reads off in
 parallel, is handed out token by token.
@@ -201,7 +201,9 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
         if self.method.parallel_answer is not None:
             logits_BTV = logits_BTV.masked_fill(unread_BT[:, -logits_BTV.shape[1] :, None], float("nan"))
         latent = self.config.latent_id
-        if latent is not None and latent >= logits_BTV.shape[-1]:
+        if latent is not None and latent < logits_BTV.shape[-1]:  # a vocabulary with spare rows
+            logits_BTV = logits_BTV.index_fill(-1, torch.tensor(latent, device=logits_BTV.device), float("-inf"))
+        elif latent is not None:
             logits_BTV = F.pad(logits_BTV, (0, latent + 1 - logits_BTV.shape[-1]), value=float("-inf"))
         loss = None
         if labels is not None:
@@ -255,7 +257,10 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
                 if past is not None:
                     past.context = context
             else:
-                for part in self._fitting([(b, rows[b]) for b in members], steps):
+                parts = self._fitting([(b, rows[b]) for b in members], steps)
+                if past is not None and len(parts) > 1:
+                    raise ValueError("rows that share a cache must be padded on the left")
+                for part in parts:
                     h_BTD = self._thinking_rows(h_BTD, ids_BT, part, steps, past, prompts)
                 for b in members:
                     unread_BT[
@@ -427,9 +432,6 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
                 ends.append(_Strings(asked("stop_strings"), kwargs.pop("tokenizer"), t + n))
                 kwargs["stop_strings"] = None
         kwargs["stopping_criteria"] = StoppingCriteriaList(ends)
-        latent = self.config.latent_id
-        if latent is not None and latent < method.backbone.vocab:
-            kwargs["suppress_tokens"] = [*(asked("suppress_tokens") or ()), latent]
         return kwargs
 
 

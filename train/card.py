@@ -20,7 +20,7 @@ def card(record: Record, result: dict, env: dict) -> str:
     run = record.run
     method, base = type(run.method).__name__, run.model.pretrained
     on_hub = base is not None and not Path(base).is_dir()
-    steps = getattr(run.method, "n_latent", getattr(run.method, "n_recurrence", 0))
+    steps = result["latents"]
     model = f"From {base}" if base else f"A {run.model.family} made from scratch"
     head = ["library_name: transformers", "pipeline_tag: text-generation"]
     head += [f"tags: [latent-reasoning, {method.lower()}]", *([f"base_model: {base}"] if on_hub else [])]

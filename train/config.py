@@ -153,6 +153,10 @@ class Run:
     seed: int = 0
     """Seed of weights, data order and sampling."""
 
+    def __post_init__(self):
+        if self.model.bf16 and isinstance(self.train, RLVR):
+            raise ValueError("model.bf16 is for supervised training: in RL sampler and trainer must agree")
+
     @property
     def id(self) -> str:
         """Hash of the whole config, class names included."""

@@ -70,7 +70,8 @@ def on_meta(run: Run) -> tuple[Reasoner, int, int]:
     total = sum(p.numel() for p in method.parameters())
     rank = run.model.lora_rank
     inner = sum(p.numel() for p in lm.parameters())
-    adapters = rank * sum(sum(p.shape) for p in body.decoder[0].parameters() if p.ndim == 2)
+    blocks = body.decoder[0].h if hasattr(body.decoder[0], "h") else body.decoder[0].layers
+    adapters = rank * sum(sum(p.shape) for p in blocks.parameters() if p.ndim == 2)
     return Reasoner(method, None, 0, 0, 1), total, total - inner + adapters if rank else total
 
 
@@ -111,18 +112,19 @@ def lengths(run: Run) -> tuple[float, float, float, str]:
             raise
         return *LENGTHS[name], f"{name}'s usual ones, for its data is not at hand"
     if run.model.pretrained is None:
-        codec = env.codec(run.model)
+        codec, which = env.codec(run.model), "the model's tokens"
     elif Path(run.model.pretrained).is_dir():
         from transformers import AutoTokenizer
 
         codec = Codec(AutoTokenizer.from_pretrained(run.model.pretrained))
+        which = "the model's tokens"
     else:
-        codec = env.codec(run.model)
+        codec, which = env.codec(run.model), "tokens of a small vocabulary of our own"
     problems = env.train_batch(run.seed, 0, 64)
     mean = lambda sizes: sum(sizes) / len(problems)  # noqa: E731
     prompt = mean([len(codec.question(p.question)) for p in problems])
     chain = mean([sum(len(codec.step(s)) for s in p.steps) for p in problems])
-    return prompt, chain, mean([len(codec.answer(p.answer)) for p in problems]), "the means of 64 problems"
+    return prompt, chain, mean([len(codec.answer(p.answer)) for p in problems]), f"the means of 64 problems, in {which}"
 
 
 def text_of(run: Run, reasoner: Reasoner, chain: float, answer: float) -> tuple[float, float]:

@@ -99,16 +99,20 @@ def gsm8k() -> Run:
     )
 
 
-def _published(env, model: ModelConfig, latent, batch: int, lr: float, chain: int, after: int) -> Experiment:
-    """A paper's setting: CoT first, latents from its weights, no-CoT beside them."""
-    how = {"batch": batch, "lr": lr, "beta2": 0.999, "warmup": 0, "decay": 0.0, "log_every": 100, "save_every": 1000}
+def _published(env, model: ModelConfig, latent, lr: float, epoch: int, first: int, total: int) -> Experiment:
+    """A paper's setting: `first` epochs of CoT, the rest of `total` in latents; CoT and no-CoT beside them, as long.
+
+    Deviates from the papers' code: bfloat16, and the optimizer is not reset between stages.
+    """
+    how = {"batch": 128, "lr": lr, "beta2": 0.999, "warmup": 0, "decay": 0.0, "log_every": 100, "save_every": 1000}
     return Experiment(
         env=env,
         model=model,
         arms={
-            "cot": Arm(CoT(), SFT(steps=chain, **how)),
-            "latent": Arm(latent, SFT(steps=after, **how), init="cot"),
-            "no-cot": Arm(NoCoT(), SFT(steps=chain, **how)),
+            "start": Arm(CoT(), SFT(steps=first * epoch, **how)),
+            "latent": Arm(latent, SFT(steps=(total - first) * epoch, **how), init="start"),
+            "cot": Arm(CoT(), SFT(steps=total * epoch, **how)),
+            "no-cot": Arm(NoCoT(), SFT(steps=total * epoch, **how)),
         },
         judge=Judge(items=2000, batch=64),
     )
@@ -124,7 +128,7 @@ def coconut_gpt2_gsm8k() -> Experiment:
         n_latent=6, latents_per_step=2, first_stage=1, advance_at=1.0, stage_steps=3 * _EPOCH, earlier=0.0
     )
     model = ModelConfig(pretrained="openai-community/gpt2", bf16=True)
-    return _published(AUG, model, coconut, 128, 1e-4, 6 * _EPOCH, 25 * _EPOCH)
+    return _published(AUG, model, coconut, 1e-4, _EPOCH, 6, 25)
 
 
 def coconut_gpt2_prosqa() -> Experiment:
@@ -133,21 +137,21 @@ def coconut_gpt2_prosqa() -> Experiment:
     env = ProsQA(train="prosqa_train.json", test="prosqa_test.json")
     coconut = Coconut(n_latent=6, first_stage=1, advance_at=1.0, stage_steps=5 * epoch, earlier=0.0)
     model = ModelConfig(pretrained="openai-community/gpt2", bf16=True)
-    return _published(env, model, coconut, 128, 1e-4, 5 * epoch, 45 * epoch)
+    return _published(env, model, coconut, 1e-4, epoch, 5, 50)
 
 
 def sim_gpt2_gsm8k() -> Experiment:
     """SIM-CoT's setting on GSM8K-Aug with GPT-2: 6 latents with a step decoder. For a GPU."""
     sim = Sim(n_latent=6, step_tokens=48)
     model = ModelConfig(pretrained="openai-community/gpt2", bf16=True)
-    return _published(AUG, model, sim, 128, 1e-4, 6 * _EPOCH, 25 * _EPOCH)
+    return _published(AUG, model, sim, 1e-4, _EPOCH, 6, 25)
 
 
 def sim_llama1b_gsm8k() -> Experiment:
     """SIM-CoT's setting on GSM8K-Aug with Llama 3.2 1B and adapters. For a GPU."""
     sim = Sim(n_latent=6, step_tokens=48)
     model = ModelConfig(pretrained="meta-llama/Llama-3.2-1B", bf16=True, recompute=True, lora_rank=128, lora_alpha=32.0)
-    return _published(AUG, model, sim, 128, 8e-4, 3 * _EPOCH, 10 * _EPOCH)
+    return _published(AUG, model, sim, 8e-4, _EPOCH, 3, 10)
 
 
 def huginn() -> Run:

@@ -64,6 +64,7 @@ def execute(
         result = final(run, env, problems, reasoner, record, say) | {
             "core_seconds": trainer.core_seconds,
             "updates": trainer.done,
+            "latents": reasoner.method.trained_steps,
             "steps_written": reasoner.method.steps_written(env.chain_steps),
             "parameters": sum(p.numel() for p in reasoner.method.parameters()),
         }
@@ -109,8 +110,6 @@ def begin(run: Run, env: Environment, root: Path) -> Reasoner:
 
 def prepare(run: Run, body: backbone.Backbone) -> None:
     """What the config says of training the backbone: adapters, gradient checkpointing, precision."""
-    if run.model.bf16 and isinstance(run.train, RLVR):
-        raise ValueError("model.bf16 is for supervised training: in RL sampler and trainer must agree")
     if run.model.lora_rank:
         lora.add(body.lm, run.model.lora_rank, run.model.lora_alpha)
     body.recompute = run.model.recompute
@@ -121,7 +120,8 @@ def same_model(run: Run, place: Path) -> None:
     written = place / "config.json"
     old = json.loads(written.read_text()).get("model") if written.exists() else None
     new = plain(run.model)
-    odd = [k for k in new if old is not None and old.get(k) != new[k]]
+    how = ("bf16", "recompute", "lora_rank", "lora_alpha")  # it is trained, not what it is
+    odd = [k for k in new if k not in how and old is not None and old.get(k) != new[k]]
     if odd:
         k = odd[0]
         raise ValueError(
@@ -158,7 +158,10 @@ def must_fit(reasoner: Reasoner, env: Environment, run: Run, test: list[Problem]
     for p in test + train:
         prompt = len(codec.question(p.question))
         answer = max(len(codec.answer(p.answer)), reasoner.answer_tokens)
-        needs = method.needs(prompt, [len(codec.step(s)) for s in p.steps], answer) + wider
+        steps = [len(codec.step(s)) for s in p.steps]
+        if not isinstance(run.train, RLVR):
+            method.must_take(steps)
+        needs = method.needs(prompt, steps, answer) + wider
         if needs > has:
             raise ValueError(
                 f"problem {p.key} needs {needs} positions ({prompt} to read, the rest to think and answer), "
@@ -174,7 +177,7 @@ def must_fit(reasoner: Reasoner, env: Environment, run: Run, test: list[Problem]
 def final(run: Run, env: Environment, problems: list[Problem], reasoner: Reasoner, record: Record, say) -> dict:
     """Judge on held-out problems: the main level, the others, and the sweep; samples and summaries."""
     main = [p for p in problems if p.level == env.main_level]
-    sweep = [k for k in run.judge.sweep if k != reasoner.method.steps]
+    sweep = [k for k in run.judge.sweep if k != reasoner.method.trained_steps]
     total, done = len(problems) + len(main) * len(sweep), 0
 
     def tick(n: int) -> None:

@@ -51,6 +51,9 @@ class Method(nn.Module):
         """Positions that a problem needs at most, given the tokens of its prompt, its chain's steps and its answer."""
         raise NotImplementedError  # each method's own
 
+    def must_take(self, steps: list[int]) -> None:
+        """Raise ValueError for a chain, given the tokens of its steps, that `loss` cannot be trained on."""
+
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss, a scalar, and what to log."""
         raise NotImplementedError  # each method's own

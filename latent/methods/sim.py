@@ -64,13 +64,21 @@ class Sim(AlongSequence):
         used_B[torch.rand(b, device=device) < 0.5] = k
         return used_B
 
+    def dealt(self, n: int) -> list[tuple[int, int]]:
+        """The first step and the one after the last that each latent must give, of a chain of n steps."""
+        k = self.config.n_latent
+        return [(i, i + 1) if n <= k else (-(-i * n // k), -(-(i + 1) * n // k)) for i in range(min(k, n))]
+
+    def must_take(self, steps):
+        longest = max((sum(steps[first:last]) for first, last in self.dealt(len(steps))), default=0)
+        if longest > self.config.step_tokens:
+            raise ValueError(f"a latent's step has {longest} tokens, method.step_tokens is {self.config.step_tokens}")
+
     def step_targets(self, batch: Batch, device) -> tuple[Tensor | None, Text]:
         """The text that each latent must give: which of the B * K latents have one (None = all), and the text."""
         k, rows, text = self.config.n_latent, [], []
         for b, steps in enumerate(batch.steps):
-            n = len(steps)
-            for i in range(min(k, n)):
-                first, last = (i, i + 1) if n <= k else (-(-i * n // k), -(-(i + 1) * n // k))
+            for i, (first, last) in enumerate(self.dealt(len(steps))):
                 rows.append(b * k + i)
                 text.append(steps[first] if last == first + 1 else sum(steps[first:last], ()))
         full = len(rows) == k * len(batch.steps)

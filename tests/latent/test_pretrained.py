@@ -88,6 +88,27 @@ def test_adapters_start_as_nothing_train_alone_and_merge_exactly(family):
     torch.testing.assert_close(grads(method, batch)[0], trained, rtol=0, atol=max(rounding, 1e-9))
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_loop_along_the_depth_is_recomputed_too(family):
+    reasoner = small_reasoner(Recurrent(), ModelConfig(family=family, **SMALL), dtype=torch.float64)
+    batch = cups_batch(reasoner.codec)
+    _, plain = grads(reasoner.method, batch)
+    reasoner.method.backbone.recompute = True
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        torch.manual_seed(0)
+        reasoner.method.loss(batch)
+    few = sum(kept)
+    _, recomputed = grads(reasoner.method, batch)
+    reasoner.method.backbone.recompute, kept = False, []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        torch.manual_seed(0)
+        reasoner.method.loss(batch)
+    assert few < sum(kept) / 2
+    for name in plain:
+        torch.testing.assert_close(recomputed[name], plain[name], rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("method", [CoT(), Sim(n_latent=4, stride=4, step_tokens=16), Recurrent()])
 def test_bfloat16_stays_near_fp32_and_leaves_the_weights_in_fp32(method):
     reasoner = small_reasoner(method)
@@ -164,9 +185,8 @@ def test_what_does_not_go_together(pretrained, tmp_path):
         ModelConfig(lora_rank=4)
     with pytest.raises(ValueError, match="first_stage must be one of the stages, got 9"):
         Coconut(n_latent=2, first_stage=9)
-    rl = dataclasses.replace(settings(pretrained, bf16=True), train=RLVR(steps=1, batch=2, group=2))
     with pytest.raises(ValueError, match=r"model\.bf16 is for supervised training"):
-        runs.execute(rl, tmp_path, device="cpu")
+        dataclasses.replace(settings(pretrained, bf16=True), train=RLVR(steps=1, batch=2, group=2))
     _, tokenizer = backbone.from_pretrained(str(pretrained / "model"))
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match="this tokenizer has no chat template"):

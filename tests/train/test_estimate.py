@@ -36,8 +36,8 @@ def test_training_flops_are_about_what_torch_counts(method):
 def test_a_published_preset_is_estimated_without_its_data_or_weights():
     runs = presets.coconut_gpt2_gsm8k().runs()
     lines = estimate.report(runs)
-    assert [line.split()[0] for line in lines[1:4]] == ["cot", "latent", "no-cot"]
-    assert all("124.4 M" in line for line in lines[1:4])  # GPT-2 small
+    assert [line.split()[0] for line in lines[1:5]] == ["start", "latent", "cot", "no-cot"]
+    assert all("124.4 M" in line for line in lines[1:5])  # GPT-2 small
     assert "usual ones" in lines[-1] and "Estimates" in lines[-1]
     no_cot = Run(GSM8K(train="nowhere.json"), MODEL, NoCoT(), SFT())
     with pytest.raises(ValueError, match="nowhere"):

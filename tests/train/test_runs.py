@@ -276,3 +276,18 @@ def test_a_tracker_sees_what_the_record_has(tmp_path, monkeypatch):
     assert config["method.n_latent"] == 8 and config["train.class"] == "SFT"
     logged = [json.loads(line) for line in (tmp_path / run.id / "metrics.jsonl").read_text().splitlines()]
     assert [values for _, values in lines] == logged and [step for step, _ in lines] == [5, 10, 12]
+
+
+def test_a_chain_that_no_latent_can_give_is_refused_before_training(tmp_path):
+    """Wherever in the data it is: nine steps on four latents make groups of three steps, one of them long."""
+    rows = [{"question": f"{i}?", "steps": ["1+1=2"] * (9 if i == 37 else 1), "answer": "2"} for i in range(40)]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    from eval.environments import GSM8K
+
+    env = GSM8K(train=str(tmp_path / "data.json"))
+    run = dataclasses.replace(
+        sft(Sim(n_latent=4, step_tokens=8)), env=env, model=dataclasses.replace(MODEL, n_positions=256)
+    )
+    with pytest.raises(ValueError, match=r"a latent's step has \d+ tokens, method\.step_tokens is 8"):
+        runs.execute(run, tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()

@@ -53,6 +53,9 @@ def execute(
         record.open(data, command)
     if trackers:
         named = {} if track == "tensorboard" else {track: {"name": run.id}}
+        if track == "wandb":  # whose files would lie in the working directory
+            (root / "trackers").mkdir(parents=True, exist_ok=True)
+            named["wandb"]["dir"] = str(root / "trackers")
         place = run.id if track == "tensorboard" else "latent-reasoning"
         accelerator.init_trackers(place, config=flat(plain(run)), init_kwargs=named)
     accelerator.wait_for_everyone()

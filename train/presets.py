@@ -171,6 +171,7 @@ PAPERS: dict[str, tuple[str, dict[str, float]]] = {
     "coconut-gpt2-prosqa": ("Coconut, arXiv:2412.06769, table 1", {"latent": 0.970, "cot": 0.775, "no-cot": 0.767}),
     "sim-gpt2-gsm8k": ("SIM-CoT on Coconut, arXiv:2509.20317", {"latent": 0.448, "cot": 0.427, "no-cot": 0.191}),
     "sim-llama1b-gsm8k": ("SIM-CoT on Coconut, arXiv:2509.20317", {"latent": 0.422, "cot": 0.584, "no-cot": 0.288}),
+    "huginn": ("Huginn-3.5B on GSM8K, another task, arXiv:2502.05171", {"1 recurrence": 0.0, "32 recurrences": 0.421}),
 }
 
 PRESETS: dict[str, Callable[[], Run | Experiment]] = {

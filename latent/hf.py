@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
-from transformers.generation import StoppingCriteria, StoppingCriteriaList
+from transformers.generation import StoppingCriteriaList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from latent import bundle, methods
@@ -24,6 +24,7 @@ from latent.backbone import Backbone
 from latent.cache import Context
 from latent.config import unpack
 from latent.hf_config import LatentConfig
+from latent.hf_ends import Length, Seen, Strings, Stripped
 from latent.thought import Greedy, Prompt
 
 # the name that this release of transformers has for a cache
@@ -394,7 +395,7 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
         mask_BT = torch.cat([mask_BT, mask_BT.new_ones(b, n)], 1)
         kwargs = self._settings(kwargs, generation_config, t, n, added.count(self.config.latent_id))
         if streamer is not None:
-            kwargs["streamer"] = _Streamer(streamer, n)
+            kwargs["streamer"] = Stripped(streamer, n)
         out = super().generate(whole_BT, generation_config, attention_mask=mask_BT, **kwargs)
         strip = lambda s: torch.cat([s[:, :t], s[:, t + n :]], 1)  # noqa: E731
         if isinstance(out, Tensor):
@@ -418,70 +419,21 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
             kwargs["min_length"] = asked("min_length") + n
         if asked("use_cache") is not False and kwargs.get(CACHE) is None:
             kwargs[CACHE] = LatentCache()
-        ends = [_Seen(end, t, n) for end in kwargs.pop("stopping_criteria", None) or ()]
+        ends = [Seen(end, t, n) for end in kwargs.pop("stopping_criteria", None) or ()]
         method = self.method
         if self.longest is not None:
-            ends.append(_Length(t + n + self.longest))
+            ends.append(Length(t + n + self.longest))
         if method.parallel_answer is None:  # the last token is written and not read
-            ends.append(_Length(t + n + method.backbone.positions - (t + n - steps + method.reserved(steps)) + 1))
+            ends.append(Length(t + n + method.backbone.positions - (t + n - steps + method.reserved(steps)) + 1))
         if asked("stop_strings"):
             tokenizer = kwargs.get("tokenizer")
             if tokenizer is None:
                 raise ValueError("stop_strings needs the tokenizer: generate(..., stop_strings=..., tokenizer=...)")
             if type(tokenizer.backend_tokenizer.model).__name__ == "WordLevel":
-                ends.append(_Strings(asked("stop_strings"), kwargs.pop("tokenizer"), t + n))
+                ends.append(Strings(asked("stop_strings"), kwargs.pop("tokenizer"), t + n))
                 kwargs["stop_strings"] = None
         kwargs["stopping_criteria"] = StoppingCriteriaList(ends)
         return kwargs
-
-
-class _Seen(StoppingCriteria):
-    """A caller's criterion, on the ids that the caller sees."""
-
-    def __init__(self, inner, t: int, n: int):
-        self.inner, self.t, self.n = inner, t, n
-
-    def __call__(self, input_ids: Tensor, scores, **kwargs):
-        seen = torch.cat([input_ids[:, : self.t], input_ids[:, self.t + self.n :]], 1)
-        return self.inner(seen, scores, **kwargs)
-
-
-class _Length(StoppingCriteria):
-    """Ends a text that no end token closes, besides whatever else ends it."""
-
-    def __init__(self, columns: int):
-        self.columns = columns
-
-    def __call__(self, input_ids: Tensor, scores, **kwargs) -> Tensor:
-        done = input_ids.shape[1] >= self.columns
-        return torch.full((len(input_ids),), done, dtype=torch.bool, device=input_ids.device)
-
-
-class _Strings(StoppingCriteria):
-    """Stop strings in the text of a closed vocabulary, in which the stock criterion cannot spell its probe."""
-
-    def __init__(self, strings: str | list[str], tokenizer, begin: int):
-        self.strings, self.tokenizer, self.begin = [strings] if isinstance(strings, str) else strings, tokenizer, begin
-
-    def __call__(self, input_ids: Tensor, scores, **kwargs) -> Tensor:
-        texts = self.tokenizer.batch_decode(input_ids[:, self.begin :])
-        return torch.tensor([any(s in text for s in self.strings) for text in texts], device=input_ids.device)
-
-
-class _Streamer:
-    """Takes what was appended to the prompt out of what is streamed."""
-
-    def __init__(self, inner, added: int):
-        self.inner, self.added, self.begun = inner, added, False
-
-    def put(self, value: Tensor) -> None:
-        if not self.begun and self.added:
-            value = value[..., : -self.added]
-        self.begun = True
-        self.inner.put(value)
-
-    def end(self) -> None:
-        self.inner.end()
 
 
 if __name__ == "latent.hf":  # not where a checkpoint brought its own copy of this file

@@ -22,8 +22,7 @@ def forward_flops(reasoner: Reasoner, prompt: int, used: float, tokens: float) -
     """
     backbone, config = reasoner.method.backbone, reasoner.method.config
     d = backbone.width
-    blocks = backbone.decoder[0].h if hasattr(backbone.decoder[0], "h") else backbone.decoder[0].layers
-    layer = [2 * sum(p.numel() for p in block.parameters() if p.ndim == 2) for block in blocks]
+    layer = [2 * sum(p.numel() for p in block.parameters() if p.ndim == 2) for block in backbone.blocks]
     head = 2 * d * backbone.vocab
     if isinstance(config, Recurrent):
         n = prompt + config.answer_tokens - 1

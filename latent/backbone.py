@@ -48,6 +48,12 @@ class Backbone(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.lm.get_input_embeddings().weight.dtype
 
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The family's layer modules."""
+        decoder = self.decoder[0]
+        return decoder.h if hasattr(decoder, "h") else decoder.layers
+
     def make_room(self, vocab: int) -> None:
         """Grow the embedding and the head to at least `vocab` rows."""
         if vocab > self.vocab:

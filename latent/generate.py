@@ -75,6 +75,11 @@ def score(method: Method, rolled: Rollout, temperature: float) -> list[Decision]
     return [*thought.decisions, Decision("token", rolled.tokens_BT, logp_BT, entropy_BT, text.mask_BT)]
 
 
+def longest_text(method: Method, answer_tokens: int, chain_tokens: int, chain_steps: int) -> int:
+    """Tokens that a method writes at most: the answer, and the part of the longest chain that it does not think."""
+    return answer_tokens + -(-chain_tokens * method.steps_written(chain_steps) // chain_steps)
+
+
 @dataclass
 class Reasoner:
     """A method with the tokenizer and limits that make it answer text: what `load` returns.
@@ -91,8 +96,7 @@ class Reasoner:
 
     @property
     def max_tokens(self) -> int:
-        written = self.method.steps_written(self.chain_steps)
-        return self.answer_tokens + -(-self.chain_tokens * written // self.chain_steps)
+        return longest_text(self.method, self.answer_tokens, self.chain_tokens, self.chain_steps)
 
     @torch.inference_mode()
     def tokens(self, questions: list[str], steps: int | None = None) -> tuple[Tensor, Thought]:

@@ -23,6 +23,7 @@ from latent import bundle, methods
 from latent.backbone import Backbone
 from latent.cache import Context
 from latent.config import unpack
+from latent.generate import longest_text
 from latent.hf_config import LatentConfig
 from latent.hf_ends import Length, Seen, Strings, Stripped
 from latent.thought import Greedy, Prompt
@@ -151,7 +152,7 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
             return self.method.parallel_answer
         if c.fixed_answer is None:
             return None
-        return c.answer_tokens + -(-c.chain_tokens * self.method.steps_written(c.chain_steps) // c.chain_steps)
+        return longest_text(self.method, c.answer_tokens, c.chain_tokens, c.chain_steps)
 
     def thinking(self, steps: int | None, after: int | None = None) -> list[int]:
         """The ids that make a prompt whose last id is `after` think: the think token where it lacks, k placeholders.

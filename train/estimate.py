@@ -70,8 +70,7 @@ def on_meta(run: Run) -> tuple[Reasoner, int, int]:
     total = sum(p.numel() for p in method.parameters())
     rank = run.model.lora_rank
     inner = sum(p.numel() for p in lm.parameters())
-    blocks = body.decoder[0].h if hasattr(body.decoder[0], "h") else body.decoder[0].layers
-    adapters = rank * sum(sum(p.shape) for p in blocks.parameters() if p.ndim == 2)
+    adapters = rank * sum(sum(p.shape) for p in body.blocks.parameters() if p.ndim == 2)
     return Reasoner(method, None, 0, 0, 1), total, total - inner + adapters if rank else total
 
 
@@ -151,7 +150,7 @@ def activations(run: Run, reasoner: Reasoner, prompt: float, chain: float, answe
     """Bytes kept for backward: about 24 values of the width a layer and position, and the logits."""
     used, text = text_of(run, reasoner, chain, answer)
     body, size = reasoner.method.backbone, 2 if run.model.bf16 else 4
-    blocks = len(body.layers.blocks) if body.layers else body.lm.config.num_hidden_layers
+    blocks = len(body.blocks)
     rows = run.train.batch * getattr(run.train, "group", 1)
     kept = 1 if run.model.recompute else 24
     if reasoner.method.parallel_answer is not None:

@@ -168,6 +168,12 @@ class Finite(Environment):
             raise ValueError("there are problems to test on only: give env.train")
         return [self._shuffled(seed, i // len(train))[i % len(train)] for i in range(index * size, (index + 1) * size)]
 
+    def codec(self, model):
+        from latent.text import bpe_codec
+
+        train = self.splits["train"]
+        return bpe_codec((p.question + "".join(p.steps) + p.answer for p in train), model.vocab_size)
+
     def known(self, question):
         everything = (p for problems in self.splits.values() for p in problems)
         return next((p for p in everything if p.question.split() == question.split()), None)
@@ -182,6 +188,11 @@ class Finite(Environment):
             random.Random(f"epoch {seed} {epoch}").shuffle(order)
             self._order = ((seed, epoch), order)
         return self._order[1]
+
+
+def after_mark(text: str) -> str:
+    """What a text says after its last ###, where an answer stands; empty without one."""
+    return text.rsplit("###", 1)[-1].strip() if "###" in text else ""
 
 
 def iterate(items: list, size: int) -> Iterator[list]:

@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
 
-from eval.environments.base import Generated, Problem, Verdict
+from eval.environments.base import Generated, Problem, Verdict, after_mark
 
 LARGEST_TARGET = 999
 
@@ -66,7 +66,7 @@ class CountdownEnvironment(Generated):
         return Problem(f"Numbers {numbers} . Target {target} .\n", tuple(steps), answer, level, data)
 
     def verify(self, problem, text):
-        said = text.rsplit("###", 1)[-1].strip() if "###" in text else ""
+        said = after_mark(text)
         try:
             value, used = evaluate(said)
         except (ValueError, SyntaxError, ZeroDivisionError, RecursionError, MemoryError) as e:

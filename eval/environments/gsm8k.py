@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 
-from eval.environments.base import Finite, Problem, Verdict
+from eval.environments.base import Finite, Problem, Verdict, after_mark
 
 NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\.\d+", re.ASCII)
 EQUATION = re.compile(r"<<[^<>]*>>")
@@ -44,18 +44,12 @@ class GSM8KEnvironment(Finite):
         self.read(config.train, config.test, parse)
 
     def verify(self, problem, text):
-        said = text.rsplit("###", 1)[-1].strip() if "###" in text else ""
+        said = after_mark(text)
         if not NUMBER.fullmatch(said):
             return Verdict(0.0, False, False, "no number after ###")
         apart = abs(value(said) - value(problem.data["gold"]))
         correct = apart <= Decimal(problem.data.get("within", 0))
         return Verdict(float(correct), correct, True, "" if correct else f"expected {problem.data['gold']}")
-
-    def codec(self, model):
-        from latent.text import bpe_codec
-
-        train = self.splits["train"]
-        return bpe_codec((p.question + "".join(p.steps) + p.answer for p in train), model.vocab_size)
 
 
 def value(text: str) -> Decimal:

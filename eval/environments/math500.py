@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from eval.environments.base import Finite, Problem, Verdict
+from eval.environments.base import Finite, Problem, Verdict, after_mark
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,11 @@ class Math500Environment(Finite):
         correct = spelt(said) == spelt(problem.data["gold"])
         return Verdict(float(correct), correct, True, "" if correct else f"expected {problem.data['gold']}")
 
-    def codec(self, model):
-        from latent.text import bpe_codec
-
-        return bpe_codec((p.question + "".join(p.steps) + p.answer for p in self.splits["train"]), model.vocab_size)
-
 
 def final(text: str) -> str:
     """The last answer in a text: after ###, or in \\boxed{...}; empty where there is none."""
     if "###" in text:
-        return text.rsplit("###", 1)[-1].strip()
+        return after_mark(text)
     start = text.rfind("\\boxed{")
     if start < 0:
         return ""

@@ -14,7 +14,7 @@ import random
 from dataclasses import dataclass
 from itertools import pairwise
 
-from eval.environments.base import Environment, Finite, Generated, Problem, Verdict
+from eval.environments.base import Environment, Finite, Generated, Problem, Verdict, after_mark
 from eval.environments.prosqa import CONCEPTS, ENTITIES
 
 PROPERTIES = """aggressive amenable angry bitter blue bright brown cold discordant dull earthy feisty floral fruity
@@ -44,7 +44,7 @@ class _ProntoQA(Environment):
     answer_tokens = 8
 
     def verify(self, problem, text):
-        said = text.rsplit("###", 1)[-1].strip() if "###" in text else ""
+        said = after_mark(text)
         if said not in ("True", "False"):
             return Verdict(0.0, False, False, "neither ### True nor ### False")
         correct = f"### {said}" == problem.answer
@@ -95,11 +95,6 @@ class OfficialProntoQA(_ProntoQA, Finite):
 
     def __init__(self, config: ProntoQA):
         self.read(config.train, config.test, parse)
-
-    def codec(self, model):
-        from latent.text import bpe_codec
-
-        return bpe_codec((p.question + "".join(p.steps) + p.answer for p in self.splits["train"]), model.vocab_size)
 
 
 def parse(row: dict, place: str) -> Problem:

@@ -17,7 +17,7 @@ from collections import deque
 from dataclasses import dataclass
 from itertools import pairwise
 
-from eval.environments.base import Environment, Finite, Generated, Problem, Verdict
+from eval.environments.base import Environment, Finite, Generated, Problem, Verdict, after_mark
 from eval.environments.files import whole_number
 
 ENTITIES = "Alex Bob Carol Davis Eva Fae Gabriel Jack Max Oliver Polly Rex Sally Sam Stella Tom Wren".split()
@@ -59,7 +59,7 @@ class _ProsQA(Environment):
     chain_steps = 6
 
     def verify(self, problem, text):
-        said = text.rsplit("###", 1)[-1].strip().rstrip(".").strip() if "###" in text else ""
+        said = after_mark(text).rstrip(".").strip()
         right = problem.answer.removeprefix("### ").rstrip(". ")
         words = said.split()
         if len(words) != 4 or words[1:3] != ["is", "a"]:

@@ -8,11 +8,8 @@ from latent.generate import Reasoner
 
 
 def sequential_steps(reasoner: Reasoner, used: float, tokens: float) -> float:
-    """Forward passes that must follow one another: reading, each latent step, each token after the first.
-
-    A loop along the depth reads its answer off in parallel: its recurrences are all.
-    """
-    return used if isinstance(reasoner.method.config, Recurrent) else 1 + used + tokens - 1
+    """Forward passes that must follow one another in an answer."""
+    return reasoner.method.passes(used, tokens)
 
 
 def forward_flops(reasoner: Reasoner, prompt: int, used: float, tokens: float) -> float:

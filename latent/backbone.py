@@ -97,11 +97,15 @@ class Backbone(nn.Module):
         h_BTD, layers = self._run(self.embed(ids_BT), pos_BT, None, mask_BT, keep=t if keep is None else keep)
         return h_BTD, Context(layers, mask_BT, pos_BT[:, -1] + 1, t)
 
-    def step(self, x_BTD: Tensor, context: Context) -> tuple[Tensor, Context]:
-        """Go on by T positions given as embeddings. Returns final hidden states (B, T, D) and the longer context."""
+    def step(self, x_BTD: Tensor, context: Context, stride: int = 1) -> tuple[Tensor, Context]:
+        """Go on by T positions given as embeddings, their position ids `stride` apart.
+
+        Returns final hidden states (B, T, D) and the longer context.
+        """
         b, t, _ = x_BTD.shape
-        self.must_hold(context.reach + t)
-        pos_BT = context.next_B[:, None] + torch.arange(t, device=context.next_B.device)
+        span = stride * (t - 1) + 1
+        self.must_hold(context.reach + span)
+        pos_BT = context.next_B[:, None] + stride * torch.arange(t, device=context.next_B.device)
         mask_BS = context.mask_BS
         if mask_BS is not None:
             mask_BS = torch.cat([mask_BS, mask_BS.new_ones(b, t)], 1)
@@ -113,7 +117,7 @@ class Backbone(nn.Module):
             rope = rope and tuple(r[:, 0, 0] for r in rope)
             h_BD, past = chain.step(x_B1D[:, 0], rope, mask_BS)
             h_BTD = h_BD[:, None]
-        return h_BTD, Context(past, mask_BS, context.next_B + t, context.reach + t)
+        return h_BTD, Context(past, mask_BS, context.next_B + span, context.reach + span)
 
     def chain(self, h_BD: Tensor, context: Context, feed: Feed, k: int, stride: int) -> tuple[Tensor, Context] | None:
         """k latent steps in fused kernels: their states (B, K, D) and the longer context.

@@ -68,6 +68,12 @@ class NoCoT:
 class CoT:
     """Control: write the teacher's chain in tokens, then the answer."""
 
+    every: int = 1
+    """Write one step in so many, the last among them: a chain at the budget of fewer latents."""
+
+    def __post_init__(self):
+        _at_least(self, "every", 1)
+
 
 @dataclass(frozen=True)
 class _Sequence:
@@ -163,7 +169,23 @@ class Recurrent:
         _at_least(self, "r_max", self.r_min)
 
 
-MethodConfig = NoCoT | CoT | Coconut | Sim | Recurrent
+@dataclass(frozen=True)
+class Pause:
+    """Control: learned tokens where a method has thoughts, all read in one pass (pause tokens, arXiv:2310.02226)."""
+
+    of: Coconut | Sim = field(default_factory=Coconut)
+    """The method whose training and number of latents it has; its `feedback` does not apply."""
+
+
+@dataclass(frozen=True)
+class FixedEmbedding:
+    """Control: as many passes in sequence as a method has thoughts, a constant embedding fed back in each."""
+
+    of: Coconut | Sim = field(default_factory=Coconut)
+    """The method whose training and number of latents it has; its `feedback` does not apply."""
+
+
+MethodConfig = NoCoT | CoT | Coconut | Sim | Pause | FixedEmbedding | Recurrent
 
 
 def pack(config) -> dict:

@@ -29,7 +29,7 @@ def face(reasoner: Reasoner):
     backbone = method.backbone.lm.config.to_dict()
     config = LatentConfig(
         backbone=backbone,
-        method=pack(method.config),
+        method=pack(method.made_from),
         latent_id=codec.name_latent(),
         think_id=codec.think,
         fixed_answer=codec.fixed_answer,

@@ -134,9 +134,11 @@ class Batch:
             codec.pad,
         )
 
-    def chain(self, skip: int = 0) -> Text:
-        """The steps from the `skip`-th on, then the answer."""
-        rows = [sum(steps[skip:], ()) + answer for steps, answer in zip(self.steps, self.answers)]
+    def chain(self, skip: int = 0, every: int = 1) -> Text:
+        """The steps from the `skip`-th on, of them one in `every` and the last, then the answer."""
+        left = [steps[skip:] for steps in self.steps]
+        kept = [steps[(len(steps) - 1) % every :: every] for steps in left]
+        rows = [sum(steps, ()) + answer for steps, answer in zip(kept, self.answers)]
         return pad_right(rows, self.pad, self.prompt.ids_BT.device)
 
 

@@ -1,9 +1,10 @@
 """What `python -m train.latent NAME` runs: a function a preset."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from eval.environments import GSM8K, Cups, ProsQA
-from latent.config import Coconut, CoT, LearnedStop, ModelConfig, NoCoT, Recurrent, Sim
+from latent.config import Coconut, CoT, FixedEmbedding, LearnedStop, ModelConfig, NoCoT, Pause, Recurrent, Sim
 from train.config import RLVR, SFT, Arm, Experiment, Judge, Run
 
 
@@ -67,6 +68,16 @@ def coconut() -> Run:
 def sim() -> Run:
     """Latents with a step decoder on cups."""
     return Run(env=Cups(), model=ModelConfig(), method=Sim(n_latent=8, stride=4), train=SFT(steps=1600))
+
+
+def pause() -> Run:
+    """The pause control on cups: learned tokens where `sim` has latents, trained as they are."""
+    return replace(sim(), method=Pause(sim().method))
+
+
+def fixed() -> Run:
+    """The fixed-embedding control on cups: as many passes as `sim` has latents, with nothing fed back."""
+    return replace(sim(), method=FixedEmbedding(sim().method))
 
 
 def prosqa(closed: bool = False) -> Experiment:
@@ -185,6 +196,8 @@ PRESETS: dict[str, Callable[[], Run | Experiment]] = {
     "cot": cot,
     "coconut": coconut,
     "sim": sim,
+    "pause": pause,
+    "fixed": fixed,
     "coconut-gpt2-gsm8k": coconut_gpt2_gsm8k,
     "coconut-gpt2-prosqa": coconut_gpt2_prosqa,
     "sim-gpt2-gsm8k": sim_gpt2_gsm8k,

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from eval.stats import bootstrap, mcnemar
-from latent.config import Coconut
+from latent.config import CoT
 from train.config import Run
 from train.record import Record, cpu
 
@@ -132,7 +132,7 @@ def notes(rows: list[Row], seconds: float) -> list[str]:
             found.append(compared(row, start))
             others = [r for r in rows if r.run.init == row.run.init and r is not row]
             found += [compared(row, other) for other in others if row.arm < other.arm]
-        if isinstance(row.run.method, Coconut) and row.result["steps_written"]:
+        if not isinstance(row.run.method, CoT) and row.result["steps_written"]:
             found.append(f"{row.arm} still writes {row.result['steps_written']} steps: its curriculum did not end")
         if row.result["sweep"]:
             swept = {**row.result["sweep"], str(round(row.result["main"]["used"])): row.result["main"]}

@@ -1,13 +1,13 @@
 """The methods, one file each: two verbs, `think(prompt) -> Thought` and `loss(batch) -> (loss, metrics)`."""
 
 from latent.backbone import Backbone
-from latent.config import Coconut, CoT, MethodConfig, NoCoT, Recurrent, Sim
+from latent.config import Coconut, CoT, FixedEmbedding, MethodConfig, NoCoT, Pause, Recurrent, Sim
 from latent.methods.base import Method
 
 
 def build(config: MethodConfig, backbone: Backbone) -> Method:
     """The method of a config."""
-    from latent.methods import coconut, cot, no_cot, recurrent, sim
+    from latent.methods import coconut, cot, fixed, no_cot, pause, recurrent, sim
 
     match config:
         case NoCoT():
@@ -18,6 +18,10 @@ def build(config: MethodConfig, backbone: Backbone) -> Method:
             return coconut.Coconut(config, backbone)
         case Sim():
             return sim.Sim(config, backbone)
+        case Pause(of):
+            return pause.control(config, build(of, backbone))
+        case FixedEmbedding(of):
+            return fixed.control(config, build(of, backbone))
         case Recurrent():
             return recurrent.Recurrent(config, backbone)
     raise ValueError(f"no method of config {type(config).__name__}")

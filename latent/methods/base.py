@@ -1,5 +1,7 @@
 """The two verbs of a method, the loop along the sequence that most of them share, and the loss of a text after it."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,12 +13,14 @@ from latent.config import MethodConfig, _Sequence
 from latent.text import Batch, Text
 from latent.thought import Chooser, Prompt, Thought
 
+Edit = Callable[[int, Tensor], Tensor]  # what goes into latent step i (from 0), changed by a diagnostic
+
 
 class Method(nn.Module):
     """How a backbone thinks. Subclasses write `think` and `loss`.
 
     `steps` is the number of latent steps when answering. `parallel_answer`: tokens of an answer that is read off in
-    parallel, None where the text is written one by one.
+    parallel, None where the text is written one by one. `made_from`: the config that `build` makes it from again.
     """
 
     steps = 0
@@ -24,17 +28,21 @@ class Method(nn.Module):
 
     def __init__(self, config: MethodConfig, backbone: Backbone):
         super().__init__()
-        self.config, self.backbone = config, backbone
+        self.config = self.made_from = config
+        self.backbone = backbone
 
     @property
     def trained_steps(self) -> int:
         """Latent steps of `think` unless told otherwise: fewer than `steps` before a curriculum has ended."""
         return self.steps
 
-    def think(self, prompt: Prompt, choose: Chooser, group: int = 1, steps: int | None = None) -> Thought:
+    def think(
+        self, prompt: Prompt, choose: Chooser, group: int = 1, steps: int | None = None, edit: Edit | None = None
+    ) -> Thought:
         """Think about P prompts, G rollouts each: a thought for P * G rollouts, rollout p * G + g.
 
-        `choose` makes the random choices. `steps` overrides the number of latent steps; 0 is no-CoT. Raises
+        `choose` makes the random choices. `steps` overrides the number of latent steps; 0 is no-CoT. `edit(i, x)` may
+        change what goes into latent step i: the fed-back embeddings (P, D), or the looped state (P, T, D). Raises
         ValueError where prompt and thoughts need more positions than the model has.
         """
         raise NotImplementedError  # each method's own
@@ -42,6 +50,10 @@ class Method(nn.Module):
     def reserved(self, steps: int) -> int:
         """Positions between a prompt and its text that `steps` latent steps take."""
         return 0
+
+    def passes(self, used: float, tokens: float) -> float:
+        """Forward passes that must follow one another in an answer of `tokens` after `used` latent steps."""
+        raise NotImplementedError  # each method's own
 
     def steps_written(self, chain: int) -> int:
         """How many of a chain's steps the text still holds before the answer."""
@@ -80,28 +92,38 @@ class AlongSequence(Method):
     def needs(self, prompt, steps, answer):
         return prompt + self.stride * self.steps + answer - 1
 
-    def think(self, prompt, choose, group=1, steps=None):
+    def passes(self, used, tokens):
+        """Reading, each latent step, each token after the first; latents whose inputs are known are one pass."""
+        parallel = self.feedback is not None and self.feedback.known(1) is not None
+        return 1 + (min(used, 1) if parallel else used) + tokens - 1
+
+    def think(self, prompt, choose, group=1, steps=None, edit=None):
         trained = self.trained_steps
         k = trained if steps is None else steps
         if k and self.feedback is None:
             raise ValueError(f"{type(self).__name__} has no latents: the number of latent steps must be 0, got {k}")
-        return self.loop(prompt, choose, group, k, max(k, trained), self.stop)
+        return self.loop(prompt, choose, group, k, max(k, trained), self.stop, edit)
 
-    def loop(self, prompt: Prompt, choose: Chooser, group: int, k: int, room: int, stop) -> Thought:
+    def loop(
+        self, prompt: Prompt, choose: Chooser, group: int, k: int, room: int, stop, edit: Edit | None = None
+    ) -> Thought:
         """Think for at most k latents; the text begins where `room` latents would end, whatever was used."""
         self.backbone.must_hold(prompt.ids_BT.shape[1] + self.stride * room)
         h_PD, context = self.backbone.read(prompt.ids_BT, prompt.mask_BT)
         states, pace = [h_PD], halting.Pace(stop, choose, len(h_PD), group, h_PD.device)
-        chained = self.backbone.chain(h_PD, context, self.feedback, k, self.stride) if k else None
-        if chained is not None:  # all k at once, whatever the stops: nothing waits for the host
-            states_PKD, context = chained
+        known_KD = self.feedback.known(k) if k else None
+        at_once = self._at_once(h_PD, context, k, known_KD) if k and edit is None else None
+        if at_once is not None:
+            states_PKD, context = at_once
             states += states_PKD.unbind(1)
         for i in range(k):
             if not pace.go_on(states[i]):
                 break
-            if chained is not None:
+            if at_once is not None:
                 continue
-            x_PD = self.feedback(states[-1])
+            x_PD = self.feedback(states[-1]) if known_KD is None else known_KD[i].expand_as(h_PD)
+            if edit is not None:
+                x_PD = edit(i, x_PD)
             h_P1D, context = self.backbone.step(x_PD[:, None], context.skip(self.stride - 1))
             states.append(h_P1D[:, 0])
         states_PKD = torch.stack(states, 1)
@@ -113,6 +135,15 @@ class AlongSequence(Method):
             context, states_PKD = context.rows(prompt_U), states_PKD[prompt_U]
         h_U1D, context = self.stopped(states_PKD, context, used_U)
         return Thought(h_U1D, context, states_PKD, used_U, choose.decisions(), row_B)
+
+    def _at_once(
+        self, h_PD: Tensor, context: Context, k: int, known_KD: Tensor | None
+    ) -> tuple[Tensor, Context] | None:
+        """States of all k latents (P, K, D) where nothing waits for the host, whatever the stops; None elsewhere."""
+        if known_KD is None:
+            return self.backbone.chain(h_PD, context, self.feedback, k, self.stride)
+        x_PKD = known_KD.expand(len(h_PD), -1, -1)
+        return self.backbone.step(x_PKD, context.skip(self.stride - 1), self.stride)
 
     @staticmethod
     def stopped(states_UKD: Tensor, context: Context, used_U: Tensor) -> tuple[Tensor, Context]:
@@ -138,6 +169,10 @@ class Feedback(nn.Module):
             self.scale = nn.Parameter(rms.expand(d).clone())
         if kind == "project":
             self.mlp = nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.Linear(d, d), nn.LayerNorm(d))
+
+    def known(self, k: int) -> Tensor | None:
+        """The inputs (K, D) of k latents where they do not depend on any state: none here."""
+        return None
 
     def forward(self, h_BD: Tensor) -> Tensor:
         match self.kind:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from latent import halting
 from latent.backbone import positions
-from latent.methods.base import Method, token_loss
+from latent.methods.base import Edit, Method, token_loss
 from latent.text import Batch, Text
 from latent.thought import Chooser, Greedy, Prompt, Thought
 
@@ -51,16 +51,20 @@ class Recurrent(Method):
     def needs(self, prompt, steps, answer):
         return prompt + self.config.answer_tokens - 1
 
-    def think(self, prompt, choose, group=1, steps=None):
+    def passes(self, used, tokens):
+        """The recurrences: the answer is read off in parallel."""
+        return used
+
+    def think(self, prompt, choose, group=1, steps=None, edit=None):
         r = self.steps if steps is None else steps
-        trace, place, pace = self.run(prompt, choose, group, r, self.stop)
+        trace, place, pace = self.run(prompt, choose, group, r, self.stop, edit)
         prompt_U, used_U, row_B = pace.rows()
         states_PRTD = torch.stack(trace, 1)
         h_UTD = self.read_out(states_PRTD[prompt_U, used_U], place.rows(prompt_U))
         return Thought(h_UTD, None, states_PRTD[prompt_U, :, -1], used_U, choose.decisions(), row_B)
 
     def run(
-        self, prompt: Prompt, choose: Chooser, group: int, r: int, stop
+        self, prompt: Prompt, choose: Chooser, group: int, r: int, stop, edit: Edit | None = None
     ) -> tuple[list[Tensor], "Place", halting.Pace]:
         """The states (B, T, D) before the loop and after each recurrence, where their positions are, and the pace."""
         extra = self.config.answer_tokens - 1
@@ -74,10 +78,11 @@ class Recurrent(Method):
         injected_BTD = self.inject(self.backbone.loop(h_BTD, self.prelude, place.pos_BT, place.mask_BT))
         trace = [torch.zeros_like(injected_BTD)]
         pace = halting.Pace(stop, choose, len(ids_BT), group, ids_BT.device)
-        for _ in range(r):
+        for i in range(r):
             if not pace.go_on(trace[-1][:, -1]):
                 break
-            s_BTD = self.carry(trace[-1])
+            s_BTD = trace[-1] if edit is None else edit(i, trace[-1])
+            s_BTD = self.carry(s_BTD)
             s_BTD = self.backbone.loop(s_BTD, self.core, place.pos_BT, place.mask_BT, injected_BTD)
             trace.append(self.norm(s_BTD))
         return trace, place, pace

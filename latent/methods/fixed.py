@@ -1,0 +1,34 @@
+"""Control: as many passes in sequence as there are thoughts, one constant embedding fed back in each.
+
+It separates what recycled states bring from what further passes bring. The embedding is drawn once and never trained.
+In a causal transformer the passes could be one, as in `pause`, and give the same answers: passes that carry no state over
+add nothing but their positions. They are run one after another all the same, so that latency and sequential steps are
+those of the thoughts they stand beside.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from latent.backbone import Backbone
+from latent.methods.base import AlongSequence
+
+
+def control(config, method: AlongSequence) -> AlongSequence:
+    """`method` with a constant fed back in place of its states."""
+    method.feedback, method.made_from = Constant(method.backbone), config
+    return method
+
+
+class Constant(nn.Module):
+    """Any state -> the same embedding, (B, D) -> (B, D), drawn at the scale of the vocabulary's."""
+
+    def __init__(self, backbone: Backbone):
+        super().__init__()
+        scale = backbone.lm.get_input_embeddings().weight.detach().square().mean().sqrt()
+        self.register_buffer("embedding", scale * torch.randn(backbone.width))
+
+    def known(self, k: int) -> None:
+        """None: every pass waits for the one before it."""
+
+    def forward(self, h_BD: Tensor) -> Tensor:
+        return self.embedding.expand_as(h_BD)

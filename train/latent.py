@@ -5,13 +5,12 @@ it was; one that has finished is not repeated. Under a launcher (torchrun, accel
 the other, each over all processes.
 """
 
-import multiprocessing
 import os
-import queue
 import shlex
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,7 +21,6 @@ from eval.cli import do_not_wait_for_the_hub, guarded, program
 from eval.cli import parse as parse_flags
 from train.config import Experiment, Run
 from train.presets import PAPERS, PRESETS
-from train.process import settle
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def run(name: str, asked: Run | Experiment, options: Options, command: str) -> i
     started = time.monotonic()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         for each in runs.values():
-            _execute(each, options, print_event, command)
+            _execute(each, print_event, options, command)
         if int(os.environ["RANK"]):
             return 0
     else:
@@ -167,61 +165,28 @@ def check(runs: dict[str, Run], options: Options) -> None:
 
 
 def in_processes(runs: dict[str, Run], options: Options, command: str) -> None:
-    """All arms as processes, each after the arm it starts from. Raises RuntimeError or ValueError if one fails."""
+    """All arms as processes, each after the arm it starts from. Raises RuntimeError when one fails."""
+    from train import pool
     from train.report import Screen
 
-    context = multiprocessing.get_context("spawn")
-    events = context.Queue()
-    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    waiting, working, finished = dict(runs), {}, set()
     with Screen() as screen:
-        try:
-            while waiting or working:
-                for arm, run in list(waiting.items()):
-                    needs = next((other for other in runs.values() if other.id == run.init), None)
-                    if len(working) < options.jobs and (needs is None or needs.id in finished):
-                        args = (arm, run, options, command, events)
-                        working[arm] = context.Process(target=worker, args=args, name=arm)
-                        working[arm].start()
-                        del waiting[arm]
-                try:
-                    arm, event = events.get(timeout=0.5)
-                except queue.Empty:
-                    dead = [a for a, p in working.items() if p.exitcode is not None and events.empty()]
-                    if dead:
-                        code = working[dead[0]].exitcode
-                        raise RuntimeError(f"arm {dead[0]} ended with code {code}; run again to go on") from None
-                    continue
-                if "error" in event:
-                    raise ValueError(f"arm {arm}: {event['error']}")
-                if "finished" in event:
-                    working.pop(arm).join()
-                    finished.add(runs[arm].id)
-                screen.show(arm, event)
-        finally:
-            for process in working.values():
-                process.terminate()
+
+        def show(arm: str, event: dict) -> None:
+            if "error" in event:
+                raise RuntimeError(f"arm {arm}: {event['error']}")
+            screen.show(arm, event)
+
+        pool.in_processes(runs, partial(_execute, options=options, command=command), options.jobs, show)
 
 
-def worker(arm: str, run: Run, options: Options, command: str, events) -> None:
-    """One arm in a process of its own."""
-    settle()
-    try:
-        new = _execute(run, options, lambda event: events.put((arm, event)), command)
-        events.put((arm, {"finished": run.id, "new": new}))
-    except (ValueError, RuntimeError, OSError) as e:
-        events.put((arm, {"error": str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__}))
-
-
-def _execute(run: Run, options: Options, say, command: str) -> bool:
-    """Returns whether anything was left to do."""
+def _execute(run: Run, say, options: Options, command: str) -> dict:
+    """One arm, here. Tells whether anything was left to do."""
     from train.record import Record
     from train.run import execute
 
     new = Record(options.out, run).result is None
     execute(run, options.out, say, options.device, command, options.track)
-    return new
+    return {"new": new}
 
 
 def print_event(event: dict) -> None:

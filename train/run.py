@@ -191,7 +191,10 @@ def final(run: Run, env: Environment, problems: list[Problem], reasoner: Reasone
     items: list[Item] = judge(reasoner, env, problems, run.judge.batch, tick=tick)
     record.samples([{"step": run.train.steps, "split": "test", **asdict(item)} for item in items])
     levels, at_main = by_level(items), summary(items[: len(main)])
-    swept = {str(k): summary(judge(reasoner, env, main, run.judge.batch, steps=k, tick=tick)) for k in sorted(sweep)}
+    swept = {}
+    for k in sorted(sweep):
+        judged = judge(reasoner, env, main, run.judge.batch, steps=k, tick=tick)
+        swept[str(k)] = summary(judged) | {"correct": [int(i.correct) for i in judged]}
     prompt = sum(len(reasoner.codec.question(p.question)) for p in main) / len(main)
     return {
         "main": at_main,

@@ -1,0 +1,111 @@
+"""The ablations: each a claim, and the few lines that say which runs bear on it. `python -m paper.run` runs them.
+
+To add one: an entry in `ABLATIONS`. Methods, environments and presets are named as `python -m train.latent` names them.
+"""
+
+from latent.config import Coconut, CoT, FixedEmbedding, NoCoT, Pause, Sim
+from paper.design import Ablation, Change, over
+
+STEPWISE = Sim(n_latent=8, stride=4)
+CURRICULUM = Coconut(n_latent=8, stride=4)
+ANSWER_ONLY = Coconut(n_latent=8, stride=4, first_stage=9, earlier=0.0)
+LONG = {"train.steps": 4000}  # a curriculum goes through nine stages
+
+# what latents are read beside: changes of the preset `sim`
+CONTROLS: dict[str, Change] = {
+    "no-CoT": {"method": NoCoT()},
+    "CoT": {"method": CoT()},
+    "pause": {"method": Pause(STEPWISE)},
+    "fixed": {"method": FixedEmbedding(STEPWISE)},
+    "pause, curriculum": {"method": Pause(CURRICULUM), **LONG},
+    "fixed, curriculum": {"method": FixedEmbedding(CURRICULUM), **LONG},
+    "pause, answer only": {"method": Pause(ANSWER_ONLY)},
+}
+USUAL = ("no-CoT", "CoT", "pause", "fixed")
+
+RECIPES = {
+    "step decoder": {},
+    "curriculum": {"method": CURRICULUM, **LONG},
+    "answer only": {"method": ANSWER_ONLY},
+}
+
+ABLATIONS: dict[str, Ablation] = {
+    "latents": Ablation(
+        claim="The more latents, up to one a step of the oracle, the more problems are solved.",
+        base="sim",
+        axes=(
+            {
+                f"{k} latents": {"method.n_latent": k, "method.stride": 32 // k, "method.step_tokens": 32 // k}
+                for k in (1, 2, 4, 8)
+            },
+        ),
+        controls=USUAL,
+        core_minutes=30,
+        diagnose=True,
+    ),
+    "feedback": Ablation(
+        claim="It does not matter whether the raw hidden state, its norm or a projection of it is fed back.",
+        base="sim",
+        axes=(over("method.feedback", "hidden", "norm", "project"),),
+        controls=USUAL,
+        core_minutes=25,
+    ),
+    "recipe": Ablation(
+        claim="A loss on every latent trains them sooner than a curriculum, and the answer alone does not train them.",
+        base="sim",
+        axes=(RECIPES,),
+        controls=(*USUAL, "pause, curriculum", "fixed, curriculum", "pause, answer only"),
+        core_minutes=60,
+    ),
+    "positions": Ablation(
+        claim="Latents at the positions of the tokens they replace are learned sooner than contiguous ones.",
+        base="sim",
+        axes=(
+            {name: RECIPES[name] for name in ("step decoder", "curriculum")},
+            {"slots": {}, "contiguous": {"method.stride": 1}},
+        ),
+        controls=(*USUAL, "pause, curriculum", "fixed, curriculum"),
+        core_minutes=50,
+    ),
+    "halting": Ablation(
+        claim="A cost on latents makes RL stop earlier at no loss of accuracy, up to a point.",
+        base="cups",
+        axes=({f"cost {c:g}": {"arms.latent-rlvr.train.latent_cost": c} for c in (0.0, 0.005, 0.01, 0.02, 0.05)},),
+        arms=("latent", "latent-rlvr"),
+        controls=USUAL,
+        core_minutes=30,
+        costs=("used_mean", "steps", "core_seconds"),
+    ),
+    "budget": Ablation(
+        claim="At equal sequential steps, and at equal FLOPs, latents solve more than a chain cut to that budget.",
+        base="sim",
+        axes=(
+            {
+                f"{k} latents": {"method.n_latent": k, "method.stride": 32 // k, "method.step_tokens": 32 // k}
+                for k in (1, 2, 4, 8)
+            }
+            | {f"CoT, 1 step in {n}": {"method": CoT(every=n)} for n in (1, 2, 4, 8)},
+        ),
+        controls=USUAL,
+        core_minutes=45,
+    ),
+    "rl": Ablation(
+        claim="RL on verified answers helps where the start is right sometimes; SFT of equal compute helps more.",
+        base="cups-rlvr",
+        axes=({f"start at {a:g}": {"arms.half-trained.train.stop_at": a} for a in (0.25, 0.5, 0.75, 0.9)},),
+        controls=USUAL,
+        core_minutes=40,
+    ),
+    "depth": Ablation(
+        claim="A loop along the depth trained with a random number of recurrences holds beyond the trained number.",
+        base="recurrent",
+        axes=(
+            {
+                "always 8 in training": {"method.r_min": 8, "method.r_max": 8},
+                "4 to 12 in training": {},
+            },
+        ),
+        controls=USUAL,
+        core_minutes=40,
+    ),
+}

@@ -1,0 +1,144 @@
+"""What an ablation is: a claim, and the runs that bear on it. No torch here, so that the list of them comes at once."""
+
+from dataclasses import dataclass, fields, is_dataclass, replace
+from itertools import product
+
+from train.config import Experiment, Run
+from train.presets import PRESETS
+
+Change = dict[str, object]  # dotted path of a config field -> its value
+Axis = dict[str, Change]  # what a table calls a choice -> the fields that make it
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A claim with the grid that tests it. Cells are the product of the axes, each in every seed.
+
+    `metric` and `costs`: dotted names in a run's result, of what is claimed and of what it is read against. `arms`: of
+    a preset with several, those that make rows. `controls`: names of `CONTROLS`, rows that are read beside.
+    `core_minutes`: its budget, for all cells that no other ablation has before it. `diagnose`: the use that is made of
+    the latents is tested, too.
+    """
+
+    claim: str
+    base: str
+    axes: tuple[Axis, ...]
+    core_minutes: float
+    controls: tuple[str, ...] = ()
+    arms: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    metric: str = "main.accuracy"
+    costs: tuple[str, ...] = ("steps", "flops", "core_seconds")
+    diagnose: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of an ablation, or of what it starts from (`row` None). `control`: it is read beside."""
+
+    row: str | None
+    seed: int
+    run: Run
+    control: bool = False
+
+
+def over(path: str, *values) -> Axis:
+    """The axis of one field, its choices named by their values."""
+    return {str(v): {path: v} for v in values}
+
+
+def changed(config, change: Change):
+    """A config with fields replaced. Raises ValueError for a path that does not exist."""
+    for path, value in change.items():
+        config = _put(config, path.split("."), value, path)
+    return config
+
+
+def _put(config, names: list[str], value, path: str):
+    if not names:
+        return value
+    first, *rest = names
+    if isinstance(config, dict):
+        if first not in config:
+            raise ValueError(f"{path}: there is no {first!r}, there are {', '.join(config)}")
+        return {**config, first: _put(config[first], rest, value, path)}
+    known = [f.name for f in fields(config)] if is_dataclass(config) else []
+    if first not in known:
+        there = f", it has {', '.join(known)}" if known else ""
+        raise ValueError(f"{path}: {type(config).__name__} has no field {first!r}{there}")
+    return replace(config, **{first: _put(getattr(config, first), rest, value, path)})
+
+
+def cells(ablation: Ablation, controls: dict[str, Change], smoke: bool = False) -> list[Cell]:
+    """All cells, what each starts from before it. Equal runs are one cell, whatever they are called.
+
+    `smoke`: two seeds of a few updates each, to see that everything runs.
+    """
+    if ablation.base not in PRESETS:
+        raise ValueError(f"no preset {ablation.base!r}; there are {', '.join(PRESETS)}")
+    base = PRESETS[ablation.base]()
+    found: dict[str, Cell] = {}
+
+    def add(row: str | None, seed: int, run: Run, control: bool = False) -> None:
+        old = found.get(run.id)
+        if old is None or old.row is None:
+            found[run.id] = Cell(row, seed, run, control)
+
+    for seed in ablation.seeds[:2] if smoke else ablation.seeds:
+        for choices in product(*(axis.items() for axis in ablation.axes)):
+            point = replace(base, seed=seed)
+            for _, change in choices:
+                point = changed(point, change)
+            label = ", ".join(name for name, _ in choices)
+            if isinstance(point, Run):
+                add(label, seed, tiny(point) if smoke else point)
+                continue
+            if smoke:
+                point = replace(point, arms={k: tiny(a) for k, a in point.arms.items()}, judge=tiny_judge(point.judge))
+            shared = {name for name, run in point.runs().items() if _same_everywhere(ablation, base, name)}
+            for name, run in wanted(point, ablation.arms or tuple(point.arms)).items():
+                row = name if name in shared else f"{label}, {name}" if len(ablation.arms) != 1 else label
+                add(row if name in (ablation.arms or point.arms) else None, seed, run)
+        for name in ablation.controls:
+            if name not in controls:
+                raise ValueError(f"no control {name!r}; there are {', '.join(controls)}")
+            run = changed(replace(PRESETS["sim"](), seed=seed), controls[name])
+            add(name, seed, tiny(run) if smoke else run, control=True)
+    return list(found.values())
+
+
+def _same_everywhere(ablation: Ablation, base: Experiment, arm: str) -> bool:
+    """Whether an arm is the same run at every point of the grid."""
+    points = []
+    for choices in product(*(axis.values() for axis in ablation.axes)):
+        point = base
+        for change in choices:
+            point = changed(point, change)
+        points.append(point.runs()[arm].id)
+    return len(points) > 1 and len(set(points)) == 1
+
+
+def wanted(experiment: Experiment, arms: tuple[str, ...]) -> dict[str, Run]:
+    """The runs of some arms, and of the arms they start from, those first."""
+    needed = set()
+    for arm in arms:
+        while arm is not None and arm not in needed:
+            if arm not in experiment.arms:
+                raise ValueError(f"no arm {arm!r}; there are {', '.join(experiment.arms)}")
+            needed.add(arm)
+            arm = experiment.arms[arm].init if experiment.arms[arm].init in experiment.arms else None
+    return {name: run for name, run in experiment.runs().items() if name in needed}
+
+
+def tiny(config):
+    """A run or an arm cut down to a few updates."""
+    small = {"steps": 3, "batch": 4, "log_every": 3, "stop_at": 0.0}
+    if hasattr(config.train, "group"):
+        small |= {"steps": 2, "batch": 2, "group": 4}
+    config = replace(config, train=replace(config.train, **small))
+    return replace(config, judge=tiny_judge(config.judge)) if isinstance(config, Run) else config
+
+
+def tiny_judge(judge):
+    """A judge of a few problems."""
+    return replace(judge, items=12, level_items=2, batch=12)

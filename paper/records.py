@@ -1,0 +1,69 @@
+"""The records behind the paper: one JSON line a run, per-item results packed. Tables and figures read these alone."""
+
+import json
+import os
+import zlib
+from base64 import b85decode, b85encode
+from hashlib import blake2b
+from pathlib import Path
+
+FILE = "runs.jsonl"
+
+
+def pack(correct: list[int]) -> str:
+    """0/1 results, one a problem, as text: their number, and the compressed bits."""
+    bits = int("".join(map(str, correct)) or "0", 2).to_bytes(-(-len(correct) // 8), "big")
+    return f"{len(correct)}:{b85encode(zlib.compress(bits, 9)).decode()}"
+
+
+def unpack(text: str) -> list[int]:
+    """The inverse of `pack`."""
+    n, _, packed = text.partition(":")
+    bits = int.from_bytes(zlib.decompress(b85decode(packed)), "big")
+    return [int(b) for b in f"{bits:0{n}b}"[-int(n) :]] if int(n) else []
+
+
+def of_run(home: Path) -> dict:
+    """The line of a finished run, from its folder."""
+    config, env, result = (json.loads((home / f"{name}.json").read_text()) for name in ("config", "env", "result"))
+    result["correct"] = pack(result["correct"])
+    for swept in result["sweep"].values():
+        swept["correct"] = pack(swept["correct"])
+    about = {name: env[name] for name in ("git", "packages", "python", "cpu", "data")}
+    return {"id": home.name, "config": config, "env": about | {"changed": bool(env["diff"])}, "result": result}
+
+
+def read(folder: Path) -> tuple[dict[str, dict], list[str]]:
+    """Lines by run id, and what was left out and why: half a line, or one whose id is not that of its config."""
+    lines, left_out = {}, []
+    path = folder / FILE
+    for i, text in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
+        try:
+            line = json.loads(text)
+            id, config, _ = line["id"], line["config"], line["result"]["main"]
+        except (ValueError, KeyError, TypeError):
+            left_out.append(f"{path}, line {i}: not a whole record")
+            continue
+        if id != id_of(config):
+            left_out.append(f"{path}, line {i}: run {id} has another config than its id says ({id_of(config)})")
+        else:
+            lines[id] = line
+    return lines, left_out
+
+
+def id_of(config: dict) -> str:
+    """The id of a run, from its config as written: as `train.config.Run.id`."""
+    return blake2b(json.dumps(config, sort_keys=True).encode(), digest_size=6).hexdigest()
+
+
+def add(folder: Path, line: dict) -> None:
+    """Put a line among the others, sorted by id: the file is the old one or the new one, whatever happens."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = {**read(folder)[0], line["id"]: line}
+    path = folder / FILE
+    part = path.with_suffix(".part")
+    with part.open("w") as f:
+        f.write("".join(json.dumps(lines[id], sort_keys=True) + "\n" for id in sorted(lines)))
+        f.flush()
+        os.fsync(f.fileno())
+    part.rename(path)

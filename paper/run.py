@@ -1,0 +1,236 @@
+"""Run the ablations: `python -m paper.run` lists them, `python -m paper.run NAME` runs what is missing of one.
+
+Finished cells go into paper/records, and are not run again. A killed one goes on where it was.
+"""
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Literal
+
+import tyro
+
+from eval.cli import guarded, parse, program
+from paper import records
+from paper.ablations import ABLATIONS, CONTROLS
+from paper.design import Ablation, Cell, cells
+from train.config import Run, plain
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run, and how."""
+
+    name: Annotated[str, tyro.conf.Positional] = ""
+    """An ablation, or "all"; without one they are listed."""
+    out: Path = Path("runs/paper")
+    """Folder of the runs while they are made."""
+    records: Path = Path(__file__).parent / "records"
+    """Folder of the records of those that have finished."""
+    jobs: int = CORES
+    """Cells at a time."""
+    launcher: Literal["here", "local", "slurm"] = "here"
+    """Processes of this command; or submitit's jobs, on this machine or on Slurm."""
+    partition: str = ""
+    """Slurm's partition."""
+    timeout: int = 240
+    """Minutes that Slurm gives a job."""
+    dry_run: bool = False
+    """Only print the cells and what they are expected to cost."""
+    smoke: bool = False
+    """Two seeds of a few updates of every cell, in a folder that is thrown away."""
+
+
+def main(args: list[str] | None = None) -> int:
+    """The command line. Returns the exit code: 0; 1 where cells failed; 2 for what a user can mend, in one line."""
+
+    def body() -> int:
+        options = parse(Options, args, program("paper.run", "latent-paper"), __doc__)
+        if options.jobs < 1:
+            raise ValueError(f"--jobs must be at least 1, got {options.jobs}")
+        names = list(ABLATIONS) if options.name in ("", "all") else [options.name]
+        if unknown := [name for name in names if name not in ABLATIONS]:
+            raise ValueError(f"no ablation {unknown[0]!r}; there are {', '.join(ABLATIONS)}, and all")
+        if options.smoke:
+            with tempfile.TemporaryDirectory() as scratch:
+                return execute(names, replace(options, out=Path(scratch), records=Path(scratch)))
+        if not options.name:
+            print(*listing(options), sep="\n")
+            return 0
+        return execute(names, options)
+
+    return guarded(body)
+
+
+def listing(options: Options) -> list[str]:
+    """Every ablation with its claim, and how much of it is done."""
+    done, left_out = records.read(options.records)
+    lines, cells_of = [], {name: cells(ablation, CONTROLS) for name, ablation in ABLATIONS.items()}
+    for name, ablation in ABLATIONS.items():
+        missing = [c for c in cells_of[name] if c.run.id not in done]
+        state = f"{len(cells_of[name]) - len(missing)} of {len(cells_of[name])} cells"
+        left = f", {sum(minutes(ablation, missing, cells_of[name], done)):.0f} core-min left" if missing else ", done"
+        lines.append(f"{name:>10}  {state}{left}. {ablation.claim}")
+    known = {c.run.id for each in cells_of.values() for c in each}
+    lines += left_out + [f"record {id} belongs to no cell" for id in done if id not in known]
+    return lines
+
+
+def minutes(ablation: Ablation, some: list[Cell], every: list[Cell], done: dict[str, dict]) -> list[float]:
+    """Core-minutes expected of cells: as other seeds took, and elsewhere an even share of the budget."""
+    took: dict[str, list[float]] = {}
+    for line in done.values():
+        took.setdefault(records.id_of({**line["config"], "seed": 0, "init": None}), []).append(
+            line["result"]["core_seconds"] / 60
+        )
+    key = lambda run: records.id_of({**plain(run), "seed": 0, "init": None})  # noqa: E731
+    return [median(took.get(key(c.run), [ablation.core_minutes / len(every)])) for c in some]
+
+
+def execute(names: list[str], options: Options) -> int:
+    """Run what is missing of some ablations."""
+    done, left_out = records.read(options.records)
+    print(*left_out, sep="\n", end="\n" if left_out else "")
+    todo: dict[str, Cell] = {}
+    expected: dict[str, float] = {}
+    for name in names:
+        every = cells(ABLATIONS[name], CONTROLS, options.smoke)
+        ids = {c.run.id for c in every if c.run.id not in done}
+        # a cell may start from one whose record is there and whose weights are not
+        ids |= {c.run.init for c in every if c.run.id in ids and c.run.init and not has_model(options, c.run.init)}
+        some = [c for c in every if c.run.id in ids]
+        for cell, m in zip(some, minutes(ABLATIONS[name], some, every, done)):
+            label = f"{name}: {cell.row or 'start'}, seed {cell.seed}"
+            if cell.run.id not in {c.run.id for c in todo.values()}:
+                todo[label], expected[label] = cell, m
+    if options.dry_run:
+        print(*(f"{cell.run.id}  {expected[label]:5.1f} core-min  {label}" for label, cell in todo.items()), sep="\n")
+        print(f"{len(todo)} cells, about {sum(expected.values()):.0f} core-minutes")
+        return 0
+    if not todo:
+        print("nothing is missing")
+        return 0
+    runs = {label: cell.run for label, cell in todo.items()}
+    launch = in_processes if options.launcher == "here" else in_jobs
+    failed = launch(runs, options, partial(collect, options))
+    for label, why in failed.items():
+        print(f"failed: {label}: {why}", file=sys.stderr)
+    if failed:
+        print(f"{len(failed)} of {len(runs)} cells failed; the same command runs them again", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def has_model(options: Options, id: str) -> bool:
+    """Whether a run's weights are here, to start from."""
+    return (options.out / id / "result.json").exists()
+
+
+def collect(options: Options, run: Run) -> None:
+    """Put a finished run among the records."""
+    records.add(options.records, records.of_run(options.out / run.id))
+
+
+def in_processes(runs: dict[str, Run], options: Options, finished: Callable[[Run], None]) -> dict[str, str]:
+    """The cells in processes of this machine, with one bar for all. Returns what failed."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from train import pool
+
+    console = Console(soft_wrap=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    updates, ended = dict.fromkeys(runs, 0), 0
+    with Progress(*columns, TextColumn("eta"), TimeRemainingColumn(), console=console) as progress:
+        bar = progress.add_task("updates", total=sum(run.train.steps for run in runs.values()))
+
+        def show(label: str, event: dict) -> None:
+            nonlocal ended
+            if event.get("stage") == "train":
+                updates[label] = event["done"]
+            if "finished" in event or "error" in event:
+                updates[label] = runs[label].train.steps
+                ended += 1
+                verb = "finished" if "finished" in event else f"failed, {event['error']}"
+                console.print(f"{ended}/{len(runs)}  {label}: {verb}", markup=False, highlight=False)
+            if "finished" in event:
+                finished(runs[label])
+            progress.update(bar, completed=sum(updates.values()))
+
+        return pool.in_processes(runs, partial(one, out=options.out), options.jobs, show)
+
+
+def one(run: Run, say, out: Path) -> dict:
+    """One cell, here."""
+    from train.run import execute as train
+
+    train(run, out, say, "cpu", f"python -m paper.run  # run {run.id}")
+    return {}
+
+
+def in_jobs(runs: dict[str, Run], options: Options, finished: Callable[[Run], None]) -> dict[str, str]:
+    """The cells as submitit's jobs, those that start from one another in one job. Returns what failed."""
+    try:
+        import submitit
+    except ImportError:
+        raise ValueError(f"--launcher {options.launcher} needs submitit (pip install '.[slurm]')") from None
+    executor = submitit.AutoExecutor(options.out / "jobs", cluster=options.launcher)
+    executor.update_parameters(timeout_min=options.timeout, cpus_per_task=1, slurm_array_parallelism=options.jobs)
+    if options.partition:
+        executor.update_parameters(slurm_partition=options.partition)
+    chains: dict[str, list[str]] = {}
+    for label, run in runs.items():  # a start stands before what starts from it
+        start = next((other for other, each in runs.items() if each.id == run.init), label)
+        chains.setdefault(next((head for head, chain in chains.items() if start in chain), label), []).append(label)
+    failed: dict[str, str] = {}
+    waves = list(chains.values())
+    for i in range(0, len(waves), options.jobs if options.launcher == "local" else len(waves)):
+        part = waves[i : i + options.jobs] if options.launcher == "local" else waves
+        jobs = executor.map_array(partial(several, out=options.out), [[runs[label] for label in w] for w in part])
+        for chain, job in zip(part, jobs):
+            try:
+                said = job.result()
+            except Exception as e:  # submitit raises what the job raised, and its own
+                said = [str(e).strip().splitlines()[-1] if str(e).strip() else type(e).__name__] * len(chain)
+            for label, why in zip(chain, said):
+                if why is None:
+                    finished(runs[label])
+                    print(f"{label}: finished", flush=True)
+                else:
+                    failed[label] = why
+    return failed
+
+
+def several(runs: list[Run], out: Path) -> list[str | None]:
+    """Cells one after another, in a job: a complaint each, None where there is none."""
+    from train.process import settle
+
+    settle()
+    said: dict[str, str | None] = {}
+    for run in runs:
+        if said.get(run.init) is not None:
+            said[run.id] = f"its start, {run.init}, failed"
+            continue
+        try:
+            one(run, lambda event: None, out)
+            said[run.id] = None
+        except (ValueError, RuntimeError, OSError) as e:
+            said[run.id] = str(e).splitlines()[0] if str(e) else type(e).__name__
+    return list(said.values())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -109,8 +109,9 @@ def lens(reasoner, thought, used: int, top: int) -> list[str]:
     """The likeliest tokens of the prompt's state and of each thought's, with probabilities."""
     import torch
 
+    method = reasoner.method
     with torch.inference_mode():
-        p_KV = reasoner.method.backbone.head(thought.states_UKD[:1, : used + 1])[0].softmax(-1)
+        p_KV = method.backbone.head(method.lens(thought.states_UKD[:1, : used + 1]))[0].softmax(-1)
     best = p_KV.topk(min(top, p_KV.shape[-1]))
     decode = reasoner.codec.tokenizer.decode
     return ["  ".join(f"{decode([i])!r} {p:.2f}" for p, i in zip(ps, ids)) for ps, ids in

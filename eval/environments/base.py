@@ -66,6 +66,10 @@ class Environment:
         """The problem of a question that somebody typed, None where its answer is not known."""
         return None
 
+    def frontier(self, problem: Problem, step: int) -> tuple[str, ...]:
+        """Words that a breadth-first search of the problem's graph newly reaches at a step; empty without a graph."""
+        return ()
+
     def codec(self, model):
         """The codec for a scratch model of this environment."""
         raise NotImplementedError  # each environment's own

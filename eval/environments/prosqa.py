@@ -67,6 +67,19 @@ class _ProsQA(Environment):
         correct = words == right.split()
         return Verdict(float(correct), correct, True, "" if correct else f"expected {right}")
 
+    def frontier(self, problem, step):
+        out, question = {}, problem.question
+        for said in question[: question.rindex(" Is ")].split(" ."):
+            words = said.split()
+            if words:
+                out.setdefault(words[-4], []).append(words[-1])
+        reached = {question[question.rindex(" Is ") :].split()[1]}
+        seen = set(reached)
+        for _ in range(step):
+            reached = {b for a in reached for b in out.get(a, ())} - seen
+            seen |= reached
+        return tuple(sorted(reached))
+
     def codec(self, model):
         from latent.text import word_codec
 

@@ -55,6 +55,14 @@ class Method(nn.Module):
         """Forward passes that must follow one another in an answer of `tokens` after `used` latent steps."""
         raise NotImplementedError  # each method's own
 
+    def reaches(self, latent: int, chain: int) -> int:
+        """Which of a chain's steps latent `latent`, from 1, should have reached in training; at most `chain`."""
+        return min(latent, chain)
+
+    def lens(self, states: Tensor) -> Tensor:
+        """States of a trace (..., D) as the head reads them."""
+        return states
+
     def steps_written(self, chain: int) -> int:
         """How many of a chain's steps the text still holds before the answer."""
         return 0

@@ -32,6 +32,9 @@ class Coconut(AlongSequence):
         """Latents in a stage."""
         return min(stage * self.config.latents_per_step, self.config.n_latent)
 
+    def reaches(self, latent, chain):
+        return min(-(-latent // self.config.latents_per_step), chain)
+
     def steps_written(self, chain):
         return 0 if self.stage == self.last else max(0, chain - int(self.stage))
 

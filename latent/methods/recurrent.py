@@ -55,6 +55,10 @@ class Recurrent(Method):
         """The recurrences: the answer is read off in parallel."""
         return used
 
+    def lens(self, states):
+        """Normed, the coda's layers left out."""
+        return self.backbone.layers.norm(states)
+
     def think(self, prompt, choose, group=1, steps=None, edit=None):
         r = self.steps if steps is None else steps
         trace, place, pace = self.run(prompt, choose, group, r, self.stop, edit)

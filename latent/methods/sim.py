@@ -69,6 +69,10 @@ class Sim(AlongSequence):
         k = self.config.n_latent
         return [(i, i + 1) if n <= k else (-(-i * n // k), -(-(i + 1) * n // k)) for i in range(min(k, n))]
 
+    def reaches(self, latent, chain):
+        dealt = self.dealt(chain)
+        return dealt[latent - 1][1] if latent <= len(dealt) else chain
+
     def must_take(self, steps):
         longest = max((sum(steps[first:last]) for first, last in self.dealt(len(steps))), default=0)
         if longest > self.config.step_tokens:

@@ -1,0 +1,190 @@
+"""Are a run's latents used? `python -m eval.diagnose RUN` answers with numbers, beside its pause and fixed controls.
+
+Controls are runs in the same folder with the same problems, model and seed whose method is `Pause` or `FixedEmbedding`
+of the run's; others can be named. Everything is kept in RUN/diagnostics.json.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from eval.cli import guarded, parse, program
+
+ALONE = ("n_latent", "stride", "class")  # what a control's method must share with the one it stands beside
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to look at."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """A finished run (runs/ID)."""
+    beside: tuple[Path, ...] = ()
+    """Runs to read it beside; the controls in its folder unless said."""
+    items: int = 500
+    """Held-out problems of the main level."""
+    batch: int = 250
+    """Problems of a batch, among which thoughts are exchanged."""
+    probe_items: int = 2000
+    """Training problems that the linear probes are fitted on."""
+    group: int = 16
+    """Samples a problem, of 64 problems, for what RL would see."""
+
+
+def main(args: list[str] | None = None) -> int:
+    """The command line. Returns the exit code: 0, or 2 for what a user can mend, in one line."""
+
+    def body() -> None:
+        options = parse(Options, args, program("eval.diagnose", "latent-diagnose"), __doc__)
+        for name, least in (("items", 2), ("batch", 2), ("probe_items", 10), ("group", 2)):
+            if getattr(options, name) < least:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}")
+        beside = {str(path): path for path in options.beside} or controls_of(options.run)
+        found = {"run": diagnose(options.run, options)}
+        found |= {name: diagnose(path, options) for name, path in beside.items()}
+        (options.run / "diagnostics.json").write_text(json.dumps(found) + "\n")
+        print(*lines(found), "", f"{options.run}/diagnostics.json", sep="\n")
+
+    return guarded(body)
+
+
+def controls_of(run: Path) -> dict[str, Path]:
+    """The pause and fixed-embedding runs in the folder of a run that are its controls, by name."""
+    mine = json.loads((run / "config.json").read_text()) if (run / "config.json").exists() else {}
+    found = {}
+    for path in sorted(run.parent.glob("*/config.json")):
+        try:
+            other = json.loads(path.read_text())
+            same = all(other[name] == mine[name] for name in ("env", "model", "seed"))
+            method = other["method"]
+            kind = {"Pause": "pause", "FixedEmbedding": "fixed"}.get(method["class"])
+        except (ValueError, KeyError, TypeError):
+            continue
+        if same and kind and (path.parent / "result.json").exists():
+            pair = [{k: v for k, v in m.items() if k in ALONE} for m in (method["of"], mine["method"])]
+            if pair[0] == pair[1]:
+                found[kind] = path.parent
+    return found
+
+
+def diagnose(run: Path, options: Options) -> dict:
+    """Every number of the suite for one run. Raises ValueError where it cannot be had."""
+    import torch
+
+    from eval import diagnostics, environments
+    from latent import load
+
+    torch.set_num_threads(1)
+    reasoner = load(run)
+    if not reasoner.method.trained_steps:
+        raise ValueError(f"{run} thinks in no latents ({type(reasoner.method).__name__}): nothing to diagnose")
+    env = environments.of_run(run)
+    if env is None:
+        raise ValueError(f"{run} is not a run's folder: its problems are not known")
+    problems = env.problems("test", env.main_level, options.items)
+    if len(problems) % options.batch == 1:
+        problems = problems[:-1]
+    states = diagnostics.trace(reasoner, problems, options.batch)
+    known = env.train_batch("probe", 0, options.probe_items)
+    probe = []
+    if all(p.steps for p in problems + known):
+        probe = diagnostics.probe(reasoner, diagnostics.trace(reasoner, known, options.batch), states)
+    return {
+        "method": type(reasoner.method.made_from).__name__,
+        "env": type(env).__name__,
+        "causal": diagnostics.causal(reasoner, env, problems, options.batch),
+        "lens": diagnostics.lens(reasoner, env, states),
+        "probe": probe,
+        "collapse": diagnostics.collapse(states),
+        "diversity": diagnostics.diversity(reasoner, env, problems[:64], options.group),
+    }
+
+
+def cost(found: dict, kind: str) -> tuple[float, float, float]:
+    """Accuracy lost by an intervention, with the 95 % interval of the paired difference over items."""
+    import numpy as np
+
+    from eval.stats import bootstrap
+
+    causal = found["causal"]
+    lost = np.array(causal["intact"]) - np.array(causal["interventions"][kind]["correct"])
+    return (float(lost.mean()), *bootstrap(lost, n_boot=2000))
+
+
+def summary(found: dict) -> str:
+    """In one line whether the answer is computed through the latents."""
+    lost, low, high = cost(found, "other problem")
+    n = len(found["causal"]["intact"])
+    verdict = "causally used" if low > 0 else "not shown to be used"
+    return (
+        f"The latents are {verdict} on this task ({found['env']}): thoughts of another problem cost "
+        f"{100 * lost:.1f} points of accuracy (95 % interval {100 * low:.1f} to {100 * high:.1f}, {n} problems)."
+    )
+
+
+def lines(found: dict[str, dict]) -> list[str]:
+    """What to print: the summary, then tables with columns for each run."""
+    out = [summary(found["run"]), ""]
+    if len(found) == 1:
+        out += ["No control stands beside it: train `pause` and `fixed` of this method into the same folder.", ""]
+    rows = [["accuracy (95 % Wilson interval)", *found]]
+    rows.append(["as trained", *(share(f["causal"]["intact"]) for f in found.values())])
+    for kind in found["run"]["causal"]["interventions"]:
+        name = "latents of another problem" if kind == "other problem" else f"latents {kind}"
+        rows.append([name, *(share(f["causal"]["interventions"][kind]["correct"]) for f in found.values())])
+    for k in found["run"]["causal"]["sweep"]:
+        rows.append([f"{k} latents", *(share(f["causal"]["sweep"].get(k)) for f in found.values())])
+    out += [*aligned(rows), ""]
+    parts = {name: (f["causal"]["patches"], f["collapse"], f["probe"]) for name, f in found.items()}
+    names = ("flipped", "donor", "moved", "cosine", "dimensions", "accuracy", "selectivity")
+    heads = ("flipped", "to donor", "moved", "cosine", "dims", "probe", "selective")
+    for name, each in parts.items():
+        merged = [{k: v for d in at for k, v in d.items()} for at in zip_longest(*each, fillvalue={})]
+        out += [*aligned([[f"latent, {name}", *heads], *readings(merged, names, first=1)]), ""]
+    names = ("top", "entropy", "support", "oracle", "elsewhere", "frontier", "frontier_share")
+    for name, f in found.items():
+        out += [*aligned([[f"lens, {name}", *names], *readings(f["lens"], names, first=0)]), ""]
+    for name, f in found.items():
+        d = f["diversity"]
+        entropy = ", ".join(f"{kind} {value:.3f}" for kind, value in d["entropy"].items())
+        out.append(
+            f"{name}: in {d['n']} groups of {d['group']} samples {d['texts']:.2f} distinct texts, {d['lengths']:.2f} "
+            f"distinct lengths, pass@1 {d['pass_1']:.3f}, pass@{d['group']} {d['pass_group']:.3f}, flat groups "
+            f"{d['flat']:.2f}, nats a decision {entropy}, sampler and trainer differ by at most {d['gap']:.1e}"
+        )
+    return out
+
+
+def readings(rows: list[dict], names: tuple[str, ...], first: int) -> list[list[str]]:
+    """A row a latent; a dash where there is no such number."""
+    return [
+        [str(i), *("-" if row.get(name) is None else f"{row[name]:.2f}" for name in names)]
+        for i, row in enumerate(rows, first)
+    ]
+
+
+def share(hits: list[int] | None) -> str:
+    """Accuracy with its 95 % Wilson interval; a dash where it was not measured."""
+    from eval.stats import wilson
+
+    if hits is None:
+        return "-"
+    low, high = wilson(sum(hits), len(hits))
+    return f"{sum(hits) / len(hits):.3f} ({low:.3f}-{high:.3f})"
+
+
+def aligned(rows: list[list[str]]) -> list[str]:
+    """A table as text, its first column to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return ["  ".join([r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:])]).rstrip() for r in rows]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

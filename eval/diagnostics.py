@@ -1,0 +1,358 @@
+"""Are the latents used, and what is in them? The suite that critics of latent reasoning ask for, on any checkpoint.
+
+Interventions change what goes into a latent step (the fed-back embedding, or the looped state of a loop along the
+depth) and let everything after it be computed anew; stops stay where the untouched run stopped. All of them act within
+a batch: the donor of a problem is another problem of its batch. Readings look at the states and change nothing.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+from eval.environments.base import Environment, Problem, iterate
+from eval.judge import verify
+from latent.generate import Reasoner, decode, rollout, score
+from latent.methods.base import Edit
+from latent.thought import Greedy, Thought
+
+INTERVENTIONS = ("removed", "zeroed", "mean", "noise", "shuffled", "other problem")
+
+
+class StopWhere(Greedy):
+    """Greedy, but row b stops after `used_B[b]` latents."""
+
+    def __init__(self, used_B: Tensor):
+        super().__init__()
+        self.used_B, self.asked = used_B, 0
+
+    def __call__(self, kind, dist, live_B):
+        if kind != "halt":
+            return super().__call__(kind, dist, live_B)
+        self.asked += 1
+        return (self.used_B < self.asked).to(dist.logits.dtype)
+
+
+@dataclass
+class Untouched:
+    """A batch answered as trained: texts, verdicts, the thought, and what went into each latent step."""
+
+    problems: list[Problem]
+    texts: list[str]
+    correct: list[int]
+    thought: Thought
+    inputs: list[Tensor] = field(default_factory=list)
+
+    def donors(self) -> Tensor:
+        """For each row another one, with another answer where there is one: the next such row, round the batch."""
+        n, said = len(self.texts), self.texts
+        ahead = lambda b: ((b + j) % n for j in range(1, n))  # noqa: E731
+        return torch.tensor([next((d for d in ahead(b) if said[d] != said[b]), (b + 1) % n) for b in range(n)])
+
+
+def answer(
+    reasoner: Reasoner, problems: list[Problem], choose: Greedy, steps: int | None = None, edit: Edit | None = None
+) -> tuple[list[str], Thought]:
+    """Greedy texts, and the thoughts before them."""
+    method, codec = reasoner.method, reasoner.codec
+    prompt = codec.prompt([p.question for p in problems], method.backbone.device)
+    thought = method.think(prompt, choose, steps=steps, edit=edit)
+    return codec.texts(decode(method, thought, Greedy(), reasoner.max_tokens, codec.end)), thought
+
+
+def hits(env: Environment, problems: list[Problem], texts: list[str]) -> list[int]:
+    """1 where a text is right."""
+    return [int(verify(env, p, t).correct) for p, t in zip(problems, texts)]
+
+
+def untouched(reasoner: Reasoner, env: Environment, problems: list[Problem], batch: int) -> Iterator[Untouched]:
+    """The problems answered as trained, a batch at a time."""
+    for part in iterate(problems, batch):
+        inputs: list[Tensor] = []
+        texts, thought = answer(reasoner, part, Greedy(), edit=lambda i, x, inputs=inputs: inputs.append(x) or x)
+        yield Untouched(part, texts, hits(env, part, texts), thought, inputs)
+
+
+def intervened(reasoner: Reasoner, was: Untouched, kind: str, seed: int) -> list[str]:
+    """The texts of a batch after an intervention on every latent step."""
+    rng = torch.Generator(device="cpu").manual_seed(seed)
+    n, donors = len(was.texts), was.donors()
+
+    def edit(i: int, x: Tensor) -> Tensor:
+        source = was.inputs[i]
+        match kind:
+            case "zeroed":
+                return torch.zeros_like(x)
+            case "mean":
+                return source.mean(0, keepdim=True).expand_as(x)
+            case "noise":
+                noise = torch.randn(x.shape, generator=rng).to(x)
+                return noise * source.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)
+            case "shuffled":  # every latent by an order of its own
+                return source[torch.randperm(n, generator=rng)]
+            case "other problem":
+                return source[donors]
+        raise ValueError(f"intervention must be one of {', '.join(INTERVENTIONS)}, got {kind!r}")
+
+    if kind == "removed":
+        return answer(reasoner, was.problems, Greedy(), steps=0)[0]
+    return answer(reasoner, was.problems, StopWhere(was.thought.used_B), edit=edit)[0]
+
+
+def patched(reasoner: Reasoner, was: Untouched, latent: int) -> list[str]:
+    """The texts of a batch with one latent step's input, from 0, taken from the donor."""
+    donors = was.donors()
+    edit = lambda i, x: was.inputs[i][donors] if i == latent else x  # noqa: E731
+    return answer(reasoner, was.problems, StopWhere(was.thought.used_B), edit=edit)[0]
+
+
+@torch.inference_mode()
+def causal(reasoner: Reasoner, env: Environment, problems: list[Problem], batch: int = 250) -> dict:
+    """What the answer depends on: interventions, patches by position, and the number of latents.
+
+    Returns 0/1 results item by item, `intact` and for each intervention `correct` with `changed`, the share of texts
+    that differ from the intact ones; for each patched latent `flipped`, the share of changed texts, and `donor`, the
+    share that became the donor's; and `sweep`, correct results by latent steps.
+    """
+    trained = reasoner.method.trained_steps
+    if len(problems) % batch == 1:
+        raise ValueError(f"{len(problems)} problems in batches of {batch} leave one without another to take from")
+    found: dict = {"intact": [], "keys": [p.key for p in problems]}
+    kinds = {kind: {"correct": [], "changed": 0.0} for kind in INTERVENTIONS}
+    patches: list[dict] = []
+    for b, was in enumerate(untouched(reasoner, env, problems, batch)):
+        found["intact"] += was.correct
+        for kind, so_far in kinds.items():
+            texts = intervened(reasoner, was, kind, seed=b)
+            so_far["correct"] += hits(env, was.problems, texts)
+            so_far["changed"] += differ(texts, was.texts) / len(problems)
+        donated = [was.texts[d] for d in was.donors().tolist()]
+        for i in range(len(was.inputs)):
+            texts = patched(reasoner, was, i)
+            if i == len(patches):
+                patches.append({"flipped": 0.0, "donor": 0.0})
+            patches[i]["flipped"] += differ(texts, was.texts) / len(problems)
+            patches[i]["donor"] += (len(texts) - differ(texts, donated)) / len(problems)
+    sweep = {}
+    for k in range(trained + max(2, trained // 2) + 1):
+        try:
+            sweep[str(k)] = [
+                hit
+                for part in iterate(problems, batch)
+                for hit in hits(env, part, answer(reasoner, part, Greedy(), steps=k)[0])
+            ]
+        except ValueError:  # no more positions
+            break
+    return found | {"interventions": kinds, "patches": patches, "sweep": sweep, "trained": trained}
+
+
+def differ(texts: list[str], others: list[str]) -> int:
+    """How many texts differ."""
+    return sum(a != b for a, b in zip(texts, others))
+
+
+@dataclass
+class States:
+    """The traces of problems: states (N, K + 1, D), the first before any latent, and how many of them were used."""
+
+    problems: list[Problem]
+    states_NKD: Tensor
+    used_N: Tensor
+
+    def at(self, i: int) -> tuple[Tensor, list[int]]:
+        """The states after latent i of the problems that used so many (n, D), and which problems they are."""
+        rows = (self.used_N >= i).nonzero()[:, 0]
+        return self.states_NKD[rows, i], rows.tolist()
+
+
+@torch.inference_mode()
+def trace(reasoner: Reasoner, problems: list[Problem], batch: int = 250) -> States:
+    """Think about problems and keep the states. Rows that stopped early are zero beyond."""
+    states, used = [], []
+    for part in iterate(problems, batch):
+        prompt = reasoner.codec.prompt([p.question for p in part], reasoner.method.backbone.device)
+        thought = reasoner.method.think(prompt, Greedy())
+        states.append(thought.states_UKD)
+        used.append(thought.used_U)
+    longest = max(s.shape[1] for s in states)
+    padded = [torch.nn.functional.pad(s, (0, 0, 0, longest - s.shape[1])) for s in states]
+    return States(problems, torch.cat(padded), torch.cat(used))
+
+
+@torch.inference_mode()
+def lens(reasoner: Reasoner, env: Environment, states: States) -> list[dict]:
+    """The head's reading of each state (logit lens, nostalgebraist 2020), from before the first latent on.
+
+    `top`: mean probability of the likeliest token; `entropy`: mean, nats; `support`: mean exp(entropy), the number of
+    tokens in superposition; `oracle`: share whose likeliest token is one of the step's that the latent should have
+    reached, and `elsewhere` of the next problem's step; on graphs `frontier`: mean probability of the nodes that a
+    breadth-first search reaches at that step, with `frontier_share`, their share of all nodes that it ever reaches.
+    """
+    method, codec = reasoner.method, reasoner.codec
+    rows = []
+    for i in range(states.states_NKD.shape[1]):
+        h_ND, which = states.at(i)
+        if not which:
+            break
+        p_NV = method.backbone.head(method.lens(h_ND)).softmax(-1)
+        entropy_N = torch.special.entr(p_NV).sum(-1)
+        row = {
+            "latent": i,
+            "n": len(which),
+            "top": p_NV.max(-1).values.mean().item(),
+            "entropy": entropy_N.mean().item(),
+            "support": entropy_N.exp().mean().item(),
+        }
+        if i:
+            best, said, elsewhere, mass, share = p_NV.argmax(-1).tolist(), [], [], [], []
+            step_of = lambda p: codec.step(p.steps[method.reaches(i, len(p.steps)) - 1])  # noqa: B023, E731
+            for b, n in enumerate(which):
+                problem = states.problems[n]
+                other = states.problems[(n + 1) % len(states.problems)]
+                if problem.steps and other.steps:
+                    said.append(best[b] in step_of(problem))
+                    elsewhere.append(best[b] in step_of(other))
+                words = env.frontier(problem, i)
+                if words:
+                    ids = [codec.step(w)[0] for w in words]
+                    mass.append(p_NV[b, ids].sum().item())
+                    share.append(len(words) / nodes(env, problem))
+            mean = lambda xs: sum(xs) / len(xs)  # noqa: E731
+            row |= {"oracle": mean(said), "elsewhere": mean(elsewhere)} if said else {}
+            row |= {"frontier": mean(mass), "frontier_share": mean(share)} if mass else {}
+        rows.append(row)
+    return rows
+
+
+def nodes(env: Environment, problem: Problem) -> int:
+    """Nodes of a problem's graph that its root reaches: those that a search may name."""
+    count, step = 0, 1
+    while found := env.frontier(problem, step):
+        count, step = count + len(found), step + 1
+    return count
+
+
+@torch.inference_mode()
+def probe(reasoner: Reasoner, train: States, test: States, ridge: float = 1e-2) -> list[dict]:
+    """A linear probe from each state to the oracle's step, with selectivity (Hewitt and Liang 2019, arXiv:1909.03368).
+
+    The probe is ridge regression onto the tokens of the step that the latent should have reached, a probe a place;
+    `accuracy` is over places and problems. `control` is that of the same probe on a task without structure, in which
+    every step's text has tokens drawn at random for it; `selectivity` is the difference. `majority`: the accuracy of
+    the commonest token. Raises ValueError for problems without steps.
+    """
+    found = []
+    for i in range(1, test.states_NKD.shape[1]):
+        h_test, h_train = test.at(i), train.at(i)
+        if not h_test[1] or not h_train[1]:
+            break
+        real, control, majority = [], [], []
+        sides = [(side[0], _steps(reasoner, where, side[1], i)) for side, where in ((h_train, train), (h_test, test))]
+        for place in range(max(len(s) for s in sides[0][1])):
+            rows = [[n for n, s in enumerate(steps) if len(s) > place] for _, steps in sides]
+            if not all(rows):
+                continue
+            xs = [h[r] for (h, _), r in zip(sides, rows)]
+            ids = [[steps[n][place] for n in r] for (_, steps), r in zip(sides, rows)]
+            known = sorted(set(ids[0]))
+            drawn = [[known[_drawn(steps[n], place) % len(known)] for n in r] for (_, steps), r in zip(sides, rows)]
+            real += _fit(xs, ids, ridge)
+            control += _fit(xs, drawn, ridge)
+            common = max(known, key=ids[0].count)
+            majority += [int(t == common) for t in ids[1]]
+        mean = lambda hits: sum(hits) / len(hits)  # noqa: E731
+        found.append(
+            {
+                "latent": i,
+                "accuracy": mean(real),
+                "control": mean(control),
+                "selectivity": mean(real) - mean(control),
+                "majority": mean(majority),
+            }
+        )
+    return found
+
+
+def _steps(reasoner: Reasoner, states: States, rows: list[int], latent: int) -> list[tuple[int, ...]]:
+    """The ids of the step that a latent should have reached, in each row."""
+    steps = [states.problems[n].steps for n in rows]
+    if not all(steps):
+        raise ValueError("a probe needs the oracle's steps, and there are problems without any")
+    return [reasoner.codec.step(s[reasoner.method.reaches(latent, len(s)) - 1]) for s in steps]
+
+
+def _drawn(step: tuple[int, ...], place: int) -> int:
+    """A number drawn for a step's text and a place in it."""
+    return int.from_bytes(blake2b(repr((step, place)).encode(), digest_size=4).digest())
+
+
+def _fit(xs: list[Tensor], ids: list[list[int]], ridge: float) -> list[int]:
+    """Ridge regression onto one-hot tokens, on standardised states with a bias: where it is right on the second set."""
+    known = sorted(set(ids[0]))
+    y = torch.zeros(len(ids[0]), len(known), dtype=torch.float64)
+    y[torch.arange(len(y)), torch.tensor([known.index(t) for t in ids[0]])] = 1
+    mean, std = xs[0].double().mean(0), xs[0].double().std(0).clamp(min=1e-6)
+    a, b = ((x.double() - mean) / std for x in xs)
+    centre = y.mean(0)
+    gram = a.T @ a + ridge * len(a) * torch.eye(a.shape[1], dtype=torch.float64)
+    best = (b @ torch.linalg.solve(gram, a.T @ (y - centre)) + centre).argmax(-1)
+    return [int(known[i] == t) for i, t in zip(best.tolist(), ids[1])]
+
+
+def collapse(states: States) -> list[dict]:
+    """Whether thoughts differ: from the one before, and from problem to problem.
+
+    `moved`: mean |h_i - h_{i-1}| over mean |h_i|; `cosine`: mean cosine of the two; `dimensions`: participation ratio
+    (sum of variances squared over the sum of their squares) of the states of latent i across problems.
+    """
+    rows = []
+    for i in range(1, states.states_NKD.shape[1]):
+        h_ND, which = states.at(i)
+        if len(which) < 2:
+            break
+        before_ND = states.states_NKD[which, i - 1]
+        values = torch.linalg.svdvals((h_ND - h_ND.mean(0)).double()).square()
+        rows.append(
+            {
+                "latent": i,
+                "moved": ((h_ND - before_ND).norm(dim=-1).mean() / h_ND.norm(dim=-1).mean()).item(),
+                "cosine": torch.cosine_similarity(h_ND, before_ND, dim=-1).mean().item(),
+                "dimensions": (values.sum().square() / values.square().sum().clamp(min=1e-30)).item(),
+            }
+        )
+    return rows
+
+
+def diversity(reasoner: Reasoner, env: Environment, problems: list[Problem], group: int = 16, seed: int = 0) -> dict:
+    """What RL has to learn from: groups of sampled answers at temperature 1.
+
+    `texts` and `lengths`: mean numbers of distinct texts and of distinct latent counts in a group; `pass_1`,
+    `pass_group`: share of right samples, and of groups with one; `flat`: share of groups all right or all wrong;
+    `entropy`: mean nats of a decision, by kind; `gap`: largest difference (nats) between a decision's log-probability
+    when sampled and when replayed.
+    """
+    method, codec = reasoner.method, reasoner.codec
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        prompt = codec.prompt([p.question for p in problems], method.backbone.device)
+        rolled = rollout(method, prompt, group, reasoner.max_tokens, codec.end, 1.0)
+    with torch.no_grad():
+        replayed = score(method, rolled, 1.0)
+    texts, used = codec.texts(rolled.tokens_BT), rolled.used_B.tolist()
+    right = hits(env, [p for p in problems for _ in range(group)], texts)
+    groups = [slice(i, i + group) for i in range(0, len(texts), group)]
+    mean = lambda values: sum(values) / len(groups)  # noqa: E731
+    pairs = list(zip(rolled.decisions, replayed))
+    return {
+        "group": group,
+        "n": len(groups),
+        "texts": mean([len(set(texts[g])) for g in groups]),
+        "lengths": mean([len(set(used[g])) for g in groups]),
+        "pass_1": sum(right) / len(right),
+        "pass_group": mean([any(right[g]) for g in groups]),
+        "flat": mean([len(set(right[g])) == 1 for g in groups]),
+        "entropy": {d.kind: d.entropy_BT[d.mask_BT].mean().item() for d, _ in pairs},
+        "gap": max(((a.logp_BT - b.logp_BT).abs() * a.mask_BT).max().item() for a, b in pairs),
+    }

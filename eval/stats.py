@@ -1,5 +1,6 @@
 """Intervals and tests for accuracies: Wilson, a two-level bootstrap over seeds and items, paired McNemar."""
 
+from dataclasses import dataclass
 from math import comb, sqrt
 
 import numpy as np
@@ -26,17 +27,54 @@ def bootstrap(correct_SN: np.ndarray, n_boot: int = 10_000, level: float = 0.95,
     Seeds are drawn with replacement, then items, the same items for every seed: seeds were judged on one test set. For
     a paired difference between two methods give the difference of their matrices.
     """
-    correct_SN = np.atleast_2d(np.asarray(correct_SN, dtype=np.float64))
+    tail = (1 - level) / 2
+    low, high = np.quantile(resampled(correct_SN, n_boot, seed), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def resampled(x_SN: np.ndarray, n_boot: int, seed: int) -> np.ndarray:
+    """Means (n_boot,) over resampled seeds and items."""
+    x_SN = np.atleast_2d(np.asarray(x_SN, dtype=np.float64))
     rng = np.random.default_rng(seed)
-    s, n = correct_SN.shape
+    s, n = x_SN.shape
     means = np.empty(n_boot)
     for i in range(n_boot):
         seeds_S = np.bincount(rng.integers(s, size=s), minlength=s)
         items_N = np.bincount(rng.integers(n, size=n), minlength=n)
-        means[i] = seeds_S @ correct_SN @ items_N / (s * n)
-    tail = (1 - level) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(low), float(high)
+        means[i] = seeds_S @ x_SN @ items_N / (s * n)
+    return means
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference of accuracies: its mean, its 95 % interval, and a two-sided p-value."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+
+
+def paired(a_SN, b_SN, n_boot: int = 10_000, seed: int = 0) -> Difference:
+    """The difference a - b between two arms of S seeds on the same N items, by the two-level bootstrap.
+
+    Seeds are paired, as they share data order. The p-value is twice the smaller share of resampled means on one side
+    of zero, zero included, with one added to both counts (Davison and Hinkley 1997, sec. 4.2).
+    """
+    diff_SN = np.atleast_2d(np.asarray(a_SN, dtype=np.float64)) - np.atleast_2d(np.asarray(b_SN, dtype=np.float64))
+    means = resampled(diff_SN, n_boot, seed)
+    low, high = np.quantile(means, [0.025, 0.975])
+    tail = min((means <= 0).sum(), (means >= 0).sum())
+    return Difference(float(diff_SN.mean()), float(low), float(high), min(1.0, 2 * (int(tail) + 1) / (n_boot + 1)))
+
+
+def holm(p: list[float]) -> list[float]:
+    """P-values corrected for their number (Holm 1979, Scand. J. Stat. 6:65), in the order given."""
+    adjusted, worst = [0.0] * len(p), 0.0
+    for rank, i in enumerate(sorted(range(len(p)), key=p.__getitem__)):
+        worst = max(worst, min(1.0, (len(p) - rank) * p[i]))
+        adjusted[i] = worst
+    return adjusted
 
 
 def mcnemar(a, b) -> float:

@@ -4,7 +4,7 @@ To add one: an entry in `ABLATIONS`. Methods, environments and presets are named
 """
 
 from latent.config import Coconut, CoT, FixedEmbedding, NoCoT, Pause, Sim
-from paper.design import Ablation, Change, over
+from paper.design import Ablation, Change, Contrast, over
 
 STEPWISE = Sim(n_latent=8, stride=4)
 CURRICULUM = Coconut(n_latent=8, stride=4)
@@ -42,6 +42,13 @@ ABLATIONS: dict[str, Ablation] = {
         controls=USUAL,
         core_minutes=30,
         diagnose=True,
+        contrasts=(
+            Contrast("8 latents", "4 latents"),
+            Contrast("8 latents", "pause"),
+            Contrast("8 latents", "fixed"),
+            Contrast("4 latents", "pause"),
+            Contrast("8 latents", "CoT"),
+        ),
     ),
     "feedback": Ablation(
         claim="It does not matter whether the raw hidden state, its norm or a projection of it is fed back.",
@@ -49,6 +56,11 @@ ABLATIONS: dict[str, Ablation] = {
         axes=(over("method.feedback", "hidden", "norm", "project"),),
         controls=USUAL,
         core_minutes=25,
+        contrasts=(
+            Contrast("norm", "hidden"),
+            Contrast("project", "hidden"),
+            Contrast("hidden", "fixed"),
+        ),
     ),
     "recipe": Ablation(
         claim="A loss on every latent trains them sooner than a curriculum, and the answer alone does not train them.",
@@ -56,6 +68,14 @@ ABLATIONS: dict[str, Ablation] = {
         axes=(RECIPES,),
         controls=(*USUAL, "pause, curriculum", "fixed, curriculum", "pause, answer only"),
         core_minutes=60,
+        contrasts=(
+            Contrast("step decoder", "curriculum"),
+            Contrast("curriculum", "answer only"),
+            Contrast("step decoder", "pause"),
+            Contrast("curriculum", "pause, curriculum"),
+            Contrast("curriculum", "fixed, curriculum"),
+            Contrast("answer only", "pause, answer only"),
+        ),
     ),
     "positions": Ablation(
         claim="Latents at the positions of the tokens they replace are learned sooner than contiguous ones.",
@@ -66,6 +86,10 @@ ABLATIONS: dict[str, Ablation] = {
         ),
         controls=(*USUAL, "pause, curriculum", "fixed, curriculum"),
         core_minutes=50,
+        contrasts=(
+            Contrast("step decoder, slots", "step decoder, contiguous"),
+            Contrast("curriculum, slots", "curriculum, contiguous"),
+        ),
     ),
     "halting": Ablation(
         claim="A cost on latents makes RL stop earlier at no loss of accuracy, up to a point.",
@@ -75,6 +99,14 @@ ABLATIONS: dict[str, Ablation] = {
         controls=USUAL,
         core_minutes=30,
         costs=("used_mean", "steps", "core_seconds"),
+        contrasts=(
+            Contrast("cost 0", "latent"),
+            Contrast("cost 0.005", "latent"),
+            Contrast("cost 0.01", "latent"),
+            Contrast("cost 0.02", "latent"),
+            Contrast("cost 0.05", "latent"),
+        ),
+        figure="costs",
     ),
     "budget": Ablation(
         claim="At equal sequential steps, and at equal FLOPs, latents solve more than a chain cut to that budget.",
@@ -88,6 +120,12 @@ ABLATIONS: dict[str, Ablation] = {
         ),
         controls=USUAL,
         core_minutes=45,
+        contrasts=(
+            Contrast("8 latents", "CoT, 1 step in 4"),
+            Contrast("4 latents", "CoT, 1 step in 8"),
+            Contrast("8 latents", "CoT, 1 step in 1"),
+        ),
+        figure="costs",
     ),
     "rl": Ablation(
         claim="RL on verified answers helps where the start is right sometimes; SFT of equal compute helps more.",
@@ -95,6 +133,16 @@ ABLATIONS: dict[str, Ablation] = {
         axes=({f"start at {a:g}": {"arms.half-trained.train.stop_at": a} for a in (0.25, 0.5, 0.75, 0.9)},),
         controls=USUAL,
         core_minutes=40,
+        contrasts=(
+            Contrast("start at 0.25, rlvr", "start at 0.25, half-trained"),
+            Contrast("start at 0.25, rlvr", "start at 0.25, sft"),
+            Contrast("start at 0.5, rlvr", "start at 0.5, half-trained"),
+            Contrast("start at 0.5, rlvr", "start at 0.5, sft"),
+            Contrast("start at 0.75, rlvr", "start at 0.75, half-trained"),
+            Contrast("start at 0.75, rlvr", "start at 0.75, sft"),
+            Contrast("start at 0.9, rlvr", "start at 0.9, half-trained"),
+            Contrast("start at 0.9, rlvr", "start at 0.9, sft"),
+        ),
     ),
     "depth": Ablation(
         claim="A loop along the depth trained with a random number of recurrences holds beyond the trained number.",
@@ -107,5 +155,13 @@ ABLATIONS: dict[str, Ablation] = {
         ),
         controls=USUAL,
         core_minutes=40,
+        contrasts=(
+            Contrast("4 to 12 in training", "always 8 in training", 4),
+            Contrast("4 to 12 in training", "always 8 in training", 10),
+            Contrast("4 to 12 in training", "always 8 in training", 12),
+            Contrast("4 to 12 in training", "always 8 in training", 16),
+            Contrast("4 to 12 in training", "always 8 in training"),
+        ),
+        figure="sweep",
     ),
 }

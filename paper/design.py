@@ -2,12 +2,28 @@
 
 from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import product
+from typing import Literal
 
+from latent.config import CoT, NoCoT
 from train.config import Experiment, Run
 from train.presets import PRESETS
 
 Change = dict[str, object]  # dotted path of a config field -> its value
 Axis = dict[str, Change]  # what a table calls a choice -> the fields that make it
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Two rows on the same problems; `steps`: answering in so many latent steps, of the judge's sweep."""
+
+    a: str
+    b: str
+    steps: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What a text calls it."""
+        return f"{self.a} - {self.b}" + (f", {self.steps} steps" if self.steps else "")
 
 
 @dataclass(frozen=True)
@@ -17,7 +33,8 @@ class Ablation:
     `metric` and `costs`: dotted names in a run's result, of what is claimed and of what it is read against. `arms`: of
     a preset with several, those that make rows. `controls`: names of `CONTROLS`, rows that are read beside.
     `core_minutes`: its budget, for all cells that no other ablation has before it. `diagnose`: the use that is made of
-    the latents is tested, too.
+    the latents is tested, too. `contrasts`: the differences that the claim rests on. `figure`: accuracies row by row,
+    against the first two costs, or by latent steps when answering.
     """
 
     claim: str
@@ -30,16 +47,27 @@ class Ablation:
     metric: str = "main.accuracy"
     costs: tuple[str, ...] = ("steps", "flops", "core_seconds")
     diagnose: bool = False
+    contrasts: tuple[Contrast, ...] = ()
+    figure: Literal["rows", "costs", "sweep"] = "rows"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of an ablation, or of what it starts from (`row` None). `control`: it is read beside."""
+    """One run of an ablation, or of what it starts from (`row` None).
+
+    `control`: it is read beside. `diagnose`: whether its latents are used is tested as well.
+    """
 
     row: str | None
     seed: int
     run: Run
     control: bool = False
+    diagnose: bool = False
+
+    def done(self, records: dict[str, dict]) -> bool:
+        """Whether all that it asks for is recorded."""
+        line = records.get(self.run.id)
+        return line is not None and (not self.diagnose or "diagnosis" in line)
 
 
 def over(path: str, *values) -> Axis:
@@ -82,7 +110,8 @@ def cells(ablation: Ablation, controls: dict[str, Change], smoke: bool = False) 
     def add(row: str | None, seed: int, run: Run, control: bool = False) -> None:
         old = found.get(run.id)
         if old is None or old.row is None:
-            found[run.id] = Cell(row, seed, run, control)
+            thinks = not isinstance(run.method, NoCoT | CoT)
+            found[run.id] = Cell(row, seed, run, control, ablation.diagnose and thinks)
 
     for seed in ablation.seeds[:2] if smoke else ablation.seeds:
         for choices in product(*(axis.items() for axis in ablation.axes)):
@@ -96,9 +125,11 @@ def cells(ablation: Ablation, controls: dict[str, Change], smoke: bool = False) 
             if smoke:
                 point = replace(point, arms={k: tiny(a) for k, a in point.arms.items()}, judge=tiny_judge(point.judge))
             shared = {name for name, run in point.runs().items() if _same_everywhere(ablation, base, name)}
-            for name, run in wanted(point, ablation.arms or tuple(point.arms)).items():
-                row = name if name in shared else f"{label}, {name}" if len(ablation.arms) != 1 else label
-                add(row if name in (ablation.arms or point.arms) else None, seed, run)
+            shown = ablation.arms or tuple(point.arms)
+            alone = len(set(shown) - shared) == 1  # then the point says enough
+            for name, run in wanted(point, shown).items():
+                row = name if name in shared else label if alone else f"{label}, {name}"
+                add(row if name in shown else None, seed, run)
         for name in ablation.controls:
             if name not in controls:
                 raise ValueError(f"no control {name!r}; there are {', '.join(controls)}")
@@ -132,7 +163,7 @@ def wanted(experiment: Experiment, arms: tuple[str, ...]) -> dict[str, Run]:
 
 def tiny(config):
     """A run or an arm cut down to a few updates."""
-    small = {"steps": 3, "batch": 4, "log_every": 3, "stop_at": 0.0}
+    small = {"steps": 3, "batch": 4, "log_every": 3}
     if hasattr(config.train, "group"):
         small |= {"steps": 2, "batch": 2, "group": 4}
     config = replace(config, train=replace(config.train, **small))

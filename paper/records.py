@@ -29,8 +29,20 @@ def of_run(home: Path) -> dict:
     result["correct"] = pack(result["correct"])
     for swept in result["sweep"].values():
         swept["correct"] = pack(swept["correct"])
+    diagnosis = home / "diagnosis.json"
+    found = {"diagnosis": shortened(json.loads(diagnosis.read_text()))} if diagnosis.exists() else {}
     about = {name: env[name] for name in ("git", "packages", "python", "cpu", "data")}
-    return {"id": home.name, "config": config, "env": about | {"changed": bool(env["diff"])}, "result": result}
+    return {"id": home.name, "config": config, "env": about | {"changed": bool(env["diff"])}, "result": result} | found
+
+
+def shortened(diagnosis: dict) -> dict:
+    """A diagnosis with its results item by item packed, and without the problems' keys."""
+    causal = {k: v for k, v in diagnosis["causal"].items() if k != "keys"}
+    causal["intact"] = pack(causal["intact"])
+    causal["sweep"] = {k: pack(v) for k, v in causal["sweep"].items()}
+    for each in causal["interventions"].values():
+        each["correct"] = pack(each["correct"])
+    return {**diagnosis, "causal": causal}
 
 
 def read(folder: Path) -> tuple[dict[str, dict], list[str]]:

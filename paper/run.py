@@ -5,7 +5,6 @@ Finished cells go into paper/records, and are not run again. A killed one goes o
 
 import os
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +15,7 @@ from typing import Annotated, Literal
 import tyro
 
 from eval.cli import guarded, parse, program
-from paper import records
+from paper import build, records
 from paper.ablations import ABLATIONS, CONTROLS
 from paper.design import Ablation, Cell, cells
 from train.config import Run, plain
@@ -45,7 +44,7 @@ class Options:
     dry_run: bool = False
     """Only print the cells and what they are expected to cost."""
     smoke: bool = False
-    """Two seeds of a few updates of every cell, in a folder that is thrown away."""
+    """Two seeds of a few updates of every cell, with the tables made of them, in a folder that is thrown away."""
 
 
 def main(args: list[str] | None = None) -> int:
@@ -60,7 +59,12 @@ def main(args: list[str] | None = None) -> int:
             raise ValueError(f"no ablation {unknown[0]!r}; there are {', '.join(ABLATIONS)}, and all")
         if options.smoke:
             with tempfile.TemporaryDirectory() as scratch:
-                return execute(names, replace(options, out=Path(scratch), records=Path(scratch)))
+                home = Path(scratch)
+                code = execute(names, replace(options, out=home / "runs", records=home))
+                if code == 0 and not options.dry_run:
+                    only = () if names == list(ABLATIONS) else tuple(names)
+                    build.build(build.Options(only, records=home, out=home / "paper", smoke=True))
+                return code
         if not options.name:
             print(*listing(options), sep="\n")
             return 0
@@ -74,7 +78,7 @@ def listing(options: Options) -> list[str]:
     done, left_out = records.read(options.records)
     lines, cells_of = [], {name: cells(ablation, CONTROLS) for name, ablation in ABLATIONS.items()}
     for name, ablation in ABLATIONS.items():
-        missing = [c for c in cells_of[name] if c.run.id not in done]
+        missing = [c for c in cells_of[name] if not c.done(done)]
         state = f"{len(cells_of[name]) - len(missing)} of {len(cells_of[name])} cells"
         left = f", {sum(minutes(ablation, missing, cells_of[name], done)):.0f} core-min left" if missing else ", done"
         lines.append(f"{name:>10}  {state}{left}. {ablation.claim}")
@@ -102,14 +106,17 @@ def execute(names: list[str], options: Options) -> int:
     expected: dict[str, float] = {}
     for name in names:
         every = cells(ABLATIONS[name], CONTROLS, options.smoke)
-        ids = {c.run.id for c in every if c.run.id not in done}
+        ids = {c.run.id for c in every if not c.done(done)}
         # a cell may start from one whose record is there and whose weights are not
         ids |= {c.run.init for c in every if c.run.id in ids and c.run.init and not has_model(options, c.run.init)}
         some = [c for c in every if c.run.id in ids]
         for cell, m in zip(some, minutes(ABLATIONS[name], some, every, done)):
-            label = f"{name}: {cell.row or 'start'}, seed {cell.seed}"
-            if cell.run.id not in {c.run.id for c in todo.values()}:
+            label = next((k for k, c in todo.items() if c.run.id == cell.run.id), None)
+            if label is None:
+                label = f"{name}: {cell.row or 'start'}, seed {cell.seed}"
                 todo[label], expected[label] = cell, m
+            elif cell.diagnose:
+                todo[label] = cell
     if options.dry_run:
         print(*(f"{cell.run.id}  {expected[label]:5.1f} core-min  {label}" for label, cell in todo.items()), sep="\n")
         print(f"{len(todo)} cells, about {sum(expected.values()):.0f} core-minutes")
@@ -118,8 +125,10 @@ def execute(names: list[str], options: Options) -> int:
         print("nothing is missing")
         return 0
     runs = {label: cell.run for label, cell in todo.items()}
+    diagnosed = frozenset(cell.run.id for cell in todo.values() if cell.diagnose)
+    work = partial(one, out=options.out, diagnosed=diagnosed, smoke=options.smoke)
     launch = in_processes if options.launcher == "here" else in_jobs
-    failed = launch(runs, options, partial(collect, options))
+    failed = launch(runs, options, work, partial(collect, options))
     for label, why in failed.items():
         print(f"failed: {label}: {why}", file=sys.stderr)
     if failed:
@@ -137,7 +146,9 @@ def collect(options: Options, run: Run) -> None:
     records.add(options.records, records.of_run(options.out / run.id))
 
 
-def in_processes(runs: dict[str, Run], options: Options, finished: Callable[[Run], None]) -> dict[str, str]:
+def in_processes(
+    runs: dict[str, Run], options: Options, work: Callable, finished: Callable[[Run], None]
+) -> dict[str, str]:
     """The cells in processes of this machine, with one bar for all. Returns what failed."""
     from rich.console import Console
     from rich.progress import (
@@ -170,18 +181,23 @@ def in_processes(runs: dict[str, Run], options: Options, finished: Callable[[Run
                 finished(runs[label])
             progress.update(bar, completed=sum(updates.values()))
 
-        return pool.in_processes(runs, partial(one, out=options.out), options.jobs, show)
+        return pool.in_processes(runs, work, options.jobs, show)
 
 
-def one(run: Run, say, out: Path) -> dict:
-    """One cell, here."""
+def one(run: Run, say, out: Path, diagnosed: frozenset[str], smoke: bool) -> dict:
+    """One cell, here: trained, judged, and diagnosed where that is asked for."""
+    from eval import diagnose
+    from train.record import write
     from train.run import execute as train
 
     train(run, out, say, "cpu", f"python -m paper.run  # run {run.id}")
+    if run.id in diagnosed and not (out / run.id / "diagnosis.json").exists():
+        few = {"items": 8, "batch": 8, "probe_items": 20, "group": 2} if smoke else {}
+        write(out / run.id / "diagnosis.json", diagnose.diagnose(out / run.id, diagnose.Options(out / run.id, **few)))
     return {}
 
 
-def in_jobs(runs: dict[str, Run], options: Options, finished: Callable[[Run], None]) -> dict[str, str]:
+def in_jobs(runs: dict[str, Run], options: Options, work: Callable, finished: Callable[[Run], None]) -> dict[str, str]:
     """The cells as submitit's jobs, those that start from one another in one job. Returns what failed."""
     try:
         import submitit
@@ -199,7 +215,7 @@ def in_jobs(runs: dict[str, Run], options: Options, finished: Callable[[Run], No
     waves = list(chains.values())
     for i in range(0, len(waves), options.jobs if options.launcher == "local" else len(waves)):
         part = waves[i : i + options.jobs] if options.launcher == "local" else waves
-        jobs = executor.map_array(partial(several, out=options.out), [[runs[label] for label in w] for w in part])
+        jobs = executor.map_array(partial(several, work=work), [[runs[label] for label in w] for w in part])
         for chain, job in zip(part, jobs):
             try:
                 said = job.result()
@@ -214,7 +230,7 @@ def in_jobs(runs: dict[str, Run], options: Options, finished: Callable[[Run], No
     return failed
 
 
-def several(runs: list[Run], out: Path) -> list[str | None]:
+def several(runs: list[Run], work: Callable) -> list[str | None]:
     """Cells one after another, in a job: a complaint each, None where there is none."""
     from train.process import settle
 
@@ -225,7 +241,7 @@ def several(runs: list[Run], out: Path) -> list[str | None]:
             said[run.id] = f"its start, {run.init}, failed"
             continue
         try:
-            one(run, lambda event: None, out)
+            work(run, lambda event: None)
             said[run.id] = None
         except (ValueError, RuntimeError, OSError) as e:
             said[run.id] = str(e).splitlines()[0] if str(e) else type(e).__name__

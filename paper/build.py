@@ -1,0 +1,141 @@
+"""Rebuild the paper from its records: `python -m paper.build` makes tables, figures, numbers, README block and PDF.
+
+Nothing but paper/records is read, so the same records give the same files, byte by byte.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from eval.cli import guarded, parse, program
+from paper import figures, records, tables
+from paper.ablations import ABLATIONS, CONTROLS
+from paper.design import cells
+
+HERE = Path(__file__).parent
+MARKS = "<!-- results: made by python -m paper.build -->", "<!-- end of results -->"
+ENGINES = ("latexmk", "tectonic", "pdflatex")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to build, and where."""
+
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Only the tables and figures of these ablations; without any, the whole paper."""
+    records: Path = HERE / "records"
+    """Folder of the records."""
+    out: Path = HERE
+    """Folder of what is made."""
+    smoke: bool = False
+    """From the records of a smoke run."""
+
+
+def main(args: list[str] | None = None) -> int:
+    """The command line. Returns the exit code: 0, or 2 for what a user can mend, in one line."""
+
+    def body() -> None:
+        options = parse(Options, args, program("paper.build", "latent-paper-build"), __doc__)
+        if unknown := [name for name in options.names if name not in ABLATIONS]:
+            raise ValueError(f"no ablation {unknown[0]!r}; there are {', '.join(ABLATIONS)}")
+        build(options)
+
+    return guarded(body)
+
+
+def build(options: Options) -> None:
+    """Make everything. Raises ValueError naming what is missing."""
+    lines, left_out = records.read(options.records)
+    asked = {name: cells(ABLATIONS[name], CONTROLS, options.smoke) for name in options.names or ABLATIONS}
+    every = {c.run.id for each in ABLATIONS.values() for c in cells(each, CONTROLS, options.smoke)}
+    left_out += [f"record {id} belongs to no cell: left out" for id in lines if id not in every]
+    print(*left_out, sep="\n", end="\n" if left_out else "")
+    n_boot = 200 if options.smoke else 4000
+    made = [tables.gather(name, ABLATIONS[name], each, lines, n_boot) for name, each in asked.items()]
+    for folder in ("tables", "figures"):
+        (options.out / folder).mkdir(parents=True, exist_ok=True)
+    known: dict[str, str] = {}
+    for table in made:
+        (options.out / "tables" / f"{table.name}.md").write_text(tables.markdown(table))
+        (options.out / "tables" / f"{table.name}.tex").write_text(tables.latex(table))
+        figures.draw(table, options.out / "figures")
+        known |= tables.numbers(table)
+    if options.names:
+        print(f"{len(made)} tables in {options.out}/tables, figures beside them")
+        return
+    known |= about([lines[id] for id in every if id in lines])
+    (options.out / "numbers.tex").write_text(macros(known))
+    source = (HERE / "main.tex").read_text()
+    quoted = [" ".join(key.split()) for key in re.findall(r"\\result\{([^}]*)\}", source)]
+    if unknown := [key for key in quoted if key not in known]:
+        raise ValueError(f"main.tex quotes a number that there is not: {unknown[0]!r}")
+    if options.out == HERE:
+        readme(HERE.parent / "README.md", made)
+    else:
+        for name in ("main.tex", "references.bib"):
+            shutil.copy(HERE / name, options.out / name)
+    print(compile(options.out))
+
+
+def about(lines: list[dict]) -> dict[str, str]:
+    """Numbers of the whole set of runs."""
+    spent = sum(line["result"]["core_seconds"] for line in lines)
+    cpu, _ = Counter(line["env"]["cpu"] for line in lines).most_common(1)[0]
+    return {
+        "all: runs": str(len(lines)),
+        "all: core-hours": f"{spent / 3600:.1f}",
+        "all: processor": cpu,
+        "all: parameters": f"{lines[0]['result']['parameters']:,}",
+        "all: torch": ", ".join(sorted({line["env"]["packages"]["torch"] for line in lines})),
+    }
+
+
+def macros(known: dict[str, str]) -> str:
+    r"""LaTeX that makes \result{key} of every number, and an unknown key an error."""
+    out = [f"\\expandafter\\def\\csname r@{key}\\endcsname{{{tables.tex(value)}}}" for key, value in known.items()]
+    known_or_error = r"\ifcsname r@#1\endcsname\csname r@#1\endcsname\else\errmessage{no #1}\fi"
+    out.append(rf"\newcommand{{\result}}[1]{{{known_or_error}}}")
+    return "\n".join(out) + "\n"
+
+
+def readme(path: Path, made: list[tables.Table]) -> None:
+    """Put the claims with their contrasts between the README's marks."""
+    text = path.read_text()
+    if not all(mark in text for mark in MARKS):
+        raise ValueError(f"{path} has no block between {MARKS[0]} and {MARKS[1]}")
+    out = ["| ablation | claim | what was found |", "|---|---|---|"]
+    for table in made:
+        found = "; ".join(f"{c.name}: {tables.effect(d, p)}" for c, d, p in table.contrasts)
+        out.append(f"| [{table.name}](paper/tables/{table.name}.md) | {table.ablation.claim} | {found} |")
+    before, _, rest = text.partition(MARKS[0])
+    path.write_text(before + "\n".join([MARKS[0], *out, MARKS[1]]) + rest.partition(MARKS[1])[2])
+
+
+def compile(folder: Path) -> str:
+    """The PDF, where a LaTeX engine is installed. Says what was done. Raises ValueError where LaTeX complains."""
+    engine = next((e for e in ENGINES if shutil.which(e)), None)
+    if engine is None:
+        return "no PDF: install latexmk (with TeX Live), tectonic or pdflatex, and run the same command again"
+    args = {
+        "latexmk": ["latexmk", "-pdf", "-interaction=nonstopmode", "-halt-on-error", "main.tex"],
+        "tectonic": ["tectonic", "main.tex"],
+        "pdflatex": ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"],
+    }[engine]
+    same = {"SOURCE_DATE_EPOCH": "0", "FORCE_SOURCE_DATE": "1"}  # no time of day in the file
+    done = subprocess.run(args, cwd=folder, env=os.environ | same, capture_output=True, text=True, check=False)
+    if done.returncode:
+        complaint = [line for line in done.stdout.splitlines() if line.startswith("!")] or done.stdout.splitlines()[-1:]
+        raise ValueError(f"{engine}: {complaint[0] if complaint else done.stderr.strip()[-200:]}")
+    return f"{folder}/main.pdf"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

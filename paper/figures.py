@@ -1,0 +1,127 @@
+"""Figures from tables, as PDF and PNG, readable in grey and by the colour-blind: Okabe and Ito's colours, and marks."""
+
+from pathlib import Path
+
+from eval.stats import bootstrap
+from paper import records
+from paper.tables import COSTS, Row, Table
+
+STYLES = [
+    ("#0072B2", "o", "-"),
+    ("#D55E00", "s", "--"),
+    ("#009E73", "D", "-."),
+    ("#CC79A7", "v", ":"),
+    ("#56B4E9", "P", "-"),
+]
+BLANK = {"pdf": {"CreationDate": None, "Producer": None, "Creator": None}, "png": {"Software": None}}  # the same twice
+GREY = "#777777"
+INTERVENTIONS = ("removed", "zeroed", "mean", "noise", "shuffled", "other problem")
+
+
+def draw(table: Table, folder: Path) -> list[Path]:
+    """An ablation's figure, and that of its diagnoses. Returns the PDFs."""
+    made = [{"rows": rows, "costs": costs, "sweep": sweep}[table.ablation.figure](table)]
+    names = [table.name]
+    if any("diagnosis" in row.lines[0] for row in table.rows.values()):
+        made.append(diagnosis(table))
+        names.append(f"{table.name}-use")
+    paths = []
+    for fig, name in zip(made, names):
+        for kind, blank in BLANK.items():
+            fig.savefig(folder / f"{name}.{kind}", dpi=160, metadata=blank)
+        paths.append(folder / f"{name}.pdf")
+        _pyplot().close(fig)
+    return paths
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42})
+    return plt
+
+
+def rows(table: Table):
+    """A dot and an interval a row, controls hollow, seeds as ticks."""
+    shown = list(table.rows.values())[::-1]
+    fig, ax = _pyplot().subplots(figsize=(5.2, 0.9 + 0.27 * len(shown)), layout="constrained")
+    for y, row in enumerate(shown):
+        low, high = row.interval
+        colour = GREY if row.control else STYLES[0][0]
+        ax.plot([low, high], [y, y], color=colour, lw=2)
+        ax.plot(row.correct().mean(1), [y] * len(row.lines), "|", color=colour, ms=9, alpha=0.7)
+        ax.plot(row.accuracy, y, "o", color=colour, mfc="white" if row.control else colour, ms=6)
+    ax.set_yticks(range(len(shown)), [row.label for row in shown])
+    ax.set(xlabel="accuracy at the hardest level", xlim=(-0.02, 1.02))
+    ax.grid(axis="x", color="#dddddd", lw=0.6)
+    return fig
+
+
+def costs(table: Table):
+    """Accuracy against the first two costs, a mark a row with its name, moved off the names before it."""
+    fig, axes = _pyplot().subplots(1, 2, figsize=(7.4, 3.4), layout="constrained", sharey=True)
+    for ax, name in zip(axes, table.ablation.costs):
+        shown = {row.label: (row.mean(name) * COSTS[name][1], row.accuracy) for row in table.rows.values()}
+        wide = max(x for x, _ in shown.values())
+        for i, row in enumerate(table.rows.values()):
+            colour, mark = (GREY, "x") if row.control else STYLES[i % len(STYLES)][:2]
+            (low, high), (x, y) = row.interval, shown[row.label]
+            ends = [[max(0, y - low)], [max(0, high - y)]]
+            ax.errorbar(x, y, ends, color=colour, marker=mark, ms=6, capsize=2, ls="")
+            above = [at for at in list(shown.values())[:i] if abs(at[0] - x) < 0.1 * wide and abs(at[1] - y) < 0.06]
+            ax.annotate(row.label, (x, y), (5, 4 - 8 * len(above)), textcoords="offset points", fontsize=6)
+        ax.set(xlabel=COSTS[name][0], xlim=(-0.04 * wide, 1.25 * wide), ylim=(-0.03, 1.06))
+        ax.grid(color="#eeeeee", lw=0.6)
+    axes[0].set_ylabel("accuracy at the hardest level")
+    return fig
+
+
+def sweep(table: Table):
+    """Accuracy by latent steps when answering, a line a row; controls as horizontal lines."""
+    fig, ax = _pyplot().subplots(figsize=(5.2, 3.2), layout="constrained")
+    i = 0
+    for row in table.rows.values():
+        swept = row.lines[0]["result"]["sweep"]
+        if not swept:
+            ax.axhline(row.accuracy, color=GREY, lw=0.8, ls=(0, (1, 2)))
+            ax.annotate(row.label, (1, row.accuracy), (2, -2), xycoords=("axes fraction", "data"), fontsize=6,
+                        textcoords="offset points")  # fmt: skip
+            continue
+        xs = sorted({*map(int, swept), row.lines[0]["result"]["latents"]})
+        ys = [row.correct(x).mean() for x in xs]
+        ends = [bootstrap(row.correct(x), table.n_boot) for x in xs]
+        colour, mark, dash = STYLES[i % len(STYLES)]
+        i += 1
+        errors = [[max(0, y - lo) for y, (lo, _) in zip(ys, ends)], [max(0, hi - y) for y, (_, hi) in zip(ys, ends)]]
+        ax.errorbar(xs, ys, errors, color=colour, marker=mark, ls=dash, ms=4, capsize=2, label=row.label)
+    ax.set(xlabel="latent steps when answering", ylabel="accuracy at the hardest level", ylim=(-0.03, 1.05))
+    if i:
+        ax.legend(frameon=False)
+    ax.grid(color="#eeeeee", lw=0.6)
+    return fig
+
+
+def diagnosis(table: Table):
+    """Accuracy left after each intervention on the latents, rows side by side."""
+    shown: list[Row] = [row for row in table.rows.values() if "diagnosis" in row.lines[0]]
+    fig, ax = _pyplot().subplots(figsize=(7.4, 3.0), layout="constrained")
+    kinds, wide = ("as trained", *INTERVENTIONS), 0.8 / len(shown)
+    hatches = ("", "//", "..", "xx", "\\\\", "++", "oo")
+    for i, row in enumerate(shown):
+        causal = [line["diagnosis"]["causal"] for line in row.lines]
+        hits = [[records.unpack(c["intact"]) for c in causal]]
+        hits += [[records.unpack(c["interventions"][kind]["correct"]) for c in causal] for kind in INTERVENTIONS]
+        ends = [bootstrap(h, table.n_boot) for h in hits]
+        ys = [sum(map(sum, h)) / sum(map(len, h)) for h in hits]
+        errors = [[max(0, y - lo) for y, (lo, _) in zip(ys, ends)], [max(0, hi - y) for y, (_, hi) in zip(ys, ends)]]
+        at = [k + (i - (len(shown) - 1) / 2) * wide for k in range(len(kinds))]
+        colour = GREY if row.control else STYLES[i % len(STYLES)][0]
+        ax.bar(at, ys, wide, yerr=errors, color=colour, alpha=0.55 if row.control else 0.9, hatch=hatches[i % 7],
+               edgecolor="white", lw=0.4, error_kw={"lw": 0.7}, label=row.label)  # fmt: skip
+    ax.set_xticks(range(len(kinds)), [k if k == "as trained" else f"latents\n{k}" for k in kinds])
+    ax.set(ylabel="accuracy at the hardest level", ylim=(0, 1.05))
+    ax.legend(frameon=False, ncols=2, fontsize=7)
+    return fig

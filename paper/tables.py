@@ -1,0 +1,208 @@
+"""Tables and numbers from records: rows with intervals over seeds and items, contrasts with corrected p-values."""
+
+import re
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from eval.stats import Difference, bootstrap, holm, paired
+from paper import records
+from paper.design import Ablation, Cell, Contrast
+
+COSTS = {
+    "steps": ("sequential steps", 1.0),
+    "flops": ("MFLOP", 1e-6),
+    "core_seconds": ("core-s of training", 1.0),
+    "used_mean": ("latents, mean of levels", 1.0),
+}
+
+
+@dataclass
+class Row:
+    """A row of a table: its runs, a seed each."""
+
+    label: str
+    control: bool
+    lines: list[dict]
+    interval: tuple[float, float] = (0.0, 0.0)
+
+    def correct(self, steps: int | None = None) -> np.ndarray:
+        """0/1 results (S, N) on the main level; with so many latent steps when answering, where it was swept."""
+        found = [line["result"] for line in self.lines]
+        if steps is not None:
+            missing = [line["id"] for line in self.lines if str(steps) not in line["result"]["sweep"]]
+            if missing and steps != found[0]["latents"]:
+                raise ValueError(f"{self.label}: run {missing[0]} was not judged at {steps} latent steps")
+            found = [r["sweep"].get(str(steps), r) for r in found]
+        return np.array([records.unpack(r["correct"]) for r in found])
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.correct().mean())
+
+    def mean(self, name: str) -> float:
+        """The mean over seeds of a number in the result, by dotted name."""
+        values = []
+        for line in self.lines:
+            value = line["result"]
+            for part in name.split("."):
+                if part not in value:
+                    raise ValueError(f"{self.label}: run {line['id']} has no result {name!r}")
+                value = value[part]
+            values.append(value)
+        return sum(values) / len(values)
+
+
+@dataclass
+class Table:
+    """An ablation with its records."""
+
+    name: str
+    ablation: Ablation
+    rows: dict[str, Row]
+    n_boot: int
+    contrasts: list[tuple[Contrast, Difference, float]] = field(default_factory=list)
+
+    @property
+    def seeds(self) -> int:
+        return min(len(row.lines) for row in self.rows.values())
+
+    @property
+    def items(self) -> int:
+        return next(iter(self.rows.values())).correct().shape[1]
+
+
+def gather(name: str, ablation: Ablation, cells: list[Cell], lines: dict[str, dict], n_boot: int) -> Table:
+    """The table of an ablation. Raises ValueError naming a cell whose record is missing."""
+    missing = [c for c in cells if not c.done(lines)]
+    if missing:
+        c = missing[0]
+        lacks = "no record" if c.run.id not in lines else "no diagnosis"
+        raise ValueError(
+            f"table {name}: {lacks} of {c.row or 'a start'!r}, seed {c.seed} (run {c.run.id}) and {len(missing) - 1} "
+            f"more; python -m paper.run {name}"
+        )
+    rows: dict[str, Row] = {}
+    for c in cells:
+        if c.row is not None:
+            rows.setdefault(c.row, Row(c.row, c.control, [])).lines.append(lines[c.run.id])
+    order = sorted(rows.values(), key=lambda row: row.control)
+    table = Table(name, ablation, {row.label: row for row in order}, n_boot)
+    for row in order:
+        row.interval = bootstrap(row.correct(), n_boot)
+    found = []
+    for contrast in ablation.contrasts:
+        for label in (contrast.a, contrast.b):
+            if label not in rows:
+                raise ValueError(f"table {name}: no row {label!r}; there are {', '.join(rows)}")
+        found.append(paired(*(rows[label].correct(contrast.steps) for label in (contrast.a, contrast.b)), n_boot))
+    table.contrasts = list(zip(ablation.contrasts, found, holm([d.p for d in found])))
+    return table
+
+
+def effect(d: Difference, p: float) -> str:
+    """A difference in words: an effect only where interval and corrected p-value both say so."""
+    numbers = f"{points(d.mean)} points, 95 % interval {points(d.low)} to {points(d.high)}"
+    if p > 0.05 or d.low <= 0 <= d.high:
+        return f"no effect shown ({numbers}, Holm p = {p:.2g})"
+    return f"{numbers}, Holm p {'<' if p < 0.001 else '='} {max(p, 0.001):.2g}"
+
+
+def points(x: float) -> str:
+    """A difference of accuracies in points; never a negative zero."""
+    return f"{100 * x:+.1f}".replace("+0.0", "0.0").replace("-0.0", "0.0")
+
+
+def caption(table: Table) -> str:
+    """What the table is about, on how many problems and seeds."""
+    return (
+        f"{table.ablation.claim} Accuracy at the hardest level, greedy, with the 95 % interval of the two-level "
+        f"bootstrap over {table.seeds} seeds and {table.items} held-out problems; contrasts on the same problems, "
+        "p-values corrected for their number (Holm). Controls are in italics."
+    )
+
+
+def body(table: Table) -> tuple[list[list[str]], list[list[str]]]:
+    """Rows and contrasts as text, heads first."""
+    head = ["", "accuracy", "95 % interval", "latents", *(COSTS[c][0] for c in table.ablation.costs)]
+    rows = [head]
+    for row in table.rows.values():
+        costs = [f"{row.mean(c) * COSTS[c][1]:.1f}" for c in table.ablation.costs]
+        interval = f"{row.interval[0]:.3f} to {row.interval[1]:.3f}"
+        rows.append([row.label, f"{row.accuracy:.3f}", interval, f"{row.mean('main.used'):.1f}", *costs])
+    below = [["contrast", "points", "95 % interval", "Holm p", ""]]
+    for contrast, d, p in table.contrasts:
+        verdict = "no effect shown" if p > 0.05 or d.low <= 0 <= d.high else ""
+        small = "< 0.001" if p < 0.001 else f"{p:.3f}"
+        below.append([contrast.name, points(d.mean), f"{points(d.low)} to {points(d.high)}", small, verdict])
+    return rows, below
+
+
+def markdown(table: Table) -> str:
+    """For reading on a page."""
+    rows, below = body(table)
+    controls = {row.label for row in table.rows.values() if row.control}
+    lines = [f"{caption(table).replace('Controls are in italics', 'Controls are in *italics*')}\n"]
+    for part in (rows, below):
+        if len(part) == 1:
+            continue
+        lines += ["| " + " | ".join(part[0]) + " |", "|" + "---|" * len(part[0])]
+        lines += ["| " + " | ".join([f"*{r[0]}*" if r[0] in controls else r[0], *r[1:]]) + " |" for r in part[1:]]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def latex(table: Table) -> str:
+    """For the paper."""
+    rows, below = body(table)
+    controls = {row.label for row in table.rows.values() if row.control}
+    out = [
+        "\\begin{table}[t]",
+        "\\centering\\small\\setlength{\\tabcolsep}{4pt}",
+        f"\\caption{{{tex(caption(table))}}}",
+    ]
+    out.append(f"\\label{{tab:{table.name}}}")
+    for part in (rows, below):
+        if len(part) == 1:
+            continue
+        out += [f"\\begin{{tabular}}{{l{'r' * (len(part[0]) - 1)}}}", "\\toprule"]
+        out += [" & ".join(map(tex, part[0])) + " \\\\", "\\midrule"]
+        for r in part[1:]:
+            first = f"\\emph{{{tex(r[0])}}}" if r[0] in controls else tex(r[0])
+            out.append(" & ".join([first, *map(tex, r[1:])]) + " \\\\")
+        out += ["\\bottomrule", "\\end{tabular}", "\\medskip", ""]
+    return "\n".join([*out, "\\end{table}", ""])
+
+
+def tex(text: str) -> str:
+    """Text as LaTeX: what it would read as commands, and signs."""
+    text = re.sub(r"[%&_#$]", lambda found: "\\" + found[0], text.replace("\\", "\\textbackslash "))
+    return re.sub(r"(?<![\w.])-(?=[\d ])", "$-$", text.replace("< ", "$<$ "))
+
+
+def numbers(table: Table) -> dict[str, str]:
+    """Every number that a text may quote from a table, by key."""
+    found = {f"{table.name}: seeds": str(table.seeds), f"{table.name}: items": f"{table.items:,}"}
+    for row in table.rows.values():
+        low, high = row.interval
+        key = f"{table.name}: {row.label}"
+        found[key] = f"{row.accuracy:.3f} ({low:.3f} to {high:.3f})"
+        found[f"{key}: latents"] = f"{row.mean('main.used'):.1f}"
+        for cost in {"steps", "flops", "core_seconds", "used_mean"}:
+            found[f"{key}: {cost}"] = f"{row.mean(cost) * COSTS[cost][1]:.1f}"
+        for steps in sorted(row.lines[0]["result"]["sweep"], key=int):
+            found[f"{key}: at {steps}"] = f"{row.correct(int(steps)).mean():.3f}"
+        if "diagnosis" in row.lines[0]:
+            for kind in row.lines[0]["diagnosis"]["causal"]["interventions"]:
+                d = lost(row, kind, table.n_boot)
+                found[f"{key}: {kind}"] = effect(d, d.p)
+    for contrast, d, p in table.contrasts:
+        found[f"{table.name}: {contrast.name}"] = effect(d, p)
+    return found
+
+
+def lost(row: Row, kind: str, n_boot: int) -> Difference:
+    """Accuracy that an intervention on the latents costs, over seeds and items."""
+    causal = [line["diagnosis"]["causal"] for line in row.lines]
+    after = [records.unpack(c["interventions"][kind]["correct"]) for c in causal]
+    return paired([records.unpack(c["intact"]) for c in causal], after, n_boot)

@@ -5,6 +5,7 @@ Finished cells go into paper/records, and are not run again. A killed one goes o
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +16,7 @@ from typing import Annotated, Literal
 import tyro
 
 from eval.cli import guarded, parse, program
-from paper import build, records
+from paper import records
 from paper.ablations import ABLATIONS, CONTROLS
 from paper.design import Ablation, Cell, cells
 from train.config import Run, plain
@@ -62,6 +63,8 @@ def main(args: list[str] | None = None) -> int:
                 home = Path(scratch)
                 code = execute(names, replace(options, out=home / "runs", records=home))
                 if code == 0 and not options.dry_run:
+                    from paper import build
+
                     only = () if names == list(ABLATIONS) else tuple(names)
                     build.build(build.Options(only, records=home, out=home / "paper", smoke=True))
                 return code

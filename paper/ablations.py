@@ -40,7 +40,7 @@ ABLATIONS: dict[str, Ablation] = {
             },
         ),
         controls=USUAL,
-        core_minutes=30,
+        core_minutes=35,
         diagnose=True,
         contrasts=(
             Contrast("8 latents", "4 latents"),
@@ -55,7 +55,7 @@ ABLATIONS: dict[str, Ablation] = {
         base="sim",
         axes=(over("method.feedback", "hidden", "norm", "project"),),
         controls=USUAL,
-        core_minutes=25,
+        core_minutes=10,
         contrasts=(
             Contrast("norm", "hidden"),
             Contrast("project", "hidden"),
@@ -67,7 +67,7 @@ ABLATIONS: dict[str, Ablation] = {
         base="sim",
         axes=(RECIPES,),
         controls=(*USUAL, "pause, curriculum", "fixed, curriculum", "pause, answer only"),
-        core_minutes=60,
+        core_minutes=75,
         contrasts=(
             Contrast("step decoder", "curriculum"),
             Contrast("curriculum", "answer only"),
@@ -85,7 +85,7 @@ ABLATIONS: dict[str, Ablation] = {
             {"slots": {}, "contiguous": {"method.stride": 1}},
         ),
         controls=(*USUAL, "pause, curriculum", "fixed, curriculum"),
-        core_minutes=50,
+        core_minutes=20,
         contrasts=(
             Contrast("step decoder, slots", "step decoder, contiguous"),
             Contrast("curriculum, slots", "curriculum, contiguous"),
@@ -97,7 +97,7 @@ ABLATIONS: dict[str, Ablation] = {
         axes=({f"cost {c:g}": {"arms.latent-rlvr.train.latent_cost": c} for c in (0.0, 0.005, 0.01, 0.02, 0.05)},),
         arms=("latent", "latent-rlvr"),
         controls=USUAL,
-        core_minutes=30,
+        core_minutes=18,
         costs=("used_mean", "steps", "core_seconds"),
         contrasts=(
             Contrast("cost 0", "latent"),
@@ -119,7 +119,7 @@ ABLATIONS: dict[str, Ablation] = {
             | {f"CoT, 1 step in {n}": {"method": CoT(every=n)} for n in (1, 2, 4, 8)},
         ),
         controls=USUAL,
-        core_minutes=45,
+        core_minutes=12,
         contrasts=(
             Contrast("8 latents", "CoT, 1 step in 4"),
             Contrast("4 latents", "CoT, 1 step in 8"),
@@ -132,7 +132,7 @@ ABLATIONS: dict[str, Ablation] = {
         base="cups-rlvr",
         axes=({f"start at {a:g}": {"arms.half-trained.train.stop_at": a} for a in (0.25, 0.5, 0.75, 0.9)},),
         controls=USUAL,
-        core_minutes=40,
+        core_minutes=30,
         contrasts=(
             Contrast("start at 0.25, rlvr", "start at 0.25, half-trained"),
             Contrast("start at 0.25, rlvr", "start at 0.25, sft"),

@@ -1,9 +1,11 @@
 """Statistics against published numbers and closed forms."""
 
+from math import erfc
+
 import numpy as np
 import pytest
 
-from eval.stats import bootstrap, mcnemar, wilson
+from eval.stats import bootstrap, holm, mcnemar, paired, wilson
 
 
 def test_wilson_is_newcombes_table():
@@ -39,3 +41,22 @@ def test_mcnemar_is_the_exact_binomial():
     b = [False] * 8 + [True] * 2 + [True] * 50
     assert mcnemar(a, b) == pytest.approx(2 * (1 + 10 + 45) / 1024)
     assert mcnemar(a, a) == 1.0
+
+
+def test_holm_is_the_textbook_example():
+    """Four p-values as in Aickin and Gensler 1996 (Am. J. Public Health 86:726): steps 4p, 3p, 2p, p, never falling."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_a_paired_difference_is_the_normal_one_for_one_seed():
+    rng = np.random.default_rng(1)
+    a, b = rng.random(800) < 0.5, rng.random(800) < 0.45
+    d = paired(a, b, n_boot=4000)
+    each = a.astype(float) - b
+    half = 1.96 * each.std() / np.sqrt(800)
+    assert d.mean == pytest.approx(each.mean())
+    assert (d.low, d.high) == pytest.approx((each.mean() - half, each.mean() + half), abs=0.004)
+    z = abs(each.mean()) / (each.std() / np.sqrt(800))
+    assert d.p == pytest.approx(erfc(z / np.sqrt(2)), abs=0.03)
+    assert paired(a, a).p == 1.0

@@ -1,0 +1,141 @@
+"""The paper from records: numbers against numpy, the same bytes twice, nothing typed by hand."""
+
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eval.stats import bootstrap
+from paper import build, records, tables
+from paper.ablations import ABLATIONS
+from paper.design import Contrast, cells
+from tests.paper.helpers import MINI, planted, seeds, written
+
+PAPER = Path(build.__file__).parent
+RNG = np.random.default_rng(0)
+BETTER = {"1 latents": RNG.integers(2, size=(5, 200)).tolist(), "2 latents": np.ones((5, 200), int).tolist()}
+FIVE = seeds(MINI, 5)
+
+
+def gathered(correct, ablation=FIVE):
+    return tables.gather("mini", ablation, cells(ablation, {}), planted(correct, ablation), 2000)
+
+
+def test_a_table_is_the_mean_and_the_interval_of_its_records():
+    table = gathered(BETTER)
+    half = np.array(BETTER["1 latents"])
+    row = table.rows["1 latents"]
+    assert row.accuracy == pytest.approx(half.mean()) and row.interval == bootstrap(half, 2000)
+    assert row.mean("core_seconds") == 12.0 and (table.seeds, table.items) == (5, 200)
+    (contrast, difference, p) = table.contrasts[0]
+    assert contrast.name == "2 latents - 1 latents" and difference.mean == pytest.approx(1 - half.mean()) and p < 0.05
+    text = tables.markdown(table)
+    assert f"| 1 latents | {half.mean():.3f} | {row.interval[0]:.3f} to {row.interval[1]:.3f} |" in text
+    assert "over 5 seeds and 200 held-out problems" in text and "no effect shown" not in text
+    known = tables.numbers(table)
+    assert known["mini: 1 latents"].startswith(f"{half.mean():.3f} (")
+    assert known["mini: 2 latents - 1 latents"].startswith(f"{100 * (1 - half.mean()):+.1f} points, 95 % interval")
+
+
+def test_no_effect_is_written_as_no_effect():
+    same = {"1 latents": BETTER["1 latents"], "2 latents": RNG.integers(2, size=(5, 200)).tolist()}
+    table = gathered(same)
+    assert tables.numbers(table)["mini: 2 latents - 1 latents"].startswith("no effect shown (")
+    assert "no effect shown" in tables.markdown(table)
+
+
+def test_one_of_many_contrasts_is_corrected_for_all():
+    """A difference that is barely significant alone is not when it is the smallest of twenty."""
+    hits = np.zeros((5, 400), int)
+    more = hits.copy()
+    more[:, :6] = 1  # 6 items of 400 in every seed
+    correct = {"1 latents": hits.tolist(), "2 latents": more.tolist()}
+    (_, d, alone), *_ = gathered(correct).contrasts
+    assert alone == d.p < 0.05
+    many = replace(FIVE, contrasts=tuple(Contrast("2 latents", "1 latents") for _ in range(200)))
+    assert all("no effect shown" in tables.effect(d, p) for _, d, p in gathered(correct, many).contrasts)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """Records of one ablation, which is all there is."""
+    for name in list(ABLATIONS):
+        monkeypatch.delitem(ABLATIONS, name)
+    monkeypatch.setitem(ABLATIONS, "mini", FIVE)
+    return written(tmp_path / "records", planted(BETTER, FIVE))
+
+
+def built(home, out, *names):
+    return build.main([*names, "--records", str(home), "--out", str(out)])
+
+
+def test_the_same_records_give_the_same_files(home, tmp_path, monkeypatch):
+    source = tmp_path / "source"
+    source.mkdir()
+    text = r"\documentclass{article}\usepackage{booktabs,graphicx}\pdftrailerid{}\input{numbers}\begin{document}"
+    text += "\n" + r"\result{mini: 2 latents}\input{tables/mini}\includegraphics{figures/mini}\end{document}" + "\n"
+    (source / "main.tex").write_text(text)
+    (source / "references.bib").write_text("")
+    monkeypatch.setattr(build, "HERE", source)
+    assert built(home, tmp_path / "a") == built(home, tmp_path / "b") == 0
+    made = {
+        p.relative_to(tmp_path / "a")
+        for p in (tmp_path / "a").rglob("*")
+        if p.suffix in (".md", ".tex", ".png", ".pdf")
+    }
+    assert {Path("tables/mini.md"), Path("tables/mini.tex"), Path("figures/mini.pdf"), Path("numbers.tex")} <= made
+    assert (Path("main.pdf") in made) == any(map(shutil.which, build.ENGINES))
+    for path in made:
+        assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes(), path
+    (source / "main.tex").write_text(text.replace("mini: 2 latents", "mini: 3 latents"))
+    assert built(home, tmp_path / "c") == 2
+
+
+def test_a_missing_cell_is_named(home, tmp_path, capsys):
+    lines, _ = records.read(home)
+    gone = next(c for c in cells(FIVE, {}) if c.row == "2 latents" and c.seed == 3)
+    (home / "runs.jsonl").unlink()
+    written(home, {id: line for id, line in lines.items() if id != gone.run.id})
+    assert built(home, tmp_path / "out", "mini") == 2
+    err = capsys.readouterr().err
+    assert f"table mini: no record of '2 latents', seed 3 (run {gone.run.id})" in err and "paper.run mini" in err
+    assert not (tmp_path / "out" / "tables").exists()
+
+
+def test_records_of_other_configs_are_named_and_left_out(home, tmp_path, capsys):
+    other = planted({"1 latents": [[1] * 9] * 9, "2 latents": [[1] * 9] * 9}, replace(FIVE, seeds=(8,)))
+    written(home, other)
+    text = (home / "runs.jsonl").read_text()
+    (home / "runs.jsonl").write_text(text + text.splitlines()[0][:80])
+    assert built(home, tmp_path / "out", "mini") == 0
+    out = capsys.readouterr().out
+    assert all(f"record {id} belongs to no cell" in out for id in other) and "not a whole record" in out
+    assert "over 5 seeds and 200" in (tmp_path / "out" / "tables" / "mini.md").read_text()
+
+
+def test_no_number_of_the_results_is_typed_by_hand():
+    text = (PAPER / "main.tex").read_text()
+    for part in (text[text.index("\\begin{abstract}") : text.index("\\end{abstract}")],
+                 text[text.index("\\section{Results}") : text.index("\\section{Limits}")]):  # fmt: skip
+        said = re.sub(r"\\result\{[^}]*\}|\\(ref|cite|label)\{[^}]*\}", "", part)
+        assert not re.search(r"\d", said), re.search(r".*\d.*", said)[0]
+
+
+def test_text_is_made_safe_for_latex():
+    assert tables.tex("95 % & a_b #1 $x") == r"95 \% \& a\_b \#1 \$x"
+    assert tables.tex("-0.4 to -0.1, a-b, 8 latents - CoT, < 0.001") == (
+        "$-$0.4 to $-$0.1, a-b, 8 latents $-$ CoT, $<$ 0.001"
+    )
+
+
+@pytest.mark.parametrize(
+    "args, message", [(["nothing"], "no ablation 'nothing'"), (["--records"], "--records"), (["mini"], "no record of")]
+)
+def test_bad_input_is_one_line(args, message, home, tmp_path, capsys):
+    (home / "runs.jsonl").unlink()
+    assert build.main([*args, *(["--records", str(home)] if args != ["--records"] else [])]) == 2
+    err = capsys.readouterr().err.strip()
+    assert message in err and "\n" not in err

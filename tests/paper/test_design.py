@@ -1,0 +1,106 @@
+"""Grids over config fields, and the ablations that are shipped."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from latent.config import CoT, FixedEmbedding, NoCoT, Pause
+from paper import records
+from paper.ablations import ABLATIONS, CONTROLS
+from paper.design import Ablation, cells, changed, over
+from tests.paper.helpers import MINI, planted, written
+from train.config import plain
+from train.presets import PRESETS
+
+
+def test_a_field_is_changed_wherever_it_lies():
+    run = changed(PRESETS["sim"](), {"method.n_latent": 3, "train.steps": 7, "method.halt": CoT()})
+    assert run.method.n_latent == 3 and run.train.steps == 7 and run.method.halt == CoT()
+    assert replace(run, method=PRESETS["sim"]().method, train=PRESETS["sim"]().train) == PRESETS["sim"]()
+    cups = changed(PRESETS["cups"](), {"arms.latent-rlvr.train.latent_cost": 0.5})
+    assert cups.arms["latent-rlvr"].train.latent_cost == 0.5 and cups.arms["latent"] == PRESETS["cups"]().arms["latent"]
+
+
+@pytest.mark.parametrize(
+    "path, message",
+    [
+        ("method.n_latents", "method.n_latents: Sim has no field 'n_latents', it has n_latent, stride"),
+        ("methods.n_latent", "methods.n_latent: Run has no field 'methods'"),
+        ("seed.more", "seed.more: int has no field 'more'"),
+    ],
+)
+def test_a_path_that_does_not_exist_is_an_error(path, message):
+    with pytest.raises(ValueError, match=message.replace(".", r"\.")):
+        changed(PRESETS["sim"](), {path: 1})
+    with pytest.raises(ValueError, match="there is no 'nobody'"):
+        changed(PRESETS["cups"](), {"arms.nobody.train.steps": 1})
+    with pytest.raises(ValueError, match="n_latent must be at least 0, got -1"):
+        changed(PRESETS["sim"](), {"method.n_latent": -1})
+
+
+def test_cells_are_the_product_in_every_seed_and_equal_runs_are_one():
+    ablation = replace(
+        MINI, axes=(over("method.feedback", "hidden", "norm"), over("train.steps", 5, 1600)), seeds=(0, 4)
+    )
+    found = cells(ablation, {})
+    assert {(c.row, c.seed) for c in found} == {
+        (f"{a}, {n}", s) for a in ("hidden", "norm") for n in (5, 1600) for s in (0, 4)
+    }
+    control = {"the base": {}, "no-CoT": {"method": NoCoT()}}
+    found = cells(replace(ablation, controls=("the base", "no-CoT")), control)
+    assert [c.row for c in found if c.control] == ["no-CoT"] * 2  # the base is "hidden, 1600" already
+
+
+def test_what_an_arm_starts_from_is_run_too_and_equal_arms_once():
+    ablation = Ablation("", "cups", (over("arms.latent-rlvr.train.latent_cost", 0.0, 0.5),), 1, arms=("latent-rlvr",))
+    found = cells(replace(ablation, seeds=(0,)), {})
+    assert [c.row for c in found] == [None, "0.0", "0.5"]
+    assert {c.run.init for c in found[1:]} == {found[0].run.id} and found[0].run.init is None
+    shown = cells(replace(ablation, seeds=(0,), arms=("latent", "latent-rlvr")), {})
+    assert [c.row for c in shown] == ["latent", "0.0", "0.5"]
+
+
+def test_shipped_ablations_name_rows_that_are_there_and_stand_beside_their_controls():
+    total = 0
+    for name, ablation in ABLATIONS.items():
+        found = cells(ablation, CONTROLS)
+        rows = {c.row for c in found}
+        assert len(ablation.seeds) >= 5 and ablation.contrasts, name
+        for contrast in ablation.contrasts:
+            assert {contrast.a, contrast.b} <= rows, (name, contrast)
+        kinds = {type(c.run.method) for c in found if c.row}
+        assert {Pause, FixedEmbedding, NoCoT, CoT} <= kinds, name
+        for row in rows - {None}:
+            assert sorted(c.seed for c in found if c.row == row) == list(ablation.seeds), (name, row)
+        total += ablation.core_minutes
+    assert total <= 240
+
+
+def test_a_packed_result_is_the_result():
+    for n in (0, 1, 7, 8, 9, 1000):
+        hits = [int(i * i % 7 < 3) for i in range(n)]
+        assert records.unpack(records.pack(hits)) == hits
+        assert records.unpack(records.pack([0] * n)) == [0] * n
+    assert len(records.pack([1] * 1000)) < 40
+
+
+def test_records_are_read_but_for_what_is_broken(tmp_path):
+    lines = planted({"1 latents": [[0, 1]] * 2, "2 latents": [[1, 1]] * 2})
+    written(tmp_path, lines)
+    path = tmp_path / "runs.jsonl"
+    assert records.read(tmp_path) == (dict(sorted(lines.items())), [])
+    text = path.read_text().splitlines()
+    other = json.loads(text[1])
+    other["config"]["seed"] = 9
+    path.write_text("\n".join([text[0], json.dumps(other), text[2][: len(text[2]) // 2], "", '{"id": 3}', text[3]]))
+    found, left_out = records.read(tmp_path)
+    assert set(found) == {json.loads(text[0])["id"], json.loads(text[3])["id"]}
+    assert [w.partition(": ")[2][:15] for w in left_out] == [f"run {other['id']}"[:15]] + ["not a whole rec"] * 3
+    records.add(tmp_path, lines[other["id"]])
+    assert set(records.read(tmp_path)[0]) == {*found, other["id"]}
+
+
+def test_the_id_in_a_record_is_that_of_the_run():
+    run = PRESETS["recurrent"]()
+    assert records.id_of(json.loads(json.dumps(plain(run)))) == run.id

@@ -1,0 +1,140 @@
+"""`python -m paper.run` as its user meets it."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from paper import records, run
+from paper.design import cells
+from tests.paper.helpers import MINI, TINY
+
+ROOT = Path(__file__).parent.parent.parent
+SCRIPT = """
+import resource, sys
+from paper import run
+from tests.paper.helpers import MINI
+run.ABLATIONS["mini"] = MINI
+if sys.argv[1] != "-":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+sys.exit(run.main(sys.argv[2:]))
+"""
+
+
+def command(*args, limit="-", cwd=ROOT):
+    script = [sys.executable, "-c", SCRIPT, limit, *map(str, args)]
+    return subprocess.run(script, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def mini(monkeypatch):
+    monkeypatch.setitem(run.ABLATIONS, "mini", MINI)
+
+
+def places(tmp_path):
+    return ["--out", str(tmp_path / "out"), "--records", str(tmp_path / "records")]
+
+
+def test_the_smoke_of_everything_ends_in_the_paper():
+    done = subprocess.run(
+        [sys.executable, "-m", "paper.run", "--smoke"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "main.pdf" in done.stdout or "no PDF: install" in done.stdout
+    assert "depth: always 8 in training, seed 1: finished" in done.stdout and "eta" in done.stdout
+
+
+def test_an_ablation_is_run_recorded_and_not_repeated(mini, tmp_path, capsys):
+    assert run.main(["mini", *places(tmp_path), "--dry-run"]) == 0
+    dry = capsys.readouterr().out
+    assert "4 cells, about 1 core-minutes" in dry and "mini: 2 latents, seed 1" in dry
+    assert not (tmp_path / "out").exists()
+    assert run.main(["mini", *places(tmp_path)]) == 0
+    assert "4/4" in capsys.readouterr().out
+    lines, left_out = records.read(tmp_path / "records")
+    assert set(lines) == {c.run.id for c in cells(MINI, {})} and not left_out
+    for id, line in lines.items():
+        result = json.loads((tmp_path / "out" / id / "result.json").read_text())
+        assert records.unpack(line["result"]["correct"]) == result["correct"]
+    assert run.main(["mini", *places(tmp_path)]) == 0
+    assert "nothing is missing" in capsys.readouterr().out
+    path = tmp_path / "records" / "runs.jsonl"
+    before = path.read_text()
+    path.write_text(before[: len(before) - 50])  # half of the last record
+    assert run.main(["mini", *places(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "line 4: not a whole record" in out and "1/1" in out and path.read_text() == before
+    assert run.main(places(tmp_path)) == 0
+    assert "mini  4 of 4 cells, done" in capsys.readouterr().out
+
+
+def test_a_killed_command_goes_on(tmp_path):
+    args = [sys.executable, "-c", SCRIPT, "-", "mini", *places(tmp_path), "--jobs", "1"]
+    process = subprocess.Popen(args, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if "1/4" in line:
+            process.kill()
+            break
+    process.wait()
+    process.stdout.close()
+    first = records.read(tmp_path / "records")[0]
+    assert 1 <= len(first) < 4
+    done = command("mini", *places(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert len(records.read(tmp_path / "records")[0]) == 4 and f"/{4 - len(first)}" in done.stdout
+    whole = command("mini", *places(tmp_path / "other"))
+    assert whole.returncode == 0
+    for (id, a), (_, b) in zip(
+        *(sorted(records.read(p / "records")[0].items()) for p in (tmp_path, tmp_path / "other"))
+    ):
+        assert a["result"]["correct"] == b["result"]["correct"], id
+
+
+def test_a_full_disk_fails_cells_and_they_can_be_run_again(tmp_path):
+    done = command("mini", *places(tmp_path), limit="20000")
+    assert done.returncode == 1
+    assert "failed: mini: 1 latents, seed 0: " in done.stderr and "4 of 4 cells failed" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = command("mini", *places(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert len(records.read(tmp_path / "records")[0]) == 4
+
+
+def broken():
+    """One row whose problems do not fit the model's positions."""
+    return replace(MINI, axes=(MINI.axes[0] | {"broken": {**TINY, "model.n_positions": 12}},))
+
+
+def test_failed_cells_are_named_and_the_others_are_kept(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(run.ABLATIONS, "mini", broken())
+    assert run.main(["mini", *places(tmp_path)]) == 1
+    err = capsys.readouterr().err
+    assert "failed: mini: broken, seed 0: problem" in err and "failed: mini: broken, seed 1: problem" in err
+    assert "2 of 6 cells failed" in err and len(records.read(tmp_path / "records")[0]) == 4
+
+
+def test_cells_go_through_submitit(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(run.ABLATIONS, "mini", replace(broken(), seeds=(0,)))
+    assert run.main(["mini", *places(tmp_path), "--launcher", "local", "--jobs", "3"]) == 1
+    told = capsys.readouterr()
+    assert "mini: 2 latents, seed 0: finished" in told.out and "failed: mini: broken, seed 0: problem" in told.err
+    assert len(records.read(tmp_path / "records")[0]) == 2
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["nothing"], "no ablation 'nothing'; there are latents"),
+        (["latents", "--jobs", "0"], "--jobs must be at least 1, got 0"),
+        (["latents", "--launcher", "cloud"], "--launcher"),
+        (["wrong"], "method.latents: Sim has no field 'latents'"),
+    ],
+)
+def test_bad_input_is_one_line(args, message, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(run.ABLATIONS, "wrong", replace(MINI, axes=({"a": {"method.latents": 1}},)))
+    assert run.main([*args, *places(tmp_path)]) == 2
+    err = capsys.readouterr().err.strip()
+    assert message in err and "\n" not in err

@@ -5,7 +5,7 @@ depth) and let everything after it be computed anew; stops stay where the untouc
 a batch: the donor of a problem is another problem of its batch. Readings look at the states and change nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -249,7 +249,9 @@ def probe(reasoner: Reasoner, train: States, test: States, ridge: float = 1e-2) 
         if not h_test[1] or not h_train[1]:
             break
         real, control, majority = [], [], []
-        sides = [(side[0], _steps(reasoner, where, side[1], i)) for side, where in ((h_train, train), (h_test, test))]
+        sides = [
+            (side[0], steps_reached(reasoner, where, side[1], i)) for side, where in ((h_train, train), (h_test, test))
+        ]
         for place in range(max(len(s) for s in sides[0][1])):
             rows = [[n for n, s in enumerate(steps) if len(s) > place] for _, steps in sides]
             if not all(rows):
@@ -275,7 +277,7 @@ def probe(reasoner: Reasoner, train: States, test: States, ridge: float = 1e-2) 
     return found
 
 
-def _steps(reasoner: Reasoner, states: States, rows: list[int], latent: int) -> list[tuple[int, ...]]:
+def steps_reached(reasoner: Reasoner, states: States, rows: list[int], latent: int) -> list[tuple[int, ...]]:
     """The ids of the step that a latent should have reached, in each row."""
     steps = [states.problems[n].steps for n in rows]
     if not all(steps):
@@ -289,16 +291,20 @@ def _drawn(step: tuple[int, ...], place: int) -> int:
 
 
 def _fit(xs: list[Tensor], ids: list[list[int]], ridge: float) -> list[int]:
-    """Ridge regression onto one-hot tokens, on standardised states with a bias: where it is right on the second set."""
-    known = sorted(set(ids[0]))
-    y = torch.zeros(len(ids[0]), len(known), dtype=torch.float64)
-    y[torch.arange(len(y)), torch.tensor([known.index(t) for t in ids[0]])] = 1
-    mean, std = xs[0].double().mean(0), xs[0].double().std(0).clamp(min=1e-6)
-    a, b = ((x.double() - mean) / std for x in xs)
-    centre = y.mean(0)
+    """Where a probe fitted on a first set is right on a second."""
+    return [int(a == b) for a, b in zip(linear_probe(xs[0], ids[0], ridge)(xs[1]), ids[1])]
+
+
+def linear_probe(x_ND: Tensor, ids: list[int], ridge: float = 1e-2) -> Callable[[Tensor], list[int]]:
+    """Ridge regression onto one-hot tokens, on standardised states with a bias: states (n, D) -> tokens."""
+    known = sorted(set(ids))
+    y = torch.zeros(len(ids), len(known), dtype=torch.float64)
+    y[torch.arange(len(y)), torch.tensor([known.index(t) for t in ids])] = 1
+    mean, std = x_ND.double().mean(0), x_ND.double().std(0).clamp(min=1e-6)
+    a, centre = (x_ND.double() - mean) / std, y.mean(0)
     gram = a.T @ a + ridge * len(a) * torch.eye(a.shape[1], dtype=torch.float64)
-    best = (b @ torch.linalg.solve(gram, a.T @ (y - centre)) + centre).argmax(-1)
-    return [int(known[i] == t) for i, t in zip(best.tolist(), ids[1])]
+    weight = torch.linalg.solve(gram, a.T @ (y - centre))
+    return lambda x: [known[i] for i in (((x.double() - mean) / std) @ weight + centre).argmax(-1).tolist()]
 
 
 def collapse(states: States) -> list[dict]:

@@ -1,5 +1,7 @@
 """What has been read so far: the keys and values of every layer, and how a new position attends them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,6 +24,20 @@ def visible(t: int, size: int, mask_BS: Tensor | None, device) -> Tensor | str |
     return ((causal_TS & mask_BS[:, None]) | own_TS)[:, None]
 
 
+_watched: list[Tensor] | None = None
+
+
+@contextmanager
+def watching() -> Iterator[list[Tensor]]:
+    """The weights (B, H, T, S) of every attention that is computed meanwhile, in order."""
+    global _watched
+    before, _watched = _watched, []
+    try:
+        yield _watched
+    finally:
+        _watched = before
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, visible_BTS: Tensor | str | None, dropout: float) -> Tensor:
     """Scaled dot-product attention; q (B, H, T, d), k and v (B, H_kv, S, d) -> (B, T, H d).
 
@@ -34,6 +50,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible_BTS: Tensor | str | None, dr
         mask = mask[..., -t:, :]
     if k.shape[1] != q.shape[1]:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    if _watched is not None:
+        scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+        seen = torch.ones(t, size, dtype=torch.bool, device=q.device).tril(size - t) if mask is None else mask
+        _watched.append(scores.masked_fill(~seen, float("-inf")).softmax(-1))
     a = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal)
     return a.transpose(1, 2).flatten(2)
 

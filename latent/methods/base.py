@@ -59,6 +59,11 @@ class Method(nn.Module):
         """Which of a chain's steps latent `latent`, from 1, should have reached in training; at most `chain`."""
         return min(latent, chain)
 
+    def attentions(self, step: int) -> slice:
+        """Which of the attentions computed while thinking, one row by one, are those of a latent step; 0 = before."""
+        layers = len(self.backbone.blocks)
+        return slice(step * layers, (step + 1) * layers)
+
     def lens(self, states: Tensor) -> Tensor:
         """States of a trace (..., D) as the head reads them."""
         return states

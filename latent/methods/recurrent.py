@@ -55,6 +55,10 @@ class Recurrent(Method):
         """The recurrences: the answer is read off in parallel."""
         return used
 
+    def attentions(self, step):
+        first, each = len(self.prelude), len(self.core)
+        return slice(first + (step - 1) * each, first + step * each) if step else slice(0, first)
+
     def lens(self, states):
         """Normed, the coda's layers left out."""
         return self.backbone.layers.norm(states)

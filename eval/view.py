@@ -1,0 +1,180 @@
+"""Look into thoughts: `python -m eval.view RUN` writes RUN/view.html, one page that needs no network.
+
+Pick a problem and walk through the latent steps: each thought's likeliest tokens, what a linear probe reads off it
+beside the oracle's step, the probability of stopping, how far it moved, where it attends, what the answer becomes if
+the loop stops there or if that latent is replaced by the mean over problems; and the same problem in CoT.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from eval.cli import guarded, parse, program
+
+TEMPLATE = Path(__file__).parent / "view.html"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to show."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """A finished run (runs/ID)."""
+    cot: Path | None = None
+    """A CoT run to show the same problems of; unless said, one of the same problems, model and seed in its folder."""
+    problems: int = 12
+    """Held-out problems, over all levels."""
+    top: int = 6
+    """Tokens shown of each thought."""
+    probe_items: int = 2000
+    """Training problems that the probes are fitted on, and means are taken over."""
+    out: Path | None = None
+    """The page; RUN/view.html unless said."""
+
+
+def main(args: list[str] | None = None) -> int:
+    """The command line. Returns the exit code: 0, or 2 for what a user can mend, in one line."""
+
+    def body() -> None:
+        options = parse(Options, args, program("eval.view", "latent-view"), __doc__)
+        for name, least in (("problems", 1), ("top", 1), ("probe_items", 10)):
+            if getattr(options, name) < least:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}")
+        data = json.dumps(look(options)).replace("</", "<\\/")  # no text of a problem ends the script
+        out = options.out or options.run / "view.html"
+        out.write_text(TEMPLATE.read_text().replace("/*DATA*/ null", data))
+        print(out)
+
+    return guarded(body)
+
+
+def cot_of(run: Path) -> Path | None:
+    """A finished CoT run of the same problems, model and seed in the folder of a run."""
+    mine = json.loads((run / "config.json").read_text())
+    for path in sorted(run.parent.glob("*/config.json")):
+        try:
+            other = json.loads(path.read_text())
+            same = all(other[name] == mine[name] for name in ("env", "model", "seed"))
+            if same and other["method"]["class"] == "CoT" and (path.parent / "result.json").exists():
+                return path.parent
+        except (ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def look(options: Options) -> dict:
+    """Everything that the page shows. Raises ValueError where it cannot be had."""
+    import torch
+
+    from eval import diagnostics, environments
+    from latent import load
+
+    torch.set_num_threads(1)
+    reasoner, env = load(options.run), environments.of_run(options.run)
+    if env is None:
+        raise ValueError(f"{options.run} is not a run's folder: its problems are not known")
+    if not reasoner.method.trained_steps:
+        raise ValueError(f"{options.run} thinks in no latents ({type(reasoner.method).__name__}): nothing to look into")
+    each = -(-options.problems // len(env.levels()))
+    problems = [p for level in env.levels()[::-1] for p in env.problems("test", level, each)][: options.problems]
+    known = env.train_batch("probe", 0, options.probe_items)
+    states = diagnostics.trace(reasoner, known)
+    readers = {}
+    if all(p.steps for p in problems + known):
+        for i in range(1, states.states_NKD.shape[1]):
+            h_ND, rows = states.at(i)
+            steps = diagnostics.steps_reached(reasoner, states, rows, i)
+            readers[i] = [
+                diagnostics.linear_probe(h_ND[keep], [steps[n][place] for n in keep])
+                for place in range(max(map(len, steps), default=0))
+                if (keep := [n for n, s in enumerate(steps) if len(s) > place])
+            ]
+    cot = options.cot or cot_of(options.run)
+    chains, mean = None if cot is None else load(cot), means(reasoner, known)
+    return {
+        "run": options.run.name,
+        "method": type(reasoner.method.made_from).__name__,
+        "env": type(env).__name__.removesuffix("Environment"),
+        "levels": len(env.levels()),
+        "problems": [one(reasoner, env, p, mean, readers, chains, options.top) for p in problems],
+    }
+
+
+def means(reasoner, known: list) -> list:
+    """What goes into each latent step, on average over problems of one length."""
+    from itertools import groupby
+
+    import torch
+
+    from eval import diagnostics
+    from latent.thought import Greedy
+
+    size = lambda p: len(reasoner.codec.question(p.question))  # noqa: E731
+    alike = max((list(g) for _, g in groupby(sorted(known, key=size), size)), key=len)[:256]
+    inputs: list = []
+    with torch.inference_mode():
+        diagnostics.answer(reasoner, alike, Greedy(), edit=lambda i, x: inputs.append(x.mean(0, keepdim=True)) or x)
+    return inputs
+
+
+def one(reasoner, env, problem, mean: list, readers: dict, chains, top: int) -> dict:
+    """A problem with its thoughts."""
+    import torch
+
+    from eval import diagnostics
+    from eval.judge import verify
+    from latent.cache import watching
+    from latent.thought import Greedy
+
+    method, codec = reasoner.method, reasoner.codec
+    decode = codec.tokenizer.decode
+    judged = lambda text: {"text": text, "correct": verify(env, problem, text).correct}  # noqa: E731
+    with torch.inference_mode():
+        with watching() as weights:
+            method.think(codec.prompt([problem.question], method.backbone.device), Greedy(), edit=lambda i, x: x)
+        (text,), thought = diagnostics.answer(reasoner, [problem], Greedy())
+        used, states_KD = int(thought.used_U[0]), thought.states_UKD[0]
+        p_KV = method.backbone.head(method.lens(states_KD[: used + 1])).softmax(-1)
+        halts = None if method.stop is None else method.stop(states_KD[: used + 1], 1).probs.tolist()
+        thoughts = []
+        for i in range(used + 1):
+            h_D = states_KD[i]
+            best = p_KV[i].topk(min(top, p_KV.shape[-1]))
+            mine = [w[0, :, -1].mean(0).tolist() for w in weights[method.attentions(i)]]
+            at = {"top": [[decode([t]), p] for p, t in zip(best.values.tolist(), best.indices.tolist())]}
+            at |= {"halt": None if halts is None else halts[i], "attention": mine}
+            at["stopped"] = judged(diagnostics.answer(reasoner, [problem], Greedy(), steps=i)[0][0])
+            if i:
+                at["moved"] = ((h_D - states_KD[i - 1]).norm() / h_D.norm()).item()
+                if i - 1 < len(mean):
+                    edit = lambda j, x, i=i: mean[i - 1].expand_as(x) if j == i - 1 else x  # noqa: E731
+                    stay = diagnostics.StopWhere(thought.used_U)
+                    try:
+                        at["ablated"] = judged(diagnostics.answer(reasoner, [problem], stay, edit=edit)[0][0])
+                    except RuntimeError:  # a looped state of another length than the mean's
+                        at["ablated"] = None
+                if i in readers:
+                    step = codec.step(problem.steps[method.reaches(i, len(problem.steps)) - 1])
+                    at["oracle"] = decode(list(step))
+                    at["probe"] = decode([read(h_D[None])[0] for read in readers[i][: len(step)]])
+            thoughts.append(at)
+    return {
+        "question": problem.question,
+        "answer": problem.answer,
+        "level": problem.level,
+        "tokens": [decode([t]) for t in codec.question(problem.question)],
+        "used": used,
+        **judged(text),
+        "thoughts": thoughts,
+        "chain": None if chains is None else judged(chains.answer([problem.question])[0]),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,9 +7,9 @@ from latent.config import Coconut, CoT, FixedEmbedding, NoCoT, Pause, Sim
 from paper.design import Ablation, Change, Contrast, over
 
 STEPWISE = Sim(n_latent=8, stride=4)
-CURRICULUM = Coconut(n_latent=8, stride=4)
+CURRICULUM = Coconut(n_latent=8, stride=4, stage_steps=400)  # controls must go through its stages, too
 ANSWER_ONLY = Coconut(n_latent=8, stride=4, first_stage=9, earlier=0.0)
-LONG = {"train.steps": 4000}  # a curriculum goes through nine stages
+LONG = {"train.steps": 4400}  # nine stages before the last one
 
 # what latents are read beside: changes of the preset `sim`
 CONTROLS: dict[str, Change] = {

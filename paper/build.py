@@ -113,7 +113,7 @@ def readme(path: Path, made: list[tables.Table]) -> None:
         raise ValueError(f"{path} has no block between {MARKS[0]} and {MARKS[1]}")
     out = ["| ablation | claim | what was found |", "|---|---|---|"]
     for table in made:
-        found = "; ".join(f"{c.name}: {tables.effect(d, p)}" for c, d, p in table.contrasts)
+        found = "; ".join(f"{c.name}: {tables.effect(d, p, table.ablation.metric)}" for c, d, p in table.contrasts)
         out.append(f"| [{table.name}](paper/tables/{table.name}.md) | {table.ablation.claim} | {found} |")
     before, _, rest = text.partition(MARKS[0])
     path.write_text(before + "\n".join([MARKS[0], *out, MARKS[1]]) + rest.partition(MARKS[1])[2])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from eval.stats import bootstrap
 from paper import records
-from paper.tables import COSTS, Row, Table
+from paper.tables import ACCURACY, COSTS, Row, Table
 
 STYLES = [
     ("#0072B2", "o", "-"),
@@ -52,10 +52,12 @@ def rows(table: Table):
         low, high = row.interval
         colour = GREY if row.control else STYLES[0][0]
         ax.plot([low, high], [y, y], color=colour, lw=2)
-        ax.plot(row.correct().mean(1), [y] * len(row.lines), "|", color=colour, ms=9, alpha=0.7)
-        ax.plot(row.accuracy, y, "o", color=colour, mfc="white" if row.control else colour, ms=6)
+        ax.plot(row.results().mean(1), [y] * len(row.lines), "|", color=colour, ms=9, alpha=0.7)
+        ax.plot(row.value, y, "o", color=colour, mfc="white" if row.control else colour, ms=6)
     ax.set_yticks(range(len(shown)), [row.label for row in shown])
-    ax.set(xlabel="accuracy at the hardest level", xlim=(-0.02, 1.02))
+    ax.set_xlabel(table.axis)
+    if table.ablation.metric == ACCURACY:
+        ax.set_xlim(-0.02, 1.02)
     ax.grid(axis="x", color="#dddddd", lw=0.6)
     return fig
 
@@ -64,7 +66,7 @@ def costs(table: Table):
     """Accuracy against the first two costs, a mark a row with its name, moved off the names before it."""
     fig, axes = _pyplot().subplots(1, 2, figsize=(7.4, 3.4), layout="constrained", sharey=True)
     for ax, name in zip(axes, table.ablation.costs):
-        shown = {row.label: (row.mean(name) * COSTS[name][1], row.accuracy) for row in table.rows.values()}
+        shown = {row.label: (row.mean(name) * COSTS[name][1], row.value) for row in table.rows.values()}
         wide = max(x for x, _ in shown.values())
         for i, row in enumerate(table.rows.values()):
             colour, mark = (GREY, "x") if row.control else STYLES[i % len(STYLES)][:2]
@@ -73,9 +75,11 @@ def costs(table: Table):
             ax.errorbar(x, y, ends, color=colour, marker=mark, ms=6, capsize=2, ls="")
             above = [at for at in list(shown.values())[:i] if abs(at[0] - x) < 0.1 * wide and abs(at[1] - y) < 0.06]
             ax.annotate(row.label, (x, y), (5, 4 - 8 * len(above)), textcoords="offset points", fontsize=6)
-        ax.set(xlabel=COSTS[name][0], xlim=(-0.04 * wide, 1.25 * wide), ylim=(-0.03, 1.06))
+        ax.set(xlabel=COSTS[name][0], xlim=(-0.04 * wide, 1.25 * wide))
+        if table.ablation.metric == ACCURACY:
+            ax.set_ylim(-0.03, 1.06)
         ax.grid(color="#eeeeee", lw=0.6)
-    axes[0].set_ylabel("accuracy at the hardest level")
+    axes[0].set_ylabel(table.axis)
     return fig
 
 
@@ -86,13 +90,13 @@ def sweep(table: Table):
     for row in table.rows.values():
         swept = row.lines[0]["result"]["sweep"]
         if not swept:
-            ax.axhline(row.accuracy, color=GREY, lw=0.8, ls=(0, (1, 2)))
-            ax.annotate(row.label, (1, row.accuracy), (2, -2), xycoords=("axes fraction", "data"), fontsize=6,
+            ax.axhline(row.value, color=GREY, lw=0.8, ls=(0, (1, 2)))
+            ax.annotate(row.label, (1, row.value), (2, -2), xycoords=("axes fraction", "data"), fontsize=6,
                         textcoords="offset points")  # fmt: skip
             continue
         xs = sorted({*map(int, swept), row.lines[0]["result"]["latents"]})
-        ys = [row.correct(x).mean() for x in xs]
-        ends = [bootstrap(row.correct(x), table.n_boot) for x in xs]
+        ys = [row.results(x).mean() for x in xs]
+        ends = [bootstrap(row.results(x), table.n_boot) for x in xs]
         colour, mark, dash = STYLES[i % len(STYLES)]
         i += 1
         errors = [[max(0, y - lo) for y, (lo, _) in zip(ys, ends)], [max(0, hi - y) for y, (_, hi) in zip(ys, ends)]]

@@ -9,6 +9,7 @@ from eval.stats import Difference, bootstrap, holm, paired
 from paper import records
 from paper.design import Ablation, Cell, Contrast
 
+ACCURACY = "main.accuracy"
 COSTS = {
     "steps": ("sequential steps", 1.0),
     "flops": ("MFLOP", 1e-6),
@@ -23,11 +24,17 @@ class Row:
 
     label: str
     control: bool
+    metric: str
     lines: list[dict]
     interval: tuple[float, float] = (0.0, 0.0)
 
-    def correct(self, steps: int | None = None) -> np.ndarray:
-        """0/1 results (S, N) on the main level; with so many latent steps when answering, where it was swept."""
+    def results(self, steps: int | None = None) -> np.ndarray:
+        """What is claimed about, (S, N) by seed and problem: 0/1 of accuracy, other metrics (S, 1) by seed alone.
+
+        `steps`: of answers in so many latent steps, where that was swept.
+        """
+        if self.metric != ACCURACY and steps is None:
+            return np.array([[value] for value in self.each(self.metric)])
         found = [line["result"] for line in self.lines]
         if steps is not None:
             missing = [line["id"] for line in self.lines if str(steps) not in line["result"]["sweep"]]
@@ -37,11 +44,22 @@ class Row:
         return np.array([records.unpack(r["correct"]) for r in found])
 
     @property
-    def accuracy(self) -> float:
-        return float(self.correct().mean())
+    def value(self) -> float:
+        """The mean over seeds and problems of what is claimed about."""
+        return float(self.results().mean())
 
     def mean(self, name: str) -> float:
         """The mean over seeds of a number in the result, by dotted name."""
+        values = self.each(name)
+        return sum(values) / len(values)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a curriculum has not come to its end: the model still writes steps that it should think."""
+        return self.lines[0]["config"]["method"]["class"] != "CoT" and self.mean("steps_written") > 0
+
+    def each(self, name: str) -> list[float]:
+        """A number in the result, by dotted name, seed by seed."""
         values = []
         for line in self.lines:
             value = line["result"]
@@ -50,7 +68,7 @@ class Row:
                     raise ValueError(f"{self.label}: run {line['id']} has no result {name!r}")
                 value = value[part]
             values.append(value)
-        return sum(values) / len(values)
+        return values
 
 
 @dataclass
@@ -64,12 +82,23 @@ class Table:
     contrasts: list[tuple[Contrast, Difference, float]] = field(default_factory=list)
 
     @property
+    def metric(self) -> str:
+        """What is claimed about, in words."""
+        name = self.ablation.metric
+        return "accuracy" if name == ACCURACY else COSTS[name][0] if name in COSTS else name
+
+    @property
+    def axis(self) -> str:
+        """The same, for an axis."""
+        return self.metric + (" at the hardest level" if self.ablation.metric == ACCURACY else "")
+
+    @property
     def seeds(self) -> int:
         return min(len(row.lines) for row in self.rows.values())
 
     @property
     def items(self) -> int:
-        return next(iter(self.rows.values())).correct().shape[1]
+        return len(records.unpack(next(iter(self.rows.values())).lines[0]["result"]["correct"]))
 
 
 def gather(name: str, ablation: Ablation, cells: list[Cell], lines: dict[str, dict], n_boot: int) -> Table:
@@ -85,56 +114,66 @@ def gather(name: str, ablation: Ablation, cells: list[Cell], lines: dict[str, di
     rows: dict[str, Row] = {}
     for c in cells:
         if c.row is not None:
-            rows.setdefault(c.row, Row(c.row, c.control, [])).lines.append(lines[c.run.id])
+            rows.setdefault(c.row, Row(c.row, c.control, ablation.metric, [])).lines.append(lines[c.run.id])
     order = sorted(rows.values(), key=lambda row: row.control)
     table = Table(name, ablation, {row.label: row for row in order}, n_boot)
     for row in order:
-        row.interval = bootstrap(row.correct(), n_boot)
+        row.interval = bootstrap(row.results(), n_boot)
     found = []
     for contrast in ablation.contrasts:
         for label in (contrast.a, contrast.b):
             if label not in rows:
                 raise ValueError(f"table {name}: no row {label!r}; there are {', '.join(rows)}")
-        found.append(paired(*(rows[label].correct(contrast.steps) for label in (contrast.a, contrast.b)), n_boot))
+        found.append(paired(*(rows[label].results(contrast.steps) for label in (contrast.a, contrast.b)), n_boot))
     table.contrasts = list(zip(ablation.contrasts, found, holm([d.p for d in found])))
     return table
 
 
-def effect(d: Difference, p: float) -> str:
+def effect(d: Difference, p: float, metric: str = ACCURACY) -> str:
     """A difference in words: an effect only where interval and corrected p-value both say so."""
-    numbers = f"{points(d.mean)} points, 95 % interval {points(d.low)} to {points(d.high)}"
-    if p > 0.05 or d.low <= 0 <= d.high:
+    unit = " points" if metric == ACCURACY else ""
+    numbers = f"{points(d.mean, metric)}{unit}, 95 % interval {points(d.low, metric)} to {points(d.high, metric)}"
+    if none_shown(d, p):
         return f"no effect shown ({numbers}, Holm p = {p:.2g})"
     return f"{numbers}, Holm p {'<' if p < 0.001 else '='} {max(p, 0.001):.2g}"
 
 
-def points(x: float) -> str:
-    """A difference of accuracies in points; never a negative zero."""
-    return f"{100 * x:+.1f}".replace("+0.0", "0.0").replace("-0.0", "0.0")
+def none_shown(d: Difference, p: float) -> bool:
+    """Whether interval or corrected p-value leaves it open that there is no effect."""
+    return p > 0.05 or d.low <= 0 <= d.high
+
+
+def points(x: float, metric: str = ACCURACY) -> str:
+    """A difference, of accuracies in points; never a negative zero."""
+    return f"{100 * x if metric == ACCURACY else x:+.1f}".replace("+0.0", "0.0").replace("-0.0", "0.0")
 
 
 def caption(table: Table) -> str:
-    """What the table is about, on how many problems and seeds."""
+    """What the table is about, on how many problems and seeds, and which curricula did not end."""
+    left = {row.label: row.mean("steps_written") for row in table.rows.values() if row.unfinished}
+    still = "; ".join(f"{label} still writes {steps:.1f} steps of the chain" for label, steps in left.items())
+    what = table.axis[0].upper() + table.axis[1:]
     return (
-        f"{table.ablation.claim} Accuracy at the hardest level, greedy, with the 95 % interval of the two-level "
+        f"{table.ablation.claim} {what}, greedy, with the 95 % interval of the two-level "
         f"bootstrap over {table.seeds} seeds and {table.items} held-out problems; contrasts on the same problems, "
-        "p-values corrected for their number (Holm). Controls are in italics."
+        "p-values corrected for their number (Holm). Controls are in italics." + (f" Note: {still}." if still else "")
     )
 
 
 def body(table: Table) -> tuple[list[list[str]], list[list[str]]]:
     """Rows and contrasts as text, heads first."""
-    head = ["", "accuracy", "95 % interval", "latents", *(COSTS[c][0] for c in table.ablation.costs)]
+    head = ["", table.metric, "95 % interval", "latents", *(COSTS[c][0] for c in table.ablation.costs)]
     rows = [head]
     for row in table.rows.values():
         costs = [f"{row.mean(c) * COSTS[c][1]:.1f}" for c in table.ablation.costs]
         interval = f"{row.interval[0]:.3f} to {row.interval[1]:.3f}"
-        rows.append([row.label, f"{row.accuracy:.3f}", interval, f"{row.mean('main.used'):.1f}", *costs])
-    below = [["contrast", "points", "95 % interval", "Holm p", ""]]
+        rows.append([row.label, f"{row.value:.3f}", interval, f"{row.mean('main.used'):.1f}", *costs])
+    unit = "points" if table.ablation.metric == ACCURACY else table.metric
+    below = [["contrast", unit, "95 % interval", "Holm p", ""]]
     for contrast, d, p in table.contrasts:
-        verdict = "no effect shown" if p > 0.05 or d.low <= 0 <= d.high else ""
         small = "< 0.001" if p < 0.001 else f"{p:.3f}"
-        below.append([contrast.name, points(d.mean), f"{points(d.low)} to {points(d.high)}", small, verdict])
+        mean, low, high = (points(x, table.ablation.metric) for x in (d.mean, d.low, d.high))
+        below.append([contrast.name, mean, f"{low} to {high}", small, "no effect shown" if none_shown(d, p) else ""])
     return rows, below
 
 
@@ -186,18 +225,18 @@ def numbers(table: Table) -> dict[str, str]:
     for row in table.rows.values():
         low, high = row.interval
         key = f"{table.name}: {row.label}"
-        found[key] = f"{row.accuracy:.3f} ({low:.3f} to {high:.3f})"
+        found[key] = f"{row.value:.3f} ({low:.3f} to {high:.3f})"
         found[f"{key}: latents"] = f"{row.mean('main.used'):.1f}"
         for cost in {"steps", "flops", "core_seconds", "used_mean"}:
             found[f"{key}: {cost}"] = f"{row.mean(cost) * COSTS[cost][1]:.1f}"
         for steps in sorted(row.lines[0]["result"]["sweep"], key=int):
-            found[f"{key}: at {steps}"] = f"{row.correct(int(steps)).mean():.3f}"
+            found[f"{key}: at {steps}"] = f"{row.results(int(steps)).mean():.3f}"
         if "diagnosis" in row.lines[0]:
             for kind in row.lines[0]["diagnosis"]["causal"]["interventions"]:
                 d = lost(row, kind, table.n_boot)
                 found[f"{key}: {kind}"] = effect(d, d.p)
     for contrast, d, p in table.contrasts:
-        found[f"{table.name}: {contrast.name}"] = effect(d, p)
+        found[f"{table.name}: {contrast.name}"] = effect(d, p, table.ablation.metric)
     return found
 
 

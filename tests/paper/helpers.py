@@ -32,7 +32,7 @@ def planted(correct: dict[str, list[list[int]]], ablation: Ablation = MINI) -> d
         hits = correct[cell.row][cell.seed]
         main = {"accuracy": sum(hits) / len(hits), "used": 2.0}
         result = {"main": main, "correct": records.pack(hits), "sweep": {}, "latents": 2, "used_mean": 1.5}
-        result |= {"steps": 6.0, "flops": 2e6, "core_seconds": 10.0 + cell.seed, "parameters": 1000}
+        result |= {"steps": 6.0, "flops": 2e6, "core_seconds": 10.0 + cell.seed, "parameters": 1000, "steps_written": 0}
         env = {"cpu": "a processor", "packages": {"torch": "2.0"}, "git": "abc", "changed": False}
         lines[cell.run.id] = {"id": cell.run.id, "config": plain(cell.run), "env": env, "result": result}
     return lines

@@ -28,7 +28,7 @@ def test_a_table_is_the_mean_and_the_interval_of_its_records():
     table = gathered(BETTER)
     half = np.array(BETTER["1 latents"])
     row = table.rows["1 latents"]
-    assert row.accuracy == pytest.approx(half.mean()) and row.interval == bootstrap(half, 2000)
+    assert row.value == pytest.approx(half.mean()) and row.interval == bootstrap(half, 2000)
     assert row.mean("core_seconds") == 12.0 and (table.seeds, table.items) == (5, 200)
     (contrast, difference, p) = table.contrasts[0]
     assert contrast.name == "2 latents - 1 latents" and difference.mean == pytest.approx(1 - half.mean()) and p < 0.05
@@ -57,6 +57,33 @@ def test_one_of_many_contrasts_is_corrected_for_all():
     assert alone == d.p < 0.05
     many = replace(FIVE, contrasts=tuple(Contrast("2 latents", "1 latents") for _ in range(200)))
     assert all("no effect shown" in tables.effect(d, p) for _, d, p in gathered(correct, many).contrasts)
+
+
+def test_another_metric_is_compared_seed_by_seed():
+    lines = planted(BETTER, FIVE)
+    for line in lines.values():
+        line["result"]["used_mean"] = line["config"]["method"]["n_latent"] + line["config"]["seed"] / 10
+    table = tables.gather("mini", replace(FIVE, metric="used_mean"), cells(FIVE, {}), lines, 2000)
+    row = table.rows["1 latents"]
+    assert row.value == pytest.approx(1.2) and row.interval == bootstrap(
+        np.array([[1.0], [1.1], [1.2], [1.3], [1.4]]), 2000
+    )
+    _, d, p = table.contrasts[0]
+    assert (d.mean, d.low, d.high) == pytest.approx((1, 1, 1)) and p < 0.01
+    text = tables.markdown(table)
+    assert "Latents, mean of levels, greedy" in text and "over 5 seeds and 200 held-out problems" in text
+    assert "| 2 latents - 1 latents | +1.0 | +1.0 to +1.0 |" in text
+    with pytest.raises(ValueError, match=r"has no result 'main\.speed'"):
+        tables.gather("mini", replace(FIVE, metric="main.speed"), cells(FIVE, {}), lines, 20)
+
+
+def test_a_curriculum_that_did_not_end_is_said():
+    lines = planted(BETTER, FIVE)
+    for line in lines.values():
+        line["result"]["steps_written"] = 4 * (line["config"]["method"]["n_latent"] - 1)
+    table = tables.gather("mini", FIVE, cells(FIVE, {}), lines, 20)
+    assert "2 latents still writes 4.0 steps of the chain." in tables.caption(table)
+    assert "1 latents still" not in tables.caption(table)
 
 
 @pytest.fixture

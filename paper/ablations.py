@@ -35,7 +35,11 @@ ABLATIONS: dict[str, Ablation] = {
         base="sim",
         axes=(
             {
-                f"{k} latents": {"method.n_latent": k, "method.stride": 32 // k, "method.step_tokens": 32 // k}
+                f"{k} latent{'s' * (k > 1)}": {
+                    "method.n_latent": k,
+                    "method.stride": 32 // k,
+                    "method.step_tokens": 32 // k,
+                }
                 for k in (1, 2, 4, 8)
             },
         ),
@@ -113,7 +117,11 @@ ABLATIONS: dict[str, Ablation] = {
         base="sim",
         axes=(
             {
-                f"{k} latents": {"method.n_latent": k, "method.stride": 32 // k, "method.step_tokens": 32 // k}
+                f"{k} latent{'s' * (k > 1)}": {
+                    "method.n_latent": k,
+                    "method.stride": 32 // k,
+                    "method.step_tokens": 32 // k,
+                }
                 for k in (1, 2, 4, 8)
             }
             | {f"CoT, 1 step in {n}": {"method": CoT(every=n)} for n in (1, 2, 4, 8)},

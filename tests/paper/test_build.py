@@ -48,14 +48,14 @@ def test_no_effect_is_written_as_no_effect():
 
 
 def test_one_of_many_contrasts_is_corrected_for_all():
-    """A difference that is barely significant alone is not when it is the smallest of twenty."""
+    """A difference that is barely significant alone is not when it is the smallest of sixty."""
     hits = np.zeros((5, 400), int)
     more = hits.copy()
     more[:, :6] = 1  # 6 items of 400 in every seed
     correct = {"1 latents": hits.tolist(), "2 latents": more.tolist()}
     (_, d, alone), *_ = gathered(correct).contrasts
     assert alone == d.p < 0.05
-    many = replace(FIVE, contrasts=tuple(Contrast("2 latents", "1 latents") for _ in range(200)))
+    many = replace(FIVE, contrasts=tuple(Contrast("2 latents", "1 latents") for _ in range(60)))
     assert all("no effect shown" in tables.effect(d, p) for _, d, p in gathered(correct, many).contrasts)
 
 

@@ -1,7 +1,7 @@
 """Are a run's latents used? `python -m eval.diagnose RUN` answers with numbers, beside its pause and fixed controls.
 
-Controls are runs in the same folder with the same problems, model and seed whose method is `Pause` or `FixedEmbedding`
-of the run's; others can be named. Everything is kept in RUN/diagnostics.json.
+Controls are runs in the same folder whose method is `Pause` or `FixedEmbedding` of the run's, all else but the feedback
+the same; others can be named. Everything is kept in RUN/diagnostics.json.
 """
 
 from __future__ import annotations
@@ -11,13 +11,11 @@ import sys
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from eval.cli import guarded, parse, program
-
-ALONE = ("n_latent", "stride", "class")  # what a control's method must share with the one it stands beside
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,8 @@ class Options:
     """Training problems that the linear probes are fitted on."""
     group: int = 16
     """Samples a problem, of 64 problems, for what RL would see."""
+    device: Literal["auto", "cpu"] = "auto"
+    """Where to run; auto is a GPU if there is one."""
 
 
 def main(args: list[str] | None = None) -> int:
@@ -46,9 +46,14 @@ def main(args: list[str] | None = None) -> int:
         for name, least in (("items", 2), ("batch", 2), ("probe_items", 10), ("group", 2)):
             if getattr(options, name) < least:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}")
-        beside = {str(path): path for path in options.beside} or controls_of(options.run)
         found = {"run": diagnose(options.run, options)}
-        found |= {name: diagnose(path, options) for name, path in beside.items()}
+        for path in options.beside:
+            found[path.name] = diagnose(path, options)
+        for name, path in {} if options.beside else controls_of(options.run).items():
+            try:
+                found[name] = diagnose(path, options)
+            except ValueError as e:
+                print(f"not beside it: {name}: {e}")
         (options.run / "diagnostics.json").write_text(json.dumps(found) + "\n")
         print(*lines(found), "", f"{options.run}/diagnostics.json", sep="\n")
 
@@ -56,21 +61,26 @@ def main(args: list[str] | None = None) -> int:
 
 
 def controls_of(run: Path) -> dict[str, Path]:
-    """The pause and fixed-embedding runs in the folder of a run that are its controls, by name."""
-    mine = json.loads((run / "config.json").read_text()) if (run / "config.json").exists() else {}
-    found = {}
-    for path in sorted(run.parent.glob("*/config.json")):
+    """The pause and fixed-embedding runs in the folder of a run that are its controls, by name.
+
+    Raises ValueError where there are several of a kind.
+    """
+    mine = json.loads((run / "config.json").read_text())
+    apart = lambda method: {k: v for k, v in method.items() if k != "feedback"}  # noqa: E731
+    found: dict[str, Path] = {}
+    for path in sorted(run.resolve().parent.glob("*/config.json")):
         try:
             other = json.loads(path.read_text())
-            same = all(other[name] == mine[name] for name in ("env", "model", "seed"))
-            method = other["method"]
-            kind = {"Pause": "pause", "FixedEmbedding": "fixed"}.get(method["class"])
+            kind = {"Pause": "pause", "FixedEmbedding": "fixed"}.get(other["method"]["class"])
+            same = all(other[name] == mine[name] for name in ("env", "model", "train", "seed"))
+            if kind is None or not same or apart(other["method"]["of"]) != apart(mine["method"]):
+                continue
         except (ValueError, KeyError, TypeError):
             continue
-        if same and kind and (path.parent / "result.json").exists():
-            pair = [{k: v for k, v in m.items() if k in ALONE} for m in (method["of"], mine["method"])]
-            if pair[0] == pair[1]:
-                found[kind] = path.parent
+        if (path.parent / "result.json").exists():
+            if kind in found:
+                raise ValueError(f"{found[kind].name} and {path.parent.name} are both {kind} controls: say --beside")
+            found[kind] = path.parent
     return found
 
 
@@ -82,7 +92,7 @@ def diagnose(run: Path, options: Options) -> dict:
     from latent import load
 
     torch.set_num_threads(1)
-    reasoner = load(run)
+    reasoner = load(run, "cuda" if options.device == "auto" and torch.cuda.is_available() else "cpu")
     if not reasoner.method.trained_steps:
         raise ValueError(f"{run} thinks in no latents ({type(reasoner.method).__name__}): nothing to diagnose")
     env = environments.of_run(run)
@@ -94,11 +104,13 @@ def diagnose(run: Path, options: Options) -> dict:
     states = diagnostics.trace(reasoner, problems, options.batch)
     known = env.train_batch("probe", 0, options.probe_items)
     probe = []
-    if all(p.steps for p in problems + known):
+    if any(p.steps for p in problems) and any(p.steps for p in known):
         probe = diagnostics.probe(reasoner, diagnostics.trace(reasoner, known, options.batch), states)
     return {
         "method": type(reasoner.method.made_from).__name__,
         "env": type(env).__name__,
+        "latents": reasoner.method.trained_steps,
+        "steps_written": reasoner.method.steps_written(env.chain_steps),
         "causal": diagnostics.causal(reasoner, env, problems, options.batch),
         "lens": diagnostics.lens(reasoner, env, states),
         "probe": probe,
@@ -135,6 +147,8 @@ def lines(found: dict[str, dict]) -> list[str]:
     if len(found) == 1:
         out += ["No control stands beside it: train `pause` and `fixed` of this method into the same folder.", ""]
     rows = [["accuracy (95 % Wilson interval)", *found]]
+    rows.append(["latents, as trained", *(str(f["latents"]) for f in found.values())])
+    rows.append(["steps of the chain still written", *(str(f["steps_written"]) for f in found.values())])
     rows.append(["as trained", *(share(f["causal"]["intact"]) for f in found.values())])
     for kind in found["run"]["causal"]["interventions"]:
         name = "latents of another problem" if kind == "other problem" else f"latents {kind}"
@@ -144,7 +158,7 @@ def lines(found: dict[str, dict]) -> list[str]:
     out += [*aligned(rows), ""]
     parts = {name: (f["causal"]["patches"], f["collapse"], f["probe"]) for name, f in found.items()}
     names = ("flipped", "donor", "moved", "cosine", "dimensions", "accuracy", "selectivity")
-    heads = ("flipped", "to donor", "moved", "cosine", "dims", "probe", "selective")
+    heads = ("input: flipped", "to donor", "state: moved", "cosine", "dims", "probe", "selective")
     for name, each in parts.items():
         merged = [{k: v for d in at for k, v in d.items()} for at in zip_longest(*each, fillvalue={})]
         out += [*aligned([[f"latent, {name}", *heads], *readings(merged, names, first=1)]), ""]

@@ -2,7 +2,8 @@
 
 Interventions change what goes into a latent step (the fed-back embedding, or the looped state of a loop along the
 depth) and let everything after it be computed anew; stops stay where the untouched run stopped. All of them act within
-a batch: the donor of a problem is another problem of its batch. Readings look at the states and change nothing.
+a batch, among the rows that think that step: the donor of a problem is another one of its batch. Readings look at the
+states and change nothing.
 """
 
 from collections.abc import Callable, Iterator
@@ -46,10 +47,28 @@ class Untouched:
     inputs: list[Tensor] = field(default_factory=list)
 
     def donors(self) -> Tensor:
-        """For each row another one, with another answer where there is one: the next such row, round the batch."""
-        n, said = len(self.texts), self.texts
-        ahead = lambda b: ((b + j) % n for j in range(1, n))  # noqa: E731
-        return torch.tensor([next((d for d in ahead(b) if said[d] != said[b]), (b + 1) % n) for b in range(n)])
+        """For each row another: the next round the batch with as many latents and another text, if there is one."""
+        n, said, used = len(self.texts), self.texts, self.thought.used_B.tolist()
+        found = []
+        for b in range(n):
+            ahead = [(b + j) % n for j in range(1, n)]
+            found.append(
+                next(
+                    (d for d in ahead if used[d] >= used[b] and said[d] != said[b]),
+                    next((d for d in ahead if used[d] and said[d] != said[b]), (b + 1) % n),
+                )
+            )
+        return torch.tensor(found)
+
+    def given(self, latent: int) -> Tensor:
+        """What the donors' latents had as input; the last of a donor that thought fewer."""
+        last = (self.thought.used_B - 1).clamp(min=0).tolist()
+        rows = [self.inputs[min(latent, last[d])][d] for d in self.donors().tolist()]
+        return torch.stack(rows)
+
+    def thinking(self, latent: int) -> Tensor:
+        """Which rows think a latent, from 0."""
+        return (self.thought.used_B > latent).nonzero()[:, 0]
 
 
 def answer(
@@ -78,22 +97,23 @@ def untouched(reasoner: Reasoner, env: Environment, problems: list[Problem], bat
 def intervened(reasoner: Reasoner, was: Untouched, kind: str, seed: int) -> list[str]:
     """The texts of a batch after an intervention on every latent step."""
     rng = torch.Generator(device="cpu").manual_seed(seed)
-    n, donors = len(was.texts), was.donors()
 
     def edit(i: int, x: Tensor) -> Tensor:
-        source = was.inputs[i]
+        source, live = was.inputs[i], was.thinking(i)
         match kind:
             case "zeroed":
                 return torch.zeros_like(x)
             case "mean":
-                return source.mean(0, keepdim=True).expand_as(x)
+                return source[live].mean(0, keepdim=True).expand_as(x)
             case "noise":
                 noise = torch.randn(x.shape, generator=rng).to(x)
                 return noise * source.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)
             case "shuffled":  # every latent by an order of its own
-                return source[torch.randperm(n, generator=rng)]
+                mixed = source.clone()
+                mixed[live] = source[live[torch.randperm(len(live), generator=rng).to(live.device)]]
+                return mixed
             case "other problem":
-                return source[donors]
+                return was.given(i)
         raise ValueError(f"intervention must be one of {', '.join(INTERVENTIONS)}, got {kind!r}")
 
     if kind == "removed":
@@ -103,8 +123,7 @@ def intervened(reasoner: Reasoner, was: Untouched, kind: str, seed: int) -> list
 
 def patched(reasoner: Reasoner, was: Untouched, latent: int) -> list[str]:
     """The texts of a batch with one latent step's input, from 0, taken from the donor."""
-    donors = was.donors()
-    edit = lambda i, x: was.inputs[i][donors] if i == latent else x  # noqa: E731
+    edit = lambda i, x: was.given(i) if i == latent else x  # noqa: E731
     return answer(reasoner, was.problems, StopWhere(was.thought.used_B), edit=edit)[0]
 
 
@@ -113,10 +132,16 @@ def causal(reasoner: Reasoner, env: Environment, problems: list[Problem], batch:
     """What the answer depends on: interventions, patches by position, and the number of latents.
 
     Returns 0/1 results item by item, `intact` and for each intervention `correct` with `changed`, the share of texts
-    that differ from the intact ones; for each patched latent `flipped`, the share of changed texts, and `donor`, the
-    share that became the donor's; and `sweep`, correct results by latent steps.
+    that differ from the intact ones; for each patched latent, among the `n` rows that think it, `flipped`, the share of
+    changed texts, and `donor`, the share that became the donor's of those that were not; and `sweep`, correct results
+    by latent steps, as far as the positions go. Raises ValueError for a loop along the depth on prompts of different
+    lengths, between which no states can be exchanged.
     """
-    trained = reasoner.method.trained_steps
+    method = reasoner.method
+    trained = method.trained_steps
+    prompts = [len(reasoner.codec.question(p.question)) for p in problems]
+    if method.parallel_answer is not None and min(prompts) != max(prompts):
+        raise ValueError("states of a loop along the depth can be exchanged only between prompts of the same length")
     if len(problems) % batch == 1:
         raise ValueError(f"{len(problems)} problems in batches of {batch} leave one without another to take from")
     found: dict = {"intact": [], "keys": [p.key for p in problems]}
@@ -130,21 +155,26 @@ def causal(reasoner: Reasoner, env: Environment, problems: list[Problem], batch:
             so_far["changed"] += differ(texts, was.texts) / len(problems)
         donated = [was.texts[d] for d in was.donors().tolist()]
         for i in range(len(was.inputs)):
-            texts = patched(reasoner, was, i)
             if i == len(patches):
-                patches.append({"flipped": 0.0, "donor": 0.0})
-            patches[i]["flipped"] += differ(texts, was.texts) / len(problems)
-            patches[i]["donor"] += (len(texts) - differ(texts, donated)) / len(problems)
+                patches.append({"n": 0, "flipped": 0, "donor": 0, "apart": 0})
+            texts, at = patched(reasoner, was, i), patches[i]
+            for b in was.thinking(i).tolist():
+                at["n"] += 1
+                at["flipped"] += texts[b] != was.texts[b]
+                at["apart"] += donated[b] != was.texts[b]
+                at["donor"] += donated[b] != was.texts[b] and texts[b] == donated[b]
+    for at in patches:
+        at["flipped"], at["donor"] = at["flipped"] / max(1, at["n"]), at["donor"] / max(1, at.pop("apart"))
     sweep = {}
     for k in range(trained + max(2, trained // 2) + 1):
-        try:
-            sweep[str(k)] = [
-                hit
-                for part in iterate(problems, batch)
-                for hit in hits(env, part, answer(reasoner, part, Greedy(), steps=k)[0])
-            ]
-        except ValueError:  # no more positions
+        written = 0 if method.parallel_answer is not None else reasoner.max_tokens - 1
+        if max(prompts) + method.reserved(k) + written > method.backbone.positions:
             break
+        sweep[str(k)] = [
+            hit
+            for part in iterate(problems, batch)
+            for hit in hits(env, part, answer(reasoner, part, Greedy(), steps=k)[0])
+        ]
     return found | {"interventions": kinds, "patches": patches, "sweep": sweep, "trained": trained}
 
 
@@ -169,7 +199,7 @@ class States:
 
 @torch.inference_mode()
 def trace(reasoner: Reasoner, problems: list[Problem], batch: int = 250) -> States:
-    """Think about problems and keep the states. Rows that stopped early are zero beyond."""
+    """Think about problems and keep the states; what lies beyond a row's last latent means nothing."""
     states, used = [], []
     for part in iterate(problems, batch):
         prompt = reasoner.codec.prompt([p.question for p in part], reasoner.method.backbone.device)
@@ -186,9 +216,10 @@ def lens(reasoner: Reasoner, env: Environment, states: States) -> list[dict]:
     """The head's reading of each state (logit lens, nostalgebraist 2020), from before the first latent on.
 
     `top`: mean probability of the likeliest token; `entropy`: mean, nats; `support`: mean exp(entropy), the number of
-    tokens in superposition; `oracle`: share whose likeliest token is one of the step's that the latent should have
-    reached, and `elsewhere` of the next problem's step; on graphs `frontier`: mean probability of the nodes that a
-    breadth-first search reaches at that step, with `frontier_share`, their share of all nodes that it ever reaches.
+    tokens in superposition; `oracle`: share whose likeliest token begins the step that the latent should have reached,
+    and `elsewhere` the next problem's; on graphs `frontier`: mean probability of the nodes that a breadth-first search
+    reaches at that step, with `frontier_share`, their share of all nodes that it ever reaches. Problems in which the
+    tokens that begin these nodes begin others as well are left out.
     """
     method, codec = reasoner.method, reasoner.codec
     rows = []
@@ -212,13 +243,13 @@ def lens(reasoner: Reasoner, env: Environment, states: States) -> list[dict]:
                 problem = states.problems[n]
                 other = states.problems[(n + 1) % len(states.problems)]
                 if problem.steps and other.steps:
-                    said.append(best[b] in step_of(problem))
-                    elsewhere.append(best[b] in step_of(other))
-                words = env.frontier(problem, i)
-                if words:
-                    ids = [codec.step(w)[0] for w in words]
-                    mass.append(p_NV[b, ids].sum().item())
-                    share.append(len(words) / nodes(env, problem))
+                    said.append(best[b] == step_of(problem)[0])
+                    elsewhere.append(best[b] == step_of(other)[0])
+                levels = searched(reasoner, env, problem)
+                at = method.reaches(i, max(i, len(problem.steps))) - 1
+                if at < len(levels) and not levels[at] & set().union(*levels[:at], *levels[at + 1 :]):
+                    mass.append(p_NV[b, sorted(levels[at])].sum().item())
+                    share.append(len(levels[at]) / sum(map(len, levels)))
             mean = lambda xs: sum(xs) / len(xs)  # noqa: E731
             row |= {"oracle": mean(said), "elsewhere": mean(elsewhere)} if said else {}
             row |= {"frontier": mean(mass), "frontier_share": mean(share)} if mass else {}
@@ -226,12 +257,12 @@ def lens(reasoner: Reasoner, env: Environment, states: States) -> list[dict]:
     return rows
 
 
-def nodes(env: Environment, problem: Problem) -> int:
-    """Nodes of a problem's graph that its root reaches: those that a search may name."""
-    count, step = 0, 1
-    while found := env.frontier(problem, step):
-        count, step = count + len(found), step + 1
-    return count
+def searched(reasoner: Reasoner, env: Environment, problem: Problem) -> list[set[int]]:
+    """The first tokens of the nodes that a breadth-first search reaches, level by level; none without a graph."""
+    levels: list[set[int]] = []
+    while words := env.frontier(problem, len(levels) + 1):
+        levels.append({reasoner.codec.step(f" {word}")[0] for word in words})
+    return levels
 
 
 @torch.inference_mode()
@@ -239,50 +270,54 @@ def probe(reasoner: Reasoner, train: States, test: States, ridge: float = 1e-2) 
     """A linear probe from each state to the oracle's step, with selectivity (Hewitt and Liang 2019, arXiv:1909.03368).
 
     The probe is ridge regression onto the tokens of the step that the latent should have reached, a probe a place;
-    `accuracy` is over places and problems. `control` is that of the same probe on a task without structure, in which
-    every step's text has tokens drawn at random for it; `selectivity` is the difference. `majority`: the accuracy of
-    the commonest token. Raises ValueError for problems without steps.
+    `accuracy` is over places and problems, `majority` that of the commonest token. The control task has no structure:
+    each step's text has tokens drawn for it from those that occur at the place. `selectivity` is what the probe adds to
+    the majority there and here, (accuracy - majority) - (control - control's majority), on steps that occur in both
+    sets; it is left out where there are fewer than 20. Problems without steps are left out. Raises ValueError where
+    none is left.
     """
     found = []
     for i in range(1, test.states_NKD.shape[1]):
-        h_test, h_train = test.at(i), train.at(i)
-        if not h_test[1] or not h_train[1]:
+        sides = [steps_reached(reasoner, where, i) for where in (train, test)]
+        if not all(len(steps) for _, steps in sides):
+            if i == 1:
+                raise ValueError("a probe needs the oracle's steps, and no problem has any")
             break
-        real, control, majority = [], [], []
-        sides = [
-            (side[0], steps_reached(reasoner, where, side[1], i)) for side, where in ((h_train, train), (h_test, test))
-        ]
-        for place in range(max(len(s) for s in sides[0][1])):
-            rows = [[n for n, s in enumerate(steps) if len(s) > place] for _, steps in sides]
-            if not all(rows):
+        seen = set(sides[0][1])
+        real, common, chosen, gains = [], [], [], []
+        for place in range(max(map(len, seen))):
+            (a, steps_a), (b, steps_b) = (_long_enough(*side, place) for side in sides)
+            if not steps_a or not steps_b:
                 continue
-            xs = [h[r] for (h, _), r in zip(sides, rows)]
-            ids = [[steps[n][place] for n in r] for (_, steps), r in zip(sides, rows)]
-            known = sorted(set(ids[0]))
-            drawn = [[known[_drawn(steps[n], place) % len(known)] for n in r] for (_, steps), r in zip(sides, rows)]
-            real += _fit(xs, ids, ridge)
-            control += _fit(xs, drawn, ridge)
-            common = max(known, key=ids[0].count)
-            majority += [int(t == common) for t in ids[1]]
+            ids = [s[place] for s in steps_a]
+            drawn = {s: ids[_drawn(s, place) % len(ids)] for s in sorted(seen)}
+            again = [n for n, s in enumerate(steps_b) if s in seen]
+            right = _hits(a, ids, b, [s[place] for s in steps_b], ridge)
+            real += right[0]
+            common += right[1]
+            blind = _hits(a, [drawn[s] for s in steps_a], b[again], [drawn[steps_b[n]] for n in again], ridge)
+            chosen += blind[0]
+            gains += [right[0][n] - right[1][n] - c + m for n, c, m in zip(again, *blind)]
         mean = lambda hits: sum(hits) / len(hits)  # noqa: E731
-        found.append(
-            {
-                "latent": i,
-                "accuracy": mean(real),
-                "control": mean(control),
-                "selectivity": mean(real) - mean(control),
-                "majority": mean(majority),
-            }
-        )
+        row = {"latent": i, "accuracy": mean(real), "majority": mean(common)}
+        if len(chosen) >= 20:
+            row |= {"control": mean(chosen), "selectivity": mean(gains)}
+        found.append(row)
     return found
 
 
-def steps_reached(reasoner: Reasoner, states: States, rows: list[int], latent: int) -> list[tuple[int, ...]]:
-    """The ids of the step that a latent should have reached, in each row."""
-    steps = [states.problems[n].steps for n in rows]
-    if not all(steps):
-        raise ValueError("a probe needs the oracle's steps, and there are problems without any")
-    return [reasoner.codec.step(s[reasoner.method.reaches(latent, len(s)) - 1]) for s in steps]
+def steps_reached(reasoner: Reasoner, states: States, latent: int) -> tuple[Tensor, list[tuple[int, ...]]]:
+    """States after a latent (n, D), and the ids of the step that it should have reached, where there are steps."""
+    h_ND, rows = states.at(latent)
+    kept = [n for n, row in enumerate(rows) if states.problems[row].steps]
+    chains = [states.problems[rows[n]].steps for n in kept]
+    return h_ND[kept], [reasoner.codec.step(c[reasoner.method.reaches(latent, len(c)) - 1]) for c in chains]
+
+
+def _long_enough(h_ND: Tensor, steps: list[tuple[int, ...]], place: int) -> tuple[Tensor, list[tuple[int, ...]]]:
+    """States and steps of those that have a token at a place."""
+    kept = [n for n, s in enumerate(steps) if len(s) > place]
+    return h_ND[kept], [steps[n] for n in kept]
 
 
 def _drawn(step: tuple[int, ...], place: int) -> int:
@@ -290,19 +325,21 @@ def _drawn(step: tuple[int, ...], place: int) -> int:
     return int.from_bytes(blake2b(repr((step, place)).encode(), digest_size=4).digest())
 
 
-def _fit(xs: list[Tensor], ids: list[list[int]], ridge: float) -> list[int]:
-    """Where a probe fitted on a first set is right on a second."""
-    return [int(a == b) for a, b in zip(linear_probe(xs[0], ids[0], ridge)(xs[1]), ids[1])]
+def _hits(a: Tensor, ids: list[int], b: Tensor, want: list[int], ridge: float) -> tuple[list[int], list[int]]:
+    """Where a probe fitted on a first set is right on a second, and where the first set's commonest token is."""
+    common = max(sorted(set(ids)), key=ids.count)
+    said = linear_probe(a, ids, ridge)(b) if want else []
+    return [int(s == t) for s, t in zip(said, want)], [int(common == t) for t in want]
 
 
 def linear_probe(x_ND: Tensor, ids: list[int], ridge: float = 1e-2) -> Callable[[Tensor], list[int]]:
     """Ridge regression onto one-hot tokens, on standardised states with a bias: states (n, D) -> tokens."""
     known = sorted(set(ids))
-    y = torch.zeros(len(ids), len(known), dtype=torch.float64)
+    y = torch.zeros(len(ids), len(known), dtype=torch.float64, device=x_ND.device)
     y[torch.arange(len(y)), torch.tensor([known.index(t) for t in ids])] = 1
     mean, std = x_ND.double().mean(0), x_ND.double().std(0).clamp(min=1e-6)
     a, centre = (x_ND.double() - mean) / std, y.mean(0)
-    gram = a.T @ a + ridge * len(a) * torch.eye(a.shape[1], dtype=torch.float64)
+    gram = a.T @ a + ridge * len(a) * torch.eye(a.shape[1], dtype=torch.float64, device=a.device)
     weight = torch.linalg.solve(gram, a.T @ (y - centre))
     return lambda x: [known[i] for i in (((x.double() - mean) / std) @ weight + centre).argmax(-1).tolist()]
 

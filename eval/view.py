@@ -2,7 +2,7 @@
 
 Pick a problem and walk through the latent steps: each thought's likeliest tokens, what a linear probe reads off it
 beside the oracle's step, the probability of stopping, how far it moved, where it attends, what the answer becomes if
-the loop stops there or if that latent is replaced by the mean over problems; and the same problem in CoT.
+the loop stops there or if that latent's input is the mean over problems; and the same problem in CoT.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -36,6 +36,8 @@ class Options:
     """Training problems that the probes are fitted on, and means are taken over."""
     out: Path | None = None
     """The page; RUN/view.html unless said."""
+    device: Literal["auto", "cpu"] = "auto"
+    """Where to run; auto is a GPU if there is one."""
 
 
 def main(args: list[str] | None = None) -> int:
@@ -55,13 +57,14 @@ def main(args: list[str] | None = None) -> int:
 
 
 def cot_of(run: Path) -> Path | None:
-    """A finished CoT run of the same problems, model and seed in the folder of a run."""
+    """A finished run in the folder of a run that writes whole chains: the same problems, model and seed."""
     mine = json.loads((run / "config.json").read_text())
-    for path in sorted(run.parent.glob("*/config.json")):
+    for path in sorted(run.resolve().parent.glob("*/config.json")):
         try:
             other = json.loads(path.read_text())
             same = all(other[name] == mine[name] for name in ("env", "model", "seed"))
-            if same and other["method"]["class"] == "CoT" and (path.parent / "result.json").exists():
+            whole = other["method"]["class"] == "CoT" and other["method"].get("every", 1) == 1
+            if same and whole and (path.parent / "result.json").exists():
                 return path.parent
         except (ValueError, KeyError, TypeError):
             continue
@@ -76,7 +79,8 @@ def look(options: Options) -> dict:
     from latent import load
 
     torch.set_num_threads(1)
-    reasoner, env = load(options.run), environments.of_run(options.run)
+    device = "cuda" if options.device == "auto" and torch.cuda.is_available() else "cpu"
+    reasoner, env = load(options.run, device), environments.of_run(options.run)
     if env is None:
         raise ValueError(f"{options.run} is not a run's folder: its problems are not known")
     if not reasoner.method.trained_steps:
@@ -86,19 +90,18 @@ def look(options: Options) -> dict:
     known = env.train_batch("probe", 0, options.probe_items)
     states = diagnostics.trace(reasoner, known)
     readers = {}
-    if all(p.steps for p in problems + known):
-        for i in range(1, states.states_NKD.shape[1]):
-            h_ND, rows = states.at(i)
-            steps = diagnostics.steps_reached(reasoner, states, rows, i)
-            readers[i] = [
-                diagnostics.linear_probe(h_ND[keep], [steps[n][place] for n in keep])
-                for place in range(max(map(len, steps), default=0))
-                if (keep := [n for n, s in enumerate(steps) if len(s) > place])
-            ]
+    for i in range(1, states.states_NKD.shape[1]):
+        h_ND, steps = diagnostics.steps_reached(reasoner, states, i)
+        readers[i] = [
+            diagnostics.linear_probe(h_ND[kept], [steps[n][place] for n in kept])
+            for place in range(max(map(len, steps), default=0))
+            if (kept := [n for n, s in enumerate(steps) if len(s) > place])
+        ]
     cot = options.cot or cot_of(options.run)
-    chains, mean = None if cot is None else load(cot), means(reasoner, known)
+    chains, mean = None if cot is None else load(cot, device), means(reasoner, known)
     return {
-        "run": options.run.name,
+        "run": options.run.resolve().name,
+        "places": [f"answer {i + 2}" for i in range((reasoner.method.parallel_answer or 1) - 1)],
         "method": type(reasoner.method.made_from).__name__,
         "env": type(env).__name__.removesuffix("Environment"),
         "levels": len(env.levels()),
@@ -106,24 +109,25 @@ def look(options: Options) -> dict:
     }
 
 
-def means(reasoner, known: list) -> list:
-    """What goes into each latent step, on average over problems of one length."""
-    from itertools import groupby
-
+def means(reasoner, known: list) -> tuple[list, int]:
+    """What goes into each latent step, on average over problems of one length, and that length in tokens."""
     import torch
 
     from eval import diagnostics
     from latent.thought import Greedy
 
-    size = lambda p: len(reasoner.codec.question(p.question))  # noqa: E731
-    alike = max((list(g) for _, g in groupby(sorted(known, key=size), size)), key=len)[:256]
+    by_length: dict[int, list] = {}
+    for p in known:
+        by_length.setdefault(len(reasoner.codec.question(p.question)), []).append(p)
+    length, alike = max(by_length.items(), key=lambda pair: len(pair[1]))
     inputs: list = []
     with torch.inference_mode():
-        diagnostics.answer(reasoner, alike, Greedy(), edit=lambda i, x: inputs.append(x.mean(0, keepdim=True)) or x)
-    return inputs
+        edit = lambda i, x: inputs.append(x) or x  # noqa: E731
+        _, thought = diagnostics.answer(reasoner, alike[:256], Greedy(), edit=edit)
+    return [x[thought.used_U > i].mean(0, keepdim=True) for i, x in enumerate(inputs)], length
 
 
-def one(reasoner, env, problem, mean: list, readers: dict, chains, top: int) -> dict:
+def one(reasoner, env, problem, mean: tuple[list, int], readers: dict, chains, top: int) -> dict:
     """A problem with its thoughts."""
     import torch
 
@@ -152,14 +156,13 @@ def one(reasoner, env, problem, mean: list, readers: dict, chains, top: int) -> 
             at["stopped"] = judged(diagnostics.answer(reasoner, [problem], Greedy(), steps=i)[0][0])
             if i:
                 at["moved"] = ((h_D - states_KD[i - 1]).norm() / h_D.norm()).item()
-                if i - 1 < len(mean):
-                    edit = lambda j, x, i=i: mean[i - 1].expand_as(x) if j == i - 1 else x  # noqa: E731
+                inputs, length = mean
+                fits = method.parallel_answer is None or len(codec.question(problem.question)) == length
+                if i <= len(inputs) and fits:
+                    edit = lambda j, x, i=i: inputs[i - 1].expand_as(x) if j == i - 1 else x  # noqa: B023, E731
                     stay = diagnostics.StopWhere(thought.used_U)
-                    try:
-                        at["ablated"] = judged(diagnostics.answer(reasoner, [problem], stay, edit=edit)[0][0])
-                    except RuntimeError:  # a looped state of another length than the mean's
-                        at["ablated"] = None
-                if i in readers:
+                    at["ablated"] = judged(diagnostics.answer(reasoner, [problem], stay, edit=edit)[0][0])
+                if problem.steps and readers.get(i):
                     step = codec.step(problem.steps[method.reaches(i, len(problem.steps)) - 1])
                     at["oracle"] = decode(list(step))
                     at["probe"] = decode([read(h_D[None])[0] for read in readers[i][: len(step)]])

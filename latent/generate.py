@@ -16,7 +16,8 @@ from latent.thought import Chooser, Decision, Greedy, Prompt, Replay, Rollout, S
 def decode(method: Method, thought: Thought, choose: Chooser, max_tokens: int, end: int | None) -> Tensor:
     """Write the text after a thought. Returns tokens (B, T), T <= max_tokens, filled with `end` after a row's end.
 
-    Stops where all rows have ended, and at the model's last position.
+    Stops where all rows have ended, at the model's last position, and at the end of an answer that was read off in
+    parallel.
     """
     backbone, h_UTD, context, row_B = method.backbone, thought.h_UTD, thought.context, thought.row_B
     read, shared = h_UTD.shape[1], row_B is not None
@@ -25,7 +26,7 @@ def decode(method: Method, thought: Thought, choose: Chooser, max_tokens: int, e
     tokens = []
     for t in range(max_tokens):
         if t >= read:
-            if context.reach == backbone.positions:
+            if context is None or context.reach == backbone.positions:
                 break
             next_U = tokens[-1]
             if shared:  # rollouts that wrote the same so far go on as one row

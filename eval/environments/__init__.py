@@ -40,7 +40,11 @@ def of_run(folder: str | Path) -> Environment | None:
             said = dict(about["env"])
             cls = {c.__name__: c for c in get_args(EnvConfig)}.get(said.pop("class"))
             if cls is not None:
-                return build(cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in said.items()}))
+                try:
+                    config = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in said.items()})
+                except TypeError as e:
+                    raise ValueError(f"{path} does not fit this version: {e}") from None
+                return build(config)
     return None
 
 

@@ -2,16 +2,17 @@
 
 import json
 import math
+from hashlib import blake2b
 
 import numpy as np
 import pytest
 import torch
 
 from eval import diagnose, diagnostics
-from eval.environments import Cups, ProsQA, build
+from eval.environments import Cups, Problem, ProsQA, Verdict, build
 from eval.environments.prosqa import Graph, distances
 from latent import hub
-from latent.config import CoT, FixedEmbedding, LearnedStop, ModelConfig, Pause, Recurrent, Sim
+from latent.config import Coconut, CoT, FixedEmbedding, LearnedStop, ModelConfig, Pause, Recurrent, Sim
 from latent.generate import decode
 from latent.thought import Greedy
 from tests.helpers import small_reasoner
@@ -19,6 +20,13 @@ from tests.helpers import small_reasoner
 ENV = build(Cups())
 PROBLEMS = ENV.problems("test", 8, 8)
 OF = Sim(n_latent=3, stride=4)
+
+
+class Judged:
+    """Calls about half of all texts right, by their hash: an untrained model is never right otherwise."""
+
+    def verify(self, problem, text):
+        return Verdict(0.0, blake2b((problem.key + text).encode()).digest()[0] < 128, True)
 
 
 def by_hand(reasoner, problem, inputs_KD) -> str:
@@ -94,7 +102,8 @@ def test_noise_has_the_norm_and_shuffles_are_permutations():
 
 @pytest.mark.parametrize("config", [Pause(OF), FixedEmbedding(OF)])
 def test_controls_carry_nothing_from_problem_to_problem(config):
-    found = diagnostics.causal(lively(config), ENV, PROBLEMS, 4)
+    found = diagnostics.causal(lively(config), Judged(), PROBLEMS, 4)
+    assert 0 < sum(found["intact"]) < 8 and found["interventions"]["removed"]["correct"] != found["intact"]
     for kind in ("mean", "shuffled", "other problem"):
         assert found["interventions"][kind]["changed"] == 0
         assert found["interventions"][kind]["correct"] == found["intact"]
@@ -109,19 +118,31 @@ def test_stops_stay_where_they_were():
         reasoner.method.stop.linear.bias.copy_(-(reasoner.method.stop.linear(h_BD)).median())
     (was,) = diagnostics.untouched(reasoner, ENV, PROBLEMS, 8)
     assert len(set(was.thought.used_B.tolist())) > 1
-    edit = lambda i, x: was.inputs[i]  # noqa: E731
-    texts, again = diagnostics.answer(reasoner, PROBLEMS, diagnostics.StopWhere(was.thought.used_B), edit=edit)
-    assert texts == was.texts and torch.equal(again.used_B, was.thought.used_B)
+    used_B, zero = was.thought.used_B, lambda i, x: torch.zeros_like(x)
+    _, again = diagnostics.answer(reasoner, PROBLEMS, diagnostics.StopWhere(used_B), edit=zero)
+    assert torch.equal(again.used_B, used_B)
+    _, free = diagnostics.answer(reasoner, PROBLEMS, Greedy(), edit=zero)
+    assert not torch.equal(free.used_B, used_B)  # left alone, the stops would move
+    for i in range(int(used_B.max())):  # what is given was thought, and by a row that thought as far where there is one
+        live = set(was.thinking(i).tolist())
+        assert live == {b for b, n in enumerate(used_B.tolist()) if n > i}
+        for b in live:
+            d = int(was.donors()[b])
+            assert torch.equal(was.given(i)[b], was.inputs[min(i, int(used_B[d]) - 1)][d]) and used_B[d] > 0
+    found = diagnostics.causal(reasoner, ENV, PROBLEMS, 8)
+    assert [p["n"] for p in found["patches"]] == [int((used_B > i).sum()) for i in range(int(used_B.max()))]
 
 
 @pytest.mark.parametrize("config", [OF, Recurrent(n_recurrence=3)])
 def test_the_sweep_is_the_answers_with_so_many_steps(config):
     reasoner = lively(config)
-    found = diagnostics.causal(reasoner, ENV, PROBLEMS, 8)
+    env = Judged()
+    found = diagnostics.causal(reasoner, env, PROBLEMS, 8)
+    assert len({tuple(hits) for hits in found["sweep"].values()}) > 2
     assert found["trained"] == 3 and list(found["sweep"]) == [str(k) for k in range(6)]
     for k, right in found["sweep"].items():
         texts = reasoner.answer([p.question for p in PROBLEMS], steps=int(k))
-        assert right == [int(ENV.verify(p, t).correct) for p, t in zip(PROBLEMS, texts)]
+        assert right == [int(env.verify(p, t).correct) for p, t in zip(PROBLEMS, texts)]
     with pytest.raises(ValueError, match="leave one without another"):
         diagnostics.causal(reasoner, ENV, PROBLEMS[:5], 4)
 
@@ -154,12 +175,27 @@ def test_a_probe_reads_what_is_there_and_not_what_is_not():
     blind = lambda step: torch.randn(32, dtype=torch.float64)  # noqa: E731
     for row in diagnostics.probe(reasoner, planted(reasoner, train, blind), planted(reasoner, test, blind))[1:]:
         assert row["accuracy"] == pytest.approx(row["majority"], abs=0.08)
+        assert row["selectivity"] == pytest.approx(0, abs=0.08)
+
+
+def test_a_patch_that_changes_nothing_gives_nothing_to_the_donor():
+    reasoner = lively(OF)
+    with torch.no_grad():
+        reasoner.method.backbone.lm.get_output_embeddings().weight.zero_()  # it always says the same
+    found = diagnostics.causal(reasoner, ENV, PROBLEMS, 8)
+    assert [(p["flipped"], p["donor"]) for p in found["patches"]] == [(0, 0)] * 3
+
+
+def test_a_loop_along_the_depth_is_not_mixed_over_lengths():
+    problems = [Problem("01 12", (), "1 2 3 4"), Problem("01 12 23", (), "1 2 3 4")]
+    with pytest.raises(ValueError, match="between prompts of the same length"):
+        diagnostics.causal(lively(Recurrent(n_recurrence=2)), ENV, problems, 2)
 
 
 def test_a_ridge_fit_is_the_minimum_of_its_loss():
     a, b = torch.randn(60, 5), torch.randn(40, 5)
     ids = [torch.randint(3, (60,)).tolist(), torch.randint(3, (40,)).tolist()]
-    got = diagnostics._fit([a, b], ids, ridge=0.1)
+    got = [int(s == t) for s, t in zip(diagnostics.linear_probe(a, ids[0], ridge=0.1)(b), ids[1])]
     mean, std = a.numpy().mean(0), a.numpy().std(0, ddof=1)
     x, z = ((m.numpy() - mean) / std for m in (a, b))
     y = np.eye(3)[ids[0]]
@@ -171,13 +207,16 @@ def test_a_ridge_fit_is_the_minimum_of_its_loss():
 def test_the_lens_counts_tokens_in_superposition():
     reasoner = small_reasoner(OF)
     head = reasoner.method.backbone.lm.get_output_embeddings().weight
-    states = planted(reasoner, PROBLEMS, lambda step: 1e4 * head.detach()[step[2]].double())
     with torch.no_grad():
         head.copy_(torch.nn.functional.normalize(torch.linalg.qr(torch.randn(32, 32)).Q[: len(head)]))
-    states = planted(reasoner, PROBLEMS, lambda step: 1e4 * head.detach()[step[2]].double())
+    states = planted(reasoner, PROBLEMS, lambda step: 1e4 * head.detach()[step[0]].double())
     rows = diagnostics.lens(reasoner, ENV, diagnostics.States(PROBLEMS, states.states_NKD.float(), states.used_N))
     assert rows[0]["support"] == pytest.approx(len(head)) and rows[0]["entropy"] == pytest.approx(math.log(len(head)))
-    for row in rows[1:]:
+    other = [PROBLEMS[(n + 1) % 8] for n in range(8)]
+    reach = [[p.steps[reasoner.method.reaches(i, 8) - 1].split()[0] for i in (1, 2, 3)] for p in PROBLEMS]
+    after = [[p.steps[reasoner.method.reaches(i, 8) - 1].split()[0] for i in (1, 2, 3)] for p in other]
+    for i, row in enumerate(rows[1:]):
+        assert row["elsewhere"] == sum(a[i] == b[i] for a, b in zip(reach, after)) / 8 < 1
         assert row["top"] == pytest.approx(1) and row["support"] == pytest.approx(1, abs=1e-5) and row["oracle"] == 1
     half = states.states_NKD.float().clone()
     half[:, 1] = 1e4 * (head.detach()[5] + head.detach()[6])
@@ -206,10 +245,11 @@ def test_frontier_mass_is_probability_on_its_nodes():
     row = diagnostics.lens(reasoner, env, states)[2]
     p_NV = reasoner.method.backbone.head(states.states_NKD[:, 2].clone()).softmax(-1).detach()
     vocab = reasoner.codec.tokenizer.get_vocab()
-    mass = [sum(float(p_NV[n, vocab[w]]) for w in env.frontier(p, 2)) for n, p in enumerate(problems)]
+    step = [reasoner.method.reaches(2, max(2, len(p.steps))) for p in problems]
+    mass = [sum(float(p_NV[n, vocab[w]]) for w in env.frontier(p, step[n])) for n, p in enumerate(problems)]
     assert row["frontier"] == pytest.approx(sum(mass) / 6, rel=1e-5)
     reached = [len(distances(Graph(**p.data).out, p.data["root"])) - 1 for p in problems]
-    shares = [len(env.frontier(p, 2)) / n for p, n in zip(problems, reached)]
+    shares = [len(env.frontier(p, step[n])) / reached[n] for n, p in enumerate(problems)]
     assert row["frontier_share"] == pytest.approx(sum(shares) / 6)
 
 
@@ -244,7 +284,7 @@ def kept(tmp_path, name, method):
     env = {"class": "Cups", "cups": 4, "swaps": 8, "min_swaps": 2}
     from train.config import plain
 
-    config = {"class": "Run", "env": env, "model": {"class": "ModelConfig"}, "method": plain(method), "seed": 0}
+    config = {"class": "Run", "env": env, "model": {}, "train": {}, "method": plain(method), "seed": 0}
     (home / "config.json").write_text(json.dumps(config))
     (home / "result.json").write_text("{}")
     return home
@@ -253,7 +293,7 @@ def kept(tmp_path, name, method):
 def test_a_run_is_diagnosed_beside_its_controls(tmp_path, capsys):
     home = kept(tmp_path, "aaa", OF)
     kept(tmp_path, "bbb", Pause(OF))
-    kept(tmp_path, "ccc", FixedEmbedding(Sim(n_latent=4, stride=4)))  # of another method
+    kept(tmp_path, "ccc", FixedEmbedding(Sim(n_latent=3, stride=4, step_weight=0.5)))  # of another training
     args = ["--items", "10", "--batch", "5", "--probe-items", "60", "--group", "4"]
     assert diagnose.main([str(home), *args]) == 0
     out = capsys.readouterr().out.strip()
@@ -265,6 +305,19 @@ def test_a_run_is_diagnosed_beside_its_controls(tmp_path, capsys):
     assert f"cost {100 * lost:.1f} points of accuracy" in first and "10 problems" in first
     assert ("causally used" in first) == (low > 0)
     assert "latents of another problem" in out and "latent, pause" in out and "lens, run" in out
+
+
+def test_a_control_that_cannot_be_read_is_said_and_two_are_refused(tmp_path, capsys):
+    of = Coconut(n_latent=3, stride=4)
+    home = kept(tmp_path, "aaa", Sim(n_latent=3, stride=4))
+    kept(tmp_path, "bbb", Pause(Sim(n_latent=3, stride=4)))
+    stuck = kept(tmp_path, "ccc", Pause(of))  # still in stage 0: it thinks in nothing
+    args = ["--items", "4", "--batch", "4", "--probe-items", "20", "--group", "2"]
+    assert diagnose.main([str(home), *args, "--beside", str(stuck)]) == 2
+    assert "thinks in no latents" in capsys.readouterr().err
+    kept(tmp_path, "ddd", Pause(Sim(n_latent=3, stride=4)))
+    assert diagnose.main([str(home), *args]) == 2
+    assert "bbb and ddd are both pause controls: say --beside" in capsys.readouterr().err
 
 
 def test_the_summary_says_used_only_where_the_interval_does():

@@ -13,6 +13,7 @@ from eval import view
 from eval.environments import Cups, ProsQA, build
 from latent import hub
 from latent.config import CoT, LearnedStop, ModelConfig, Pause, Recurrent, Sim
+from latent.generate import decode
 from latent.thought import Greedy
 from tests.helpers import SMALL, small_reasoner
 from train.config import plain
@@ -66,7 +67,25 @@ def test_a_page_shows_what_the_model_does(tmp_path):
                 if i:
                     before = thought.states_UKD[0, i - 1]
                     assert at["moved"] == pytest.approx(float((h_D - before).norm() / h_D.norm()), rel=1e-4)
-                    assert sorted(at["probe"].split()) != [] and at["oracle"].split() != [] and "ablated" in at
+                    steps = build(Cups()).known(p["question"]).steps
+                    assert at["oracle"] == steps[reasoner.method.reaches(i, 8) - 1]
+                    assert set(at["probe"].split()) <= {"1", "2", "3", "4"} and len(at["probe"].split()) == 4
+
+
+def test_an_ablated_latent_has_the_mean_as_input(tmp_path):
+    reasoner = kept(tmp_path, "aaa", Sim(n_latent=3, stride=4))
+    data, _ = page(tmp_path / "aaa")
+    known = build(Cups()).train_batch("probe", 0, 60)
+    inputs = []
+    with torch.no_grad():
+        edit = lambda i, x: inputs.append(x) or x  # noqa: E731
+        reasoner.method.think(reasoner.codec.prompt([p.question for p in known]), Greedy(), edit=edit)
+        for p in data["problems"][:3]:
+            for i in (1, 2, 3):
+                mean = lambda j, x: inputs[j].mean(0, keepdim=True) if j == i - 1 else x  # noqa: B023, E731
+                thought = reasoner.method.think(reasoner.codec.prompt([p["question"]]), Greedy(), edit=mean)
+                said = decode(reasoner.method, thought, Greedy(), reasoner.max_tokens, None)
+                assert p["thoughts"][i]["ablated"]["text"] == reasoner.codec.texts(said)[0]
 
 
 @pytest.mark.parametrize(
@@ -82,6 +101,7 @@ def test_every_loop_has_a_page(method, env, model, tmp_path):
     data, _ = page(tmp_path / "aaa")
     for p in data["problems"]:
         assert len(p["thoughts"]) == p["used"] + 1 and p["chain"] is None
+        assert data["places"] == (["answer 2", "answer 3", "answer 4"] if type(method) is Recurrent else [])
         for i, at in enumerate(p["thoughts"]):
             assert at["attention"] and all(sum(w) == pytest.approx(1, abs=1e-5) for w in at["attention"])
             assert (i == 0) or (at["oracle"] and at["probe"])

@@ -109,6 +109,8 @@ ABLATIONS: dict[str, Ablation] = {
             Contrast("cost 0.01", "latent"),
             Contrast("cost 0.02", "latent"),
             Contrast("cost 0.05", "latent"),
+            Contrast("cost 0.02", "cost 0", metric="used_mean"),
+            Contrast("cost 0.05", "cost 0", metric="used_mean"),
         ),
         figure="costs",
     ),

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections import Counter
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -60,40 +60,55 @@ def build(options: Options) -> None:
     print(*left_out, sep="\n", end="\n" if left_out else "")
     n_boot = 200 if options.smoke else 4000
     made = [tables.gather(name, ABLATIONS[name], each, lines, n_boot) for name, each in asked.items()]
-    for folder in ("tables", "figures"):
-        (options.out / folder).mkdir(parents=True, exist_ok=True)
-    known: dict[str, str] = {}
-    for table in made:
-        (options.out / "tables" / f"{table.name}.md").write_text(tables.markdown(table))
-        (options.out / "tables" / f"{table.name}.tex").write_text(tables.latex(table))
-        figures.draw(table, options.out / "figures")
-        known |= tables.numbers(table)
-    if options.names:
-        print(f"{len(made)} tables in {options.out}/tables, figures beside them")
-        return
-    known |= about([lines[id] for id in every if id in lines])
-    (options.out / "numbers.tex").write_text(macros(known))
-    source = (HERE / "main.tex").read_text()
-    quoted = [" ".join(key.split()) for key in re.findall(r"\\result\{([^}]*)\}", source)]
-    if unknown := [key for key in quoted if key not in known]:
-        raise ValueError(f"main.tex quotes a number that there is not: {unknown[0]!r}")
-    if options.out == HERE:
-        readme(HERE.parent / "README.md", made)
-    else:
-        for name in ("main.tex", "references.bib"):
-            shutil.copy(HERE / name, options.out / name)
-    print(compile(options.out))
+    out, whole = options.out.resolve(), not options.names
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out) as scratch:  # all or nothing: what is there stays until all is made
+        stage = Path(scratch)
+        known: dict[str, str] = {}
+        for folder in ("tables", "figures"):
+            (stage / folder).mkdir()
+        for table in made:
+            (stage / "tables" / f"{table.name}.md").write_text(tables.markdown(table))
+            (stage / "tables" / f"{table.name}.tex").write_text(tables.latex(table))
+            figures.draw(table, stage / "figures")
+            known |= tables.numbers(table) if whole else {}
+        text = None
+        if whole:
+            known |= about([lines[id] for id in sorted(every) if id in lines])
+            (stage / "numbers.tex").write_text(macros(known))
+            quoted(HERE / "main.tex", known)
+            text = readme(HERE.parent / "README.md", made) if out == HERE else None
+            for name in ("main.tex", "references.bib") if out != HERE else ():
+                shutil.copy(HERE / name, stage / name)
+        for path in [p for p in sorted(stage.rglob("*")) if p.is_file()]:
+            place = out / path.relative_to(stage)
+            place.parent.mkdir(exist_ok=True)
+            path.replace(place)
+    if text is not None:
+        (HERE.parent / "README.md").write_text(text)
+    print(f"{len(made)} tables in {out}/tables, figures beside them")
+    if whole:
+        print(compile(out))
+
+
+def quoted(path: Path, known: dict[str, str]) -> None:
+    """Raise ValueError where a text quotes a number that there is not."""
+    keys = [" ".join(key.split()) for key in re.findall(r"\\result\{([^}]*)\}", path.read_text())]
+    if unknown := [key for key in keys if key not in known]:
+        raise ValueError(f"{path} quotes a number that there is not: {unknown[0]!r}")
 
 
 def about(lines: list[dict]) -> dict[str, str]:
     """Numbers of the whole set of runs."""
     spent = sum(line["result"]["core_seconds"] for line in lines)
-    cpu, _ = Counter(line["env"]["cpu"] for line in lines).most_common(1)[0]
+    counts = [line["result"]["parameters"] for line in lines]
+    of = lambda name: ", ".join(sorted({str(line["env"][name]) for line in lines}))  # noqa: E731
     return {
         "all: runs": str(len(lines)),
         "all: core-hours": f"{spent / 3600:.1f}",
-        "all: processor": cpu,
-        "all: parameters": f"{lines[0]['result']['parameters']:,}",
+        "all: processors": of("cpu"),
+        "all: commits": str(len({line["env"]["git"] for line in lines})),
+        "all: parameters": f"{min(counts):,} to {max(counts):,}",
         "all: torch": ", ".join(sorted({line["env"]["packages"]["torch"] for line in lines})),
     }
 
@@ -106,17 +121,19 @@ def macros(known: dict[str, str]) -> str:
     return "\n".join(out) + "\n"
 
 
-def readme(path: Path, made: list[tables.Table]) -> None:
-    """Put the claims with their contrasts between the README's marks."""
+def readme(path: Path, made: list[tables.Table]) -> str:
+    """The README with the claims and their contrasts between its marks. Raises ValueError where it has none."""
     text = path.read_text()
     if not all(mark in text for mark in MARKS):
         raise ValueError(f"{path} has no block between {MARKS[0]} and {MARKS[1]}")
     out = ["| ablation | claim | what was found |", "|---|---|---|"]
     for table in made:
-        found = "; ".join(f"{c.name}: {tables.effect(d, p, table.ablation.metric)}" for c, d, p in table.contrasts)
+        found = "; ".join(
+            f"{c.name}: {tables.effect(d, p, c.metric or table.ablation.metric)}" for c, d, p in table.contrasts
+        )
         out.append(f"| [{table.name}](paper/tables/{table.name}.md) | {table.ablation.claim} | {found} |")
     before, _, rest = text.partition(MARKS[0])
-    path.write_text(before + "\n".join([MARKS[0], *out, MARKS[1]]) + rest.partition(MARKS[1])[2])
+    return before + "\n".join([MARKS[0], *out, MARKS[1]]) + rest.partition(MARKS[1])[2]
 
 
 def compile(folder: Path) -> str:
@@ -124,16 +141,18 @@ def compile(folder: Path) -> str:
     engine = next((e for e in ENGINES if shutil.which(e)), None)
     if engine is None:
         return "no PDF: install latexmk (with TeX Live), tectonic or pdflatex, and run the same command again"
-    args = {
-        "latexmk": ["latexmk", "-pdf", "-interaction=nonstopmode", "-halt-on-error", "main.tex"],
-        "tectonic": ["tectonic", "main.tex"],
-        "pdflatex": ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"],
+    tex = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"]
+    passes = {
+        "latexmk": [["latexmk", "-pdf", "-interaction=nonstopmode", "-halt-on-error", "main.tex"]],
+        "tectonic": [["tectonic", "main.tex"]],
+        "pdflatex": [tex, ["bibtex", "main"], tex, tex],
     }[engine]
     same = {"SOURCE_DATE_EPOCH": "0", "FORCE_SOURCE_DATE": "1"}  # no time of day in the file
-    done = subprocess.run(args, cwd=folder, env=os.environ | same, capture_output=True, text=True, check=False)
-    if done.returncode:
-        complaint = [line for line in done.stdout.splitlines() if line.startswith("!")] or done.stdout.splitlines()[-1:]
-        raise ValueError(f"{engine}: {complaint[0] if complaint else done.stderr.strip()[-200:]}")
+    for args in passes:
+        done = subprocess.run(args, cwd=folder, env=os.environ | same, capture_output=True, text=True, check=False)
+        if done.returncode:
+            said = done.stdout.splitlines() or done.stderr.splitlines() or [""]
+            raise ValueError(f"{args[0]}: {next((line for line in said if line.startswith('!')), said[-1])}")
     return f"{folder}/main.pdf"
 
 

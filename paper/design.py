@@ -1,5 +1,6 @@
 """What an ablation is: a claim, and the runs that bear on it. No torch here, so that the list of them comes at once."""
 
+from collections import Counter
 from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import product
 from typing import Literal
@@ -14,11 +15,15 @@ Axis = dict[str, Change]  # what a table calls a choice -> the fields that make 
 
 @dataclass(frozen=True)
 class Contrast:
-    """Two rows on the same problems; `steps`: answering in so many latent steps, of the judge's sweep."""
+    """Two rows on the same problems.
+
+    `steps`: answering in so many latent steps, of the judge's sweep. `metric`: another than the ablation's.
+    """
 
     a: str
     b: str
     steps: int | None = None
+    metric: str | None = None
 
     @property
     def name(self) -> str:
@@ -135,6 +140,9 @@ def cells(ablation: Ablation, controls: dict[str, Change], smoke: bool = False) 
                 raise ValueError(f"no control {name!r}; there are {', '.join(controls)}")
             run = changed(replace(PRESETS["sim"](), seed=seed), controls[name])
             add(name, seed, tiny(run) if smoke else run, control=True)
+    twice = [key for key, n in Counter((c.row, c.seed) for c in found.values() if c.row).items() if n > 1]
+    if twice:
+        raise ValueError(f"two different runs are both called {twice[0][0]!r}, seed {twice[0][1]}")
     return list(found.values())
 
 

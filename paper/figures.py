@@ -4,7 +4,7 @@ from pathlib import Path
 
 from eval.stats import bootstrap
 from paper import records
-from paper.tables import ACCURACY, COSTS, Row, Table
+from paper.tables import ACCURACY, Row, Table, named
 
 STYLES = [
     ("#0072B2", "o", "-"),
@@ -22,7 +22,7 @@ def draw(table: Table, folder: Path) -> list[Path]:
     """An ablation's figure, and that of its diagnoses. Returns the PDFs."""
     made = [{"rows": rows, "costs": costs, "sweep": sweep}[table.ablation.figure](table)]
     names = [table.name]
-    if any("diagnosis" in row.lines[0] for row in table.rows.values()):
+    if any(row.diagnosed for row in table.rows.values()):
         made.append(diagnosis(table))
         names.append(f"{table.name}-use")
     paths = []
@@ -64,9 +64,11 @@ def rows(table: Table):
 
 def costs(table: Table):
     """Accuracy against the first two costs, a mark a row with its name, moved off the names before it."""
-    fig, axes = _pyplot().subplots(1, 2, figsize=(7.4, 3.4), layout="constrained", sharey=True)
-    for ax, name in zip(axes, table.ablation.costs):
-        shown = {row.label: (row.mean(name) * COSTS[name][1], row.value) for row in table.rows.values()}
+    names = table.ablation.costs[:2]
+    size = (0.4 + 3.5 * len(names), 3.4)
+    fig, axes = _pyplot().subplots(1, len(names), figsize=size, layout="constrained", sharey=True, squeeze=False)
+    for ax, name in zip(axes[0], names):
+        shown = {row.label: (row.mean(name) * named(name)[1], row.value) for row in table.rows.values()}
         wide = max(x for x, _ in shown.values())
         for i, row in enumerate(table.rows.values()):
             colour, mark = (GREY, "x") if row.control else STYLES[i % len(STYLES)][:2]
@@ -75,11 +77,11 @@ def costs(table: Table):
             ax.errorbar(x, y, ends, color=colour, marker=mark, ms=6, capsize=2, ls="")
             above = [at for at in list(shown.values())[:i] if abs(at[0] - x) < 0.1 * wide and abs(at[1] - y) < 0.06]
             ax.annotate(row.label, (x, y), (5, 4 - 8 * len(above)), textcoords="offset points", fontsize=6)
-        ax.set(xlabel=COSTS[name][0], xlim=(-0.04 * wide, 1.25 * wide))
+        ax.set(xlabel=named(name)[0], xlim=(-0.04 * wide, 1.25 * wide))
         if table.ablation.metric == ACCURACY:
             ax.set_ylim(-0.03, 1.06)
         ax.grid(color="#eeeeee", lw=0.6)
-    axes[0].set_ylabel(table.axis)
+    axes[0][0].set_ylabel(table.axis)
     return fig
 
 
@@ -110,7 +112,7 @@ def sweep(table: Table):
 
 def diagnosis(table: Table):
     """Accuracy left after each intervention on the latents, rows side by side."""
-    shown: list[Row] = [row for row in table.rows.values() if "diagnosis" in row.lines[0]]
+    shown: list[Row] = [row for row in table.rows.values() if row.diagnosed]
     fig, ax = _pyplot().subplots(figsize=(7.4, 3.0), layout="constrained")
     kinds, wide = ("as trained", *INTERVENTIONS), 0.8 / len(shown)
     hatches = ("", "//", "..", "xx", "\\\\", "++", "oo")

@@ -7,6 +7,8 @@ from base64 import b85decode, b85encode
 from hashlib import blake2b
 from pathlib import Path
 
+from train.record import alone
+
 FILE = "runs.jsonl"
 
 
@@ -69,13 +71,18 @@ def id_of(config: dict) -> str:
 
 
 def add(folder: Path, line: dict) -> None:
-    """Put a line among the others, sorted by id: the file is the old one or the new one, whatever happens."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = {**read(folder)[0], line["id"]: line}
-    path = folder / FILE
-    part = path.with_suffix(".part")
-    with part.open("w") as f:
-        f.write("".join(json.dumps(lines[id], sort_keys=True) + "\n" for id in sorted(lines)))
-        f.flush()
-        os.fsync(f.fileno())
-    part.rename(path)
+    """Put a line among the others, sorted by id: the file is the old one or the new one, whatever happens.
+
+    A diagnosis that is there already stays unless the line has one.
+    """
+    with alone(folder / "runs.lock", wait=True):
+        lines = read(folder)[0]
+        kept = {k: v for k, v in lines.get(line["id"], {}).items() if k == "diagnosis"}
+        lines[line["id"]] = kept | line
+        path = folder / FILE
+        part = path.with_suffix(".part")
+        with part.open("w") as f:
+            f.write("".join(json.dumps(lines[id], sort_keys=True) + "\n" for id in sorted(lines)))
+            f.flush()
+            os.fsync(f.fileno())
+        part.rename(path)

@@ -6,6 +6,7 @@ Finished cells go into paper/records, and are not run again. A killed one goes o
 import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +19,7 @@ import tyro
 from eval.cli import guarded, parse, program
 from paper import records
 from paper.ablations import ABLATIONS, CONTROLS
-from paper.design import Ablation, Cell, cells
+from paper.design import Cell, cells
 from train.config import Run, plain
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -83,22 +84,26 @@ def listing(options: Options) -> list[str]:
     for name, ablation in ABLATIONS.items():
         missing = [c for c in cells_of[name] if not c.done(done)]
         state = f"{len(cells_of[name]) - len(missing)} of {len(cells_of[name])} cells"
-        left = f", {sum(minutes(ablation, missing, cells_of[name], done)):.0f} core-min left" if missing else ", done"
+        left = f", {sum(minutes(missing, done)):.0f} core-min left" if missing else ", done"
         lines.append(f"{name:>10}  {state}{left}. {ablation.claim}")
     known = {c.run.id for each in cells_of.values() for c in each}
     lines += left_out + [f"record {id} belongs to no cell" for id in done if id not in known]
     return lines
 
 
-def minutes(ablation: Ablation, some: list[Cell], every: list[Cell], done: dict[str, dict]) -> list[float]:
-    """Core-minutes expected of cells: as other seeds took, and elsewhere an even share of the budget."""
+def minutes(some: list[Cell], done: dict[str, dict]) -> list[float]:
+    """Core-minutes expected of cells: as other seeds took, and elsewhere an even share of their ablation's budget."""
+    seedless = lambda config: records.id_of({**config, "seed": 0, "init": None})  # noqa: E731
     took: dict[str, list[float]] = {}
     for line in done.values():
-        took.setdefault(records.id_of({**line["config"], "seed": 0, "init": None}), []).append(
-            line["result"]["core_seconds"] / 60
-        )
-    key = lambda run: records.id_of({**plain(run), "seed": 0, "init": None})  # noqa: E731
-    return [median(took.get(key(c.run), [ablation.core_minutes / len(every)])) for c in some]
+        took.setdefault(seedless(line["config"]), []).append(line["result"]["core_seconds"] / 60)
+    owner: dict[str, str] = {}  # a budget is for the cells that no ablation before has
+    for name, ablation in ABLATIONS.items():
+        for cell in cells(ablation, CONTROLS):
+            owner.setdefault(cell.run.id, name)
+    owned = Counter(owner.values())
+    share = {id: ABLATIONS[name].core_minutes / owned[name] for id, name in owner.items()}
+    return [median(took.get(seedless(plain(c.run)), [share.get(c.run.id, 0.1)])) for c in some]
 
 
 def execute(names: list[str], options: Options) -> int:
@@ -113,10 +118,10 @@ def execute(names: list[str], options: Options) -> int:
         # a cell may start from one whose record is there and whose weights are not
         ids |= {c.run.init for c in every if c.run.id in ids and c.run.init and not has_model(options, c.run.init)}
         some = [c for c in every if c.run.id in ids]
-        for cell, m in zip(some, minutes(ABLATIONS[name], some, every, done)):
+        for cell, m in zip(some, minutes(some, done)):
             label = next((k for k, c in todo.items() if c.run.id == cell.run.id), None)
             if label is None:
-                label = f"{name}: {cell.row or 'start'}, seed {cell.seed}"
+                label = f"{name}: {cell.row or f'start {cell.run.id}'}, seed {cell.seed}"
                 todo[label], expected[label] = cell, m
             elif cell.diagnose:
                 todo[label] = cell
@@ -130,8 +135,18 @@ def execute(names: list[str], options: Options) -> int:
     runs = {label: cell.run for label, cell in todo.items()}
     diagnosed = frozenset(cell.run.id for cell in todo.values() if cell.diagnose)
     work = partial(one, out=options.out, diagnosed=diagnosed, smoke=options.smoke)
+    kept: dict[str, str] = {}
+
+    def finished(label: str) -> str | None:
+        """Put a finished run among the records; where that fails the cell has failed, and why is returned."""
+        try:
+            records.add(options.records, records.of_run(options.out / runs[label].id))
+        except (ValueError, KeyError, OSError) as e:
+            kept[label] = f"its record could not be written: {e}"
+        return kept.get(label)
+
     launch = in_processes if options.launcher == "here" else in_jobs
-    failed = launch(runs, options, work, partial(collect, options))
+    failed = launch(runs, options, work, finished) | kept
     for label, why in failed.items():
         print(f"failed: {label}: {why}", file=sys.stderr)
     if failed:
@@ -144,13 +159,8 @@ def has_model(options: Options, id: str) -> bool:
     return (options.out / id / "result.json").exists()
 
 
-def collect(options: Options, run: Run) -> None:
-    """Put a finished run among the records."""
-    records.add(options.records, records.of_run(options.out / run.id))
-
-
 def in_processes(
-    runs: dict[str, Run], options: Options, work: Callable, finished: Callable[[Run], None]
+    runs: dict[str, Run], options: Options, work: Callable, finished: Callable[[str], str | None]
 ) -> dict[str, str]:
     """The cells in processes of this machine, with one bar for all. Returns what failed."""
     from rich.console import Console
@@ -176,12 +186,11 @@ def in_processes(
             if event.get("stage") == "train":
                 updates[label] = event["done"]
             if "finished" in event or "error" in event:
+                why = event.get("error") or finished(label)
                 updates[label] = runs[label].train.steps
                 ended += 1
-                verb = "finished" if "finished" in event else f"failed, {event['error']}"
+                verb = f"failed, {why}" if why else "finished"
                 console.print(f"{ended}/{len(runs)}  {label}: {verb}", markup=False, highlight=False)
-            if "finished" in event:
-                finished(runs[label])
             progress.update(bar, completed=sum(updates.values()))
 
         return pool.in_processes(runs, work, options.jobs, show)
@@ -200,7 +209,9 @@ def one(run: Run, say, out: Path, diagnosed: frozenset[str], smoke: bool) -> dic
     return {}
 
 
-def in_jobs(runs: dict[str, Run], options: Options, work: Callable, finished: Callable[[Run], None]) -> dict[str, str]:
+def in_jobs(
+    runs: dict[str, Run], options: Options, work: Callable, finished: Callable[[str], str | None]
+) -> dict[str, str]:
     """The cells as submitit's jobs, those that start from one another in one job. Returns what failed."""
     try:
         import submitit
@@ -226,8 +237,8 @@ def in_jobs(runs: dict[str, Run], options: Options, work: Callable, finished: Ca
                 said = [str(e).strip().splitlines()[-1] if str(e).strip() else type(e).__name__] * len(chain)
             for label, why in zip(chain, said):
                 if why is None:
-                    finished(runs[label])
-                    print(f"{label}: finished", flush=True)
+                    why = finished(label)
+                    print(f"{label}: {f'failed, {why}' if why else 'finished'}", flush=True)
                 else:
                     failed[label] = why
     return failed
@@ -235,6 +246,7 @@ def in_jobs(runs: dict[str, Run], options: Options, work: Callable, finished: Ca
 
 def several(runs: list[Run], work: Callable) -> list[str | None]:
     """Cells one after another, in a job: a complaint each, None where there is none."""
+    from train.pool import complaint
     from train.process import settle
 
     settle()
@@ -246,8 +258,8 @@ def several(runs: list[Run], work: Callable) -> list[str | None]:
         try:
             work(run, lambda event: None)
             said[run.id] = None
-        except (ValueError, RuntimeError, OSError) as e:
-            said[run.id] = str(e).splitlines()[0] if str(e) else type(e).__name__
+        except Exception as e:
+            said[run.id] = complaint(e)
     return list(said.values())
 
 

@@ -10,9 +10,11 @@ from paper import records
 from paper.design import Ablation, Cell, Contrast
 
 ACCURACY = "main.accuracy"
-COSTS = {
+NAMES = {  # of results, and what a table multiplies them by
+    "main.accuracy": ("accuracy", 1.0),
     "steps": ("sequential steps", 1.0),
     "flops": ("MFLOP", 1e-6),
+    "main.used": ("latents used", 1.0),
     "core_seconds": ("core-s of training", 1.0),
     "used_mean": ("latents, mean of levels", 1.0),
 }
@@ -25,21 +27,26 @@ class Row:
     label: str
     control: bool
     metric: str
+    diagnosed: bool
     lines: list[dict]
     interval: tuple[float, float] = (0.0, 0.0)
 
-    def results(self, steps: int | None = None) -> np.ndarray:
+    def results(self, steps: int | None = None, metric: str | None = None) -> np.ndarray:
         """What is claimed about, (S, N) by seed and problem: 0/1 of accuracy, other metrics (S, 1) by seed alone.
 
-        `steps`: of answers in so many latent steps, where that was swept.
+        `steps`: of answers in so many latent steps, where that was swept. Raises ValueError for steps of anything but
+        accuracy.
         """
-        if self.metric != ACCURACY and steps is None:
-            return np.array([[value] for value in self.each(self.metric)])
+        metric = metric or self.metric
+        if metric != ACCURACY:
+            if steps is not None:
+                raise ValueError(f"{self.label}: only accuracy was swept over latent steps, not {metric}")
+            return named(metric)[1] * np.array([[value] for value in self.each(metric)])
         found = [line["result"] for line in self.lines]
         if steps is not None:
-            missing = [line["id"] for line in self.lines if str(steps) not in line["result"]["sweep"]]
-            if missing and steps != found[0]["latents"]:
-                raise ValueError(f"{self.label}: run {missing[0]} was not judged at {steps} latent steps")
+            missing = [r for r in found if str(steps) not in r["sweep"] and steps != r["latents"]]
+            if missing:
+                raise ValueError(f"{self.label}: not all of its runs were judged at {steps} latent steps")
             found = [r["sweep"].get(str(steps), r) for r in found]
         return np.array([records.unpack(r["correct"]) for r in found])
 
@@ -84,8 +91,7 @@ class Table:
     @property
     def metric(self) -> str:
         """What is claimed about, in words."""
-        name = self.ablation.metric
-        return "accuracy" if name == ACCURACY else COSTS[name][0] if name in COSTS else name
+        return named(self.ablation.metric)[0]
 
     @property
     def axis(self) -> str:
@@ -101,6 +107,11 @@ class Table:
         return len(records.unpack(next(iter(self.rows.values())).lines[0]["result"]["correct"]))
 
 
+def named(result: str) -> tuple[str, float]:
+    """What a table calls a number in the result, and what it multiplies it by."""
+    return NAMES.get(result, (result, 1.0))
+
+
 def gather(name: str, ablation: Ablation, cells: list[Cell], lines: dict[str, dict], n_boot: int) -> Table:
     """The table of an ablation. Raises ValueError naming a cell whose record is missing."""
     missing = [c for c in cells if not c.done(lines)]
@@ -114,7 +125,7 @@ def gather(name: str, ablation: Ablation, cells: list[Cell], lines: dict[str, di
     rows: dict[str, Row] = {}
     for c in cells:
         if c.row is not None:
-            rows.setdefault(c.row, Row(c.row, c.control, ablation.metric, [])).lines.append(lines[c.run.id])
+            rows.setdefault(c.row, Row(c.row, c.control, ablation.metric, c.diagnose, [])).lines.append(lines[c.run.id])
     order = sorted(rows.values(), key=lambda row: row.control)
     table = Table(name, ablation, {row.label: row for row in order}, n_boot)
     for row in order:
@@ -124,14 +135,15 @@ def gather(name: str, ablation: Ablation, cells: list[Cell], lines: dict[str, di
         for label in (contrast.a, contrast.b):
             if label not in rows:
                 raise ValueError(f"table {name}: no row {label!r}; there are {', '.join(rows)}")
-        found.append(paired(*(rows[label].results(contrast.steps) for label in (contrast.a, contrast.b)), n_boot))
+        sides = (rows[label].results(contrast.steps, contrast.metric) for label in (contrast.a, contrast.b))
+        found.append(paired(*sides, n_boot))
     table.contrasts = list(zip(ablation.contrasts, found, holm([d.p for d in found])))
     return table
 
 
 def effect(d: Difference, p: float, metric: str = ACCURACY) -> str:
     """A difference in words: an effect only where interval and corrected p-value both say so."""
-    unit = " points" if metric == ACCURACY else ""
+    unit = " points" if metric.endswith("accuracy") else f" {named(metric)[0]}"
     numbers = f"{points(d.mean, metric)}{unit}, 95 % interval {points(d.low, metric)} to {points(d.high, metric)}"
     if none_shown(d, p):
         return f"no effect shown ({numbers}, Holm p = {p:.2g})"
@@ -145,7 +157,8 @@ def none_shown(d: Difference, p: float) -> bool:
 
 def points(x: float, metric: str = ACCURACY) -> str:
     """A difference, of accuracies in points; never a negative zero."""
-    return f"{100 * x if metric == ACCURACY else x:+.1f}".replace("+0.0", "0.0").replace("-0.0", "0.0")
+    text = f"{100 * x:+.1f}" if metric.endswith("accuracy") else f"{x:+.3g}"
+    return text if float(text) else "0.0"
 
 
 def caption(table: Table) -> str:
@@ -162,18 +175,19 @@ def caption(table: Table) -> str:
 
 def body(table: Table) -> tuple[list[list[str]], list[list[str]]]:
     """Rows and contrasts as text, heads first."""
-    head = ["", table.metric, "95 % interval", "latents", *(COSTS[c][0] for c in table.ablation.costs)]
+    head = ["", table.metric, "95 % interval", "latents", *(named(c)[0] for c in table.ablation.costs)]
     rows = [head]
     for row in table.rows.values():
-        costs = [f"{row.mean(c) * COSTS[c][1]:.1f}" for c in table.ablation.costs]
+        costs = [f"{row.mean(c) * named(c)[1]:.1f}" for c in table.ablation.costs]
         interval = f"{row.interval[0]:.3f} to {row.interval[1]:.3f}"
         rows.append([row.label, f"{row.value:.3f}", interval, f"{row.mean('main.used'):.1f}", *costs])
-    unit = "points" if table.ablation.metric == ACCURACY else table.metric
-    below = [["contrast", unit, "95 % interval", "Holm p", ""]]
+    below = [["contrast", "difference", "95 % interval", "Holm p", ""]]
     for contrast, d, p in table.contrasts:
+        metric = contrast.metric or table.ablation.metric
         small = "< 0.001" if p < 0.001 else f"{p:.3f}"
-        mean, low, high = (points(x, table.ablation.metric) for x in (d.mean, d.low, d.high))
-        below.append([contrast.name, mean, f"{low} to {high}", small, "no effect shown" if none_shown(d, p) else ""])
+        mean, low, high = (points(x, metric) for x in (d.mean, d.low, d.high))
+        what = contrast.name if metric == table.ablation.metric else f"{contrast.name}: {named(metric)[0]}"
+        below.append([what, mean, f"{low} to {high}", small, "no effect shown" if none_shown(d, p) else ""])
     return rows, below
 
 
@@ -227,21 +241,30 @@ def numbers(table: Table) -> dict[str, str]:
         key = f"{table.name}: {row.label}"
         found[key] = f"{row.value:.3f} ({low:.3f} to {high:.3f})"
         found[f"{key}: latents"] = f"{row.mean('main.used'):.1f}"
-        for cost in {"steps", "flops", "core_seconds", "used_mean"}:
-            found[f"{key}: {cost}"] = f"{row.mean(cost) * COSTS[cost][1]:.1f}"
+        for cost in dict.fromkeys((*NAMES, *table.ablation.costs)):
+            found[f"{key}: {cost}"] = f"{row.mean(cost) * named(cost)[1]:.1f}"
         for steps in sorted(row.lines[0]["result"]["sweep"], key=int):
-            found[f"{key}: at {steps}"] = f"{row.results(int(steps)).mean():.3f}"
-        if "diagnosis" in row.lines[0]:
-            for kind in row.lines[0]["diagnosis"]["causal"]["interventions"]:
-                d = lost(row, kind, table.n_boot)
-                found[f"{key}: {kind}"] = effect(d, d.p)
+            found[f"{key}: at {steps}"] = f"{row.results(int(steps), ACCURACY).mean():.3f}"
     for contrast, d, p in table.contrasts:
-        found[f"{table.name}: {contrast.name}"] = effect(d, p, table.ablation.metric)
+        metric = contrast.metric or table.ablation.metric
+        key = f"{table.name}: {contrast.name}" + (f": {contrast.metric}" if contrast.metric else "")
+        found[key] = effect(d, p, metric)
+    found |= used(table)
     return found
 
 
-def lost(row: Row, kind: str, n_boot: int) -> Difference:
-    """Accuracy that an intervention on the latents costs, over seeds and items."""
-    causal = [line["diagnosis"]["causal"] for line in row.lines]
-    after = [records.unpack(c["interventions"][kind]["correct"]) for c in causal]
-    return paired([records.unpack(c["intact"]) for c in causal], after, n_boot)
+def used(table: Table) -> dict[str, str]:
+    """What interventions on the latents cost, by row and kind; p-values corrected for their number."""
+    lost = {}
+    for row in table.rows.values():
+        if row.diagnosed:
+            causal = [line["diagnosis"]["causal"] for line in row.lines]
+            intact = [records.unpack(c["intact"]) for c in causal]
+            for kind in causal[0]["interventions"]:
+                after = [records.unpack(c["interventions"][kind]["correct"]) for c in causal]
+                lost[f"{table.name}: {row.label}: {kind}"] = paired(intact, after, table.n_boot)
+    if not lost:
+        return {}
+    corrected = holm([d.p for d in lost.values()])
+    found = {key: effect(d, p) for (key, d), p in zip(lost.items(), corrected)}
+    return found | {f"{table.name}: items diagnosed": f"{len(intact[0])}"}

@@ -1,7 +1,9 @@
 """One run from config to result: build, train, judge, record. Called in a process of its own, or under a launcher."""
 
 import json
+import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from latent.text import Batch, Codec
 from train import card, checkpoint, curves, distill, rlvr
 from train.config import RLVR, Run, plain
 from train.loop import Trainer
-from train.record import Record
+from train.record import Record, alone
 
 TRAIN_ONLY = ("decoder.",)  # parameters that thinking never reads
 
@@ -30,7 +32,16 @@ def execute(
     command: str | None = None,
     track: str = "none",
 ) -> dict:
-    """Train and judge `run`, going on where a killed one stopped. Returns its result, of a finished run at once."""
+    """Train and judge `run`, going on where a killed one stopped. Returns its result, of a finished run at once.
+
+    Raises RuntimeError where another process is at it.
+    """
+    main = int(os.environ.get("RANK", "0")) == 0
+    with alone(root / f"{run.id}.lock") if main else nullcontext():
+        return _execute(run, root, say, device, command, track)
+
+
+def _execute(run: Run, root: Path, say, device: str, command: str | None, track: str) -> dict:
     from accelerate import Accelerator
 
     trackers = {} if track == "none" else {"log_with": track, "project_dir": root / "trackers"}

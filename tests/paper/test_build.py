@@ -1,7 +1,10 @@
 """The paper from records: numbers against numpy, the same bytes twice, nothing typed by hand."""
 
+import os
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,7 +75,16 @@ def test_another_metric_is_compared_seed_by_seed():
     assert (d.mean, d.low, d.high) == pytest.approx((1, 1, 1)) and p < 0.01
     text = tables.markdown(table)
     assert "Latents, mean of levels, greedy" in text and "over 5 seeds and 200 held-out problems" in text
-    assert "| 2 latents - 1 latents | +1.0 | +1.0 to +1.0 |" in text
+    assert "| 2 latents - 1 latents | +1 | +1 to +1 |" in text
+    mixed = replace(FIVE, contrasts=(Contrast("2 latents", "1 latents", metric="used_mean"),))
+    mixed = tables.gather("mini", mixed, cells(FIVE, {}), lines, 2000)
+    assert mixed.rows["1 latents"].value != row.value and mixed.contrasts[0][1] == d
+    assert tables.numbers(mixed)["mini: 2 latents - 1 latents: used_mean"].startswith(
+        "+1 latents, mean of levels, 95 %"
+    )
+    swept = replace(FIVE, contrasts=(Contrast("2 latents", "1 latents", 3, "used_mean"),))
+    with pytest.raises(ValueError, match="only accuracy was swept over latent steps, not used_mean"):
+        tables.gather("mini", swept, cells(FIVE, {}), lines, 20)
     with pytest.raises(ValueError, match=r"has no result 'main\.speed'"):
         tables.gather("mini", replace(FIVE, metric="main.speed"), cells(FIVE, {}), lines, 20)
 
@@ -99,26 +111,58 @@ def built(home, out, *names):
     return build.main([*names, "--records", str(home), "--out", str(out)])
 
 
-def test_the_same_records_give_the_same_files(home, tmp_path, monkeypatch):
+SCRIPT = """
+import sys
+from pathlib import Path
+from paper import build
+from tests.paper.helpers import MINI, seeds
+build.ABLATIONS.clear()
+build.ABLATIONS["mini"] = seeds(MINI, 5)
+build.HERE = Path(sys.argv[1])
+sys.exit(build.main(sys.argv[2:]))
+"""
+
+
+def test_the_same_records_give_the_same_files(home, tmp_path):
     source = tmp_path / "source"
     source.mkdir()
     text = r"\documentclass{article}\usepackage{booktabs,graphicx}\pdftrailerid{}\input{numbers}\begin{document}"
-    text += "\n" + r"\result{mini: 2 latents}\input{tables/mini}\includegraphics{figures/mini}\end{document}" + "\n"
+    text += "\n" + r"\result{mini: 2 latents}\input{tables/mini}\includegraphics{figures/mini}\cite{x}"
+    text += "\n" + r"\bibliographystyle{plain}\bibliography{references}\end{document}" + "\n"
     (source / "main.tex").write_text(text)
-    (source / "references.bib").write_text("")
-    monkeypatch.setattr(build, "HERE", source)
-    assert built(home, tmp_path / "a") == built(home, tmp_path / "b") == 0
-    made = {
-        p.relative_to(tmp_path / "a")
-        for p in (tmp_path / "a").rglob("*")
-        if p.suffix in (".md", ".tex", ".png", ".pdf")
-    }
+    (source / "references.bib").write_text("@misc{x, author={A. Nobody}, title={Nothing}, year={2000}}")
+
+    def built(out, seed):
+        args = [sys.executable, "-c", SCRIPT, str(source), "--records", str(home), "--out", str(tmp_path / out)]
+        env = os.environ | {"PYTHONHASHSEED": seed}
+        return subprocess.run(args, cwd=PAPER.parent, env=env, capture_output=True, text=True, check=False)
+
+    for out, seed in (("a", "1"), ("b", "2")):
+        assert (done := built(out, seed)).returncode == 0, done.stderr
+    kinds = (".md", ".tex", ".png", ".pdf")
+    made = {p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.suffix in kinds}
     assert {Path("tables/mini.md"), Path("tables/mini.tex"), Path("figures/mini.pdf"), Path("numbers.tex")} <= made
     assert (Path("main.pdf") in made) == any(map(shutil.which, build.ENGINES))
     for path in made:
         assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes(), path
     (source / "main.tex").write_text(text.replace("mini: 2 latents", "mini: 3 latents"))
-    assert built(home, tmp_path / "c") == 2
+    done = built("c", "1")
+    assert done.returncode == 2 and "quotes a number that there is not: 'mini: 3 latents'" in done.stderr
+    assert not list((tmp_path / "c").iterdir())  # nothing half made
+
+
+def test_the_readmes_block_is_replaced_and_nothing_else(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text(f"before\n{build.MARKS[0]}\nold\n{build.MARKS[1]}\nafter\n")
+    table = gathered(BETTER)
+    before, _, rest = build.readme(path, [table]).partition(build.MARKS[0])
+    block, _, after = rest.partition(build.MARKS[1])
+    assert (before, after) == ("before\n", "\nafter\n") and "old" not in block
+    (contrast, d, p) = table.contrasts[0]
+    assert f"| {MINI.claim} | {contrast.name}: {tables.effect(d, p)} |" in block
+    path.write_text("no marks")
+    with pytest.raises(ValueError, match="has no block between"):
+        build.readme(path, [table])
 
 
 def test_a_missing_cell_is_named(home, tmp_path, capsys):

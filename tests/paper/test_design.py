@@ -61,6 +61,11 @@ def test_what_an_arm_starts_from_is_run_too_and_equal_arms_once():
     assert [c.row for c in shown] == ["latent", "0.0", "0.5"]
 
 
+def test_one_name_for_two_runs_is_an_error():
+    with pytest.raises(ValueError, match="two different runs are both called 'CoT', seed 0"):
+        cells(replace(MINI, axes=({"CoT": {"method": CoT(every=2)}},), controls=("CoT",)), {"CoT": {"method": CoT()}})
+
+
 def test_shipped_ablations_name_rows_that_are_there_and_stand_beside_their_controls():
     total = 0
     for name, ablation in ABLATIONS.items():
@@ -97,7 +102,9 @@ def test_records_are_read_but_for_what_is_broken(tmp_path):
     found, left_out = records.read(tmp_path)
     assert set(found) == {json.loads(text[0])["id"], json.loads(text[3])["id"]}
     assert [w.partition(": ")[2][:15] for w in left_out] == [f"run {other['id']}"[:15]] + ["not a whole rec"] * 3
+    records.add(tmp_path, lines[other["id"]] | {"diagnosis": 1})
     records.add(tmp_path, lines[other["id"]])
+    assert records.read(tmp_path)[0][other["id"]]["diagnosis"] == 1
     assert set(records.read(tmp_path)[0]) == {*found, other["id"]}
 
 

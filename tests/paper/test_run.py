@@ -3,14 +3,17 @@
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from paper import records, run
 from paper.design import cells
 from tests.paper.helpers import MINI, TINY
+from train.record import alone
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPT = """
@@ -71,26 +74,54 @@ def test_an_ablation_is_run_recorded_and_not_repeated(mini, tmp_path, capsys):
     assert "mini  4 of 4 cells, done" in capsys.readouterr().out
 
 
-def test_a_killed_command_goes_on(tmp_path):
-    args = [sys.executable, "-c", SCRIPT, "-", "mini", *places(tmp_path), "--jobs", "1"]
-    process = subprocess.Popen(args, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if "1/4" in line:
-            process.kill()
-            break
+LONGER = """
+import sys
+from paper import run
+from tests.paper.helpers import MINI, replace
+axis = {"long": {**MINI.axes[0]["1 latents"], "train.steps": 60, "train.log_every": 20}}
+run.ABLATIONS["mini"] = replace(MINI, axes=(axis,), contrasts=())
+sys.exit(run.main(sys.argv[1:]))
+"""
+
+
+def test_a_killed_command_ends_its_workers_and_goes_on_inside_a_cell(tmp_path):
+    args = [sys.executable, "-c", LONGER, "mini", "--jobs", "1"]
+    process = subprocess.Popen([*args, *places(tmp_path)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    while not list((tmp_path / "out").glob("*/checkpoint/state.pt")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
     process.wait()
-    process.stdout.close()
-    first = records.read(tmp_path / "records")[0]
-    assert 1 <= len(first) < 4
-    done = command("mini", *places(tmp_path))
-    assert done.returncode == 0, done.stderr
-    assert len(records.read(tmp_path / "records")[0]) == 4 and f"/{4 - len(first)}" in done.stdout
-    whole = command("mini", *places(tmp_path / "other"))
-    assert whole.returncode == 0
-    for (id, a), (_, b) in zip(
-        *(sorted(records.read(p / "records")[0].items()) for p in (tmp_path, tmp_path / "other"))
-    ):
-        assert a["result"]["correct"] == b["result"]["correct"], id
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive
+    assert not records.read(tmp_path / "records")[0]
+    for home in (tmp_path, tmp_path / "other"):
+        done = subprocess.run([*args, *places(home)], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    ids = set(records.read(tmp_path / "records")[0])
+    assert len(ids) == 2 and ids == set(records.read(tmp_path / "other" / "records")[0])
+    for id in ids:  # the same losses, to the bit, as never killed
+        logs = [
+            (home / "out" / id / "metrics.jsonl").read_text().splitlines() for home in (tmp_path, tmp_path / "other")
+        ]
+        losses = [[json.loads(line)["loss"] for line in log] for log in logs]
+        assert losses[0] == losses[1] and len(losses[0]) == 3
+
+
+def test_two_commands_do_not_write_the_same_run(mini, tmp_path, capsys):
+    (first, *_) = cells(MINI, {})
+    with alone(tmp_path / "out" / f"{first.run.id}.lock"):
+        assert run.main(["mini", *places(tmp_path)]) == 1
+    err = capsys.readouterr().err
+    assert f"another process is at {tmp_path}/out/{first.run.id}" in err and "1 of 4 cells failed" in err
+
+
+def test_a_record_that_cannot_be_written_fails_its_cell(mini, tmp_path, capsys):
+    (tmp_path / "records").write_text("a file where a folder should be")
+    assert run.main(["mini", *places(tmp_path)]) == 1
+    err = capsys.readouterr().err
+    assert "failed: mini: 1 latents, seed 0: its record could not be written" in err and "4 of 4 cells failed" in err
 
 
 def test_a_full_disk_fails_cells_and_they_can_be_run_again(tmp_path):

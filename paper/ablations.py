@@ -19,14 +19,15 @@ CONTROLS: dict[str, Change] = {
     "fixed": {"method": FixedEmbedding(STEPWISE)},
     "pause, curriculum": {"method": Pause(CURRICULUM), **LONG},
     "fixed, curriculum": {"method": FixedEmbedding(CURRICULUM), **LONG},
-    "pause, answer only": {"method": Pause(ANSWER_ONLY)},
+    "pause, answer only": {"method": Pause(ANSWER_ONLY), **LONG},
+    "pause, 4 latents": {"method": Pause(Sim(n_latent=4, stride=8, step_tokens=8))},
 }
 USUAL = ("no-CoT", "CoT", "pause", "fixed")
 
 RECIPES = {
     "step decoder": {},
     "curriculum": {"method": CURRICULUM, **LONG},
-    "answer only": {"method": ANSWER_ONLY},
+    "answer only": {"method": ANSWER_ONLY, **LONG},
 }
 
 ABLATIONS: dict[str, Ablation] = {
@@ -43,14 +44,14 @@ ABLATIONS: dict[str, Ablation] = {
                 for k in (1, 2, 4, 8)
             },
         ),
-        controls=USUAL,
+        controls=(*USUAL, "pause, 4 latents"),
         core_minutes=35,
         diagnose=True,
         contrasts=(
             Contrast("8 latents", "4 latents"),
             Contrast("8 latents", "pause"),
             Contrast("8 latents", "fixed"),
-            Contrast("4 latents", "pause"),
+            Contrast("4 latents", "pause, 4 latents"),
             Contrast("8 latents", "CoT"),
         ),
     ),

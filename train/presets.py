@@ -9,7 +9,7 @@ from train.config import RLVR, SFT, Arm, Experiment, Judge, Run
 
 
 def cups() -> Experiment:
-    """Latents against no-CoT and CoT on cups, then RLVR that learns when to stop."""
+    """Latents against no-CoT, CoT and two controls on cups, then RLVR that learns when to stop."""
     sim = Sim(n_latent=8, stride=4, halt=LearnedStop())
     return Experiment(
         env=Cups(),
@@ -18,6 +18,8 @@ def cups() -> Experiment:
             "latent": Arm(sim, SFT(steps=1500)),
             "cot": Arm(CoT(), SFT(steps=1200)),
             "no-cot": Arm(NoCoT(), SFT(steps=1500)),
+            "pause": Arm(Pause(sim), SFT(steps=1500)),
+            "fixed": Arm(FixedEmbedding(sim), SFT(steps=1500)),
             "latent-rlvr": Arm(
                 sim, RLVR(steps=400, lr=6e-4, stop_lr=10.0, latent_cost=0.02, std_floor=0.01), init="latent"
             ),

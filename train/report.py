@@ -167,7 +167,14 @@ def markdown(table: list[list[str]]) -> str:
     return head + "|" + "---|" * len(table[0]) + "\n" + "".join(body)
 
 
-STYLES = [("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#555555", "^", ":"), ("#009E73", "D", "-.")]
+STYLES = [
+    ("#0072B2", "o", "-"),
+    ("#D55E00", "s", "--"),
+    ("#555555", "^", ":"),
+    ("#CC79A7", "v", (0, (5, 1))),
+    ("#56B4E9", "P", (0, (1, 1))),
+    ("#009E73", "D", "-."),
+]
 
 
 def figure(rows: list[Row], path: Path) -> None:

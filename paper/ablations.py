@@ -56,7 +56,7 @@ ABLATIONS: dict[str, Ablation] = {
         ),
     ),
     "feedback": Ablation(
-        claim="It does not matter whether the raw hidden state, its norm or a projection of it is fed back.",
+        claim="A norm or a projection of the hidden state, fed back, solves more than the raw state does.",
         base="sim",
         axes=(over("method.feedback", "hidden", "norm", "project"),),
         controls=USUAL,

@@ -38,7 +38,7 @@ def test_bootstrap_sees_the_spread_between_seeds():
 
 
 def test_few_seeds_without_effect_are_mostly_left_without():
-    """Five seeds of normal effects: the interval misses zero in 7.5 % of 1,000 draws, the plain bootstrap's in 18.7 %."""
+    """Five seeds of normal effects: zero is missed in 7.5 % of 1,000 draws, by the plain bootstrap in 18.7 %."""
     rng = np.random.default_rng(0)
     misses = 0
     for _ in range(300):

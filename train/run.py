@@ -1,7 +1,6 @@
 """One run from config to result: build, train, judge, record. Called in a process of its own, or under a launcher."""
 
 import json
-import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -36,12 +35,6 @@ def execute(
 
     Raises RuntimeError where another process is at it.
     """
-    main = int(os.environ.get("RANK", "0")) == 0
-    with alone(root / f"{run.id}.lock") if main else nullcontext():
-        return _execute(run, root, say, device, command, track)
-
-
-def _execute(run: Run, root: Path, say, device: str, command: str | None, track: str) -> dict:
     from accelerate import Accelerator
 
     trackers = {} if track == "none" else {"log_with": track, "project_dir": root / "trackers"}
@@ -59,10 +52,17 @@ def _execute(run: Run, root: Path, say, device: str, command: str | None, track:
     problems = test_problems(run, env)
     must_fit(reasoner, env, run, problems)
     reasoner.method.to(accelerator.device)
-    trainer = Trainer(reasoner, record, accelerator, say)
+    lock = alone(root / f"{run.id}.lock") if accelerator.is_main_process else nullcontext()
+    with lock:  # only now: what is refused writes nothing
+        return _fit(run, root, env, Trainer(reasoner, record, accelerator, say), problems, data, command, track)
+
+
+def _fit(run, root, env, trainer, problems, data, command, track) -> dict:
+    """Everything of `execute` that writes."""
+    reasoner, record, accelerator = trainer.reasoner, trainer.record, trainer.accelerator
     if accelerator.is_main_process:
         record.open(data, command)
-    if trackers:
+    if track != "none":
         named = {} if track == "tensorboard" else {track: {"name": run.id}}
         if track == "wandb":  # whose files would lie in the working directory
             (root / "trackers").mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def _execute(run: Run, root: Path, say, device: str, command: str | None, track:
     if accelerator.is_main_process:
         lora.merge(reasoner.method.backbone.lm)
         hub.save(reasoner, record.home / "model")
-        result = final(run, env, problems, reasoner, record, say) | {
+        result = final(run, env, problems, reasoner, record, trainer.say) | {
             "core_seconds": trainer.core_seconds,
             "updates": trainer.done,
             "latents": reasoner.method.trained_steps,

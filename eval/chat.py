@@ -13,7 +13,7 @@ from typing import Annotated
 
 import tyro
 
-from eval.cli import guarded, parse, program
+from eval.cli import at_least, guarded, parse, program
 
 HELP = "A problem, or: /sample (a held-out problem), /latents K (or /latents, as trained), /help, /quit"
 
@@ -37,8 +37,7 @@ def main(args: list[str] | None = None) -> int:
         options = parse(Options, args, program("eval.chat", "latent-chat"), __doc__)
         if options.latents is not None and options.latents < 0:
             raise ValueError(f"--latents must be at least 0, got {options.latents}")
-        if options.top < 1:
-            raise ValueError(f"--top must be at least 1, got {options.top}")
+        at_least(options, top=1)
         talk(options)
 
     return guarded(body)

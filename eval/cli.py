@@ -56,6 +56,19 @@ def program(module: str, script: str) -> str:
     return script if Path(sys.argv[0]).stem == script else f"python -m {module}"
 
 
+def at_least(options, **least: int) -> None:
+    """Raise ValueError for an option below its least value."""
+    for name, n in least.items():
+        if getattr(options, name) < n:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {n}, got {getattr(options, name)}")
+
+
+def aligned(rows: list[list[str]]) -> list[str]:
+    """A table as text, whole at any width of the terminal: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return ["  ".join([r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:])]).rstrip() for r in rows]
+
+
 def do_not_wait_for_the_hub(timeout: float = 2.0) -> None:
     """Where the Hugging Face hub does not answer, say so to its clients, which would try for half a minute.
 

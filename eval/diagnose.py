@@ -15,7 +15,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from eval.cli import guarded, parse, program
+from eval.cli import aligned, at_least, guarded, parse, program
+from eval.runs import finished_beside
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,7 @@ def main(args: list[str] | None = None) -> int:
 
     def body() -> None:
         options = parse(Options, args, program("eval.diagnose", "latent-diagnose"), __doc__)
-        for name, least in (("items", 2), ("batch", 2), ("probe_items", 10), ("group", 2)):
-            if getattr(options, name) < least:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}")
+        at_least(options, items=2, batch=2, probe_items=10, group=2)
         found = {"run": diagnose(options.run, options)}
         for path in options.beside:
             found[path.name] = diagnose(path, options)
@@ -65,22 +64,16 @@ def controls_of(run: Path) -> dict[str, Path]:
 
     Raises ValueError where there are several of a kind.
     """
-    mine = json.loads((run / "config.json").read_text())
     apart = lambda method: {k: v for k, v in method.items() if k != "feedback"}  # noqa: E731
+    mine = apart(json.loads((run / "config.json").read_text())["method"])
     found: dict[str, Path] = {}
-    for path in sorted(run.resolve().parent.glob("*/config.json")):
-        try:
-            other = json.loads(path.read_text())
-            kind = {"Pause": "pause", "FixedEmbedding": "fixed"}.get(other["method"]["class"])
-            same = all(other[name] == mine[name] for name in ("env", "model", "train", "seed"))
-            if kind is None or not same or apart(other["method"]["of"]) != apart(mine["method"]):
-                continue
-        except (ValueError, KeyError, TypeError):
+    for folder, method in finished_beside(run, ("env", "model", "train", "seed")):
+        kind = {"Pause": "pause", "FixedEmbedding": "fixed"}.get(method["class"])
+        if kind is None or apart(method["of"]) != mine:
             continue
-        if (path.parent / "result.json").exists():
-            if kind in found:
-                raise ValueError(f"{found[kind].name} and {path.parent.name} are both {kind} controls: say --beside")
-            found[kind] = path.parent
+        if kind in found:
+            raise ValueError(f"{found[kind].name} and {folder.name} are both {kind} controls: say --beside")
+        found[kind] = folder
     return found
 
 
@@ -88,16 +81,10 @@ def diagnose(run: Path, options: Options) -> dict:
     """Every number of the suite for one run. Raises ValueError where it cannot be had."""
     import torch
 
-    from eval import diagnostics, environments
-    from latent import load
+    from eval import diagnostics
 
     torch.set_num_threads(1)
-    reasoner = load(run, "cuda" if options.device == "auto" and torch.cuda.is_available() else "cpu")
-    if not reasoner.method.trained_steps:
-        raise ValueError(f"{run} thinks in no latents ({type(reasoner.method).__name__}): nothing to diagnose")
-    env = environments.of_run(run)
-    if env is None:
-        raise ValueError(f"{run} is not a run's folder: its problems are not known")
+    reasoner, env = opened(run, options.device, "diagnose")
     problems = env.problems("test", env.main_level, options.items)
     if len(problems) % options.batch == 1:
         problems = problems[:-1]
@@ -117,6 +104,22 @@ def diagnose(run: Path, options: Options) -> dict:
         "collapse": diagnostics.collapse(states),
         "diversity": diagnostics.diversity(reasoner, env, problems[:64], options.group),
     }
+
+
+def opened(run: Path, device: str, purpose: str):
+    """A run's reasoner, which thinks, and its environment. Raises ValueError where there is nothing for a purpose."""
+    import torch
+
+    from eval import environments
+    from latent import load
+
+    reasoner = load(run, "cuda" if device == "auto" and torch.cuda.is_available() else "cpu")
+    if not reasoner.method.trained_steps:
+        raise ValueError(f"{run} thinks in no latents ({type(reasoner.method).__name__}): nothing to {purpose}")
+    env = environments.of_run(run)
+    if env is None:
+        raise ValueError(f"{run} is not a run's folder: its problems are not known")
+    return reasoner, env
 
 
 def cost(found: dict, kind: str) -> tuple[float, float, float]:
@@ -192,12 +195,6 @@ def share(hits: list[int] | None) -> str:
         return "-"
     low, high = wilson(sum(hits), len(hits))
     return f"{sum(hits) / len(hits):.3f} ({low:.3f}-{high:.3f})"
-
-
-def aligned(rows: list[list[str]]) -> list[str]:
-    """A table as text, its first column to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return ["  ".join([r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:])]).rstrip() for r in rows]
 
 
 if __name__ == "__main__":

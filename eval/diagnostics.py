@@ -8,6 +8,7 @@ states and change nothing.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import blake2b
 
 import torch
@@ -46,6 +47,7 @@ class Untouched:
     thought: Thought
     inputs: list[Tensor] = field(default_factory=list)
 
+    @cached_property
     def donors(self) -> Tensor:
         """For each row another: the next round the batch with as many latents and another text, if there is one."""
         n, said, used = len(self.texts), self.texts, self.thought.used_B.tolist()
@@ -63,7 +65,7 @@ class Untouched:
     def given(self, latent: int) -> Tensor:
         """What the donors' latents had as input; the last of a donor that thought fewer."""
         last = (self.thought.used_B - 1).clamp(min=0).tolist()
-        rows = [self.inputs[min(latent, last[d])][d] for d in self.donors().tolist()]
+        rows = [self.inputs[min(latent, last[d])][d] for d in self.donors.tolist()]
         return torch.stack(rows)
 
     def thinking(self, latent: int) -> Tensor:
@@ -153,7 +155,7 @@ def causal(reasoner: Reasoner, env: Environment, problems: list[Problem], batch:
             texts = intervened(reasoner, was, kind, seed=b)
             so_far["correct"] += hits(env, was.problems, texts)
             so_far["changed"] += differ(texts, was.texts) / len(problems)
-        donated = [was.texts[d] for d in was.donors().tolist()]
+        donated = [was.texts[d] for d in was.donors.tolist()]
         for i in range(len(was.inputs)):
             if i == len(patches):
                 patches.append({"n": 0, "flipped": 0, "donor": 0, "apart": 0})
@@ -222,6 +224,7 @@ def lens(reasoner: Reasoner, env: Environment, states: States) -> list[dict]:
     tokens that begin these nodes begin others as well are left out.
     """
     method, codec = reasoner.method, reasoner.codec
+    graphs = [searched(reasoner, env, p) for p in states.problems]
     rows = []
     for i in range(states.states_NKD.shape[1]):
         h_ND, which = states.at(i)
@@ -245,7 +248,7 @@ def lens(reasoner: Reasoner, env: Environment, states: States) -> list[dict]:
                 if problem.steps and other.steps:
                     said.append(best[b] == step_of(problem)[0])
                     elsewhere.append(best[b] == step_of(other)[0])
-                levels = searched(reasoner, env, problem)
+                levels = graphs[n]
                 at = method.reaches(i, max(i, len(problem.steps))) - 1
                 if at < len(levels) and not levels[at] & set().union(*levels[:at], *levels[at + 1 :]):
                     mass.append(p_NV[b, sorted(levels[at])].sum().item())
@@ -286,7 +289,7 @@ def probe(reasoner: Reasoner, train: States, test: States, ridge: float = 1e-2) 
         seen = set(sides[0][1])
         real, common, chosen, gains = [], [], [], []
         for place in range(max(map(len, seen))):
-            (a, steps_a), (b, steps_b) = (_long_enough(*side, place) for side in sides)
+            (a, steps_a), (b, steps_b) = (long_enough(*side, place) for side in sides)
             if not steps_a or not steps_b:
                 continue
             ids = [s[place] for s in steps_a]
@@ -314,7 +317,7 @@ def steps_reached(reasoner: Reasoner, states: States, latent: int) -> tuple[Tens
     return h_ND[kept], [reasoner.codec.step(c[reasoner.method.reaches(latent, len(c)) - 1]) for c in chains]
 
 
-def _long_enough(h_ND: Tensor, steps: list[tuple[int, ...]], place: int) -> tuple[Tensor, list[tuple[int, ...]]]:
+def long_enough(h_ND: Tensor, steps: list[tuple[int, ...]], place: int) -> tuple[Tensor, list[tuple[int, ...]]]:
     """States and steps of those that have a token at a place."""
     kept = [n for n, s in enumerate(steps) if len(s) > place]
     return h_ND[kept], [steps[n] for n in kept]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -70,6 +70,15 @@ def read(home: Path) -> Found | None:
     except (ValueError, KeyError):
         return None
     return Found(home.name, config, result, updates, max(p.stat().st_mtime for p in home.iterdir()))
+
+
+def finished_beside(run: Path, same: tuple[str, ...]) -> Iterator[tuple[Path, dict]]:
+    """The finished runs in the folder of a run that have parts of its config, each with its method's config."""
+    mine = json.loads((run / "config.json").read_text())
+    for path in sorted(run.resolve().parent.glob("*/config.json")):
+        other = read(path.parent)
+        if other is not None and other.result is not None and all(other.config.get(n) == mine[n] for n in same):
+            yield path.parent, other.config["method"]
 
 
 def _flat(config, name: str = "") -> dict[str, object]:

@@ -15,7 +15,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from eval.cli import guarded, parse, program
+from eval.cli import at_least, guarded, parse, program
+from eval.diagnose import opened
+from eval.runs import finished_beside
 
 TEMPLATE = Path(__file__).parent / "view.html"
 
@@ -45,9 +47,7 @@ def main(args: list[str] | None = None) -> int:
 
     def body() -> None:
         options = parse(Options, args, program("eval.view", "latent-view"), __doc__)
-        for name, least in (("problems", 1), ("top", 1), ("probe_items", 10)):
-            if getattr(options, name) < least:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}")
+        at_least(options, problems=1, top=1, probe_items=10)
         data = json.dumps(look(options)).replace("</", "<\\/")  # no text of a problem ends the script
         out = options.out or options.run / "view.html"
         out.write_text(TEMPLATE.read_text().replace("/*DATA*/ null", data))
@@ -58,16 +58,9 @@ def main(args: list[str] | None = None) -> int:
 
 def cot_of(run: Path) -> Path | None:
     """A finished run in the folder of a run that writes whole chains: the same problems, model and seed."""
-    mine = json.loads((run / "config.json").read_text())
-    for path in sorted(run.resolve().parent.glob("*/config.json")):
-        try:
-            other = json.loads(path.read_text())
-            same = all(other[name] == mine[name] for name in ("env", "model", "seed"))
-            whole = other["method"]["class"] == "CoT" and other["method"].get("every", 1) == 1
-            if same and whole and (path.parent / "result.json").exists():
-                return path.parent
-        except (ValueError, KeyError, TypeError):
-            continue
+    for folder, method in finished_beside(run, ("env", "model", "seed")):
+        if method["class"] == "CoT" and method.get("every", 1) == 1:
+            return folder
     return None
 
 
@@ -75,16 +68,11 @@ def look(options: Options) -> dict:
     """Everything that the page shows. Raises ValueError where it cannot be had."""
     import torch
 
-    from eval import diagnostics, environments
+    from eval import diagnostics
     from latent import load
 
     torch.set_num_threads(1)
-    device = "cuda" if options.device == "auto" and torch.cuda.is_available() else "cpu"
-    reasoner, env = load(options.run, device), environments.of_run(options.run)
-    if env is None:
-        raise ValueError(f"{options.run} is not a run's folder: its problems are not known")
-    if not reasoner.method.trained_steps:
-        raise ValueError(f"{options.run} thinks in no latents ({type(reasoner.method).__name__}): nothing to look into")
+    reasoner, env = opened(options.run, options.device, "look into")
     each = -(-options.problems // len(env.levels()))
     problems = [p for level in env.levels()[::-1] for p in env.problems("test", level, each)][: options.problems]
     known = env.train_batch("probe", 0, options.probe_items)
@@ -93,12 +81,12 @@ def look(options: Options) -> dict:
     for i in range(1, states.states_NKD.shape[1]):
         h_ND, steps = diagnostics.steps_reached(reasoner, states, i)
         readers[i] = [
-            diagnostics.linear_probe(h_ND[kept], [steps[n][place] for n in kept])
+            diagnostics.linear_probe(a_ND, [step[place] for step in kept])
             for place in range(max(map(len, steps), default=0))
-            if (kept := [n for n, s in enumerate(steps) if len(s) > place])
+            for a_ND, kept in [diagnostics.long_enough(h_ND, steps, place)]
         ]
     cot = options.cot or cot_of(options.run)
-    chains, mean = None if cot is None else load(cot, device), means(reasoner, known)
+    chains, mean = None if cot is None else load(cot, reasoner.method.backbone.device), means(reasoner, known)
     return {
         "run": options.run.resolve().name,
         "places": [f"answer {i + 2}" for i in range((reasoner.method.parallel_answer or 1) - 1)],

@@ -30,20 +30,16 @@ RECIPES = {
     "answer only": {"method": ANSWER_ONLY, **LONG},
 }
 
+NUMBERS = {
+    f"{k} latent{'s' * (k > 1)}": {"method.n_latent": k, "method.stride": 32 // k, "method.step_tokens": 32 // k}
+    for k in (1, 2, 4, 8)
+}
+
 ABLATIONS: dict[str, Ablation] = {
     "latents": Ablation(
         claim="The more latents, up to one a step of the oracle, the more problems are solved.",
         base="sim",
-        axes=(
-            {
-                f"{k} latent{'s' * (k > 1)}": {
-                    "method.n_latent": k,
-                    "method.stride": 32 // k,
-                    "method.step_tokens": 32 // k,
-                }
-                for k in (1, 2, 4, 8)
-            },
-        ),
+        axes=(NUMBERS,),
         controls=(*USUAL, "pause, 4 latents"),
         core_minutes=35,
         diagnose=True,
@@ -118,17 +114,7 @@ ABLATIONS: dict[str, Ablation] = {
     "budget": Ablation(
         claim="At equal sequential steps, and at equal FLOPs, latents solve more than a chain cut to that budget.",
         base="sim",
-        axes=(
-            {
-                f"{k} latent{'s' * (k > 1)}": {
-                    "method.n_latent": k,
-                    "method.stride": 32 // k,
-                    "method.step_tokens": 32 // k,
-                }
-                for k in (1, 2, 4, 8)
-            }
-            | {f"CoT, 1 step in {n}": {"method": CoT(every=n)} for n in (1, 2, 4, 8)},
-        ),
+        axes=(NUMBERS | {f"CoT, 1 step in {n}": {"method": CoT(every=n)} for n in (1, 2, 4, 8)},),
         controls=USUAL,
         core_minutes=12,
         contrasts=(

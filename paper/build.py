@@ -54,8 +54,9 @@ def main(args: list[str] | None = None) -> int:
 def build(options: Options) -> None:
     """Make everything. Raises ValueError naming what is missing."""
     lines, left_out = records.read(options.records)
-    asked = {name: cells(ABLATIONS[name], CONTROLS, options.smoke) for name in options.names or ABLATIONS}
-    every = {c.run.id for each in ABLATIONS.values() for c in cells(each, CONTROLS, options.smoke)}
+    all_cells = {name: cells(ablation, CONTROLS, options.smoke) for name, ablation in ABLATIONS.items()}
+    asked = {name: all_cells[name] for name in options.names or ABLATIONS}
+    every = {c.run.id for each in all_cells.values() for c in each}
     left_out += [f"record {id} belongs to no cell: left out" for id in lines if id not in every]
     print(*left_out, sep="\n", end="\n" if left_out else "")
     n_boot = 200 if options.smoke else 4000

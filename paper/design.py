@@ -110,6 +110,7 @@ def cells(ablation: Ablation, controls: dict[str, Change], smoke: bool = False) 
     if ablation.base not in PRESETS:
         raise ValueError(f"no preset {ablation.base!r}; there are {', '.join(PRESETS)}")
     base = PRESETS[ablation.base]()
+    shared = set() if isinstance(base, Run) else _same_everywhere(ablation, base)
     found: dict[str, Cell] = {}
 
     def add(row: str | None, seed: int, run: Run, control: bool = False) -> None:
@@ -129,7 +130,6 @@ def cells(ablation: Ablation, controls: dict[str, Change], smoke: bool = False) 
                 continue
             if smoke:
                 point = replace(point, arms={k: tiny(a) for k, a in point.arms.items()}, judge=tiny_judge(point.judge))
-            shared = {name for name, run in point.runs().items() if _same_everywhere(ablation, base, name)}
             shown = ablation.arms or tuple(point.arms)
             alone = len(set(shown) - shared) == 1  # then the point says enough
             for name, run in wanted(point, shown).items():
@@ -146,15 +146,15 @@ def cells(ablation: Ablation, controls: dict[str, Change], smoke: bool = False) 
     return list(found.values())
 
 
-def _same_everywhere(ablation: Ablation, base: Experiment, arm: str) -> bool:
-    """Whether an arm is the same run at every point of the grid."""
+def _same_everywhere(ablation: Ablation, base: Experiment) -> set[str]:
+    """The arms that are the same run at every point of the grid."""
     points = []
     for choices in product(*(axis.values() for axis in ablation.axes)):
         point = base
         for change in choices:
             point = changed(point, change)
-        points.append(point.runs()[arm].id)
-    return len(points) > 1 and len(set(points)) == 1
+        points.append(point.runs())
+    return {arm for arm in base.arms if len(points) > 1 and len({runs[arm].id for runs in points}) == 1}
 
 
 def wanted(experiment: Experiment, arms: tuple[str, ...]) -> dict[str, Run]:

@@ -97,8 +97,8 @@ def sweep(table: Table):
                         textcoords="offset points")  # fmt: skip
             continue
         xs = sorted({*map(int, swept), row.lines[0]["result"]["latents"]})
-        ys = [row.results(x).mean() for x in xs]
-        ends = [bootstrap(row.results(x), table.n_boot) for x in xs]
+        hits = [row.results(x) for x in xs]
+        ys, ends = [h.mean() for h in hits], [bootstrap(h, table.n_boot) for h in hits]
         colour, mark, dash = STYLES[i % len(STYLES)]
         i += 1
         errors = [[max(0, y - lo) for y, (lo, _) in zip(ys, ends)], [max(0, hi - y) for y, (_, hi) in zip(ys, ends)]]

@@ -1,13 +1,12 @@
 """The records behind the paper: one JSON line a run, per-item results packed. Tables and figures read these alone."""
 
 import json
-import os
 import zlib
 from base64 import b85decode, b85encode
-from hashlib import blake2b
 from pathlib import Path
 
-from train.record import alone
+from train.config import id_of
+from train.record import alone, write_text
 
 FILE = "runs.jsonl"
 
@@ -65,11 +64,6 @@ def read(folder: Path) -> tuple[dict[str, dict], list[str]]:
     return lines, left_out
 
 
-def id_of(config: dict) -> str:
-    """The id of a run, from its config as written: as `train.config.Run.id`."""
-    return blake2b(json.dumps(config, sort_keys=True).encode(), digest_size=6).hexdigest()
-
-
 def add(folder: Path, line: dict) -> None:
     """Put a line among the others, sorted by id: the file is the old one or the new one, whatever happens.
 
@@ -79,10 +73,4 @@ def add(folder: Path, line: dict) -> None:
         lines = read(folder)[0]
         kept = {k: v for k, v in lines.get(line["id"], {}).items() if k == "diagnosis"}
         lines[line["id"]] = kept | line
-        path = folder / FILE
-        part = path.with_suffix(".part")
-        with part.open("w") as f:
-            f.write("".join(json.dumps(lines[id], sort_keys=True) + "\n" for id in sorted(lines)))
-            f.flush()
-            os.fsync(f.fileno())
-        part.rename(path)
+        write_text(folder / FILE, "".join(json.dumps(lines[id], sort_keys=True) + "\n" for id in sorted(lines)))

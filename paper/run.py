@@ -16,11 +16,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from eval.cli import guarded, parse, program
+from eval.cli import at_least, guarded, parse, program
 from paper import records
 from paper.ablations import ABLATIONS, CONTROLS
 from paper.design import Cell, cells
-from train.config import Run, plain
+from train.config import Run, id_of, plain
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -54,8 +54,7 @@ def main(args: list[str] | None = None) -> int:
 
     def body() -> int:
         options = parse(Options, args, program("paper.run", "latent-paper"), __doc__)
-        if options.jobs < 1:
-            raise ValueError(f"--jobs must be at least 1, got {options.jobs}")
+        at_least(options, jobs=1)
         names = list(ABLATIONS) if options.name in ("", "all") else [options.name]
         if unknown := [name for name in names if name not in ABLATIONS]:
             raise ValueError(f"no ablation {unknown[0]!r}; there are {', '.join(ABLATIONS)}, and all")
@@ -80,29 +79,34 @@ def main(args: list[str] | None = None) -> int:
 def listing(options: Options) -> list[str]:
     """Every ablation with its claim, and how much of it is done."""
     done, left_out = records.read(options.records)
+    share = shares()
     lines, cells_of = [], {name: cells(ablation, CONTROLS) for name, ablation in ABLATIONS.items()}
     for name, ablation in ABLATIONS.items():
         missing = [c for c in cells_of[name] if not c.done(done)]
         state = f"{len(cells_of[name]) - len(missing)} of {len(cells_of[name])} cells"
-        left = f", {sum(minutes(missing, done)):.0f} core-min left" if missing else ", done"
+        left = f", {sum(minutes(missing, done, share)):.0f} core-min left" if missing else ", done"
         lines.append(f"{name:>10}  {state}{left}. {ablation.claim}")
     known = {c.run.id for each in cells_of.values() for c in each}
     lines += left_out + [f"record {id} belongs to no cell" for id in done if id not in known]
     return lines
 
 
-def minutes(some: list[Cell], done: dict[str, dict]) -> list[float]:
-    """Core-minutes expected of cells: as other seeds took, and elsewhere an even share of their ablation's budget."""
-    seedless = lambda config: records.id_of({**config, "seed": 0, "init": None})  # noqa: E731
-    took: dict[str, list[float]] = {}
-    for line in done.values():
-        took.setdefault(seedless(line["config"]), []).append(line["result"]["core_seconds"] / 60)
-    owner: dict[str, str] = {}  # a budget is for the cells that no ablation before has
+def shares() -> dict[str, float]:
+    """Core-minutes of each run's even share in a budget, that of the first ablation that has it."""
+    owner: dict[str, str] = {}
     for name, ablation in ABLATIONS.items():
         for cell in cells(ablation, CONTROLS):
             owner.setdefault(cell.run.id, name)
     owned = Counter(owner.values())
-    share = {id: ABLATIONS[name].core_minutes / owned[name] for id, name in owner.items()}
+    return {id: ABLATIONS[name].core_minutes / owned[name] for id, name in owner.items()}
+
+
+def minutes(some: list[Cell], done: dict[str, dict], share: dict[str, float]) -> list[float]:
+    """Core-minutes expected of cells: as other seeds took, and elsewhere their `share` of a budget."""
+    seedless = lambda config: id_of({**config, "seed": 0, "init": None})  # noqa: E731
+    took: dict[str, list[float]] = {}
+    for line in done.values():
+        took.setdefault(seedless(line["config"]), []).append(line["result"]["core_seconds"] / 60)
     return [median(took.get(seedless(plain(c.run)), [share.get(c.run.id, 0.1)])) for c in some]
 
 
@@ -110,6 +114,7 @@ def execute(names: list[str], options: Options) -> int:
     """Run what is missing of some ablations."""
     done, left_out = records.read(options.records)
     print(*left_out, sep="\n", end="\n" if left_out else "")
+    share = shares()
     todo: dict[str, Cell] = {}
     expected: dict[str, float] = {}
     for name in names:
@@ -118,7 +123,7 @@ def execute(names: list[str], options: Options) -> int:
         # a cell may start from one whose record is there and whose weights are not
         ids |= {c.run.init for c in every if c.run.id in ids and c.run.init and not has_model(options, c.run.init)}
         some = [c for c in every if c.run.id in ids]
-        for cell, m in zip(some, minutes(some, done)):
+        for cell, m in zip(some, minutes(some, done, share)):
             label = next((k for k, c in todo.items() if c.run.id == cell.run.id), None)
             if label is None:
                 label = f"{name}: {cell.row or f'start {cell.run.id}'}, seed {cell.seed}"

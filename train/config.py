@@ -160,7 +160,7 @@ class Run:
     @property
     def id(self) -> str:
         """Hash of the whole config, class names included."""
-        return blake2b(json.dumps(plain(self), sort_keys=True).encode(), digest_size=6).hexdigest()
+        return id_of(plain(self))
 
 
 @dataclass(frozen=True)
@@ -197,6 +197,11 @@ class Experiment:
             init = runs[arm.init].id if arm.init in runs else arm.init
             runs[name] = Run(self.env, self.model, arm.method, arm.train, self.judge, init, self.seed)
         return runs
+
+
+def id_of(config: dict) -> str:
+    """The id of a run with this config as plain data."""
+    return blake2b(json.dumps(config, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
 def plain(config) -> dict:

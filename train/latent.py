@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from eval.cli import do_not_wait_for_the_hub, guarded, program
+from eval.cli import at_least, do_not_wait_for_the_hub, guarded, program
 from eval.cli import parse as parse_flags
 from train.config import Experiment, Run
 from train.presets import PAPERS, PRESETS
@@ -82,8 +82,7 @@ def parse(args: list[str]) -> tuple[str, Run | Experiment, Options]:
         default=Command(config=preset),
         config=(tyro.conf.AvoidSubcommands,),
     )
-    if command.options.jobs < 1:
-        raise ValueError(f"--jobs must be at least 1, got {command.options.jobs}")
+    at_least(command.options, jobs=1)
     return name, command.config, command.options
 
 

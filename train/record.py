@@ -91,9 +91,14 @@ def alone(path: Path, wait: bool = False) -> Iterator[None]:
 
 def write(path: Path, data: dict) -> None:
     """JSON, whole or not at all."""
+    write_text(path, json.dumps(data, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text, whole or not at all."""
     part = path.with_suffix(path.suffix + ".part")
     with part.open("w") as f:
-        f.write(json.dumps(data, indent=2) + "\n")
+        f.write(text)
         f.flush()
         os.fsync(f.fileno())
     part.rename(path)

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from eval.cli import aligned
 from eval.stats import bootstrap, mcnemar
 from latent.config import CoT
 from train.config import Run
@@ -78,14 +79,13 @@ def publish(name: str, runs: dict[str, Run], out: Path, with_latency: bool, seco
     (folder / "table.json").write_text(json.dumps({"rows": saved, "cpu": cpu(), "seconds": seconds}, indent=2) + "\n")
     (folder / "table.md").write_text(markdown(table) + "\n" + "".join(f"* {r}\n" for r in remarks))
     figure(rows, folder / "figure.png")
-    print("", *aligned(table), "", *remarks, f"{folder}/table.md, {folder}/figure.png", sep="\n")
+    print("", *ruled(table), "", *remarks, f"{folder}/table.md, {folder}/figure.png", sep="\n")
 
 
-def aligned(table: list[list[str]]) -> list[str]:
-    """The table as text, whole at any width of the terminal."""
-    widths = [max(map(len, column)) for column in zip(*table)]
-    rows = ["  ".join([r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:])]).rstrip() for r in table]
-    return [rows[0], "-" * len(rows[0]), *rows[1:]]
+def ruled(table: list[list[str]]) -> list[str]:
+    """The table as text, a rule under its head."""
+    head, *rows = aligned(table)
+    return [head, "-" * len(head), *rows]
 
 
 def measure(rows: list[Row], out: Path) -> None:

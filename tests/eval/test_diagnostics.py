@@ -58,7 +58,7 @@ def test_interventions_are_the_answers_to_other_inputs():
     reasoner = lively(OF)
     (was,) = diagnostics.untouched(reasoner, ENV, PROBLEMS, 8)
     inputs_NKD = torch.stack(was.inputs, 1)
-    donors = was.donors().tolist()
+    donors = was.donors.tolist()
     assert all(was.texts[d] != was.texts[b] for b, d in enumerate(donors) if len(set(was.texts)) > 1)
     assert len(set(was.texts)) > 1
     answers = {kind: diagnostics.intervened(reasoner, was, kind, 0) for kind in diagnostics.INTERVENTIONS}
@@ -127,7 +127,7 @@ def test_stops_stay_where_they_were():
         live = set(was.thinking(i).tolist())
         assert live == {b for b, n in enumerate(used_B.tolist()) if n > i}
         for b in live:
-            d = int(was.donors()[b])
+            d = int(was.donors[b])
             assert torch.equal(was.given(i)[b], was.inputs[min(i, int(used_B[d]) - 1)][d]) and used_B[d] > 0
     found = diagnostics.causal(reasoner, ENV, PROBLEMS, 8)
     assert [p["n"] for p in found["patches"]] == [int((used_B > i).sum()) for i in range(int(used_B.max()))]

@@ -10,7 +10,7 @@ from paper import records
 from paper.ablations import ABLATIONS, CONTROLS
 from paper.design import Ablation, cells, changed, over
 from tests.paper.helpers import MINI, planted, written
-from train.config import plain
+from train.config import id_of, plain
 from train.presets import PRESETS
 
 
@@ -110,4 +110,4 @@ def test_records_are_read_but_for_what_is_broken(tmp_path):
 
 def test_the_id_in_a_record_is_that_of_the_run():
     run = PRESETS["recurrent"]()
-    assert records.id_of(json.loads(json.dumps(plain(run)))) == run.id
+    assert id_of(json.loads(json.dumps(plain(run)))) == run.id

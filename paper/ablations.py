@@ -3,25 +3,40 @@
 To add one: an entry in `ABLATIONS`. Methods, environments and presets are named as `python -m train.latent` names them.
 """
 
-from latent.config import Coconut, CoT, FixedEmbedding, NoCoT, Pause, Sim
-from paper.design import Ablation, Change, Contrast, over
+from dataclasses import replace
+
+from latent.config import Coconut, CoT, FixedEmbedding, LearnedStop, NoCoT, Pause, Recurrent, Sim
+from paper.design import Ablation, Contrast, Control, over
 
 STEPWISE = Sim(n_latent=8, stride=4)
 CURRICULUM = Coconut(n_latent=8, stride=4, stage_steps=400)  # controls must go through its stages, too
 ANSWER_ONLY = Coconut(n_latent=8, stride=4, first_stage=9, earlier=0.0)
 LONG = {"train.steps": 4400}  # nine stages before the last one
-
-# what latents are read beside: changes of the preset `sim`
-CONTROLS: dict[str, Change] = {
-    "no-CoT": {"method": NoCoT()},
-    "CoT": {"method": CoT()},
-    "pause": {"method": Pause(STEPWISE)},
-    "fixed": {"method": FixedEmbedding(STEPWISE)},
-    "pause, curriculum": {"method": Pause(CURRICULUM), **LONG},
-    "fixed, curriculum": {"method": FixedEmbedding(CURRICULUM), **LONG},
-    "pause, answer only": {"method": Pause(ANSWER_ONLY), **LONG},
-    "pause, 4 latents": {"method": Pause(Sim(n_latent=4, stride=8, step_tokens=8))},
+STOPPING = replace(STEPWISE, halt=LearnedStop())
+ONCE = {"method": Recurrent(n_recurrence=1, r_min=1, r_max=1, supervise="answer"), "judge.sweep": ()}
+# starts of RL, and updates of SFT that take as many core-seconds as RL from there (seed 0)
+STARTS = {
+    f"start at {a:g}": {"arms.half-trained.train.stop_at": a, "arms.sft.train.steps": steps}
+    for a, steps in ((0.25, 860), (0.5, 620), (0.75, 540), (0.9, 540))
 }
+
+# what latents are read beside
+CONTROLS: dict[str, Control] = {
+    "no-CoT": Control({"method": NoCoT()}),
+    "CoT": Control({"method": CoT()}),
+    "pause": Control({"method": Pause(STEPWISE)}),
+    "fixed": Control({"method": FixedEmbedding(STEPWISE)}),
+    "pause, curriculum": Control({"method": Pause(CURRICULUM), **LONG}),
+    "fixed, curriculum": Control({"method": FixedEmbedding(CURRICULUM), **LONG}),
+    "pause, answer only": Control({"method": Pause(ANSWER_ONLY), **LONG}),
+    "pause, 4 latents": Control({"method": Pause(Sim(n_latent=4, stride=8, step_tokens=8))}),
+    "one recurrence": Control(ONCE, "recurrent"),
+}
+for name, kind in (("pause", Pause), ("fixed", FixedEmbedding)):  # trained first, and then by RL as the latents are
+    stopping = {f"arms.{arm}.method": kind(STOPPING) for arm in ("latent", "latent-rlvr")}
+    CONTROLS[f"{name}, cost 0.02"] = Control(stopping, "cups", "latent-rlvr")
+    verified = {f"arms.{arm}.method": kind(STEPWISE) for arm in ("half-trained", "rlvr")}
+    CONTROLS |= {f"{name}, {arm}": Control(verified, "cups-rlvr", arm) for arm in ("half-trained", "rlvr")}
 USUAL = ("no-CoT", "CoT", "pause", "fixed")
 
 RECIPES = {
@@ -69,6 +84,7 @@ ABLATIONS: dict[str, Ablation] = {
         axes=(RECIPES,),
         controls=(*USUAL, "pause, curriculum", "fixed, curriculum", "pause, answer only"),
         core_minutes=75,
+        diagnose=True,
         contrasts=(
             Contrast("step decoder", "curriculum"),
             Contrast("curriculum", "answer only"),
@@ -97,7 +113,7 @@ ABLATIONS: dict[str, Ablation] = {
         base="cups",
         axes=({f"cost {c:g}": {"arms.latent-rlvr.train.latent_cost": c} for c in (0.0, 0.005, 0.01, 0.02, 0.05)},),
         arms=("latent", "latent-rlvr"),
-        controls=USUAL,
+        controls=(*USUAL, "pause, cost 0.02", "fixed, cost 0.02"),
         core_minutes=18,
         costs=("used_mean", "steps", "core_seconds"),
         contrasts=(
@@ -108,6 +124,8 @@ ABLATIONS: dict[str, Ablation] = {
             Contrast("cost 0.05", "latent"),
             Contrast("cost 0.02", "cost 0", metric="used_mean"),
             Contrast("cost 0.05", "cost 0", metric="used_mean"),
+            Contrast("cost 0.02", "pause, cost 0.02"),
+            Contrast("cost 0.02", "fixed, cost 0.02"),
         ),
         figure="costs",
     ),
@@ -127,8 +145,8 @@ ABLATIONS: dict[str, Ablation] = {
     "rl": Ablation(
         claim="RL on verified answers helps where the start is right sometimes; SFT of equal compute helps more.",
         base="cups-rlvr",
-        axes=({f"start at {a:g}": {"arms.half-trained.train.stop_at": a} for a in (0.25, 0.5, 0.75, 0.9)},),
-        controls=USUAL,
+        axes=(STARTS,),
+        controls=(*USUAL, "pause, half-trained", "pause, rlvr", "fixed, half-trained", "fixed, rlvr"),
         core_minutes=30,
         contrasts=(
             Contrast("start at 0.25, rlvr", "start at 0.25, half-trained"),
@@ -139,6 +157,8 @@ ABLATIONS: dict[str, Ablation] = {
             Contrast("start at 0.75, rlvr", "start at 0.75, sft"),
             Contrast("start at 0.9, rlvr", "start at 0.9, half-trained"),
             Contrast("start at 0.9, rlvr", "start at 0.9, sft"),
+            Contrast("pause, rlvr", "pause, half-trained"),
+            Contrast("fixed, rlvr", "fixed, half-trained"),
         ),
     ),
     "depth": Ablation(
@@ -150,7 +170,7 @@ ABLATIONS: dict[str, Ablation] = {
                 "4 to 12 in training": {},
             },
         ),
-        controls=USUAL,
+        controls=(*USUAL, "one recurrence"),
         core_minutes=40,
         contrasts=(
             Contrast("4 to 12 in training", "always 8 in training", 4),
@@ -158,6 +178,7 @@ ABLATIONS: dict[str, Ablation] = {
             Contrast("4 to 12 in training", "always 8 in training", 12),
             Contrast("4 to 12 in training", "always 8 in training", 16),
             Contrast("4 to 12 in training", "always 8 in training"),
+            Contrast("4 to 12 in training", "one recurrence"),
         ),
         figure="sweep",
     ),

@@ -32,6 +32,15 @@ class Contrast:
 
 
 @dataclass(frozen=True)
+class Control:
+    """A row to read others beside: a preset with changes, and of a preset with several arms the one that is the row."""
+
+    change: Change
+    base: str = "sim"
+    arm: str | None = None
+
+
+@dataclass(frozen=True)
 class Ablation:
     """A claim with the grid that tests it. Cells are the product of the axes, each in every seed.
 
@@ -102,22 +111,23 @@ def _put(config, names: list[str], value, path: str):
     return replace(config, **{first: _put(getattr(config, first), rest, value, path)})
 
 
-def cells(ablation: Ablation, controls: dict[str, Change], smoke: bool = False) -> list[Cell]:
+def cells(ablation: Ablation, controls: dict[str, Control], smoke: bool = False) -> list[Cell]:
     """All cells, what each starts from before it. Equal runs are one cell, whatever they are called.
 
     `smoke`: two seeds of a few updates each, to see that everything runs.
     """
-    if ablation.base not in PRESETS:
-        raise ValueError(f"no preset {ablation.base!r}; there are {', '.join(PRESETS)}")
-    base = PRESETS[ablation.base]()
+    base = _preset(ablation.base)
     shared = set() if isinstance(base, Run) else _same_everywhere(ablation, base)
     found: dict[str, Cell] = {}
 
-    def add(row: str | None, seed: int, run: Run, control: bool = False) -> None:
-        old = found.get(run.id)
-        if old is None or old.row is None:
-            thinks = not isinstance(run.method, NoCoT | CoT)
-            found[run.id] = Cell(row, seed, run, control, ablation.diagnose and thinks)
+    def add(point: Run | Experiment, rows: dict[str, str], control: bool = False) -> None:
+        """The runs of a point; `rows`: what to call them, by arm, "" where there are none."""
+        point = tiny(point) if smoke else point
+        for arm, run in ({"": point} if isinstance(point, Run) else wanted(point, tuple(rows))).items():
+            old = found.get(run.id)
+            if old is None or old.row is None:
+                thinks = not isinstance(run.method, NoCoT | CoT)
+                found[run.id] = Cell(rows.get(arm), run.seed, run, control, ablation.diagnose and thinks)
 
     for seed in ablation.seeds[:2] if smoke else ablation.seeds:
         for choices in product(*(axis.items() for axis in ablation.axes)):
@@ -126,24 +136,29 @@ def cells(ablation: Ablation, controls: dict[str, Change], smoke: bool = False) 
                 point = changed(point, change)
             label = ", ".join(name for name, _ in choices)
             if isinstance(point, Run):
-                add(label, seed, tiny(point) if smoke else point)
+                add(point, {"": label})
                 continue
-            if smoke:
-                point = replace(point, arms={k: tiny(a) for k, a in point.arms.items()}, judge=tiny_judge(point.judge))
             shown = ablation.arms or tuple(point.arms)
             alone = len(set(shown) - shared) == 1  # then the point says enough
-            for name, run in wanted(point, shown).items():
-                row = name if name in shared else label if alone else f"{label}, {name}"
-                add(row if name in shown else None, seed, run)
+            add(point, {arm: arm if arm in shared else label if alone else f"{label}, {arm}" for arm in shown})
         for name in ablation.controls:
             if name not in controls:
                 raise ValueError(f"no control {name!r}; there are {', '.join(controls)}")
-            run = changed(replace(PRESETS["sim"](), seed=seed), controls[name])
-            add(name, seed, tiny(run) if smoke else run, control=True)
+            control = controls[name]
+            point = changed(replace(_preset(control.base), seed=seed), control.change)
+            if (control.arm is None) != isinstance(point, Run):
+                raise ValueError(f"control {name!r}: arm {control.arm!r} of the preset {control.base!r}")
+            add(point, {control.arm or "": name}, control=True)
     twice = [key for key, n in Counter((c.row, c.seed) for c in found.values() if c.row).items() if n > 1]
     if twice:
         raise ValueError(f"two different runs are both called {twice[0][0]!r}, seed {twice[0][1]}")
     return list(found.values())
+
+
+def _preset(name: str) -> Run | Experiment:
+    if name not in PRESETS:
+        raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+    return PRESETS[name]()
 
 
 def _same_everywhere(ablation: Ablation, base: Experiment) -> set[str]:
@@ -170,14 +185,12 @@ def wanted(experiment: Experiment, arms: tuple[str, ...]) -> dict[str, Run]:
 
 
 def tiny(config):
-    """A run or an arm cut down to a few updates."""
+    """A run, an experiment or an arm cut down to a few updates and problems."""
+    if isinstance(config, Run | Experiment):
+        config = replace(config, judge=replace(config.judge, items=12, level_items=2, batch=12))
+    if isinstance(config, Experiment):
+        return replace(config, arms={name: tiny(arm) for name, arm in config.arms.items()})
     small = {"steps": 3, "batch": 4, "log_every": 3}
     if hasattr(config.train, "group"):
         small |= {"steps": 2, "batch": 2, "group": 4}
-    config = replace(config, train=replace(config.train, **small))
-    return replace(config, judge=tiny_judge(config.judge)) if isinstance(config, Run) else config
-
-
-def tiny_judge(judge):
-    """A judge of a few problems."""
-    return replace(judge, items=12, level_items=2, batch=12)
+    return replace(config, train=replace(config.train, **small))

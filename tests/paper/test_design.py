@@ -8,7 +8,7 @@ import pytest
 from latent.config import CoT, FixedEmbedding, NoCoT, Pause
 from paper import records
 from paper.ablations import ABLATIONS, CONTROLS
-from paper.design import Ablation, cells, changed, over
+from paper.design import Ablation, Control, cells, changed, over
 from tests.paper.helpers import MINI, planted, written
 from train.config import id_of, plain
 from train.presets import PRESETS
@@ -47,7 +47,7 @@ def test_cells_are_the_product_in_every_seed_and_equal_runs_are_one():
     assert {(c.row, c.seed) for c in found} == {
         (f"{a}, {n}", s) for a in ("hidden", "norm") for n in (5, 1600) for s in (0, 4)
     }
-    control = {"the base": {}, "no-CoT": {"method": NoCoT()}}
+    control = {"the base": Control({}), "no-CoT": Control({"method": NoCoT()})}
     found = cells(replace(ablation, controls=("the base", "no-CoT")), control)
     assert [c.row for c in found if c.control] == ["no-CoT"] * 2  # the base is "hidden, 1600" already
 
@@ -61,9 +61,25 @@ def test_what_an_arm_starts_from_is_run_too_and_equal_arms_once():
     assert [c.row for c in shown] == ["latent", "0.0", "0.5"]
 
 
+def test_a_control_may_be_an_arm_of_another_preset_with_all_that_it_starts_from():
+    pauses = {f"arms.{arm}.method": Pause(PRESETS["sim"]().method) for arm in ("half-trained", "rlvr")}
+    controls = {"of RL": Control(pauses, "cups-rlvr", "rlvr"), "start": Control(pauses, "cups-rlvr", "half-trained")}
+    found = [c for c in cells(replace(MINI, seeds=(3,), controls=("of RL",)), controls) if type(c.run.method) is Pause]
+    assert [(c.row, c.run.seed) for c in found] == [(None, 3), ("of RL", 3)] and found[1].control
+    assert found[1].run.init == found[0].run.id and found[1].run.train == PRESETS["cups-rlvr"]().arms["rlvr"].train
+    both = [c for c in cells(replace(MINI, seeds=(3,), controls=("of RL", "start")), controls) if c.control]
+    assert {(c.row, c.run.id) for c in both} == {("start", found[0].run.id), ("of RL", found[1].run.id)}
+    for wrong in (Control({}, "cups-rlvr"), Control({}, "sim", "rlvr")):
+        with pytest.raises(ValueError, match="control 'wrong': arm .* of the preset"):
+            cells(replace(MINI, controls=("wrong",)), {"wrong": wrong})
+
+
 def test_one_name_for_two_runs_is_an_error():
     with pytest.raises(ValueError, match="two different runs are both called 'CoT', seed 0"):
-        cells(replace(MINI, axes=({"CoT": {"method": CoT(every=2)}},), controls=("CoT",)), {"CoT": {"method": CoT()}})
+        cells(
+            replace(MINI, axes=({"CoT": {"method": CoT(every=2)}},), controls=("CoT",)),
+            {"CoT": Control({"method": CoT()})},
+        )
 
 
 def test_shipped_ablations_name_rows_that_are_there_and_stand_beside_their_controls():

@@ -33,6 +33,18 @@ def bootstrap(correct_SN: np.ndarray, n_boot: int = 10_000, level: float = 0.95,
     return float(low), float(high)
 
 
+def interval(correct_SN: np.ndarray, n_boot: int = 10_000) -> tuple[float, float]:
+    """A 95 % interval of an accuracy over S training seeds and N items, 0 or 1 each: `bootstrap`'s.
+
+    Where all are right, or all wrong, there is nothing to resample: then Wilson's for N items, however many the seeds.
+    """
+    correct_SN = np.atleast_2d(np.asarray(correct_SN))
+    if correct_SN.min() != correct_SN.max():
+        return bootstrap(correct_SN, n_boot)
+    n = correct_SN.shape[1]
+    return wilson(n if correct_SN.all() else 0, n)
+
+
 def resampled(x_SN: np.ndarray, n_boot: int, seed: int) -> np.ndarray:
     """Means (n_boot,) over resampled seeds and items, never beyond the range of the values."""
     from scipy.special import stdtrit

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import product
 from typing import Literal
 
-from latent.config import CoT, NoCoT
+from latent.config import Coconut, CoT, FixedEmbedding, NoCoT, Pause
 from train.config import Experiment, Run
 from train.presets import PRESETS
 
@@ -193,4 +193,11 @@ def tiny(config):
     small = {"steps": 3, "batch": 4, "log_every": 3}
     if hasattr(config.train, "group"):
         small |= {"steps": 2, "batch": 2, "group": 4}
-    return replace(config, train=replace(config.train, **small))
+    return replace(config, method=_hurried(config.method), train=replace(config.train, **small))
+
+
+def _hurried(method):
+    """A curriculum that goes on with every update, so that it comes to latents."""
+    if isinstance(method, Pause | FixedEmbedding):
+        return replace(method, of=_hurried(method.of))
+    return replace(method, stage_steps=1) if isinstance(method, Coconut) else method

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from eval.stats import Difference, bootstrap, holm, paired
+from eval.stats import Difference, bootstrap, holm, interval, paired
 from paper import records
 from paper.design import Ablation, Cell, Contrast
 
@@ -129,7 +129,7 @@ def gather(name: str, ablation: Ablation, cells: list[Cell], lines: dict[str, di
     order = sorted(rows.values(), key=lambda row: row.control)
     table = Table(name, ablation, {row.label: row for row in order}, n_boot)
     for row in order:
-        row.interval = bootstrap(row.results(), n_boot)
+        row.interval = (interval if ablation.metric == ACCURACY else bootstrap)(row.results(), n_boot)
     found = []
     for contrast in ablation.contrasts:
         for label in (contrast.a, contrast.b):

@@ -5,7 +5,7 @@ from math import erfc
 import numpy as np
 import pytest
 
-from eval.stats import bootstrap, holm, mcnemar, paired, wilson
+from eval.stats import bootstrap, holm, interval, mcnemar, paired, wilson
 
 
 def test_wilson_is_newcombes_table():
@@ -71,3 +71,10 @@ def test_a_paired_difference_is_the_normal_one_for_one_seed():
     z = abs(each.mean()) / (each.std() / np.sqrt(800))
     assert d.p == pytest.approx(erfc(z / np.sqrt(2)), abs=0.03)
     assert paired(a, a).p == 1.0
+
+
+def test_an_interval_of_a_perfect_score_is_not_a_point():
+    assert interval(np.ones((5, 1000))) == wilson(1000, 1000) and interval(np.zeros((3, 40))) == wilson(0, 40)
+    some = np.ones((5, 1000))
+    some[2, 7] = 0
+    assert interval(some, 500) == bootstrap(some, 500)

@@ -70,7 +70,7 @@ def test_a_control_may_be_an_arm_of_another_preset_with_all_that_it_starts_from(
     both = [c for c in cells(replace(MINI, seeds=(3,), controls=("of RL", "start")), controls) if c.control]
     assert {(c.row, c.run.id) for c in both} == {("start", found[0].run.id), ("of RL", found[1].run.id)}
     for wrong in (Control({}, "cups-rlvr"), Control({}, "sim", "rlvr")):
-        with pytest.raises(ValueError, match="control 'wrong': arm .* of the preset"):
+        with pytest.raises(ValueError, match="control 'wrong': arm"):
             cells(replace(MINI, controls=("wrong",)), {"wrong": wrong})
 
 

@@ -3,7 +3,9 @@
 `python -m kernels.bench` appends to `kernels/bench.csv` and writes `kernels/README.md` anew from it. The floor is the
 bytes that must move, divided by this GPU's measured copy bandwidth; share = floor / median time. A chain of latent
 steps is measured against three rivals: `hf`, the layers of transformers in eager mode; `graph`, plain torch with a
-static cache, the whole chain in one CUDA graph; `compile`, the same with each layer compiled.
+static cache, the whole chain in one CUDA graph; `compile`, the same with each layer compiled. A loop along the depth is
+measured a recurrence, one layer at one position, against plain torch in one CUDA graph; its floor reads the weights
+once for all recurrences.
 """
 
 import argparse
@@ -11,7 +13,7 @@ import csv
 import datetime
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 
 from kernels.budget import SHAPES, Shape, random_decoder
@@ -19,6 +21,7 @@ from kernels.budget import SHAPES, Shape, random_decoder
 TABLE = Path(__file__).parent / "bench.csv"
 BATCHES = (1, 16, 64)
 STEPS, PROMPT = 8, 128  # latents in a chain, positions before them
+RECURRENCES = 16
 FIELDS = ["op", "shape", "batch", "dtype", "impl", "ms_20", "ms_50", "ms_80", "peak_mb", "floor_ms", "share", "error",
           "torch_error", "gpu", "torch", "triton", "date"]  # fmt: skip
 
@@ -72,17 +75,67 @@ def chain_case(shape: Shape, batch: int) -> Case:
     return Case("decode_step", shape.name, batch, calls, exact, STEPS * (weights + cache), STEPS)
 
 
-def in_dtype(decoder, dtype):
-    """The same decoder with its weights in another dtype."""
-    from dataclasses import fields, replace
+def loop_case(shape: Shape, batch: int) -> Case:
+    import torch
 
-    def move(value):
-        if isinstance(value, tuple):
-            return tuple(move(v) for v in value)
-        return value if value is None else value.to(dtype)
+    from kernels.recurrent_loop import RecurrentLoop
 
-    layers = tuple(type(x)(**{f.name: move(getattr(x, f.name)) for f in fields(x)}) for x in decoder.layers)
-    return replace(decoder, layers=layers, norm=move(decoder.norm))
+    decoder = random_decoder(shape, "cuda", torch.bfloat16, layers=1)
+    carry = (torch.randn(shape.d, shape.d, device="cuda", dtype=torch.bfloat16) / shape.d**0.5).t()
+    norm = (torch.ones(shape.d, device="cuda", dtype=torch.bfloat16),) * 2
+    constant = torch.randn(batch, 1, shape.d, device="cuda", dtype=torch.bfloat16)
+    rope = None
+    if decoder.kind == "rms":
+        angle = torch.randn(batch, 1, shape.head // 2, device="cuda").repeat(1, 1, 2)
+        rope = angle.cos(), angle.sin()
+    fused, plain = (RecurrentLoop(decoder, carry, norm, impl=impl) for impl in ("triton", "torch"))
+
+    def exact():
+        loop = RecurrentLoop(
+            in_dtype(decoder, torch.float64), carry.double(), in_dtype(norm, torch.float64), impl="torch"
+        )
+        return loop.run(constant.double(), RECURRENCES, rope and tuple(r.double() for r in rope))
+
+    def graph() -> Callable:
+        run = lambda: plain.run(constant, RECURRENCES, rope)  # noqa: E731
+        replay, out = captured(run)
+        return lambda: (replay(), out)[1]
+
+    calls = {
+        "triton": lambda: fused.run(constant, RECURRENCES, rope),
+        "torch": lambda: plain.run(constant, RECURRENCES, rope),
+        "graph": graph(),
+    }
+    weights = carry.numel() + sum(p.numel() for a in decoder.affines() for p in a if p is not None)
+    moved = 2 * (weights + (RECURRENCES + 1) * constant.numel())
+    return Case("recurrent_loop", shape.name, batch, calls, exact, moved, RECURRENCES)
+
+
+def captured(run: Callable) -> tuple[Callable, object]:
+    """A function in a CUDA graph: its replay, and where that writes the result."""
+    import torch
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # compiles, and lets libraries allocate, before the capture
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = run()
+    return graph.replay, out
+
+
+def in_dtype(value, dtype):
+    """The same decoder, or the same tuple of tensors, in another dtype."""
+    import torch
+
+    if isinstance(value, tuple):
+        return tuple(in_dtype(v, dtype) for v in value)
+    if is_dataclass(value):
+        return replace(value, **{f.name: in_dtype(getattr(value, f.name), dtype) for f in fields(value)})
+    return value.to(dtype) if isinstance(value, torch.Tensor) else value
 
 
 class StaticChain:
@@ -100,15 +153,7 @@ class StaticChain:
         self.masks = [torch.arange(size + STEPS, device="cuda") <= size + i for i in range(STEPS)]
         self.slots = [torch.tensor([size + i], device="cuda") for i in range(STEPS)]
         self.layer = torch.compile(static_layer, dynamic=False) if compiled else static_layer
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                self.run()
-        torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.out = self.run()
+        self.start, self.out = captured(self.run)
 
     def run(self):
         import torch
@@ -125,7 +170,7 @@ class StaticChain:
         return torch.stack(states, 1)
 
     def replay(self):
-        self.graph.replay()
+        self.start()
         return self.out
 
 
@@ -257,14 +302,19 @@ ROW_OPS = (
 
 def planned() -> list[tuple[str, Shape, int]]:
     """What a complete table holds: (op, shape, batch)."""
-    rows = [(op, shape, batch) for shape in SHAPES for batch in BATCHES for op in ("decode_step", *ROW_OPS)]
+    rows = [
+        (op, shape, batch)
+        for shape in SHAPES
+        for batch in BATCHES
+        for op in ("decode_step", "recurrent_loop", *ROW_OPS)
+    ]
     return rows + [("linear_logprob", shape, 8192) for shape in SHAPES]
 
 
 def build(op: str, shape: Shape, batch: int) -> Case:
     """The case of a planned row: its weights are on the GPU from here on."""
-    if op == "decode_step":
-        return chain_case(shape, batch)
+    if op in ("decode_step", "recurrent_loop"):
+        return (chain_case if op == "decode_step" else loop_case)(shape, batch)
     return logprob_case(shape, batch) if op == "linear_logprob" else row_case(op, shape, batch)
 
 

@@ -29,6 +29,7 @@ TARGETS = {
     "sm_100": ("cuda", 100, 32),
     "gfx942": ("hip", "gfx942", 64),
 }
+PROGRAMS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304}  # multiprocessors
 SHARED = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "gfx942": 64}  # KiB a block may have
 NOT_AMD = {"mix_kernel"}  # beyond 1024 columns
 FIELDS = ["op", "kernel", "shapes", "arch", "registers", "spilled", "shared"]
@@ -147,6 +148,27 @@ def cases(shape: Shape) -> Iterator[tuple[str, Callable[[], None]]]:
         yield "vocab_mix", lambda h=h, e=e: vocab_mix(h, e, top_k=16, impl="triton")
 
 
+def resident_cases(shape: Shape) -> Iterator[tuple[str, Callable[[], None], str]]:
+    """Ops whose tiles are made for one architecture, at a model's sizes in bf16, each with that architecture."""
+    import torch
+
+    from kernels.recurrent_loop import RecurrentLoop
+    from kernels.recurrent_loop.triton import Chip
+
+    def t(*size: int):
+        return torch.empty(*size, dtype=torch.bfloat16, device="meta")
+
+    def recur(arch: str) -> None:
+        decoder = random_decoder(shape, "meta", torch.bfloat16, layers=1)
+        chip = Chip(PROGRAMS[arch], 0 if arch == "gfx942" else 1024 * SHARED[arch])
+        rope = None if shape.name == "gpt2" else (t(1, 64, shape.head),) * 2
+        loop = RecurrentLoop(decoder, t(shape.d, shape.d).t(), (t(shape.d), t(shape.d)), impl="triton", chip=chip)
+        loop.run(t(1, 64, shape.d), 1, rope)
+
+    for arch in TARGETS:
+        yield "recurrent_loop", lambda arch=arch: recur(arch), arch
+
+
 @dataclass(frozen=True)
 class Launch:
     """One kernel as it would be compiled: types and constants of its arguments, in order."""
@@ -158,9 +180,12 @@ class Launch:
     constants: tuple[tuple[str, object], ...]
     divisible: tuple[int, ...]
     options: tuple[tuple[str, int], ...]
+    made_for: str | None
 
     def archs(self) -> list[str]:
         """Where it may be launched: an op falls back to torch on AMD where its kernel would spill there."""
+        if self.made_for:
+            return [self.made_for]
         return [
             a for a in TARGETS if not (a == "gfx942" and self.kernel in NOT_AMD and self.constant("BLOCK_D") > 1024)
         ]
@@ -186,18 +211,18 @@ def launches() -> dict[Launch, list[str]]:
     """Every distinct compilation that the cases need, and the shapes that need it."""
     needed: dict[Launch, list[str]] = {}
     for shape in SHAPES:
-        for op, call in cases(shape):
+        for op, call, arch in [*((*case, None) for case in cases(shape)), *resident_cases(shape)]:
             found: list = []
             with captured(found):
                 call()
             for kernel, args, kwargs in found:
-                names = needed.setdefault(describe(op, kernel, args, kwargs), [])
+                names = needed.setdefault(describe(op, kernel, args, kwargs, arch), [])
                 if shape.name not in names:
                     names.append(shape.name)
     return needed
 
 
-def describe(op: str, kernel, args: tuple, kwargs: dict) -> Launch:
+def describe(op: str, kernel, args: tuple, kwargs: dict, arch: str | None) -> Launch:
     """What Triton would specialise a launch on: types, constants, divisibility by 16."""
     import torch
     from triton.runtime.jit import type_canonicalisation_dict as short
@@ -221,9 +246,9 @@ def describe(op: str, kernel, args: tuple, kwargs: dict) -> Launch:
                 divisible.append(i)
         else:
             signature.append((name, "fp32"))
-    options = tuple(sorted((k, v) for k, v in kwargs.items() if k in ("num_warps", "num_stages")))
+    options = tuple(sorted((k, v) for k, v in kwargs.items() if k in ("num_warps", "num_stages", "maxnreg")))
     module = kernel.fn.__module__
-    return Launch(op, module, kernel.fn.__name__, tuple(signature), tuple(constants), tuple(divisible), options)
+    return Launch(op, module, kernel.fn.__name__, tuple(signature), tuple(constants), tuple(divisible), options, arch)
 
 
 def compiled(launch: Launch, arch: str) -> dict:
@@ -237,7 +262,8 @@ def compiled(launch: Launch, arch: str) -> dict:
     kernel = getattr(importlib.import_module(launch.module), launch.kernel)
     attrs = {(i,): [["tt.divisibility", 16]] for i in launch.divisible}
     source = ASTSource(kernel, dict(launch.signature), dict(launch.constants), attrs)
-    binary = triton.compile(source, target=GPUTarget(*TARGETS[arch]), options=dict(launch.options))
+    options = {k: v for k, v in launch.options if k != "maxnreg" or not arch.startswith("gfx")}
+    binary = triton.compile(source, target=GPUTarget(*TARGETS[arch]), options=options)
     found = {"shared": binary.metadata.shared}
     if arch.startswith("gfx"):
         text = binary.asm["amdgcn"]

@@ -29,10 +29,10 @@ def narrow(x, dtype: tl.constexpr, UPCAST: tl.constexpr):
 
 @triton.jit
 def softmax_tile(score, seen, v_tile, m, total, acc, UPCAST: tl.constexpr):
-    """Running maximum, sum and unnormalised output of attention after one more tile; `seen`: columns that count."""
-    score = tl.where(seen[None, :], score, -1e38)
+    """Running maximum, sum and unnormalised output of attention after one more tile; `seen`: what counts of it."""
+    score = tl.where(seen, score, -1e38)
     new = tl.maximum(m, tl.max(score, 1))
-    p = tl.where(seen[None, :], tl.exp(score - new[:, None]), 0.0)
+    p = tl.where(seen, tl.exp(score - new[:, None]), 0.0)
     fade = tl.exp(m - new)
     total = total * fade + tl.sum(p, 1)
     acc = product(narrow(p, v_tile.dtype, UPCAST), v_tile, acc * fade[:, None], UPCAST)

@@ -6,6 +6,8 @@ one-position step, and nothing of the last layer is computed that no one reads. 
 """
 
 import inspect
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +15,11 @@ from torch.utils.checkpoint import checkpoint
 
 from kernels import dispatch
 from kernels.decode_step import Feed, LatentDecoder
+from kernels.decoder import Decoder
 from kernels.latent_chain import LatentChain
 from kernels.linear_logprob import linear_logprob
 from kernels.recurrent_block import inject
+from kernels.recurrent_loop import RecurrentLoop
 from latent.cache import Context, LayerCache, attend, visible
 from latent.layers import known_layers
 
@@ -32,7 +36,7 @@ class Backbone(nn.Module):
         self.decoder = [lm.get_decoder()]  # in a list: its parameters are lm's
         self.layers = known_layers(lm)
         self.recompute = False  # gradient checkpointing
-        self._fused: tuple[tuple, LatentDecoder] | None = None
+        self._fused: dict[str, tuple[tuple, LatentDecoder | RecurrentLoop]] = {}
         config = lm.config
         self.width: int = config.hidden_size
         self.positions: int = config.max_position_embeddings
@@ -125,28 +129,59 @@ class Backbone(nn.Module):
         None where they do not apply: under autograd, without a GPU, with kernels turned off, for a family or a layer
         that they do not know.
         """
-        if torch.is_grad_enabled() or k == 0:
-            return None
-        weight = self.lm.get_input_embeddings().weight
-        if dispatch.choose("decode_step", None, weight, dispatch.not_floats(weight)) == "torch":
-            return None
-        decoder = self.layers and self.layers.decoder()
-        if not decoder:
-            dispatch.choose("decode_step", None, weight, f"no fused step for this {type(self.lm).__name__}")
+        op = "decode_step"
+        decoder = self._decoder(op) if k else None
+        if decoder is None:
             return None
         self.must_hold(context.reach + k * stride)
-        key = (weight.data_ptr(), weight.dtype, decoder.norm[0].data_ptr())
-        if self._fused is None or self._fused[0] != key:
-            self._fused = key, LatentDecoder(decoder)
+        fused = self._ready(op, (decoder.norm[0],), lambda: LatentDecoder(decoder))
         pos_KB = context.next_B + stride * torch.arange(1, k + 1, device=context.next_B.device)[:, None] - 1
         add_KBD, ropes = self.layers.places(h_BD, pos_KB)
         past = [(c.k, c.v) for c in context.layers]
-        states_BKD, longer = self._fused[1].run(past, h_BD, feed, k, add_KBD, ropes, context.mask_BS)
+        states_BKD, longer = fused.run(past, h_BD, feed, k, add_KBD, ropes, context.mask_BS)
         mask_BS = context.mask_BS
         if mask_BS is not None:
             mask_BS = torch.cat([mask_BS, mask_BS.new_ones(len(h_BD), k)], 1)
         layers = [LayerCache(*pair) for pair in longer]
         return states_BKD, Context(layers, mask_BS, context.next_B + k * stride, context.reach + k * stride)
+
+    def recur(
+        self, constant_BTD: Tensor, carry: nn.Linear, norm: nn.LayerNorm, blocks: range, r: int, pos_BT: Tensor,
+        mask_BT: Tensor | None,
+    ) -> Tensor | None:  # fmt: skip
+        """States (B, R, T, D) of r recurrences s -> norm(layers(carry(s) + constant)), from zeros, in a fused kernel.
+
+        None where it does not apply, as in `chain`.
+        """
+        op = "recurrent_loop"
+        decoder = self._decoder(op) if r else None
+        if decoder is None:
+            return None
+        weight, affine = carry.weight, (norm.weight, norm.bias)
+        core = replace(decoder, layers=decoder.layers[blocks.start : blocks.stop])
+        loop = self._ready(op, (weight, *affine), lambda: RecurrentLoop(core, weight.t(), affine, norm.eps))
+        if dispatch.choose(op, None, weight, loop.unless(constant_BTD)) == "torch":
+            return None
+        _, ropes = self.layers.places(constant_BTD, pos_BT)
+        return loop.run(constant_BTD, r, ropes, mask_BT)
+
+    def _decoder(self, op: str) -> Decoder | None:
+        """The layers as plain tensors for a fused kernel; None where there is to be none."""
+        weight = self.lm.get_input_embeddings().weight
+        if torch.is_grad_enabled() or dispatch.choose(op, None, weight, dispatch.not_floats(weight)) == "torch":
+            return None
+        decoder = self.layers and self.layers.decoder()
+        if not decoder:
+            dispatch.choose(op, None, weight, f"no fused step for this {type(self.lm).__name__}")
+        return decoder or None
+
+    def _ready(self, op: str, weights: tuple[Tensor, ...], make: Callable):
+        """What a fused kernel keeps between calls, made anew where the weights lie elsewhere than before."""
+        found = self.lm.get_input_embeddings().weight
+        key = (found.dtype, *(w.data_ptr() for w in (found, *weights)))
+        if op not in self._fused or self._fused[op][0] != key:
+            self._fused[op] = key, make()
+        return self._fused[op][1]
 
     def _chain(self, context: Context) -> LatentChain | None:
         """The chain to go on by one position in training, None where the layers are not plain ones."""

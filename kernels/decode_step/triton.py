@@ -64,6 +64,17 @@ def normed(tile, mean, rstd, weight, bias, k, K, NORM: tl.constexpr):
 
 
 @triton.jit
+def operand(
+    x, part, norm_weight, norm_bias, mean, rstd, rows, k, N, K, stride_x, SPLITS_IN: tl.constexpr, NORM: tl.constexpr
+):
+    """What a projection multiplies: x[rows, k] plus partial sums, normed if asked."""
+    tile = residual_tile(x, part, rows, k, N, K, stride_x, SPLITS_IN)
+    if NORM:
+        tile = normed(tile, mean, rstd, norm_weight, norm_bias, k, K, NORM)
+    return tile
+
+
+@triton.jit
 def activated(x, ACT: tl.constexpr):
     if ACT == 1:
         x = tl.maximum(x, 0.0)
@@ -77,15 +88,28 @@ def activated(x, ACT: tl.constexpr):
 
 
 @triton.jit
+def weight_tile(w, k, cols, K, C, stride_k, stride_c):
+    """w[k, cols], zeros beyond it."""
+    at = k[:, None].to(tl.int64) * stride_k + cols[None, :].to(tl.int64) * stride_c
+    return tl.load(w + at, mask=(k[:, None] < K) & (cols[None, :] < C), other=0.0)
+
+
+@triton.jit
 def project_tile(
-    x, part, norm_weight, norm_bias, w, w_up, bias, bias_up, total, out, row_tile, col_tile, split,
+    x, part, norm_weight, norm_bias, w, w_up, kept, kept_up, bias, bias_up, total, out, row_tile, col_tile, split,
     N, K, C, eps, stride_x, stride_k, stride_c,
     SPLITS_IN: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr,
-    SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
+    SPLITS: tl.constexpr, KEPT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """One tile of out[split] = act(norm(x + parts) w + bias), gated if asked; `total` receives x + parts."""
+    """One tile of out[split] = act(norm(x + parts) w + bias), gated if asked; `total` receives x + parts.
+
+    The first KEPT chunks of the weights' tiles are in `kept` and `kept_up` already, the others are read.
+    """
     rows = row_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     cols = col_tile * BLOCK_C + tl.arange(0, BLOCK_C)
+    mean = 0.0
+    rstd = 1.0
     if NORM:
         mean, rstd = norm_stats(x, part, rows, N, K, stride_x, eps, SPLITS_IN, NORM, BLOCK_K, BLOCK_N)
     if SPLITS_IN:
@@ -96,18 +120,21 @@ def project_tile(
                 tl.store(total + rows[:, None] * K + k[None, :], tile, mask=(rows[:, None] < N) & (k[None, :] < K))
     acc = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
     acc_up = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
-    for start in range(split * BLOCK_K, K, SPLITS * BLOCK_K):
+    for i in tl.static_range(KEPT):
+        k = (split + i * SPLITS) * BLOCK_K + tl.arange(0, BLOCK_K)
+        tile = operand(x, part, norm_weight, norm_bias, mean, rstd, rows, k, N, K, stride_x, SPLITS_IN, NORM)
+        tile = narrow(tile, kept[i].dtype, UPCAST)
+        acc = product(tile, kept[i], acc, UPCAST)
+        if GATED:
+            acc_up = product(tile, kept_up[i], acc_up, UPCAST)
+    for start in range((split + KEPT * SPLITS) * BLOCK_K, K, SPLITS * BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        tile = residual_tile(x, part, rows, k, N, K, stride_x, SPLITS_IN)
-        if NORM:
-            tile = normed(tile, mean, rstd, norm_weight, norm_bias, k, K, NORM)
-        at = k[:, None].to(tl.int64) * stride_k + cols[None, :].to(tl.int64) * stride_c
-        there = (k[:, None] < K) & (cols[None, :] < C)
-        w_tile = tl.load(w + at, mask=there, other=0.0)
+        tile = operand(x, part, norm_weight, norm_bias, mean, rstd, rows, k, N, K, stride_x, SPLITS_IN, NORM)
+        w_tile = weight_tile(w, k, cols, K, C, stride_k, stride_c)
         tile = narrow(tile, w_tile.dtype, UPCAST)
         acc = product(tile, w_tile, acc, UPCAST)
         if GATED:
-            acc_up = product(tile, tl.load(w_up + at, mask=there, other=0.0), acc_up, UPCAST)
+            acc_up = product(tile, weight_tile(w_up, k, cols, K, C, stride_k, stride_c), acc_up, UPCAST)
     if BIAS:
         once = cols < tl.where(split == 0, C, 0)
         acc += tl.load(bias + cols, mask=once, other=0.0).to(tl.float32)[None, :]
@@ -129,15 +156,20 @@ def project_kernel(
     SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     project_tile(
-        x, part, norm_weight, norm_bias, w, w_up, bias, bias_up, total, out,
+        x, part, norm_weight, norm_bias, w, w_up, (), (), bias, bias_up, total, out,
         tl.program_id(0), tl.program_id(1), tl.program_id(2), N, K, C, eps, stride_x, stride_k, stride_c,
-        SPLITS_IN, NORM, ACT, GATED, BIAS, SPLITS, BLOCK_N, BLOCK_C, BLOCK_K, UPCAST,
+        SPLITS_IN, NORM, ACT, GATED, BIAS, SPLITS, 0, BLOCK_N, BLOCK_C, BLOCK_K, UPCAST,
     )  # fmt: skip
 
 
 @triton.jit
-def head_vector(qkv, heads, ok, weight, cos, sin, d, D: tl.constexpr, eps, NORM: tl.constexpr, ROPE: tl.constexpr):
-    """Heads of one projection, (heads, D): RMS-normed and rotated where the family does."""
+def head_vectors(
+    qkv, heads, ok, weight, cos, sin, turn, turned, d, D: tl.constexpr, eps, NORM: tl.constexpr, ROPE: tl.constexpr
+):
+    """Vectors `heads` of width D out of projections, RMS-normed and rotated where the family does.
+
+    `turn`: where their cosines and sines are, one row for all or one each; `turned`: which of them there are.
+    """
     there = ok[:, None] & (d[None, :] < D)
     x = tl.load(qkv + heads[:, None] * D + d[None, :], mask=there, other=0.0).to(tl.float32)
     if NORM:
@@ -150,7 +182,7 @@ def head_vector(qkv, heads, ok, weight, cos, sin, d, D: tl.constexpr, eps, NORM:
         if NORM:
             y = y * rstd[:, None] * tl.load(weight + other, mask=d < D, other=0.0).to(tl.float32)[None, :]
         y = tl.where(d < half, -y, y)
-        x = x * tl.load(cos + d, mask=d < D, other=0.0)[None, :] + y * tl.load(sin + d, mask=d < D, other=0.0)[None, :]
+        x = x * tl.load(cos + turn, mask=turned, other=0.0) + y * tl.load(sin + turn, mask=turned, other=0.0)
     return x
 
 
@@ -167,9 +199,11 @@ def attend_head(
     d = tl.arange(0, BLOCK_D)
     one = tl.zeros((1,), tl.int32)
     base = qkv + row * (H + 2 * H_KV) * D
-    q = head_vector(base, head * groups + g, g < groups, q_weight, cos + row * D, sin + row * D, d, D, eps, NORM, ROPE)
-    k = head_vector(base, one + H + head, one == 0, k_weight, cos + row * D, sin + row * D, d, D, eps, NORM, ROPE)
-    v = head_vector(base, one + H + H_KV + head, one == 0, k_weight, cos, sin, d, D, eps, 0, 0)
+    turn = row * D + d[None, :]
+    ok = d[None, :] < D
+    q = head_vectors(base, head * groups + g, g < groups, q_weight, cos, sin, turn, ok, d, D, eps, NORM, ROPE)
+    k = head_vectors(base, one + H + head, one == 0, k_weight, cos, sin, turn, ok, d, D, eps, NORM, ROPE)
+    v = head_vectors(base, one + H + H_KV + head, one == 0, k_weight, cos, sin, turn, ok, d, D, eps, 0, 0)
     cache = (row * H_KV + head) * room * D
     dtype = k_cache.dtype.element_ty
     at = cache + (size + one[:, None]) * D + d[None, :]
@@ -190,7 +224,7 @@ def attend_head(
         seen = s < size
         if MASK:
             seen = seen & (tl.load(hidden + row * room + s, mask=s < size, other=1) == 0)
-        m, total, acc = softmax_tile(score, seen, v_tile, m, total, acc, UPCAST)
+        m, total, acc = softmax_tile(score, seen[None, :], v_tile, m, total, acc, UPCAST)
     acc = narrow(acc / total[:, None], out.dtype.element_ty, UPCAST)
     at = (row * H + head * groups + g[:, None]) * D + d[None, :]
     tl.store(out + at, acc, mask=(g[:, None] < groups) & (d[None, :] < D))

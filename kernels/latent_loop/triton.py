@@ -72,10 +72,10 @@ def loop_kernel(
             while t < row_tiles * tl.cdiv(QKV, BLOCK_C):
                 project_tile(
                     x_in, parts_2, address(table, layer, 0, qkv), address(table, layer, 1, qkv),
-                    address(table, layer, 2, qkv), None, address(table, layer, 3, qkv), None, x_mid, qkv,
+                    address(table, layer, 2, qkv), None, (), (), address(table, layer, 3, qkv), None, x_mid, qkv,
                     t % row_tiles, t // row_tiles, 0, N, WIDTH, QKV, eps, WIDTH,
                     1 if OUT_MAJOR else QKV, WIDTH if OUT_MAJOR else 1,
-                    SPLITS, KIND, 0, False, BIAS, 1, BLOCK_N, BLOCK_C, BLOCK_K, UPCAST,
+                    SPLITS, KIND, 0, False, BIAS, 1, 0, BLOCK_N, BLOCK_C, BLOCK_K, UPCAST,
                 )  # fmt: skip
                 t += programs
             target += programs
@@ -96,11 +96,11 @@ def loop_kernel(
             while t < row_tiles * tl.cdiv(WIDTH, BLOCK_C) * SPLITS:
                 rest = t // SPLITS
                 project_tile(
-                    a, a, a, a, address(table, layer, 8, qkv), None, address(table, layer, 9, qkv), None, x_mid,
+                    a, a, a, a, address(table, layer, 8, qkv), None, (), (), address(table, layer, 9, qkv), None, x_mid,
                     parts_1,
                     rest % row_tiles, rest // row_tiles, t % SPLITS, N, HEADS, WIDTH, eps, HEADS,
                     1 if OUT_MAJOR else WIDTH, HEADS if OUT_MAJOR else 1,
-                    0, 0, 0, False, BIAS, SPLITS, BLOCK_N, BLOCK_C, BLOCK_K, UPCAST,
+                    0, 0, 0, False, BIAS, SPLITS, 0, BLOCK_N, BLOCK_C, BLOCK_K, UPCAST,
                 )  # fmt: skip
                 t += programs
             target += programs
@@ -109,11 +109,11 @@ def loop_kernel(
             while t < row_tiles * tl.cdiv(INNER, BLOCK_C):
                 project_tile(
                     x_mid, parts_1, address(table, layer, 10, qkv), address(table, layer, 11, qkv),
-                    address(table, layer, 12, qkv), address(table, layer, 13, qkv), address(table, layer, 14, qkv),
-                    address(table, layer, 15, qkv), x_out, inner,
+                    address(table, layer, 12, qkv), address(table, layer, 13, qkv), (), (),
+                    address(table, layer, 14, qkv), address(table, layer, 15, qkv), x_out, inner,
                     t % row_tiles, t // row_tiles, 0, N, WIDTH, INNER, eps, WIDTH,
                     1 if OUT_MAJOR else INNER, WIDTH if OUT_MAJOR else 1,
-                    SPLITS, KIND, ACT, GATED, BIAS, 1, BLOCK_N, BLOCK_C, BLOCK_K, UPCAST,
+                    SPLITS, KIND, ACT, GATED, BIAS, 1, 0, BLOCK_N, BLOCK_C, BLOCK_K, UPCAST,
                 )  # fmt: skip
                 t += programs
             target += programs
@@ -122,10 +122,10 @@ def loop_kernel(
             while t < row_tiles * tl.cdiv(WIDTH, BLOCK_C) * SPLITS:
                 rest = t // SPLITS
                 project_tile(
-                    inner, a, a, a, address(table, layer, 16, qkv), None, address(table, layer, 17, qkv), None, x_out,
-                    parts_2, rest % row_tiles, rest // row_tiles, t % SPLITS, N, INNER, WIDTH, eps, INNER,
+                    inner, a, a, a, address(table, layer, 16, qkv), None, (), (), address(table, layer, 17, qkv), None,
+                    x_out, parts_2, rest % row_tiles, rest // row_tiles, t % SPLITS, N, INNER, WIDTH, eps, INNER,
                     1 if OUT_MAJOR else WIDTH, INNER if OUT_MAJOR else 1,
-                    0, 0, 0, False, BIAS, SPLITS, BLOCK_N, BLOCK_C, BLOCK_K, UPCAST,
+                    0, 0, 0, False, BIAS, SPLITS, 0, BLOCK_N, BLOCK_C, BLOCK_K, UPCAST,
                 )  # fmt: skip
                 t += programs
             target += programs

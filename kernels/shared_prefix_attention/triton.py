@@ -40,7 +40,7 @@ def prefix_kernel(
         seen = s < size
         if MASK:
             seen = seen & (tl.load(visible + prompt * size + s, mask=s < size, other=0) != 0)
-        m, total, acc = softmax_tile(score, seen, v_tile, m, total, acc, UPCAST)
+        m, total, acc = softmax_tile(score, seen[None, :], v_tile, m, total, acc, UPCAST)
     tl.store(stats + row * 2, m, mask=r < G * groups)
     tl.store(stats + row * 2 + 1, total, mask=r < G * groups)
     tl.store(acc_out + row[:, None] * D + d[None, :], acc, mask=mine)
@@ -72,7 +72,7 @@ def suffix_kernel(
         v_tile = tl.load(v + base + s[:, None] * D + d[None, :], mask=there, other=0.0)
         score = product(q_tile, tl.trans(k_tile), tl.zeros((BLOCK_G, BLOCK_S), tl.float32), UPCAST) * scale
         seen = s < length
-        m, total, acc = softmax_tile(score, seen, v_tile, m, total, acc, UPCAST)
+        m, total, acc = softmax_tile(score, seen[None, :], v_tile, m, total, acc, UPCAST)
     tl.store(out + row[:, None] * D + d[None, :], narrow(acc / total[:, None], out.dtype.element_ty, UPCAST), mask=mine)
 
 

@@ -86,9 +86,17 @@ class Recurrent(Method):
         injected_BTD = self.inject(self.backbone.loop(h_BTD, self.prelude, place.pos_BT, place.mask_BT))
         trace = [torch.zeros_like(injected_BTD)]
         pace = halting.Pace(stop, choose, len(ids_BT), group, ids_BT.device)
+        at_once = None  # all r states where nothing waits for the host, whatever the stops
+        if edit is None:
+            at_once = self.backbone.recur(
+                injected_BTD, self.carry, self.norm, self.core, r, place.pos_BT, place.mask_BT
+            )
         for i in range(r):
             if not pace.go_on(trace[-1][:, -1]):
                 break
+            if at_once is not None:
+                trace.append(at_once[:, i])
+                continue
             s_BTD = trace[-1] if edit is None else edit(i, trace[-1])
             s_BTD = self.carry(s_BTD)
             s_BTD = self.backbone.loop(s_BTD, self.core, place.pos_BT, place.mask_BT, injected_BTD)

@@ -1,6 +1,7 @@
 """Every kernel compiled for four architectures, without a GPU, held to the committed table."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,3 +31,12 @@ def test_a_spill_is_a_fault():
     row = {"op": "x", "kernel": "k", "arch": "sm_90", "registers": 255, "spilled": 8, "shared": 0}
     assert faults([row]) == ["x k on sm_90 spills 8 bytes a thread"]
     assert "shared memory" in faults([row | {"spilled": 0, "shared": 228 * 1024}])[0]
+
+
+def test_weights_of_a_loop_along_the_depth_stay_in_shared_memory():
+    """No less of it than what the kernel's name says is kept; the layers' weights, not just a tile of them."""
+    for row in (r for r in read()[1] if r["op"] == "recurrent_loop" and r["arch"] != "gfx942"):
+        size = {k: int(v) for k, v in re.findall(r"(\w+)=(-?\d+)", row["kernel"])}
+        columns = sum(size[f"{w}_c"] * size[f"{w}_kept"] for w in ("carry", "qkv", "out", "up", "down"))
+        columns += size["gated"] * size["up_c"] * size["up_kept"]
+        assert 2 * size["k"] * columns <= int(row["shared"]) and columns >= 16 * 30, row["kernel"]

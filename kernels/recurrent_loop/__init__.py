@@ -1,0 +1,101 @@
+"""A loop along the depth without gradient: r recurrences of the same few layers over whole causal sequences.
+
+    s_0 = 0,   s_i = norm(layers(s_{i-1} W_s + constant))
+
+The constant half of the adapter, e W_e + b, is the same in every recurrence (`kernels.recurrent_block`). The Triton
+version is one launch for all recurrences in which the weights stay where they are used: as much of them as fits in the
+shared memory of all multiprocessors together (about 20 MB of an H100's 30), the rest in the L2 cache (50 MB).
+"""
+
+import torch
+from torch import Tensor
+
+from kernels import dispatch
+from kernels.decoder import Affine, Decoder
+from kernels.recurrent_loop import reference
+
+__all__ = ["RecurrentLoop"]
+
+_SIZES = 16  # numbers of sequences and positions whose buffers are kept at a time
+
+
+class RecurrentLoop:
+    """Looped layers made ready to run. Keeps packed weights and buffers between calls.
+
+    `decoder`: the layers of the loop; its final norm is not used. `carry_DD`: W_s, (in, out). `norm`: of a state, with
+    a bias LayerNorm, without one RMSNorm. `chip`: what the GPU has, None = asked. Raises ValueError where `impl` is
+    "triton" and it cannot be met.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        carry_DD: Tensor,
+        norm: Affine,
+        eps: float = 1e-5,
+        impl: dispatch.Impl | None = None,
+        chip=None,
+    ):
+        self.decoder, self.carry, self.norm, self.eps = decoder, carry_DD, norm, eps
+        self.impl, self.chip = impl, chip
+        self._loops: dict[tuple[int, int], object] = {}
+
+    @torch.no_grad()
+    def run(
+        self,
+        constant_BTD: Tensor,
+        steps: int,
+        ropes: tuple[Tensor, Tensor] | None = None,
+        visible_BT: Tensor | None = None,
+    ) -> Tensor:
+        """States (B, R, T, D) after each of `steps` recurrences.
+
+        `constant_BTD` is injected into each; `ropes`: cosines and sines (B, T, d) of the positions; `visible_BT`: which
+        may be attended, besides by themselves, None = all. Raises ValueError for a negative number of steps or a shape,
+        dtype or device that does not fit.
+        """
+        op, (batch, length, width) = "recurrent_loop", constant_BTD.shape
+        if steps < 0:
+            raise ValueError(f"{op}: the number of steps must be at least 0, got {steps}")
+        dispatch.expect(op, "carry", self.carry, (width, width), like=constant_BTD)
+        if ropes is not None:
+            for name, x in zip(("cosines", "sines"), ropes):
+                dispatch.expect(op, name, x, (batch, length, self.decoder.d))
+        if visible_BT is not None:
+            dispatch.expect(op, "visible", visible_BT, (batch, length))
+        if steps == 0 or constant_BTD.numel() == 0:
+            return constant_BTD.new_empty(batch, steps, length, width)
+        if dispatch.choose(op, self.impl, constant_BTD, self.unless(constant_BTD)) == "torch":
+            decoder, norm = self.decoder, (self.norm, self.eps)
+            return reference.run(decoder, self.carry, norm, constant_BTD, steps, ropes, visible_BT)
+        ropes = ropes and tuple(r.float().contiguous() for r in ropes)
+        # buffers made here are written again in whatever mode the next call has
+        with torch.inference_mode(False), torch.no_grad():
+            states_RND = self._loop(batch, length)(constant_BTD.contiguous(), steps, ropes, visible_BT)
+        return states_RND.unflatten(1, (batch, length)).transpose(0, 1)
+
+    def unless(self, constant_BTD: Tensor) -> str | None:
+        """Why the Triton kernel cannot serve such an input; None if it can, or if there can be no kernel at all."""
+        if dispatch.unavailable(constant_BTD.device):
+            return None
+        from kernels.recurrent_loop.triton import LAYERS, ROWS
+
+        if reason := dispatch.not_floats(constant_BTD):
+            return reason
+        if constant_BTD.shape[:2].numel() > ROWS:
+            return f"it takes up to {ROWS} positions at a time, all sequences together"
+        if len(self.decoder.layers) > LAYERS:
+            return f"it unrolls up to {LAYERS} layers"
+        return None
+
+    def _loop(self, batch: int, length: int):
+        from kernels.recurrent_loop.triton import Loop, chip
+
+        key = batch, length
+        if key not in self._loops:
+            if len(self._loops) == _SIZES:
+                self._loops.pop(next(iter(self._loops)))
+            found = self.chip or chip(self.carry.device)
+            self._loops[key] = Loop(self.decoder, self.carry, self.norm, self.eps, batch, length, found)
+        self._loops[key].refresh()
+        return self._loops[key]

@@ -1,0 +1,110 @@
+"""Recurrences by one launch against the definition; where several programs are interpreted, phase by phase."""
+
+import pytest
+import torch
+
+import kernels.recurrent_loop.triton as kernel
+from kernels.recurrent_loop import RecurrentLoop
+from tests.kernels.check import DEVICE
+from tests.kernels.decoders import FAMILIES, make_decoder
+
+R = 2
+
+
+def make(family, layers, dtype, width=40, d=10, inner=70):
+    """Looped layers, their carry and their norm, in a dtype and the same ones in fp64."""
+    torch.manual_seed(1)
+    exact = make_decoder(family, layers=layers, width=width, d=d, inner=inner)
+    carry, norm = torch.randn(width, width) / width**0.5, (1 + 0.3 * torch.randn(width), 0.3 * torch.randn(width))
+    low = make_decoder(family, layers=layers, width=width, d=d, inner=inner, dtype=dtype, device=DEVICE)
+    for mine, theirs in zip(exact.affines(), low.affines()):
+        for a, b in zip(mine, theirs):
+            if a is not None:
+                b.data.copy_(a.data)
+                a.data.copy_(b.detach().cpu().double())
+    carry, *norm = (x.to(dtype) for x in (carry.t().contiguous().t(), *norm))
+    return (low, carry.to(DEVICE), tuple(x.to(DEVICE) for x in norm)), (
+        exact,
+        carry.double(),
+        [x.double() for x in norm],
+    )
+
+
+def run(made, constant, ropes, visible, impl, chip=None):
+    decoder, carry, norm = made
+    constant = constant.to(carry.device, carry.dtype)
+    ropes = ropes and tuple(r.to(carry.device, torch.float64 if impl is None else torch.float32) for r in ropes)
+    visible = None if visible is None else visible.to(carry.device)
+    loop = RecurrentLoop(decoder, carry, norm, impl=impl or "torch", chip=chip)
+    return loop.run(constant, R, ropes, visible).cpu().double()
+
+
+def inputs(family, batch, length, dtype, d=10):
+    constant = torch.randn(batch, length, 40).to(dtype).double()
+    angle = torch.rand(batch, length, d // 2).repeat(1, 1, 2) * 6
+    visible = torch.rand(batch, length) < 0.7 if batch > 1 else None
+    return constant, None if family == "gpt2" else (angle.cos().double(), angle.sin().double()), visible
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("batch, length, layers", [(1, 1, 2), (3, 7, 1)])
+def test_errors_are_at_most_twice_torchs(family, batch, length, layers, dtype):
+    low, exact = make(family, layers, dtype)
+    given = inputs(family, batch, length, dtype)
+    want, torchs, ours = run(exact, *given, None), run(low, *given, "torch"), run(low, *given, "triton")
+    assert ours.shape == (batch, R, length, 40)
+    for i in range(R):  # each recurrence
+        limit = max(2 * (torchs - want)[:, i].norm(), 1e-6 * want[:, i].norm())
+        assert (ours - want)[:, i].norm() <= limit
+
+
+@pytest.mark.parametrize("family, keeps", [("qwen3", 0), ("gpt2", 9_000), ("qwen3", 10**6)])
+def test_dealt_out_to_several_programs_with_weights_kept_or_not(family, keeps):
+    chip = kernel.Chip(7, keeps and kernel.RESERVE + keeps)
+    low, _ = make(family, 2, torch.float32, inner=150)
+    given = inputs(family, 2, 11, torch.float32)
+    tiles = kernel.Loop(*low, 1e-5, 2, 11, chip).tiles
+    assert {t.splits for t in tiles.values()} == {1, 2} and tiles["DOWN"].chunks == 2
+    kept = {name: t.kept for name, t in tiles.items()}
+    assert sum(kept.values()) == {0: 0, 9_000: 1}.get(keeps, sum(t.chunks for t in tiles.values()))
+    torch.testing.assert_close(run(low, *given, "triton", chip), run(low, *given, "torch"), rtol=0, atol=2e-5)
+
+
+def test_every_weight_is_dealt_out_once():
+    for k, c, programs in ((40, 40, 7), (1024, 4096, 132), (3072, 1024, 132), (768, 2304, 108)):
+        for split in (False, True):
+            t = kernel.tiling(k, c, programs, 256, split)
+            assert t.one_each(programs) and t.tiles >= t.splits * -(-c // t.block_c)
+            assert t.splits * t.chunks * 256 >= k > (t.splits * t.chunks - t.splits) * 256
+
+
+def test_the_same_every_time_bit_for_bit_and_changed_weights_are_seen():
+    (decoder, carry, norm), _ = make("llama", 1, torch.float32)
+    constant, ropes, _ = inputs("llama", 1, 5, torch.float32)
+    constant, ropes = constant.to(DEVICE, torch.float32), tuple(r.to(DEVICE, torch.float32) for r in ropes)
+    loop = RecurrentLoop(decoder, carry, norm, impl="triton")
+    one, two = loop.run(constant, 2, ropes), loop.run(constant, 2, ropes)
+    assert torch.equal(one, two)
+    with torch.no_grad():
+        decoder.layers[0].qkv[2][0].mul_(2)
+    want = RecurrentLoop(decoder, carry, norm, impl="torch").run(constant, 2, ropes)
+    assert (one - want).abs().max() > 0.01
+    torch.testing.assert_close(loop.run(constant, 2, ropes), want, rtol=0, atol=2e-5)
+
+
+def test_nothing_to_do_and_wrong_inputs():
+    (decoder, carry, norm), _ = make("gpt2", 1, torch.float32)
+    loop, x = RecurrentLoop(decoder, carry, norm, impl="triton"), torch.zeros(2, 3, 40, device=DEVICE)
+    assert loop.run(x, 0).shape == (2, 0, 3, 40) and loop.run(x[:0], 2).shape == (0, 2, 3, 40)
+    with pytest.raises(ValueError, match="at least 0, got -1"):
+        loop.run(x, -1)
+    with pytest.raises(ValueError, match=r"carry must have shape \(39, 39\), got \(40, 40\)"):
+        loop.run(x[..., :39], 1)
+    with pytest.raises(ValueError, match=r"visible must have shape \(2, 3\), got \(2, 4\)"):
+        loop.run(x, 1, visible_BT=torch.ones(2, 4, dtype=torch.bool))
+    with pytest.raises(ValueError, match="Triton asked for, but it takes up to 64 positions at a time"):
+        loop.run(torch.zeros(5, 13, 40, device=DEVICE), 1)
+    deep, _ = make("gpt2", 5, torch.float32)
+    with pytest.raises(ValueError, match="it unrolls up to 4 layers"):
+        RecurrentLoop(*deep, impl="triton").run(x, 1)

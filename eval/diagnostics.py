@@ -33,8 +33,11 @@ class StopWhere(Greedy):
     def __call__(self, kind, dist, live_B):
         if kind != "halt":
             return super().__call__(kind, dist, live_B)
+        return self.settled(live_B).to(dist.logits.dtype)
+
+    def settled(self, stop_B):
         self.asked += 1
-        return (self.used_B < self.asked).to(dist.logits.dtype)
+        return self.used_B < self.asked
 
 
 @dataclass

@@ -122,6 +122,7 @@ def one(reasoner, env, problem, mean: tuple[list, int], readers: dict, chains, t
     from eval import diagnostics
     from eval.judge import verify
     from latent.cache import watching
+    from latent.halting import StopHead
     from latent.thought import Greedy
 
     method, codec = reasoner.method, reasoner.codec
@@ -133,7 +134,7 @@ def one(reasoner, env, problem, mean: tuple[list, int], readers: dict, chains, t
         (text,), thought = diagnostics.answer(reasoner, [problem], Greedy())
         used, states_KD = int(thought.used_U[0]), thought.states_UKD[0]
         p_KV = method.backbone.head(method.lens(states_KD[: used + 1])).softmax(-1)
-        halts = None if method.stop is None else method.stop(states_KD[: used + 1], 1).probs.tolist()
+        halts = None if not isinstance(method.stop, StopHead) else method.stop(states_KD[: used + 1], 1).probs.tolist()
         thoughts = []
         for i in range(used + 1):
             h_D = states_KD[i]

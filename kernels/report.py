@@ -21,7 +21,7 @@ Triton kernels for the steps of latent loops, each beside its plain-torch defini
 | `thought_feedback` | final norm, projection, gate and embedding mix: Coconut, CODI and HRPO are special cases | a library function so far |
 | `recurrent_block` | injection of the input and the looped block's first norm, forward and backward | `latent/methods/recurrent.py` |
 | `recurrent_loop` | all recurrences of the looped layers in one launch, weights kept in shared memory | `latent/methods/recurrent.py`: sampling, evaluation |
-| `exit_criterion` | second difference of states; KL between two steps' next-token distributions | a library function so far |
+| `exit_criterion` | second difference of states; KL between two steps' next-token distributions | `latent/halting.py`: `Converged` |
 | `vocab_mix` | soft tokens: softmax(h E^T) E with lse and entropy, one read of E; top-k form | a library function so far |
 | `shared_prefix_attention` | G rollouts of a prompt read its K and V once | a library function so far |
 

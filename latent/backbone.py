@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from kernels import dispatch
 from kernels.decode_step import Feed, LatentDecoder
 from kernels.decoder import Decoder
+from kernels.exit_criterion import step_kl
 from kernels.latent_chain import LatentChain
 from kernels.linear_logprob import linear_logprob
 from kernels.recurrent_block import inject
@@ -84,6 +85,14 @@ class Backbone(nn.Module):
         logp_NV = (self.head(h_ND) / temperature).log_softmax(-1)
         entropy_N = -(logp_NV.exp() * logp_NV).sum(-1) if entropy else None
         return logp_NV.gather(-1, ids_N[:, None])[:, 0], entropy_N, logp_NV.detach().argmax(-1)
+
+    def step_kl(self, h_ND: Tensor, before_ND: Tensor) -> Tensor:
+        """KL (nats) from the next-token distributions that `before_ND` gives to those of `h_ND`, (N,); no gradient."""
+        head = self.lm.get_output_embeddings()
+        if type(head) is nn.Linear and head.bias is None:
+            return step_kl(h_ND, before_ND, head.weight.to(h_ND.dtype))
+        logp_NV, logq_NV = (self.head(x).log_softmax(-1) for x in (h_ND, before_ND))
+        return (logp_NV.exp() * (logp_NV - logq_NV)).sum(-1)
 
     def read(self, ids_BT: Tensor, mask_BT: Tensor | None = None) -> tuple[Tensor, Context]:
         """Read left-padded prompts. Returns the last position's final hidden state (B, D) and the context.

@@ -60,6 +60,24 @@ class LearnedStop:
 
 
 @dataclass(frozen=True)
+class Converged:
+    """Stop where thinking has settled, by a rule without parameters; supervised training thinks all latents."""
+
+    by: Literal["second_difference", "kl"] = "second_difference"
+    """How much the last step's change differs from the one before (root mean square over the state's entries,
+    arXiv:2509.23314), or KL (nats) between the next-token distributions of the last two states (arXiv:2502.05171)."""
+    below: float = 0.1
+    """What it must fall below; for kl arXiv:2502.05171 takes 5e-4."""
+    hits: int = 2
+    """How often in a row."""
+
+    def __post_init__(self):
+        _at_least(self, "hits", 1)
+        if not self.below > 0:
+            raise ValueError(f"method.halt.below must be positive, got {self.below}")
+
+
+@dataclass(frozen=True)
 class NoCoT:
     """Control: answer at once."""
 
@@ -86,7 +104,7 @@ class _Sequence:
     the thoughts begins at stride * k, whatever was used. 1 = contiguous."""
     feedback: Literal["hidden", "norm", "project"] = "hidden"
     """What is fed back: the last hidden state (Coconut), that at the embeddings' scale, or an MLP of it (CODI)."""
-    halt: Fixed | LearnedStop = field(default_factory=Fixed)
+    halt: Fixed | LearnedStop | Converged = field(default_factory=Fixed)
     """When to stop thinking."""
 
     def __post_init__(self):
@@ -158,7 +176,7 @@ class Recurrent:
     """Answer tokens, read in parallel off the last positions."""
     supervise: Literal["steps", "answer"] = "steps"
     """What recurrence i is trained on: the step it should have reached, or the answer alone."""
-    halt: Fixed | LearnedStop = field(default_factory=Fixed)
+    halt: Fixed | LearnedStop | Converged = field(default_factory=Fixed)
     """When to stop the loop."""
 
     def __post_init__(self):

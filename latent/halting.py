@@ -1,10 +1,14 @@
-"""When to stop thinking: always at the end (`Fixed`), or by a learned stop (`LearnedStop`)."""
+"""When to stop thinking: at the end (`Fixed`), by a learned stop (`LearnedStop`), or once settled (`Converged`)."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli
 
-from latent.config import Fixed, LearnedStop
+from kernels.exit_criterion import second_difference
+from latent.backbone import Backbone
+from latent.config import Converged, Fixed, LearnedStop
 
 
 class StopHead(nn.Module):
@@ -21,31 +25,67 @@ class StopHead(nn.Module):
         return Bernoulli(logits=logits_B, validate_args=False)
 
 
-def build(config: Fixed | LearnedStop, width: int) -> StopHead | None:
-    """The stop head of a halting rule; None where none is needed."""
+class Settled(nn.Module):
+    """Whether the last states of a trace have settled, (P,) bool; nothing to learn.
+
+    `lens`: state (P, D) -> what the LM head reads.
+    """
+
+    def __init__(self, config: Converged, backbone: Backbone, lens: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.config, self.backbone, self.lens = config, [backbone], lens  # in a list: its parameters are the method's
+
+    @torch.no_grad()
+    def forward(self, states: list[Tensor]) -> Tensor:
+        h_PD = states[-1]
+        if self.config.by == "second_difference":
+            if len(states) < 3:
+                return h_PD.new_zeros(len(h_PD), dtype=torch.bool)
+            moved_P = second_difference(h_PD, states[-2], states[-3])[0] / h_PD.shape[-1] ** 0.5
+        else:
+            if len(states) < 2:
+                return h_PD.new_zeros(len(h_PD), dtype=torch.bool)
+            moved_P = self.backbone[0].step_kl(self.lens(h_PD), self.lens(states[-2]))
+        return moved_P < self.config.below
+
+
+def build(config: Fixed | LearnedStop | Converged, method: nn.Module) -> StopHead | Settled | None:
+    """What a halting rule needs of a method; None where it is nothing."""
     match config:
         case Fixed():
             return None
         case LearnedStop(bias):
-            return StopHead(width, bias)
+            return StopHead(method.backbone.width, bias)
+        case Converged():
+            return Settled(config, method.backbone, method.lens)
 
 
 class Pace:
     """Which of P * G rows are still thinking, asked before every latent step."""
 
-    def __init__(self, stop: StopHead | None, choose, prompts: int, group: int, device):
+    def __init__(self, stop: StopHead | Settled | None, choose, prompts: int, group: int, device):
         self.stop, self.choose, self.group = stop, choose, group
         self.live_B = torch.ones(prompts * group, dtype=torch.bool, device=device)
         self.used_B = torch.zeros(prompts * group, dtype=torch.long, device=device)
+        self.hits_P = torch.zeros(prompts, dtype=torch.long, device=device)
+        self.last: list[Tensor] = []
 
     def go_on(self, h_PD: Tensor) -> bool:
         """Decide for every row whether it takes one more step from state `h_PD`. False when none does."""
         if self.stop is not None:
-            self.live_B = self.live_B & (self.choose("halt", self.stop(h_PD, self.group), self.live_B) == 0)
+            self.live_B = self.live_B & ~self.stops(h_PD)
             if not self.live_B.any():
                 return False
         self.used_B = self.used_B + self.live_B
         return True
+
+    def stops(self, h_PD: Tensor) -> Tensor:
+        """Which rows stop at a state (B,)."""
+        if isinstance(self.stop, StopHead):
+            return self.choose("halt", self.stop(h_PD, self.group), self.live_B) == 1
+        self.last = [*self.last[-2:], h_PD]
+        self.hits_P = torch.where(self.stop(self.last), self.hits_P + 1, 0)
+        return self.choose.settled((self.hits_P >= self.stop.config.hits).repeat_interleave(self.group))
 
     def rows(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """The distinct outcomes: prompt and steps used of each (U), and which is each rollout's (None = its own)."""

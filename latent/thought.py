@@ -93,6 +93,10 @@ class Chooser:
         )
         return value
 
+    def settled(self, stop_B: Tensor) -> Tensor:
+        """Which rows stop where a rule without randomness says so: as it says, unless a diagnostic knows better."""
+        return stop_B
+
     def decisions(self) -> list[Decision]:
         """All that was chosen since the last call, one `Decision` a kind, its choices along T."""
         made, self._made = self._made, {}

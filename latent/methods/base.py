@@ -97,7 +97,7 @@ class AlongSequence(Method):
         self.steps = config.n_latent if sequence else 0
         self.stride = config.stride if sequence else 1
         self.feedback = Feedback(config.feedback, backbone) if sequence else None
-        self.stop = halting.build(config.halt, backbone.width) if sequence else None
+        self.stop = halting.build(config.halt, self) if sequence else None
 
     def reserved(self, steps):
         return self.stride * max(steps, self.trained_steps)

@@ -43,7 +43,7 @@ class Recurrent(Method):
         d = backbone.width
         self.carry, self.inject = nn.Linear(d, d, bias=False), nn.Linear(d, d)
         self.norm = nn.LayerNorm(d)
-        self.stop = halting.build(config.halt, d)
+        self.stop = halting.build(config.halt, self)
 
     def reserved(self, steps):
         return self.config.answer_tokens - 1

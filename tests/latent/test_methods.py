@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from latent.config import Coconut, CoT, Fixed, LearnedStop, ModelConfig, NoCoT, Recurrent, Sim
+from latent.config import Coconut, Converged, CoT, Fixed, LearnedStop, ModelConfig, NoCoT, Recurrent, Sim
 from latent.generate import decode
 from latent.methods.base import text_hidden
 from latent.thought import Greedy, Sample
@@ -207,7 +207,39 @@ def test_recurrent_rows_stop_on_their_own():
             torch.testing.assert_close(thought.h_UTD[b], want, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("by, hits", [("second_difference", 1), ("second_difference", 2), ("kl", 1)])
+@pytest.mark.parametrize("depth", [False, True])
+def test_rows_stop_where_they_have_settled(by, hits, depth):
+    along = small_reasoner(Sim(n_latent=7, stride=1, halt=Converged()), SMALL, dtype=torch.float64).method
+    method = recurrent(halt=Converged()).method if depth else along
+    prompt, stop = ragged_prompt((3, 7, 5, 6, 4, 8)), method.stop
+    with torch.no_grad():
+        method.stop = None
+        states_PKD = method.think(prompt, Greedy(), steps=7).states_UKD
+        if by == "kl":
+            logp_PKV = method.backbone.head(method.lens(states_PKD)).log_softmax(-1)
+            moved_PK = (logp_PKV[:, 1:].exp() * logp_PKV.diff(dim=1)).sum(-1)
+        else:
+            moved_PK = states_PKD.diff(n=2, dim=1).square().mean(-1).sqrt()
+        below = float(moved_PK.quantile(0.6 if hits == 2 else 0.3))
+        settled_PK = F.pad(moved_PK < below, (states_PKD.shape[1] - moved_PK.shape[1], 0))
+        if hits == 2:
+            settled_PK[:, 1:] &= settled_PK[:, :-1].clone()
+        used = [row.index(True) if True in row[:7] else 7 for row in settled_PK.tolist()]
+        assert len(set(used)) > 1
+        stop.config = Converged(by=by, below=below, hits=hits)
+        method.stop = stop
+        thought = method.think(prompt, Sample(), group=2, steps=7)
+        assert thought.used_B.tolist() == [u for u in used for _ in range(2)] and not thought.decisions
+        method.stop = None
+        for p in range(6):
+            want = method.think(row_of(prompt, p), Greedy(), steps=used[p]).h_UTD[0]
+            torch.testing.assert_close(thought.h_UTD[thought.row_B[2 * p]], want, rtol=0, atol=1e-10)
+
+
 def test_configs_say_what_is_wrong():
+    with pytest.raises(ValueError, match="below must be positive, got 0"):
+        Converged(below=0)
     with pytest.raises(ValueError, match="n_latent must be at least 0, got -1"):
         Sim(n_latent=-1)
     with pytest.raises(ValueError, match="multiple"):

@@ -5,7 +5,7 @@ import torch
 
 from eval.environments import GSM8K, Cups, ProsQA, build
 from latent import hub, load
-from latent.config import Coconut, CoT, LearnedStop, ModelConfig, NoCoT, Recurrent, Sim
+from latent.config import Coconut, Converged, CoT, LearnedStop, ModelConfig, NoCoT, Recurrent, Sim
 from latent.text import Batch, bpe_codec
 from tests.helpers import SMALL, small_reasoner
 
@@ -40,7 +40,13 @@ def test_pretrained_tokenizers_get_what_they_lack():
 
 @pytest.mark.parametrize(
     "config",
-    [NoCoT(), CoT(), Coconut(feedback="norm"), Sim(n_latent=4, halt=LearnedStop()), Recurrent(n_recurrence=2)],
+    [
+        NoCoT(),
+        CoT(),
+        Coconut(feedback="norm"),
+        Sim(n_latent=4, halt=LearnedStop()),
+        Recurrent(n_recurrence=2, halt=Converged()),
+    ],
 )
 def test_save_and_load_give_the_same_answers(config, tmp_path):
     reasoner = small_reasoner(config)

@@ -23,7 +23,7 @@ Triton kernels for the steps of latent loops, each beside its plain-torch defini
 | `recurrent_loop` | all recurrences of the looped layers in one launch, weights kept in shared memory | `latent/methods/recurrent.py`: sampling, evaluation |
 | `exit_criterion` | second difference of states; KL between two steps' next-token distributions | `latent/halting.py`: `Converged` |
 | `vocab_mix` | soft tokens: softmax(h E^T) E with lse and entropy, one read of E; top-k form | a library function so far |
-| `shared_prefix_attention` | G rollouts of a prompt read its K and V once | a library function so far |
+| `shared_prefix_attention` | G rollouts of a prompt read its K and V once | `latent/generate.py`: rollouts of thoughts without random choices |
 
 A folder holds `reference.py` (the definition, fp32 or better), `triton.py` (the fused version; `deferred.py` for
 `latent_chain`, which is torch on every device) and `__init__.py` (formula, shapes, the public function). Every

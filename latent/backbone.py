@@ -154,6 +154,17 @@ class Backbone(nn.Module):
         layers = [LayerCache(*pair) for pair in longer]
         return states_BKD, Context(layers, mask_BS, context.next_B + k * stride, context.reach + k * stride)
 
+    def branch(self, context: Context, group: int) -> Context | None:
+        """The context for `group` rollouts of each row whose prompt is read once for all, in a fused kernel.
+
+        None where it does not apply, as in `chain`.
+        """
+        weight, op = self.lm.get_input_embeddings().weight, "shared_prefix_attention"
+        unless = dispatch.not_floats(weight) or (None if self.layers else f"no attention of {type(self.lm).__name__}")
+        if torch.is_grad_enabled() or dispatch.choose(op, None, weight, unless) == "torch":
+            return None
+        return context.branch(group)
+
     def recur(
         self, constant_BTD: Tensor, carry: nn.Linear, norm: nn.LayerNorm, blocks: range, r: int, pos_BT: Tensor,
         mask_BT: Tensor | None,
@@ -209,7 +220,7 @@ class Backbone(nn.Module):
         if self.layers is None:
             return self._forward(x_BTD, pos_BT, past, mask_BS)
         t = x_BTD.shape[1]
-        size = t + (past[0].k.shape[2] if past else 0)
+        size = t + (past[0].size if past else 0)
         visible_BTS = visible(t, size, mask_BS, x_BTD.device)
         h, rope = self.layers.enter(x_BTD, pos_BT)
         caches, recompute = [], self.recompute and torch.is_grad_enabled()
@@ -263,7 +274,7 @@ def _layer(layer, h_BTD: Tensor, rope, wanted: int, past: LayerCache | None, vis
     """One layer over T new positions: the last `wanted` of them, and its longer cache."""
     q, k, v = layer.project(h_BTD, rope, wanted)
     cache = LayerCache(k, v) if past is None else past.append(k, v)
-    a = attend(q, cache.k, cache.v, visible_BTS, layer.dropout())
+    a = cache.attend(q, visible_BTS, layer.dropout())
     return layer.finish(h_BTD[:, h_BTD.shape[1] - wanted :], a), cache
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.latent_chain import LatentChain
+from kernels.shared_prefix_attention import shared_prefix_attention
 
 _SPARE = 32  # cached positions allocated ahead
 
@@ -82,8 +83,49 @@ class LayerCache:
         room["filled"] = stop
         return LayerCache(room["k"][:, :, :stop], room["v"][:, :, :stop], room)
 
+    @property
+    def size(self) -> int:
+        return self.k.shape[2]
+
+    def attend(self, q: Tensor, visible_BTS: Tensor | str | None, dropout: float) -> Tensor:
+        """Queries (B, H, T, d) of the last positions -> (B, T, H d)."""
+        return attend(q, self.k, self.v, visible_BTS, dropout)
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """K and V with the spare room behind them."""
+        return (self.k, self.v) if self._room is None else (self._room["k"], self._room["v"])
+
     def rows(self, index_U: Tensor) -> "LayerCache":
         return LayerCache(self.k[index_U], self.v[index_U])
+
+
+@dataclass(frozen=True)
+class BranchedCache:
+    """One layer where G rollouts of each prompt go on, position by position: the prompt's K and V once for all of them.
+
+    `k` and `v` (P, H_kv, S, d), `visible_PS` None = all; `own`: what the P * G rollouts added. Without gradient.
+    """
+
+    k: Tensor
+    v: Tensor
+    visible_PS: Tensor | None
+    own: LayerCache
+
+    @property
+    def size(self) -> int:
+        return self.k.shape[2] + self.own.size
+
+    def append(self, k: Tensor, v: Tensor) -> "BranchedCache":
+        return replace(self, own=self.own.append(k, v))
+
+    def attend(self, q: Tensor, visible_BTS: None, dropout: float) -> Tensor:
+        """Queries (P * G, H, 1, d) of the last position -> (P * G, 1, H d)."""
+        prompts = len(self.k)
+        own = tuple(x.unflatten(0, (prompts, -1)) for x in self.own.whole())
+        q_PGHd = q[:, :, 0].unflatten(0, (prompts, -1))
+        lengths_PG = torch.full(q_PGHd.shape[:2], self.own.size, dtype=torch.int32, device=q.device)
+        a_PGHd = shared_prefix_attention(q_PGHd, (self.k, self.v), own, self.visible_PS, lengths_PG)
+        return a_PGHd.flatten(0, 1).flatten(1)[:, None]
 
 
 @dataclass
@@ -95,25 +137,34 @@ class Context:
     asking the device.
     """
 
-    past: list[LayerCache] | LatentChain
+    past: list[LayerCache] | list[BranchedCache] | LatentChain
     mask_BS: Tensor | None
     next_B: Tensor
     reach: int
 
     @property
-    def layers(self) -> list[LayerCache]:
+    def layers(self) -> list[LayerCache] | list[BranchedCache]:
         """One cache a layer, copied out of a chain."""
         return [LayerCache(k, v) for k, v in self.past.read()] if isinstance(self.past, LatentChain) else self.past
 
     @property
     def size(self) -> int:
         """Cached positions, hidden ones included."""
-        return self.past.size if isinstance(self.past, LatentChain) else self.past[0].k.shape[2]
+        return self.past.size if isinstance(self.past, LatentChain) else self.past[0].size
 
     def rows(self, index_U: Tensor) -> "Context":
         """Some rows, any of them as often as named."""
         mask = None if self.mask_BS is None else self.mask_BS[index_U]
         return Context([c.rows(index_U) for c in self.layers], mask, self.next_B[index_U], self.reach)
+
+    def branch(self, group: int) -> "Context":
+        """For `group` rollouts of each row, row p * G + g, that go on position by position."""
+        past = []
+        for c in self.layers:
+            b, heads, _, d = c.k.shape
+            none = c.k.new_empty(b * group, heads, 0, d)
+            past.append(BranchedCache(c.k.contiguous(), c.v.contiguous(), self.mask_BS, LayerCache(none, none)))
+        return Context(past, None, self.next_B.repeat_interleave(group), self.reach)
 
     def hide(self, hidden_BT: Tensor) -> "Context":
         """Make some of the last T positions invisible: True = hidden."""

@@ -29,6 +29,10 @@ def decode(method: Method, thought: Thought, choose: Chooser, max_tokens: int, e
             if context is None or context.reach == backbone.positions:
                 break
             next_U = tokens[-1]
+            alike = shared and t == read and not thought.decisions  # as many rollouts of each row
+            branched = backbone.branch(context, rollouts // len(h_UTD)) if alike else None
+            if branched is not None:
+                context, shared = branched, False
             if shared:  # rollouts that wrote the same so far go on as one row
                 key_U, row_B = torch.unique(row_B * backbone.vocab + tokens[-1], return_inverse=True)
                 context, next_U = context.rows(key_U // backbone.vocab), key_U % backbone.vocab

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from latent.config import Converged, LearnedStop, ModelConfig, Recurrent, Sim
+from latent.config import Converged, LearnedStop, ModelConfig, NoCoT, Recurrent, Sim
 from latent.generate import decode, rollout, score
 from latent.thought import Greedy, Sample
 from tests.helpers import ragged_prompt, small_reasoner
@@ -40,6 +40,22 @@ def test_thoughts_and_answers(config, family, kernels):
     torch.testing.assert_close(got.h_UTD, want.h_UTD, rtol=0, atol=1e-5)
     for a, b in zip(got.decisions, want.decisions):
         assert torch.equal(a.value_BT, b.value_BT) and torch.equal(a.mask_BT, b.mask_BT)
+        torch.testing.assert_close(a.logp_BT, b.logp_BT, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen3"])
+@pytest.mark.parametrize("config", [Sim(n_latent=2), NoCoT(), Sim(n_latent=3, halt=LearnedStop(bias=-0.5))])
+def test_rollouts_that_share_a_prompt(config, family, kernels):
+    method = small_reasoner(config, ModelConfig(family=family, n_layer=2, n_embd=32, n_head=2, n_positions=64)).method
+    seen = {}
+    for which in ("torch", "triton"):
+        kernels(which)
+        torch.manual_seed(5)
+        seen[which] = rollout(method, ragged_prompt((3, 5)), 4, 5, 2, 1.0)
+    got, want = seen["triton"], seen["torch"]
+    assert torch.equal(got.tokens_BT, want.tokens_BT) and len(set(map(tuple, want.tokens_BT.tolist()))) > 2
+    for a, b in zip(got.decisions, want.decisions):
+        assert torch.equal(a.mask_BT, b.mask_BT)
         torch.testing.assert_close(a.logp_BT, b.logp_BT, rtol=0, atol=1e-5)
 
 

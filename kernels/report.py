@@ -18,11 +18,11 @@ Triton kernels for the steps of latent loops, each beside its plain-torch defini
 | `latent_loop` | the same chain in one launch, with grid barriers | `LatentDecoder(..., persistent=True)`; the benchmark's `persistent` rows say where it wins |
 | `latent_chain` | k latent steps in training: one autograd node a step, K and V in place, weight gradients made once | `Backbone.step` |
 | `linear_logprob` | log-prob and entropy of tokens from hidden states, forward and backward, no logits in memory | every loss |
-| `thought_feedback` | final norm, projection, gate and embedding mix: Coconut, CODI and HRPO are special cases | a library function so far |
+| `thought_feedback` | final norm, projection, gate and embedding mix: Coconut, CODI and HRPO are special cases | a library function: for gates, which no method here has yet |
 | `recurrent_block` | injection of the input and the looped block's first norm, forward and backward | `latent/methods/recurrent.py` |
 | `recurrent_loop` | all recurrences of the looped layers in one launch, weights kept in shared memory | `latent/methods/recurrent.py`: sampling, evaluation |
 | `exit_criterion` | second difference of states; KL between two steps' next-token distributions | `latent/halting.py`: `Converged` |
-| `vocab_mix` | soft tokens: softmax(h E^T) E with lse and entropy, one read of E; top-k form | a library function so far |
+| `vocab_mix` | soft tokens: softmax(h E^T) E with lse and entropy, one read of E; top-k form | `Backbone.mix`: feedback `soft`, without gradient |
 | `shared_prefix_attention` | G rollouts of a prompt read its K and V once | `latent/generate.py`: rollouts of thoughts without random choices |
 
 A folder holds `reference.py` (the definition, fp32 or better), `triton.py` (the fused version; `deferred.py` for

@@ -21,6 +21,7 @@ from kernels.latent_chain import LatentChain
 from kernels.linear_logprob import linear_logprob
 from kernels.recurrent_block import inject
 from kernels.recurrent_loop import RecurrentLoop
+from kernels.vocab_mix import vocab_mix
 from latent.cache import Context, LayerCache, attend, visible
 from latent.layers import known_layers
 
@@ -85,6 +86,13 @@ class Backbone(nn.Module):
         logp_NV = (self.head(h_ND) / temperature).log_softmax(-1)
         entropy_N = -(logp_NV.exp() * logp_NV).sum(-1) if entropy else None
         return logp_NV.gather(-1, ids_N[:, None])[:, 0], entropy_N, logp_NV.detach().argmax(-1)
+
+    def mix(self, h_ND: Tensor) -> Tensor:
+        """The mean input embedding (N, D) under the next-token distributions of final hidden states."""
+        head, table_VD = self.lm.get_output_embeddings(), self.lm.get_input_embeddings().weight
+        if type(head) is nn.Linear and head.bias is None and not torch.is_grad_enabled():
+            return vocab_mix(h_ND, head.weight, table_VD)[0]
+        return self.head(h_ND).softmax(-1).to(h_ND.dtype) @ table_VD.to(h_ND.dtype)
 
     def step_kl(self, h_ND: Tensor, before_ND: Tensor) -> Tensor:
         """KL (nats) from the next-token distributions that `before_ND` gives to those of `h_ND`, (N,); no gradient."""

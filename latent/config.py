@@ -102,8 +102,9 @@ class _Sequence:
     stride: int = 1
     """Positions a latent stands for: latent i sits where the last token of step i would have been, and the text after
     the thoughts begins at stride * k, whatever was used. 1 = contiguous."""
-    feedback: Literal["hidden", "norm", "project"] = "hidden"
-    """What is fed back: the last hidden state (Coconut), that at the embeddings' scale, or an MLP of it (CODI)."""
+    feedback: Literal["hidden", "norm", "project", "soft"] = "hidden"
+    """What is fed back: the last hidden state (Coconut), that at the embeddings' scale, an MLP of it (CODI), or the
+    mean input embedding under its next-token distribution (soft tokens)."""
     halt: Fixed | LearnedStop | Converged = field(default_factory=Fixed)
     """When to stop thinking."""
 

@@ -67,14 +67,15 @@ ABLATIONS: dict[str, Ablation] = {
         ),
     ),
     "feedback": Ablation(
-        claim="A norm or a projection of the hidden state, fed back, solves more than the raw state does.",
+        claim="A norm or a projection of the hidden state, or soft tokens, fed back, solve more than the raw state.",
         base="sim",
-        axes=(over("method.feedback", "hidden", "norm", "project"),),
+        axes=(over("method.feedback", "hidden", "norm", "project", "soft"),),
         controls=USUAL,
         core_minutes=10,
         contrasts=(
             Contrast("norm", "hidden"),
             Contrast("project", "hidden"),
+            Contrast("soft", "hidden"),
             Contrast("hidden", "fixed"),
         ),
     ),

@@ -171,12 +171,14 @@ class Feedback(nn.Module):
     """Last hidden state -> next input embedding, (B, D) -> (B, D).
 
     `hidden`: as it is (Coconut). `norm`: RMS-normed to the embeddings' scale. `project`: GELU MLP and LayerNorm (CODI,
-    arXiv:2502.21074, sec. 3.2).
+    arXiv:2502.21074, sec. 3.2). `soft`: the mean input embedding under the next-token distribution (Soft Thinking,
+    arXiv:2505.15778, sec. 3).
     """
 
     def __init__(self, kind: str, backbone: Backbone):
         super().__init__()
         self.kind, d = kind, backbone.width
+        self.backbone = [backbone]  # in a list: its parameters are the method's
         if kind == "norm":
             rms = backbone.lm.get_input_embeddings().weight.detach().square().mean().sqrt()
             self.scale = nn.Parameter(rms.expand(d).clone())
@@ -193,6 +195,8 @@ class Feedback(nn.Module):
                 return F.rms_norm(h_BD, h_BD.shape[-1:], self.scale)
             case "project":
                 return self.mlp(h_BD)
+            case "soft":
+                return self.backbone[0].mix(h_BD)
         return h_BD
 
 

@@ -13,7 +13,7 @@ CONFIGS = [
     (Sim(n_latent=2), "qwen3"),
     (Recurrent(prelude=0, core=2, n_recurrence=3, halt=LearnedStop(bias=-0.5)), "gpt2"),
     (Recurrent(n_recurrence=2, coda=0), "qwen3"),
-    (Sim(n_latent=3, halt=Converged(by="kl", below=0.05, hits=1)), "llama"),
+    (Sim(n_latent=3, feedback="soft", halt=Converged(by="kl", below=0.05, hits=1)), "llama"),
 ]
 
 

@@ -31,7 +31,7 @@ def naive_states(method, ids_1T, k):
     return torch.stack(states, 1), x[:, :-1], pos[:-1]
 
 
-@pytest.mark.parametrize("feedback", ["hidden", "norm", "project"])
+@pytest.mark.parametrize("feedback", ["hidden", "norm", "project", "soft"])
 @pytest.mark.parametrize("stride", [1, 4])
 def test_latent_loop_is_the_naive_recomputation(feedback, stride):
     method = small_reasoner(Sim(n_latent=3, stride=stride, feedback=feedback), dtype=torch.float64).method
@@ -46,6 +46,24 @@ def test_latent_loop_is_the_naive_recomputation(feedback, stride):
         start = ids.shape[1] + stride * 3
         want = whole(method.backbone, x, pos + list(range(start, start + 3)))[0, -4:]
         torch.testing.assert_close(h_BTD[b], want, rtol=0, atol=1e-10)
+
+
+def test_soft_tokens_are_the_mean_embedding_and_are_trained_through():
+    method = small_reasoner(Sim(n_latent=1, feedback="soft"), dtype=torch.float64).method
+    lm = method.backbone.lm
+    h = torch.randn(2, method.backbone.width, dtype=torch.float64, requires_grad=True)
+    want = torch.zeros_like(h)
+    for b in range(2):
+        odds = (lm.get_output_embeddings().weight @ h[b]).exp()
+        for v, e in enumerate(lm.get_input_embeddings().weight):
+            want[b] = want[b] + odds[v] / odds.sum() * e
+    got = method.feedback(h)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+    wanted = torch.autograd.grad(want.sin().sum(), [h, *lm.parameters()], allow_unused=True)
+    for a, b in zip(torch.autograd.grad(got.sin().sum(), [h, *lm.parameters()], allow_unused=True), wanted):
+        assert (a is None) == (b is None) and (a is None or torch.allclose(a, b, rtol=0, atol=1e-12))
+    with torch.no_grad():
+        torch.testing.assert_close(method.feedback(h), want, rtol=0, atol=1e-12)
 
 
 def test_batched_fp32_answers_are_the_single_ones():

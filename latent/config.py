@@ -87,7 +87,7 @@ class CoT:
     """Control: write the teacher's chain in tokens, then the answer."""
 
     every: int = 1
-    """Write one step in so many, the last among them: a chain at the budget of fewer latents."""
+    """Write one step in so many, and not the last, which the answer repeats: a chain at the budget of latents."""
 
     def __post_init__(self):
         _at_least(self, "every", 1)

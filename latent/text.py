@@ -135,11 +135,15 @@ class Batch:
         )
 
     def chain(self, skip: int = 0, every: int = 1) -> Text:
-        """The steps from the `skip`-th on, of them one in `every` and the last, then the answer."""
-        left = [steps[skip:] for steps in self.steps]
-        kept = [steps[(len(steps) - 1) % every :: every] for steps in left]
-        rows = [sum(steps, ()) + answer for steps, answer in zip(kept, self.answers)]
+        """The steps from the `skip`-th on, cut to one in `every`, then the answer."""
+        cut = [one_in(every, steps[skip:]) for steps in self.steps]
+        rows = [sum(steps, ()) + answer for steps, answer in zip(cut, self.answers)]
         return pad_right(rows, self.pad, self.prompt.ids_BT.device)
+
+
+def one_in(every: int, steps: list) -> list:
+    """One of a chain's steps in `every`; the last is left out, unless all are kept, as the answer follows it."""
+    return steps if every == 1 else steps[every - 1 : -1 : every]
 
 
 def word_codec(words: Iterable[str], fixed_answer: int | None = None) -> Codec:

@@ -9,25 +9,31 @@ from latent.config import Coconut, CoT, FixedEmbedding, NoCoT, Pause
 from train.config import Experiment, Run
 from train.presets import PRESETS
 
+COSTS = ("steps", "flops", "core_seconds")  # what a result is read against: an answer's two, and training's
 Change = dict[str, object]  # dotted path of a config field -> its value
 Axis = dict[str, Change]  # what a table calls a choice -> the fields that make it
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """Two rows on the same problems.
+    """Two rows on the same problems, or one row answering in two ways.
 
-    `steps`: answering in so many latent steps, of the judge's sweep. `metric`: another than the ablation's.
+    `steps`: answering in so many latent steps, of the judge's sweep; `steps_b`: `b` in so many, None = as `a`.
+    `metric`: another than the ablation's. `claim`: what the ablation claims of the difference, None = nothing.
     """
 
     a: str
     b: str
     steps: int | None = None
     metric: str | None = None
+    steps_b: int | None = None
+    claim: Literal["more", "less"] | None = None
 
     @property
     def name(self) -> str:
         """What a text calls it."""
+        if self.steps_b:
+            return f"{self.a}, {self.steps} steps - {self.b}, {self.steps_b} steps"
         return f"{self.a} - {self.b}" + (f", {self.steps} steps" if self.steps else "")
 
 
@@ -59,7 +65,7 @@ class Ablation:
     arms: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     metric: str = "main.accuracy"
-    costs: tuple[str, ...] = ("steps", "flops", "core_seconds")
+    costs: tuple[str, ...] = COSTS
     diagnose: bool = False
     contrasts: tuple[Contrast, ...] = ()
     figure: Literal["rows", "costs", "sweep"] = "rows"

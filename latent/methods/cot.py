@@ -1,6 +1,7 @@
 """Control: distilled on chains written in tokens (SFT on the teacher's steps, then the answer)."""
 
 from latent.methods.base import AlongSequence, text_loss
+from latent.text import one_in
 from latent.thought import Greedy
 
 
@@ -8,10 +9,10 @@ class CoT(AlongSequence):
     """Reads the prompt, writes the chain and the answer; trained on both."""
 
     def steps_written(self, chain):
-        return -(-chain // self.config.every)
+        return len(one_in(self.config.every, [0] * chain))
 
     def needs(self, prompt, steps, answer):
-        return prompt + sum(steps[(len(steps) - 1) % self.config.every :: self.config.every]) + answer - 1
+        return prompt + sum(one_in(self.config.every, steps)) + answer - 1
 
     def loss(self, batch):
         return text_loss(self.backbone, self.think(batch.prompt, Greedy()), batch.chain(every=self.config.every))

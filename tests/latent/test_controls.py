@@ -111,14 +111,18 @@ def test_what_an_answer_costs_in_sequence():
     assert small_reasoner(Pause(OF)).method.passes(0, 4) == 4
 
 
-def test_a_cut_chain_keeps_one_step_in_so_many_and_the_last():
+def test_a_cut_chain_keeps_one_step_in_so_many_but_not_the_last():
     reasoner = small_reasoner(CoT(every=3))
     problem = type("P", (), {"question": "01 12 . . . . . .", "answer": "1 2 3 4"})
     problem.steps = ["1 2 3 4", "2 1 3 4", "3 1 2 4", "4 1 2 3", "1 2 4 3", "1 3 2 4", "1 4 2 3", "2 3 4 1"]
     batch = Batch.of([problem], reasoner.codec)
-    kept = [reasoner.codec.step(problem.steps[i]) for i in (1, 4, 7)]
+    kept = [reasoner.codec.step(problem.steps[i]) for i in (2, 5)]
     assert tuple(batch.chain(every=3).ids_BT[0].tolist()) == sum(kept, ()) + reasoner.codec.answer("1 2 3 4")
-    assert reasoner.method.steps_written(8) == 3 and reasoner.max_tokens == 16
-    assert reasoner.method.needs(9, [4] * 8, 4) == 9 + 12 + 3
+    assert reasoner.method.steps_written(8) == 2 and reasoner.max_tokens == 12
+    assert reasoner.method.needs(9, [4] * 8, 4) == 9 + 8 + 3
+    assert batch.chain(every=4).ids_BT[0].tolist() == [*reasoner.codec.step(problem.steps[3]), *batch.answers[0]]
+    assert small_reasoner(CoT(every=4)).method.steps_written(8) == 1
+    assert batch.chain(every=8).ids_BT[0].tolist() == list(batch.answers[0])
+    assert batch.chain().ids_BT[0].tolist() == [*sum(map(reasoner.codec.step, problem.steps), ()), *batch.answers[0]]
     with pytest.raises(ValueError, match="every must be at least 1, got 0"):
         CoT(every=0)

@@ -134,12 +134,12 @@ ABLATIONS: dict[str, Ablation] = {
         arms=("latent", "latent-rlvr"),
         controls=(*USUAL, "pause, cost 0.02", "fixed, cost 0.02"),
         core_minutes=25,
-        metric="levels.accuracy",
-        costs=("levels.used", "levels.steps", "core_seconds"),
+        metric="pooled.accuracy",
+        costs=("pooled.used", "core_seconds"),
         contrasts=(
-            Contrast("cost 0.01", "cost 0", metric="levels.used", claim="less"),
-            Contrast("cost 0.02", "cost 0", metric="levels.used", claim="less"),
-            Contrast("cost 0.05", "cost 0", metric="levels.used", claim="less"),
+            Contrast("cost 0.01", "cost 0", metric="pooled.used", claim="less"),
+            Contrast("cost 0.02", "cost 0", metric="pooled.used", claim="less"),
+            Contrast("cost 0.05", "cost 0", metric="pooled.used", claim="less"),
             Contrast("cost 0", "latent"),
             Contrast("cost 0.01", "latent"),
             Contrast("cost 0.02", "latent"),
@@ -169,7 +169,7 @@ ABLATIONS: dict[str, Ablation] = {
         axes=(STARTS,),
         controls=(*USUAL, "pause, half-trained", "pause, rlvr", "fixed, half-trained", "fixed, rlvr"),
         core_minutes=33,
-        metric="levels.accuracy",
+        metric="pooled.accuracy",
         costs=("main.accuracy", *COSTS),
         contrasts=(
             Contrast("start at 0.25, rlvr", "start at 0.25, half-trained"),
@@ -185,7 +185,7 @@ ABLATIONS: dict[str, Ablation] = {
         ),
     ),
     "depth": Ablation(
-        claim="A loop along the depth trained with 4 to 12 recurrences holds beyond, where one trained with 8 or 12 fails.",
+        claim="A loop along the depth trained with 4 to 12 recurrences holds at 16; with 8 or 12, it fails.",
         base="recurrent",
         axes=(
             {

@@ -19,6 +19,7 @@ from eval.cli import guarded, parse, program
 from paper import figures, records, tables
 from paper.ablations import ABLATIONS, CONTROLS
 from paper.design import cells
+from train.record import write_text
 
 HERE = Path(__file__).parent
 MARKS = "<!-- results: made by python -m paper.build -->", "<!-- end of results -->"
@@ -86,7 +87,7 @@ def build(options: Options) -> None:
             place.parent.mkdir(exist_ok=True)
             path.replace(place)
     if text is not None:
-        (HERE.parent / "README.md").write_text(text)
+        write_text(HERE.parent / "README.md", text)
     print(f"{len(made)} tables in {out}/tables, figures beside them")
     if whole:
         print(compile(out))
@@ -127,12 +128,14 @@ def readme(path: Path, made: list[tables.Table]) -> str:
     text = path.read_text()
     if not all(mark in text for mark in MARKS):
         raise ValueError(f"{path} has no block between {MARKS[0]} and {MARKS[1]}")
-    out = ["| ablation | claim | what was found |", "|---|---|---|"]
+    out = ["| ablation | claim | by these runs | contrasts |", "|---|---|---|---|"]
     for table in made:
         found = "; ".join(
             f"{c.name}: {tables.effect(d, p, c.metric or table.ablation.metric)}" for c, d, p in table.contrasts
         )
-        out.append(f"| [{table.name}](paper/tables/{table.name}.md) | {table.ablation.claim} | {found} |")
+        out.append(
+            f"| [{table.name}](paper/tables/{table.name}.md) | {table.ablation.claim} | {table.verdict} | {found} |"
+        )
     before, _, rest = text.partition(MARKS[0])
     return before + "\n".join([MARKS[0], *out, MARKS[1]]) + rest.partition(MARKS[1])[2]
 

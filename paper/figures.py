@@ -4,7 +4,7 @@ from pathlib import Path
 
 from eval.stats import interval
 from paper import records
-from paper.tables import ACCURACY, Row, Table, named
+from paper.tables import ITEMS, Row, Table, named
 
 STYLES = [
     ("#0072B2", "o", "-"),
@@ -55,8 +55,8 @@ def rows(table: Table):
         ax.plot(row.results().mean(1), [y] * len(row.lines), "|", color=colour, ms=9, alpha=0.7)
         ax.plot(row.value, y, "o", color=colour, mfc="white" if row.control else colour, ms=6)
     ax.set_yticks(range(len(shown)), [row.label for row in shown])
-    ax.set_xlabel(table.axis)
-    if table.ablation.metric == ACCURACY:
+    ax.set_xlabel(table.metric)
+    if table.ablation.metric in ITEMS:
         ax.set_xlim(-0.02, 1.02)
     ax.grid(axis="x", color="#dddddd", lw=0.6)
     return fig
@@ -78,10 +78,10 @@ def costs(table: Table):
             above = [at for at in list(shown.values())[:i] if abs(at[0] - x) < 0.1 * wide and abs(at[1] - y) < 0.06]
             ax.annotate(row.label, (x, y), (5, 4 - 8 * len(above)), textcoords="offset points", fontsize=6)
         ax.set(xlabel=named(name)[0], xlim=(-0.04 * wide, 1.25 * wide))
-        if table.ablation.metric == ACCURACY:
+        if table.ablation.metric in ITEMS:
             ax.set_ylim(-0.03, 1.06)
         ax.grid(color="#eeeeee", lw=0.6)
-    axes[0][0].set_ylabel(table.axis)
+    axes[0][0].set_ylabel(table.metric)
     return fig
 
 

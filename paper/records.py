@@ -3,12 +3,14 @@
 import json
 import zlib
 from base64 import b85decode, b85encode
+from hashlib import sha256
 from pathlib import Path
 
 from train.config import id_of
 from train.record import alone, write_text
 
 FILE = "runs.jsonl"
+PER_LEVEL = 250
 
 
 def pack(correct: list[int]) -> str:
@@ -27,6 +29,8 @@ def unpack(text: str) -> list[int]:
 def of_run(home: Path) -> dict:
     """The line of a finished run, from its folder."""
     config, env, result = (json.loads((home / f"{name}.json").read_text()) for name in ("config", "env", "result"))
+    samples = [json.loads(line) for line in (home / "samples.jsonl").read_text().splitlines()]
+    result |= {"pooled": pooled(samples), "sooner": sooner(config, home / "metrics.jsonl")}
     result["correct"] = pack(result["correct"])
     for swept in result["sweep"].values():
         swept["correct"] = pack(swept["correct"])
@@ -34,6 +38,31 @@ def of_run(home: Path) -> dict:
     found = {"diagnosis": shortened(json.loads(diagnosis.read_text()))} if diagnosis.exists() else {}
     about = {name: env[name] for name in ("git", "packages", "python", "cpu", "data")}
     return {"id": home.name, "config": config, "env": about | {"changed": bool(env["diff"])}, "result": result} | found
+
+
+def pooled(samples: list[dict]) -> dict:
+    """Results over all levels alike: the first `PER_LEVEL` problems of each by key, fewer where there are fewer.
+
+    Of the judged problems alone: RL also keeps rollouts of its training.
+    """
+    levels: dict[int, list[dict]] = {}
+    for sample in sorted((x for x in samples if x.get("split") == "test"), key=lambda x: (x["level"], x["key"])):
+        levels.setdefault(sample["level"], []).append(sample)
+    some = [x for level in levels.values() for x in level[:PER_LEVEL]]
+    return {
+        "accuracy": sum(x["correct"] for x in some) / len(some),
+        "used": sum(x["used"] for x in some) / len(some),
+        "correct": pack([int(x["correct"]) for x in some]),
+        "problems": sha256(" ".join(x["key"] for x in some).encode()).hexdigest()[:12],
+    }
+
+
+def sooner(config: dict, metrics: Path) -> int:
+    """Updates until a log line's exact match is .9, of a curriculum in its last stage; all of them if it never is."""
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    last = max((line.get("stage", 0.0) for line in lines), default=0.0)
+    reached = (x["step"] for x in lines if x.get("exact", 0.0) >= 0.9 and x.get("stage", 0.0) == last)
+    return next(reached, config["train"]["steps"])
 
 
 def shortened(diagnosis: dict) -> dict:
@@ -48,7 +77,13 @@ def shortened(diagnosis: dict) -> dict:
 
 def read(folder: Path) -> tuple[dict[str, dict], list[str]]:
     """Lines by run id, and what was left out and why: half a line, or one whose id is not that of its config."""
-    lines, left_out = {}, []
+    lines, left_out, _ = _read(folder)
+    return lines, left_out
+
+
+def _read(folder: Path) -> tuple[dict[str, dict], list[str], list[str]]:
+    """The same, and the whole lines that were left out, as they are."""
+    lines, left_out, others = {}, [], []
     path = folder / FILE
     for i, text in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
         try:
@@ -59,18 +94,20 @@ def read(folder: Path) -> tuple[dict[str, dict], list[str]]:
             continue
         if id != id_of(config):
             left_out.append(f"{path}, line {i}: run {id} has another config than its id says ({id_of(config)})")
+            others.append(text)
         else:
             lines[id] = line
-    return lines, left_out
+    return lines, left_out, others
 
 
 def add(folder: Path, line: dict) -> None:
     """Put a line among the others, sorted by id: the file is the old one or the new one, whatever happens.
 
-    A diagnosis that is there already stays unless the line has one.
+    A diagnosis that is there already stays unless the line has one; so do records that `read` leaves out, if whole.
     """
     with alone(folder / "runs.lock", wait=True):
-        lines = read(folder)[0]
+        lines, _, others = _read(folder)
         kept = {k: v for k, v in lines.get(line["id"], {}).items() if k == "diagnosis"}
         lines[line["id"]] = kept | line
-        write_text(folder / FILE, "".join(json.dumps(lines[id], sort_keys=True) + "\n" for id in sorted(lines)))
+        texts = [json.dumps(lines[id], sort_keys=True) for id in sorted(lines)] + others
+        write_text(folder / FILE, "".join(text + "\n" for text in texts))

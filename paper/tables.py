@@ -10,13 +10,17 @@ from paper import records
 from paper.design import Ablation, Cell, Contrast
 
 ACCURACY = "main.accuracy"
+ITEMS = {ACCURACY: ("correct",), "pooled.accuracy": ("pooled", "correct")}  # where each problem's result is
+EXCHANGES = ("mean", "shuffled", "other problem")  # no change where every problem has the same inputs
 NAMES = {  # of results, and what a table multiplies them by
-    "main.accuracy": ("accuracy", 1.0),
+    "main.accuracy": ("accuracy at the hardest level", 1.0),
+    "pooled.accuracy": ("accuracy over levels", 1.0),
+    "pooled.used": ("latents used over levels", 1.0),
+    "sooner": ("updates to .9", 1.0),
     "steps": ("sequential steps", 1.0),
     "flops": ("MFLOP", 1e-6),
     "main.used": ("latents used", 1.0),
     "core_seconds": ("core-s of training", 1.0),
-    "used_mean": ("latents, mean of levels", 1.0),
 }
 
 
@@ -38,11 +42,13 @@ class Row:
         accuracy.
         """
         metric = metric or self.metric
-        if metric != ACCURACY:
-            if steps is not None:
-                raise ValueError(f"{self.label}: only accuracy was swept over latent steps, not {metric}")
+        if metric != ACCURACY and steps is not None:
+            raise ValueError(f"{self.label}: only accuracy was swept over latent steps, not {metric}")
+        if metric not in ITEMS:
             return named(metric)[1] * np.array([[value] for value in self.each(metric)])
         found = [line["result"] for line in self.lines]
+        for part in ITEMS[metric][:-1]:
+            found = [result[part] for result in found]
         if steps is not None:
             missing = [r for r in found if str(steps) not in r["sweep"] and steps != r["latents"]]
             if missing:
@@ -94,9 +100,13 @@ class Table:
         return named(self.ablation.metric)[0]
 
     @property
-    def axis(self) -> str:
-        """The same, for an axis."""
-        return self.metric + (" at the hardest level" if self.ablation.metric == ACCURACY else "")
+    def verdict(self) -> str:
+        """What the contrasts that the claim names say of it."""
+        signs = {"more": 1, "less": -1}
+        claimed = [(d, p, signs[c.claim]) for c, d, p in self.contrasts if c.claim]
+        if any(not none_shown(d, p) and d.mean * sign < 0 for d, p, sign in claimed):
+            return "contradicted"
+        return "not shown" if any(none_shown(d, p) for d, p, _ in claimed) else "supported"
 
     @property
     def seeds(self) -> int:
@@ -104,7 +114,9 @@ class Table:
 
     @property
     def items(self) -> int:
-        return len(records.unpack(next(iter(self.rows.values())).lines[0]["result"]["correct"]))
+        """Problems of a run, at the hardest level or over levels."""
+        row = next(iter(self.rows.values()))
+        return row.results(metric=self.ablation.metric if self.ablation.metric in ITEMS else ACCURACY).shape[1]
 
 
 def named(result: str) -> tuple[str, float]:
@@ -123,22 +135,33 @@ def gather(name: str, ablation: Ablation, cells: list[Cell], lines: dict[str, di
             f"more; python -m paper.run {name}"
         )
     rows: dict[str, Row] = {}
-    for c in cells:
-        if c.row is not None:
-            rows.setdefault(c.row, Row(c.row, c.control, ablation.metric, c.diagnose, [])).lines.append(lines[c.run.id])
+    for c in (c for c in cells if c.row is not None):
+        line = lines[c.run.id]
+        line = line | {"result": line["result"] | {"core_seconds": seconds(line, lines)}}
+        rows.setdefault(c.row, Row(c.row, c.control, ablation.metric, c.diagnose, [])).lines.append(line)
+    problems = {line["result"]["pooled"]["problems"] for row in rows.values() for line in row.lines}
+    if len(problems) > 1:
+        raise ValueError(f"table {name}: its runs were judged on different problems")
     order = sorted(rows.values(), key=lambda row: row.control)
     table = Table(name, ablation, {row.label: row for row in order}, n_boot)
     for row in order:
-        row.interval = (interval if ablation.metric == ACCURACY else bootstrap)(row.results(), n_boot)
+        row.interval = (interval if ablation.metric in ITEMS else bootstrap)(row.results(), n_boot)
     found = []
     for contrast in ablation.contrasts:
         for label in (contrast.a, contrast.b):
             if label not in rows:
                 raise ValueError(f"table {name}: no row {label!r}; there are {', '.join(rows)}")
-        sides = (rows[label].results(contrast.steps, contrast.metric) for label in (contrast.a, contrast.b))
-        found.append(paired(*sides, n_boot))
+        a = rows[contrast.a].results(contrast.steps, contrast.metric)
+        b = rows[contrast.b].results(contrast.steps_b or contrast.steps, contrast.metric)
+        found.append(paired(a, b, n_boot))
     table.contrasts = list(zip(ablation.contrasts, found, holm([d.p for d in found])))
     return table
+
+
+def seconds(line: dict, lines: dict[str, dict]) -> float:
+    """Core-seconds of a run's training, with those of what it started from."""
+    start = line["config"]["init"]
+    return line["result"]["core_seconds"] + (seconds(lines[start], lines) if start in lines else 0.0)
 
 
 def effect(d: Difference, p: float, metric: str = ACCURACY) -> str:
@@ -165,11 +188,12 @@ def caption(table: Table) -> str:
     """What the table is about, on how many problems and seeds, and which curricula did not end."""
     left = {row.label: row.mean("steps_written") for row in table.rows.values() if row.unfinished}
     still = "; ".join(f"{label} still writes {steps:.1f} steps of the chain" for label, steps in left.items())
-    what = table.axis[0].upper() + table.axis[1:]
+    what = table.metric[0].upper() + table.metric[1:]
     return (
-        f"{table.ablation.claim} {what}, greedy, with the 95 % interval of the two-level "
-        f"bootstrap over {table.seeds} seeds and {table.items} held-out problems; contrasts on the same problems, "
-        "p-values corrected for their number (Holm). Controls are in italics." + (f" Note: {still}." if still else "")
+        f"Claim: {table.ablation.claim} By these runs: {table.verdict}. {what}, greedy, with the 95 % interval of the "
+        f"two-level bootstrap over {table.seeds} seeds and {table.items} held-out problems; contrasts on the same "
+        "problems, p-values corrected for their number (Holm). Core-seconds include those of a run's start. Controls "
+        "are in italics." + (f" Note: {still}." if still else "")
     )
 
 
@@ -258,9 +282,12 @@ def used(table: Table) -> dict[str, str]:
     lost = {}
     for row in table.rows.values():
         if row.diagnosed:
+            same = row.lines[0]["config"]["method"]["class"] in ("Pause", "FixedEmbedding")
             causal = [line["diagnosis"]["causal"] for line in row.lines]
             intact = [records.unpack(c["intact"]) for c in causal]
             for kind in causal[0]["interventions"]:
+                if same and kind in EXCHANGES:
+                    continue
                 after = [records.unpack(c["interventions"][kind]["correct"]) for c in causal]
                 lost[f"{table.name}: {row.label}: {kind}"] = paired(intact, after, table.n_boot)
     if not lost:

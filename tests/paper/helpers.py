@@ -21,7 +21,7 @@ MINI = Ablation(
     axes=({f"{k} latents": {**TINY, "method.n_latent": k, "method.step_tokens": 32} for k in (1, 2)},),
     seeds=(0, 1),
     core_minutes=1,
-    contrasts=(Contrast("2 latents", "1 latents"),),
+    contrasts=(Contrast("2 latents", "1 latents", claim="more"),),
 )
 
 
@@ -31,7 +31,16 @@ def planted(correct: dict[str, list[list[int]]], ablation: Ablation = MINI) -> d
     for cell in cells(ablation, {}):
         hits = correct[cell.row][cell.seed]
         main = {"accuracy": sum(hits) / len(hits), "used": 2.0}
-        result = {"main": main, "correct": records.pack(hits), "sweep": {}, "latents": 2, "used_mean": 1.5}
+        pooled = {"accuracy": main["accuracy"], "used": 1.5, "correct": records.pack(hits), "problems": "all"}
+        result = {
+            "main": main,
+            "pooled": pooled,
+            "sooner": 4,
+            "correct": records.pack(hits),
+            "sweep": {},
+            "latents": 2,
+            "used_mean": 1.5,
+        }
         result |= {"steps": 6.0, "flops": 2e6, "core_seconds": 10.0 + cell.seed, "parameters": 1000, "steps_written": 0}
         env = {"cpu": "a processor", "packages": {"torch": "2.0"}, "git": "abc", "changed": False}
         lines[cell.run.id] = {"id": cell.run.id, "config": plain(cell.run), "env": env, "result": result}

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.stats import bootstrap
+from eval.stats import bootstrap, interval
 from paper import build, records, tables
 from paper.ablations import ABLATIONS
 from paper.design import Contrast, cells
@@ -31,7 +31,7 @@ def test_a_table_is_the_mean_and_the_interval_of_its_records():
     table = gathered(BETTER)
     half = np.array(BETTER["1 latents"])
     row = table.rows["1 latents"]
-    assert row.value == pytest.approx(half.mean()) and row.interval == bootstrap(half, 2000)
+    assert row.value == pytest.approx(half.mean()) and row.interval == interval(half, 2000)
     assert row.mean("core_seconds") == 12.0 and (table.seeds, table.items) == (5, 200)
     (contrast, difference, p) = table.contrasts[0]
     assert contrast.name == "2 latents - 1 latents" and difference.mean == pytest.approx(1 - half.mean()) and p < 0.05
@@ -47,7 +47,46 @@ def test_no_effect_is_written_as_no_effect():
     same = {"1 latents": BETTER["1 latents"], "2 latents": RNG.integers(2, size=(5, 200)).tolist()}
     table = gathered(same)
     assert tables.numbers(table)["mini: 2 latents - 1 latents"].startswith("no effect shown (")
-    assert "no effect shown" in tables.markdown(table)
+    assert "no effect shown" in tables.markdown(table) and table.verdict == "not shown"
+    assert "Claim: Two latents are not one. By these runs: not shown." in tables.markdown(table)
+
+
+def test_a_claim_is_supported_contradicted_or_not_shown():
+    more, less = (replace(FIVE, contrasts=(Contrast("2 latents", "1 latents", claim=c),)) for c in ("more", "less"))
+    assert gathered(BETTER, more).verdict == "supported" and gathered(BETTER, less).verdict == "contradicted"
+    both = replace(more, contrasts=(*more.contrasts, Contrast("1 latents", "1 latents", claim="more")))
+    assert gathered(BETTER, both).verdict == "not shown"
+    open_end = replace(more, contrasts=(*more.contrasts, Contrast("1 latents", "1 latents")))
+    assert gathered(BETTER, open_end).verdict == "supported"
+
+
+def test_training_counts_with_what_it_started_from():
+    lines = planted(BETTER, FIVE)
+    first, *_ = (c.run.id for c in cells(FIVE, {}) if c.row == "2 latents" and c.seed == 0)
+    lines["start"] = {"config": {"init": None}, "result": {"core_seconds": 7.0}}
+    lines[first]["config"]["init"] = "start"
+    table = tables.gather("mini", FIVE, cells(FIVE, {}), lines, 20)
+    assert table.rows["2 latents"].mean("core_seconds") == pytest.approx(12.0 + 7.0 / 5)
+
+
+def test_runs_on_different_problems_are_not_compared():
+    lines = planted(BETTER, FIVE)
+    next(iter(lines.values()))["result"]["pooled"]["problems"] = "others"
+    with pytest.raises(ValueError, match="table mini: its runs were judged on different problems"):
+        tables.gather("mini", FIVE, cells(FIVE, {}), lines, 20)
+
+
+def test_a_row_is_compared_with_itself_in_other_numbers_of_steps():
+    lines, rng = planted(BETTER, FIVE), np.random.default_rng(3)
+    swept = {}
+    for line in lines.values():
+        hits = {k: rng.integers(2, size=200) for k in ("3", "5")}
+        line["result"]["sweep"] = {k: {"correct": records.pack(h.tolist())} for k, h in hits.items()}
+        swept[line["config"]["method"]["n_latent"], line["config"]["seed"]] = hits
+    ablation = replace(FIVE, contrasts=(Contrast("2 latents", "2 latents", 5, steps_b=3),))
+    ((contrast, d, _),) = tables.gather("mini", ablation, cells(FIVE, {}), lines, 200).contrasts
+    want = np.mean([swept[2, s]["5"] - swept[2, s]["3"].astype(float) for s in range(5)])
+    assert contrast.name == "2 latents, 5 steps - 2 latents, 3 steps" and d.mean == pytest.approx(want)
 
 
 def test_one_of_many_contrasts_is_corrected_for_all():
@@ -65,8 +104,8 @@ def test_one_of_many_contrasts_is_corrected_for_all():
 def test_another_metric_is_compared_seed_by_seed():
     lines = planted(BETTER, FIVE)
     for line in lines.values():
-        line["result"]["used_mean"] = line["config"]["method"]["n_latent"] + line["config"]["seed"] / 10
-    table = tables.gather("mini", replace(FIVE, metric="used_mean"), cells(FIVE, {}), lines, 2000)
+        line["result"]["pooled"]["used"] = line["config"]["method"]["n_latent"] + line["config"]["seed"] / 10
+    table = tables.gather("mini", replace(FIVE, metric="pooled.used"), cells(FIVE, {}), lines, 2000)
     row = table.rows["1 latents"]
     assert row.value == pytest.approx(1.2) and row.interval == bootstrap(
         np.array([[1.0], [1.1], [1.2], [1.3], [1.4]]), 2000
@@ -74,16 +113,16 @@ def test_another_metric_is_compared_seed_by_seed():
     _, d, p = table.contrasts[0]
     assert (d.mean, d.low, d.high) == pytest.approx((1, 1, 1)) and p < 0.01
     text = tables.markdown(table)
-    assert "Latents, mean of levels, greedy" in text and "over 5 seeds and 200 held-out problems" in text
+    assert "Latents used over levels, greedy" in text and "over 5 seeds and 200 held-out problems" in text
     assert "| 2 latents - 1 latents | +1 | +1 to +1 |" in text
-    mixed = replace(FIVE, contrasts=(Contrast("2 latents", "1 latents", metric="used_mean"),))
+    mixed = replace(FIVE, contrasts=(Contrast("2 latents", "1 latents", metric="pooled.used"),))
     mixed = tables.gather("mini", mixed, cells(FIVE, {}), lines, 2000)
     assert mixed.rows["1 latents"].value != row.value and mixed.contrasts[0][1] == d
-    assert tables.numbers(mixed)["mini: 2 latents - 1 latents: used_mean"].startswith(
-        "+1 latents, mean of levels, 95 %"
+    assert tables.numbers(mixed)["mini: 2 latents - 1 latents: pooled.used"].startswith(
+        "+1 latents used over levels, 95 %"
     )
-    swept = replace(FIVE, contrasts=(Contrast("2 latents", "1 latents", 3, "used_mean"),))
-    with pytest.raises(ValueError, match="only accuracy was swept over latent steps, not used_mean"):
+    swept = replace(FIVE, contrasts=(Contrast("2 latents", "1 latents", 3, "pooled.used"),))
+    with pytest.raises(ValueError, match=r"only accuracy was swept over latent steps, not pooled\.used"):
         tables.gather("mini", swept, cells(FIVE, {}), lines, 20)
     with pytest.raises(ValueError, match=r"has no result 'main\.speed'"):
         tables.gather("mini", replace(FIVE, metric="main.speed"), cells(FIVE, {}), lines, 20)
@@ -159,7 +198,7 @@ def test_the_readmes_block_is_replaced_and_nothing_else(tmp_path):
     block, _, after = rest.partition(build.MARKS[1])
     assert (before, after) == ("before\n", "\nafter\n") and "old" not in block
     (contrast, d, p) = table.contrasts[0]
-    assert f"| {MINI.claim} | {contrast.name}: {tables.effect(d, p)} |" in block
+    assert f"| {MINI.claim} | supported | {contrast.name}: {tables.effect(d, p)} |" in block
     path.write_text("no marks")
     with pytest.raises(ValueError, match="has no block between"):
         build.readme(path, [table])

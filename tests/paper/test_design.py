@@ -87,7 +87,7 @@ def test_shipped_ablations_name_rows_that_are_there_and_stand_beside_their_contr
     for name, ablation in ABLATIONS.items():
         found = cells(ablation, CONTROLS)
         rows = {c.row for c in found}
-        assert len(ablation.seeds) >= 5 and ablation.contrasts, name
+        assert len(ablation.seeds) >= 5 and any(c.claim for c in ablation.contrasts), name
         for contrast in ablation.contrasts:
             assert {contrast.a, contrast.b} <= rows, (name, contrast)
         kinds = {type(c.run.method) for c in found if c.row}
@@ -127,3 +127,28 @@ def test_records_are_read_but_for_what_is_broken(tmp_path):
 def test_the_id_in_a_record_is_that_of_the_run():
     run = PRESETS["recurrent"]()
     assert id_of(json.loads(json.dumps(plain(run)))) == run.id
+
+
+def test_results_over_levels_are_of_judged_problems_alike_at_every_level(tmp_path):
+    sample = lambda level, i, split="test": {  # noqa: E731
+        "level": level, "key": f"{i:04}", "split": split, "correct": i % 3 == 0, "used": level,
+    }  # fmt: skip
+    made = (
+        [sample(1, i) for i in range(6)] + [sample(2, i) for i in reversed(range(1000))] + [sample(1, 0, "train")] * 9
+    )
+    got = records.pooled(made)
+    want = [i % 3 == 0 for i in range(6)] + [i % 3 == 0 for i in range(records.PER_LEVEL)]
+    assert records.unpack(got["correct"]) == want and got["accuracy"] == sum(want) / len(want)
+    assert got["used"] == (6 + 2 * records.PER_LEVEL) / len(want)
+    assert got["problems"] != records.pooled(made[1:])["problems"]
+
+
+def test_sooner_is_the_first_line_of_the_last_stage_that_is_good_enough(tmp_path):
+    path, config = tmp_path / "metrics.jsonl", {"train": {"steps": 900}}
+    lines = [
+        {"step": 100 * i, "exact": e, "stage": s} for i, (e, s) in enumerate([(0.95, 0.0), (0.5, 1.0), (0.9, 1.0)])
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert records.sooner(config, path) == 200
+    path.write_text(json.dumps(lines[1]) + "\n")
+    assert records.sooner(config, path) == 900

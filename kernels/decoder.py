@@ -52,3 +52,16 @@ class Decoder:
                 nested = not value or isinstance(value[0], tuple)
                 found += value if nested else [value]
         return [*found, self.norm]
+
+    def mixed(self) -> str | None:
+        """Why a kernel that takes all layers' projections in one form cannot serve; None if it can."""
+        pairs = [p for layer in self.layers for p in (*layer.qkv, layer.out, *layer.up, layer.down)]
+        if len({bias is None for _, bias in pairs}) > 1:
+            return "some of its projections have a bias and others have none"
+        fused = len(self.layers[0].qkv) == 1
+        out_major = all(w.stride() == (1, w.shape[0]) for w, _ in pairs)
+        if not out_major and not (fused and all(w.is_contiguous() for w, _ in pairs)):
+            return "its weights are not all contiguous as (in, out), or all as (out, in)"
+        if any(x.data_ptr() % 16 for pair in self.affines() for x in pair if x is not None and not x.is_meta):
+            return "its weights do not all begin at a multiple of 16 bytes"
+        return None

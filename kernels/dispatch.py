@@ -19,23 +19,29 @@ log = logging.getLogger("kernels")
 _told: set[str] = set()
 
 
+def asked(impl: Impl | None) -> str:
+    """The setting: an op's own, the environment's, or `auto`. Raises ValueError for anything else than those known."""
+    found = impl or os.environ.get("LATENT_KERNELS") or "auto"
+    if found not in IMPLS:
+        raise ValueError(f"kernels must be one of {', '.join(IMPLS)}, got {found!r}")
+    return found
+
+
 def choose(op: str, impl: Impl | None, x: Tensor, unless: str | None = None) -> Literal["torch", "triton"]:
     """The implementation to run for tensors like `x`.
 
     `unless` says why the Triton kernel cannot serve this call: then `auto` takes torch and logs the reason once, and
     `triton` raises ValueError, as it does without a GPU.
     """
-    asked = impl or os.environ.get("LATENT_KERNELS") or "auto"
-    if asked not in IMPLS:
-        raise ValueError(f"kernels must be one of {', '.join(IMPLS)}, got {asked!r}")
-    if asked == "torch":
+    wanted = asked(impl)
+    if wanted == "torch":
         return "torch"
-    if asked == "auto" and not x.is_cuda:
+    if wanted == "auto" and not x.is_cuda:
         return "torch"
     unless = unless or unavailable(x.device)
     if unless is None:
         return "triton"
-    if asked == "triton":
+    if wanted == "triton":
         raise ValueError(f"{op}: Triton asked for, but {unless}")
     if (told := f"{op}: {unless}; plain torch is used") not in _told:
         _told.add(told)

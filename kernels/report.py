@@ -20,7 +20,7 @@ Triton kernels for the steps of latent loops, each beside its plain-torch defini
 | `linear_logprob` | log-prob and entropy of tokens from hidden states, forward and backward, no logits in memory | every loss |
 | `thought_feedback` | final norm, projection, gate and embedding mix: Coconut, CODI and HRPO are special cases | a library function: for gates, which no method here has yet |
 | `recurrent_block` | injection of the input and the looped block's first norm, forward and backward | `latent/methods/recurrent.py` |
-| `recurrent_loop` | all recurrences of the looped layers in one launch, weights kept in shared memory | `latent/methods/recurrent.py`: sampling, evaluation |
+| `recurrent_loop` | all recurrences of the looped layers in one launch, weights kept in shared memory | `latent/methods/recurrent.py`: up to 64 positions at a time, without gradient |
 | `exit_criterion` | second difference of states; KL between two steps' next-token distributions | `latent/halting.py`: `Converged` |
 | `vocab_mix` | soft tokens: softmax(h E^T) E with lse and entropy, one read of E; top-k form | `Backbone.mix`: feedback `soft`, without gradient |
 | `shared_prefix_attention` | G rollouts of a prompt read its K and V once | `latent/generate.py`: rollouts of thoughts without random choices |

@@ -89,7 +89,9 @@ class Backbone(nn.Module):
 
     def mix(self, h_ND: Tensor) -> Tensor:
         """The mean input embedding (N, D) under the next-token distributions of final hidden states."""
-        head, table_VD = self.lm.get_output_embeddings(), self.lm.get_input_embeddings().weight
+        head, table = self.lm.get_output_embeddings(), self.lm.get_input_embeddings()
+        # some families scale what they look up
+        table_VD = table.weight if type(table) is nn.Embedding else table(torch.arange(self.vocab, device=h_ND.device))
         if type(head) is nn.Linear and head.bias is None and not torch.is_grad_enabled():
             return vocab_mix(h_ND, head.weight, table_VD)[0]
         return self.head(h_ND).softmax(-1).to(h_ND.dtype) @ table_VD.to(h_ND.dtype)
@@ -151,7 +153,7 @@ class Backbone(nn.Module):
         if decoder is None:
             return None
         self.must_hold(context.reach + k * stride)
-        fused = self._ready(op, (decoder.norm[0],), lambda: LatentDecoder(decoder))
+        fused = self._ready(op, decoder, (), lambda: LatentDecoder(decoder))
         pos_KB = context.next_B + stride * torch.arange(1, k + 1, device=context.next_B.device)[:, None] - 1
         add_KBD, ropes = self.layers.places(h_BD, pos_KB)
         past = [(c.k, c.v) for c in context.layers]
@@ -167,9 +169,7 @@ class Backbone(nn.Module):
 
         None where it does not apply, as in `chain`.
         """
-        weight, op = self.lm.get_input_embeddings().weight, "shared_prefix_attention"
-        unless = dispatch.not_floats(weight) or (None if self.layers else f"no attention of {type(self.lm).__name__}")
-        if torch.is_grad_enabled() or dispatch.choose(op, None, weight, unless) == "torch":
+        if self._decoder("shared_prefix_attention") is None:
             return None
         return context.branch(group)
 
@@ -187,7 +187,7 @@ class Backbone(nn.Module):
             return None
         weight, affine = carry.weight, (norm.weight, norm.bias)
         core = replace(decoder, layers=decoder.layers[blocks.start : blocks.stop])
-        loop = self._ready(op, (weight, *affine), lambda: RecurrentLoop(core, weight.t(), affine, norm.eps))
+        loop = self._ready(op, core, (weight, *affine), lambda: RecurrentLoop(core, weight.t(), affine, norm.eps))
         if dispatch.choose(op, None, weight, loop.unless(constant_BTD)) == "torch":
             return None
         _, ropes = self.layers.places(constant_BTD, pos_BT)
@@ -203,13 +203,17 @@ class Backbone(nn.Module):
             dispatch.choose(op, None, weight, f"no fused step for this {type(self.lm).__name__}")
         return decoder or None
 
-    def _ready(self, op: str, weights: tuple[Tensor, ...], make: Callable):
-        """What a fused kernel keeps between calls, made anew where the weights lie elsewhere than before."""
-        found = self.lm.get_input_embeddings().weight
-        key = (found.dtype, *(w.data_ptr() for w in (found, *weights)))
+    def _ready(self, op: str, decoder: Decoder, more: tuple[Tensor, ...], make: Callable):
+        """What a fused kernel keeps between calls, made anew where a weight lies elsewhere than before."""
+        weights = (*(x for pair in decoder.affines() for x in pair if x is not None), *more)
+        key = tuple((w.data_ptr(), w.dtype) for w in weights)
         if op not in self._fused or self._fused[op][0] != key:
             self._fused[op] = key, make()
         return self._fused[op][1]
+
+    def __getstate__(self):
+        """Without what fused kernels keep: a copy has weights of its own."""
+        return self.__dict__ | {"_fused": {}}
 
     def _chain(self, context: Context) -> LatentChain | None:
         """The chain to go on by one position in training, None where the layers are not plain ones."""

@@ -61,7 +61,7 @@ class LearnedStop:
 
 @dataclass(frozen=True)
 class Converged:
-    """Stop where thinking has settled, by a rule without parameters; supervised training thinks all latents."""
+    """Stop where thinking has settled, by a rule without parameters. Supervised training does not ask it."""
 
     by: Literal["second_difference", "kl"] = "second_difference"
     """How much the last step's change differs from the one before (root mean square over the state's entries,

@@ -29,7 +29,7 @@ def decode(method: Method, thought: Thought, choose: Chooser, max_tokens: int, e
             if context is None or context.reach == backbone.positions:
                 break
             next_U = tokens[-1]
-            alike = shared and t == read and not thought.decisions  # as many rollouts of each row
+            alike = shared and t == read and _in_groups(row_B, len(h_UTD))
             branched = backbone.branch(context, rollouts // len(h_UTD)) if alike else None
             if branched is not None:
                 context, shared = branched, False
@@ -49,6 +49,13 @@ def decode(method: Method, thought: Thought, choose: Chooser, max_tokens: int, e
     return torch.stack(tokens, 1)
 
 
+def _in_groups(row_B: Tensor, rows: int) -> bool:
+    """Whether rollouts point at rows in order, as many at each."""
+    return len(row_B) % rows == 0 and torch.equal(
+        row_B, torch.arange(len(row_B), device=row_B.device) * rows // len(row_B)
+    )
+
+
 @torch.no_grad()
 def rollout(
     method: Method, prompt: Prompt, group: int, max_tokens: int, end: int | None, temperature: float
@@ -66,7 +73,7 @@ def score(method: Method, rolled: Rollout, temperature: float) -> list[Decision]
     The thoughts are thought again on the recorded choices, the texts read in parallel, equal ones once.
     """
     *thinking, text = rolled.decisions
-    thought = method.think(rolled.prompt, Replay(thinking), rolled.group)
+    thought = method.think(rolled.prompt, Replay(thinking, used_B=rolled.used_B), rolled.group)
     every_B = torch.arange(len(rolled.tokens_BT), device=rolled.tokens_BT.device)
     copy_B = row_B = every_B if thought.row_B is None else thought.row_B
     for token_B in rolled.tokens_BT.unbind(1):

@@ -41,7 +41,8 @@ class Settled(nn.Module):
         if self.config.by == "second_difference":
             if len(states) < 3:
                 return h_PD.new_zeros(len(h_PD), dtype=torch.bool)
-            moved_P = second_difference(h_PD, states[-2], states[-3])[0] / h_PD.shape[-1] ** 0.5
+            last = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in states[:-4:-1])  # autocast mixes them
+            moved_P = second_difference(*last)[0] / h_PD.shape[-1] ** 0.5
         else:
             if len(states) < 2:
                 return h_PD.new_zeros(len(h_PD), dtype=torch.bool)

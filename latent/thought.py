@@ -122,14 +122,22 @@ class Greedy(Chooser):
 
 
 class Replay(Chooser):
-    """Repeats recorded decisions and gives them log-probabilities under the present parameters, with gradient."""
+    """Repeats recorded decisions and gives them log-probabilities under the present parameters, with gradient.
 
-    def __init__(self, decisions: list[Decision], temperature: float = 1.0):
+    `used_B`: latent steps that each row used, where it was no decision when to stop; None = as the rule now says.
+    """
+
+    def __init__(self, decisions: list[Decision], temperature: float = 1.0, used_B: Tensor | None = None):
         super().__init__(temperature)
         self._left = {d.kind: iter(d.value_BT.unbind(1)) for d in decisions}
+        self._used_B, self._asked = used_B, 0
 
     def pick(self, kind, dist):
         return next(self._left[kind])
+
+    def settled(self, stop_B):
+        self._asked += 1
+        return stop_B if self._used_B is None else self._used_B < self._asked
 
 
 @dataclass

@@ -270,25 +270,20 @@ class Packed:
     def __init__(self, layer: Layer):
         self.layer = layer
         if len(layer.qkv) == 1:
-            self.qkv, self.versions = layer.qkv[0], None
+            self.qkv = layer.qkv[0]
             return
         weights, biases = zip(*layer.qkv)
         # columns side by side, each contiguous along its input like the weights of a linear layer
         weight = torch.cat([w.detach().t() for w in weights], 0).t()
         self.qkv = (weight, None if biases[0] is None else torch.cat([b.detach() for b in biases]))
-        self.versions = self._versions()
-
-    def _versions(self) -> list[int]:
-        return [p._version for pair in self.layer.qkv for p in pair if p is not None]
 
     def refresh(self) -> None:
-        """Copy again if training has changed the model's weights since."""
-        if self.versions is None or self.versions == self._versions():
+        """Copy again: nothing says whether the model's weights changed, as fused optimizers leave versions alone."""
+        if len(self.layer.qkv) == 1:
             return
         for i, mine in enumerate(self.qkv):
             if mine is not None:
-                mine.copy_(torch.cat([pair[i] for pair in self.layer.qkv], -1))
-        self.versions = self._versions()
+                torch.cat([pair[i].detach() for pair in self.layer.qkv], -1, out=mine)
 
 
 class Step:

@@ -145,18 +145,17 @@ def loop_kernel(
 class Loop(Step):
     """A decoder made ready for chains of a batch in one launch.
 
-    Raises ValueError for more than 16 rows, where the barriers have nothing left to save, and for weights that are not
-    all laid out alike.
+    Raises ValueError for more than 16 rows, where the barriers have nothing left to save, and for layers that do not
+    all have one form (`Decoder.mixed`).
     """
 
     def __init__(self, decoder: Decoder, batch: int):
         if batch > 16:
             raise ValueError(f"latent_loop: takes up to 16 rows at a time, got {batch}")
         super().__init__(decoder, batch)
-        weights = [w for p in self.layers for w, _ in (p.qkv, p.layer.out, *p.layer.up, p.layer.down)]
-        self.out_major = all(w.stride() == (1, w.shape[0]) for w in weights)
-        if not self.out_major and not all(w.is_contiguous() for w in weights):
-            raise ValueError("latent_loop: every weight must be contiguous as (in, out), or every one as (out, in)")
+        if reason := decoder.mixed():
+            raise ValueError(f"latent_loop: {reason}")
+        self.out_major = self.layers[0].layer.down[0].stride(0) == 1
         self.tables: dict[tuple, Tensor] = {}
         self.counter = torch.zeros(1, dtype=torch.int32, device=self.qkv.device)
 

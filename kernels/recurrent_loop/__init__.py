@@ -38,7 +38,7 @@ class RecurrentLoop:
     ):
         self.decoder, self.carry, self.norm, self.eps = decoder, carry_DD, norm, eps
         self.impl, self.chip = impl, chip
-        self._loops: dict[tuple[int, int], object] = {}
+        self._weights, self._loops = None, {}
 
     @torch.no_grad()
     def run(
@@ -68,11 +68,12 @@ class RecurrentLoop:
         if dispatch.choose(op, self.impl, constant_BTD, self.unless(constant_BTD)) == "torch":
             decoder, norm = self.decoder, (self.norm, self.eps)
             return reference.run(decoder, self.carry, norm, constant_BTD, steps, ropes, visible_BT)
-        ropes = ropes and tuple(r.float().contiguous() for r in ropes)
-        # buffers made here are written again in whatever mode the next call has
-        with torch.inference_mode(False), torch.no_grad():
-            states_RND = self._loop(batch, length)(constant_BTD.contiguous(), steps, ropes, visible_BT)
-        return states_RND.unflatten(1, (batch, length)).transpose(0, 1)
+        from kernels.recurrent_loop.triton import ROWS
+
+        ropes = ropes and tuple(r.float() for r in ropes)
+        some = ROWS // length  # sequences at a time
+        parts = [self._some(constant_BTD, steps, ropes, visible_BT, slice(i, i + some)) for i in range(0, batch, some)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def unless(self, constant_BTD: Tensor) -> str | None:
         """Why the Triton kernel cannot serve such an input; None if it can, or if there can be no kernel at all."""
@@ -82,20 +83,33 @@ class RecurrentLoop:
 
         if reason := dispatch.not_floats(constant_BTD):
             return reason
-        if constant_BTD.shape[:2].numel() > ROWS:
-            return f"it takes up to {ROWS} positions at a time, all sequences together"
+        batch, length, _ = constant_BTD.shape
+        if length > ROWS:
+            return f"it takes up to {ROWS} positions, not {length}"
         if len(self.decoder.layers) > LAYERS:
-            return f"it unrolls up to {LAYERS} layers"
-        return None
+            return f"it unrolls up to {LAYERS} layers, not {len(self.decoder.layers)}"
+        if batch * length > ROWS and dispatch.asked(self.impl) == "auto":
+            return f"more than {ROWS} positions, all sequences together, are left to matrix products"
+        return self.decoder.mixed()
 
-    def _loop(self, batch: int, length: int):
-        from kernels.recurrent_loop.triton import Loop, chip
+    def _some(self, constant_BTD, steps: int, ropes, visible_BT, rows: slice) -> Tensor:
+        """States of some of the sequences."""
+        from kernels.recurrent_loop.triton import Loop, Weights, chip
 
-        key = batch, length
-        if key not in self._loops:
-            if len(self._loops) == _SIZES:
-                self._loops.pop(next(iter(self._loops)))
-            found = self.chip or chip(self.carry.device)
-            self._loops[key] = Loop(self.decoder, self.carry, self.norm, self.eps, batch, length, found)
-        self._loops[key].refresh()
-        return self._loops[key]
+        constant_BTD = constant_BTD[rows].contiguous()
+        key = constant_BTD.shape[:2]
+        # buffers made here are written again in whatever mode the next call has
+        with torch.inference_mode(False), torch.no_grad():
+            if self._weights is None:
+                self._weights = Weights(self.decoder)
+            if key not in self._loops:
+                if len(self._loops) == _SIZES:
+                    self._loops.pop(next(iter(self._loops)))
+                found = self.chip or chip(self.carry.device)
+                self._loops[key] = Loop(self.decoder, self._weights, self.carry, self.norm, self.eps, *key, found)
+            if rows.start == 0:
+                self._weights.refresh()
+            ropes = ropes and tuple(r[rows].contiguous() for r in ropes)
+            visible_BT = None if visible_BT is None else visible_BT[rows]
+            states_RND = self._loops[key](constant_BTD, steps, ropes, visible_BT)
+        return states_RND.unflatten(1, key).transpose(0, 1)

@@ -280,34 +280,48 @@ def tiling(k: int, c: int, programs: int, block_k: int, split: bool) -> Tiling:
     return best[1]
 
 
-class Loop:
-    """The looped layers made ready for so many sequences of so many positions: packed weights, tiles and buffers.
+class Weights:
+    """The looped layers' weights as the kernel reads them: q, k and v packed, and a table of all addresses."""
 
-    Raises ValueError for layers whose weights are not all laid out alike.
-    """
+    def __init__(self, decoder: Decoder):
+        self.layers, rows = [Packed(layer) for layer in decoder.layers], []
+        for packed in self.layers:
+            layer = packed.layer
+            (gate, *more), (q_norm, k_norm) = layer.up, layer.qk_norm or ((None, None), (None, None))
+            up = more[0] if more else (None, None)
+            tensors = (*layer.norm_1, *packed.qkv, q_norm[0], k_norm[0], *layer.out, *layer.norm_2,
+                       gate[0], up[0], gate[1], up[1], *layer.down, None, None)  # fmt: skip
+            rows.append([0 if t is None else t.data_ptr() for t in tensors])
+        self.table = torch.tensor(rows, dtype=torch.int64, device=decoder.layers[0].down[0].device)
+        self.out_major = decoder.layers[0].down[0].stride(0) == 1
+
+    def refresh(self) -> None:
+        """Bring packed weights up to date with the model's."""
+        for packed in self.layers:
+            packed.refresh()
+
+
+class Loop:
+    """The looped layers made ready for so many sequences of so many positions: tiles and buffers."""
 
     def __init__(
-        self, decoder: Decoder, carry_DD: Tensor, norm: Affine, eps: float, batch: int, length: int, chip: Chip
-    ):
-        self.decoder, self.carry, self.norm, self.eps = decoder, carry_DD, norm, eps
-        self.layers = [Packed(layer) for layer in decoder.layers]
-        weights = [w for p in self.layers for w, _ in (p.qkv, p.layer.out, *p.layer.up, p.layer.down)]
-        self.out_major = all(w.stride() == (1, w.shape[0]) for w in weights)
-        if not self.out_major and not all(w.is_contiguous() for w in weights):
-            raise ValueError("recurrent_loop: every weight must be contiguous as (in, out), or every one as (out, in)")
+        self, decoder: Decoder, weights: Weights, carry_DD: Tensor, norm: Affine, eps: float, batch: int, length: int,
+        chip: Chip,
+    ):  # fmt: skip
+        self.decoder, self.weights, self.carry, self.norm, self.eps = decoder, weights, carry_DD, norm, eps
         n, width, inner = batch * length, carry_DD.shape[0], decoder.layers[0].down[0].shape[0]
         heads, self.length = decoder.heads * decoder.d, length
         self.chip = chip
         self.block_k = 64
         tile = lambda k, c, split: tiling(k, c, self.chip.programs, self.block_k, split)  # noqa: E731
-        gated = len(decoder.layers[0].up)
+        gated, layers = len(decoder.layers[0].up), len(decoder.layers)
         qkv = (decoder.heads + 2 * decoder.kv_heads) * decoder.d
         self.tiles = self.kept(
             {
-                "DOWN": (tile(inner, width, True), len(self.layers)),
-                "UP": (tile(width, inner, False), gated * len(self.layers)),
-                "QKV": (tile(width, qkv, False), len(self.layers)),
-                "OUT": (tile(heads, width, True), len(self.layers)),
+                "DOWN": (tile(inner, width, True), layers),
+                "UP": (tile(width, inner, False), gated * layers),
+                "QKV": (tile(width, qkv, False), layers),
+                "OUT": (tile(heads, width, True), layers),
                 "CARRY": (tile(width, width, True), 1),
             }
         )
@@ -318,15 +332,6 @@ class Loop:
         self.qkv, self.a = carry_DD.new_empty(n, qkv), carry_DD.new_empty(n, heads)
         self.inner = carry_DD.new_empty(n, inner)
         self.counter = torch.zeros(1, dtype=torch.int32, device=carry_DD.device)
-        rows = []
-        for packed in self.layers:
-            layer = packed.layer
-            (gate, *more), (q_norm, k_norm) = layer.up, layer.qk_norm or ((None, None), (None, None))
-            up = more[0] if more else (None, None)
-            tensors = (*layer.norm_1, *packed.qkv, q_norm[0], k_norm[0], *layer.out, *layer.norm_2,
-                       gate[0], up[0], gate[1], up[1], *layer.down, None, None)  # fmt: skip
-            rows.append([0 if t is None else t.data_ptr() for t in tensors])
-        self.table = torch.tensor(rows, dtype=torch.int64, device=carry_DD.device)
 
     def kept(self, wanted: dict[str, tuple[Tiling, int]]) -> dict[str, Tiling]:
         """Tilings with as many chunks kept as there is room for, the first ones first; each is that of some weights."""
@@ -337,11 +342,6 @@ class Loop:
             left -= found[name].kept * chunk
         return found
 
-    def refresh(self) -> None:
-        """Bring packed weights up to date with the model's."""
-        for packed in self.layers:
-            packed.refresh()
-
     def __call__(self, constant_BTD: Tensor, steps: int, ropes, visible_BT: Tensor | None) -> Tensor:
         """States (R, B * T, D)."""
         dec, n, width = self.decoder, len(self.qkv), constant_BTD.shape[-1]
@@ -349,7 +349,7 @@ class Loop:
         hidden = None if visible_BT is None else (~visible_BT).to(torch.uint8).contiguous()
         self.parts[0].zero_()  # the state before the first recurrence
         self.counter.zero_()
-        last = 1 + 5 * len(self.layers)
+        last = 1 + 5 * len(dec.layers)
         programs = self.chip.programs
         if not interpreted() or programs == 1:
             launches = [(0, steps, -1)]
@@ -363,15 +363,16 @@ class Loop:
         norm_weight, norm_bias = self.norm
         for first, some, only in launches:
             recurrent_kernel[(programs,)](
-                self.table, constant_BTD, self.carry, *self.carry.stride(), *(ropes or (self.qkv, self.qkv)), hidden,
+                self.weights.table, constant_BTD, self.carry, *self.carry.stride(),
+                *(ropes or (self.qkv, self.qkv)), hidden,
                 norm_weight, norm_bias, states, self.residual, *self.parts, self.qkv, self.a, self.inner,
                 self.counter, n, self.length, first, some, programs, dec.eps, self.eps, dec.d**-0.5,
-                LAYERS=len(self.layers), ONLY=only, WIDTH=width, INNER=self.inner.shape[1], H=dec.heads,
+                LAYERS=len(dec.layers), ONLY=only, WIDTH=width, INNER=self.inner.shape[1], H=dec.heads,
                 H_KV=dec.kv_heads, D=dec.d, KIND=NORMS[dec.kind],
                 OWN_KIND=NORMS["rms" if norm_bias is None else "layer"], ACT=ACTS[dec.act],
                 GATED=len(dec.layers[0].up) == 2, BIAS=dec.layers[0].out[1] is not None,
                 QK_NORM=bool(dec.layers[0].qk_norm), ROPE=ropes is not None, MASK=hidden is not None,
-                OUT_MAJOR=self.out_major, BLOCK_K=self.block_k, BLOCK_W=min(256, triton.next_power_of_2(width)),
+                OUT_MAJOR=self.weights.out_major, BLOCK_K=self.block_k, BLOCK_W=min(256, triton.next_power_of_2(width)),
                 BLOCK_D=max(16, triton.next_power_of_2(dec.d)), UPCAST=interpreted(),
                 num_warps=8, num_stages=2, launch_cooperative_grid=True, **tiles, **registers,
             )  # fmt: skip

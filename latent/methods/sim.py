@@ -46,10 +46,10 @@ class Sim(AlongSequence):
         return loss + self.config.step_weight * step_loss, metrics
 
     def early_stops(self, batch: Batch, device) -> Tensor:
-        """Latents used (B,) in training a model that will learn when to stop: any number that suffices.
+        """Latents used (B,) in training a model that will not always use all of them: any number that suffices.
 
         Suffices: from there on the chain no longer changes. Half of the rows draw such a number, the others use all k.
-        The stop head itself learns nothing here.
+        What stops it learns nothing here.
         """
         k = self.config.n_latent
         enough = []

@@ -1,5 +1,7 @@
 """Recurrences by one launch against the definition; where several programs are interpreted, phase by phase."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -48,7 +50,7 @@ def inputs(family, batch, length, dtype, d=10):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("batch, length, layers", [(1, 1, 2), (3, 7, 1)])
+@pytest.mark.parametrize("batch, length, layers", [(1, 1, 2), (3, 7, 1), (1, 35, 1)])
 def test_errors_are_at_most_twice_torchs(family, batch, length, layers, dtype):
     low, exact = make(family, layers, dtype)
     given = inputs(family, batch, length, dtype)
@@ -64,7 +66,7 @@ def test_dealt_out_to_several_programs_with_weights_kept_or_not(family, keeps):
     chip = kernel.Chip(7, keeps and kernel.RESERVE + keeps)
     low, _ = make(family, 2, torch.float32, inner=150)
     given = inputs(family, 2, 11, torch.float32)
-    tiles = kernel.Loop(*low, 1e-5, 2, 11, chip).tiles
+    tiles = kernel.Loop(low[0], kernel.Weights(low[0]), *low[1:], 1e-5, 2, 11, chip).tiles
     assert {t.splits for t in tiles.values()} == {1, 2} and tiles["DOWN"].chunks == 2
     kept = {name: t.kept for name, t in tiles.items()}
     assert sum(kept.values()) == {0: 0, 9_000: 1}.get(keeps, sum(t.chunks for t in tiles.values()))
@@ -87,7 +89,7 @@ def test_the_same_every_time_bit_for_bit_and_changed_weights_are_seen():
     one, two = loop.run(constant, 2, ropes), loop.run(constant, 2, ropes)
     assert torch.equal(one, two)
     with torch.no_grad():
-        decoder.layers[0].qkv[2][0].mul_(2)
+        decoder.layers[0].qkv[2][0].data.mul_(2)  # without a new version, as by a fused optimizer
     want = RecurrentLoop(decoder, carry, norm, impl="torch").run(constant, 2, ropes)
     assert (one - want).abs().max() > 0.01
     torch.testing.assert_close(loop.run(constant, 2, ropes), want, rtol=0, atol=2e-5)
@@ -103,8 +105,17 @@ def test_nothing_to_do_and_wrong_inputs():
         loop.run(x[..., :39], 1)
     with pytest.raises(ValueError, match=r"visible must have shape \(2, 3\), got \(2, 4\)"):
         loop.run(x, 1, visible_BT=torch.ones(2, 4, dtype=torch.bool))
-    with pytest.raises(ValueError, match="Triton asked for, but it takes up to 64 positions at a time"):
-        loop.run(torch.zeros(5, 13, 40, device=DEVICE), 1)
+    with pytest.raises(ValueError, match="Triton asked for, but it takes up to 64 positions, not 65"):
+        loop.run(torch.zeros(1, 65, 40, device=DEVICE), 1)
     deep, _ = make("gpt2", 5, torch.float32)
-    with pytest.raises(ValueError, match="it unrolls up to 4 layers"):
+    with pytest.raises(ValueError, match="it unrolls up to 4 layers, not 5"):
         RecurrentLoop(*deep, impl="triton").run(x, 1)
+    layer = replace(decoder.layers[0], up=((decoder.layers[0].up[0][0], None),))
+    with pytest.raises(ValueError, match="some of its projections have a bias and others have none"):
+        RecurrentLoop(replace(decoder, layers=(layer,)), carry, norm, impl="triton").run(x, 1)
+
+
+def test_more_sequences_than_one_launch_takes():
+    low, _ = make("qwen3", 1, torch.float32)
+    given = inputs("qwen3", 5, 22, torch.float32)
+    torch.testing.assert_close(run(low, *given, "triton"), run(low, *given, "torch"), rtol=0, atol=2e-5)

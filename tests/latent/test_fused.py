@@ -1,9 +1,12 @@
 """The thought loop and the log-probs through the Triton kernels give what plain torch gives."""
 
+from collections import Counter
+from copy import deepcopy
+
 import pytest
 import torch
 
-from latent.config import Converged, LearnedStop, ModelConfig, NoCoT, Recurrent, Sim
+from latent.config import Converged, Fixed, LearnedStop, ModelConfig, NoCoT, Recurrent, Sim
 from latent.generate import decode, rollout, score
 from latent.thought import Greedy, Sample
 from tests.helpers import ragged_prompt, small_reasoner
@@ -22,8 +25,26 @@ def kernels(monkeypatch):
     return lambda which: monkeypatch.setenv("LATENT_KERNELS", which)
 
 
+@pytest.fixture
+def called(monkeypatch):
+    """How often the fused loops ran as kernels, and contexts were branched."""
+    from kernels.decode_step import LatentDecoder
+    from kernels.recurrent_loop import RecurrentLoop
+    from latent.cache import Context
+
+    counts = Counter()
+    for op, cls, name in (
+        ("decode_step", LatentDecoder, "run"),
+        ("recurrent_loop", RecurrentLoop, "_some"),
+        ("branch", Context, "branch"),
+    ):
+        real = getattr(cls, name)
+        monkeypatch.setattr(cls, name, lambda *a, op=op, real=real, **k: (counts.update([op]), real(*a, **k))[1])
+    return counts
+
+
 @pytest.mark.parametrize("config, family", CONFIGS)
-def test_thoughts_and_answers(config, family, kernels):
+def test_thoughts_and_answers(config, family, kernels, called):
     reasoner = small_reasoner(config, ModelConfig(family=family, n_layer=2, n_embd=32, n_head=2, n_positions=64))
     method, seen = reasoner.method.to("cuda" if torch.cuda.is_available() else "cpu"), {}
     prompt = ragged_prompt((3, 5))
@@ -35,6 +56,7 @@ def test_thoughts_and_answers(config, family, kernels):
             thought = method.think(prompt, Sample(), group=2)
             tokens = decode(method, thought, Greedy(), 3, None)
         seen[which] = thought, tokens
+    assert called["recurrent_loop" if isinstance(config, Recurrent) else "decode_step"] == 1
     (want, want_tokens), (got, got_tokens) = seen["torch"], seen["triton"]
     assert torch.equal(got.used_B, want.used_B) and torch.equal(got_tokens, want_tokens)
     torch.testing.assert_close(got.h_UTD, want.h_UTD, rtol=0, atol=1e-5)
@@ -45,13 +67,14 @@ def test_thoughts_and_answers(config, family, kernels):
 
 @pytest.mark.parametrize("family", ["gpt2", "qwen3"])
 @pytest.mark.parametrize("config", [Sim(n_latent=2), NoCoT(), Sim(n_latent=3, halt=LearnedStop(bias=-0.5))])
-def test_rollouts_that_share_a_prompt(config, family, kernels):
+def test_rollouts_that_share_a_prompt(config, family, kernels, called):
     method = small_reasoner(config, ModelConfig(family=family, n_layer=2, n_embd=32, n_head=2, n_positions=64)).method
     seen = {}
     for which in ("torch", "triton"):
         kernels(which)
         torch.manual_seed(5)
         seen[which] = rollout(method, ragged_prompt((3, 5)), 4, 5, 2, 1.0)
+    assert called["branch"] == isinstance(getattr(config, "halt", Fixed()), Fixed)
     got, want = seen["triton"], seen["torch"]
     assert torch.equal(got.tokens_BT, want.tokens_BT) and len(set(map(tuple, want.tokens_BT.tolist()))) > 2
     for a, b in zip(got.decisions, want.decisions):
@@ -73,6 +96,27 @@ def test_scores_and_their_gradients(kernels):
         found[which] = [text.logp_BT.detach(), text.entropy_BT.detach(), *grads]
     for got, want in zip(found["triton"], found["torch"]):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=2e-5)
+
+
+def test_training_and_copies_after_a_fused_step(kernels):
+    """A fused optimizer changes weights without saying so; a copy has weights of its own."""
+    for config in (Sim(n_latent=2), Recurrent(n_recurrence=2)):
+        method = small_reasoner(
+            config, ModelConfig(family="llama", n_layer=2, n_embd=32, n_head=2, n_positions=64)
+        ).method
+        optimizer, prompt = torch.optim.AdamW(method.parameters(), lr=0.1, fused=True), ragged_prompt((3, 5))
+        kernels("triton")
+        with torch.no_grad():
+            method.think(prompt, Greedy())
+        method.think(prompt, Greedy()).h_UTD.sum().backward()
+        optimizer.step()
+        copy, found = deepcopy(method), {}
+        for which in ("torch", "triton"):
+            kernels(which)
+            with torch.no_grad():
+                found[which] = [m.think(prompt, Greedy()).h_UTD for m in (method, copy)]
+        for got in found["triton"]:
+            torch.testing.assert_close(got, found["torch"][0], rtol=0, atol=1e-5)
 
 
 def test_a_family_without_a_fused_step_falls_back_or_says_so(kernels):

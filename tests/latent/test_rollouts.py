@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Categorical
 
-from latent.config import LearnedStop, ModelConfig, Recurrent, Sim
+from latent.config import Converged, LearnedStop, ModelConfig, Recurrent, Sim
 from latent.generate import decode, rollout, score
 from latent.thought import Greedy, Prompt, Replay, Sample
 from tests.helpers import cups_batch, ragged_prompt, small_reasoner
@@ -139,3 +139,15 @@ def test_a_minibatch_replays_like_the_whole():
             )
             assert not b.mask_BT[3 * p : 3 * p + 3, t:].any()
     assert len(lengths) > 2
+
+
+@pytest.mark.parametrize("depth", [False, True])
+def test_a_replay_thinks_as_long_as_the_rollout_did_whatever_the_rule_says_now(depth):
+    halt = Converged(by="kl", below=0.02 if depth else 5.0, hits=1)
+    config = Recurrent(n_recurrence=5, halt=halt) if depth else Sim(n_latent=5, stride=2, halt=halt)
+    method = small_reasoner(config, dtype=torch.float64).method
+    rolled = rollout(method, ragged_prompt((3, 7, 5)), 2, 4, None, 1.0)
+    method.stop.config = Converged(by="kl", below=1e-12, hits=1)  # by now nothing settles
+    now = score(method, rolled, 1.0)[-1]
+    torch.testing.assert_close(now.logp_BT, rolled.decisions[-1].logp_BT, rtol=0, atol=1e-10)
+    assert rolled.used_B.min() < 5

@@ -63,26 +63,51 @@ def rows(table: Table):
 
 
 def costs(table: Table):
-    """Accuracy against the first two costs, a mark a row with its name, moved off the names before it."""
+    """Accuracy against the first two costs, a mark a row with its name."""
     names = table.ablation.costs[:2]
     size = (0.4 + 3.5 * len(names), 3.4)
     fig, axes = _pyplot().subplots(1, len(names), figsize=size, layout="constrained", sharey=True, squeeze=False)
     for ax, name in zip(axes[0], names):
-        shown = {row.label: (row.mean(name) * named(name)[1], row.value) for row in table.rows.values()}
-        wide = max(x for x, _ in shown.values())
+        wide = max(row.mean(name) * named(name)[1] for row in table.rows.values())
         for i, row in enumerate(table.rows.values()):
-            colour, mark = (GREY, "x") if row.control else STYLES[i % len(STYLES)][:2]
-            (low, high), (x, y) = row.interval, shown[row.label]
+            n = len(STYLES)
+            colour, mark = (GREY, "x") if row.control else (STYLES[i % n][0], STYLES[(i + i // n) % n][1])
+            (low, high), x, y = row.interval, row.mean(name) * named(name)[1], row.value
             ends = [[max(0, y - low)], [max(0, high - y)]]
             ax.errorbar(x, y, ends, color=colour, marker=mark, ms=6, capsize=2, ls="")
-            above = [at for at in list(shown.values())[:i] if abs(at[0] - x) < 0.1 * wide and abs(at[1] - y) < 0.06]
-            ax.annotate(row.label, (x, y), (5, 4 - 8 * len(above)), textcoords="offset points", fontsize=6)
         ax.set(xlabel=named(name)[0], xlim=(-0.04 * wide, 1.25 * wide))
         if table.ablation.metric in ITEMS:
-            ax.set_ylim(-0.03, 1.06)
+            ax.set_ylim(-0.03, 1.1)
         ax.grid(color="#eeeeee", lw=0.6)
     axes[0][0].set_ylabel(table.metric)
+    fig.canvas.draw()  # so that places on the page are known
+    fig.set_layout_engine("none")
+    for ax, name in zip(axes[0], names):
+        write_names(ax, {row.label: (row.mean(name) * named(name)[1], row.value) for row in table.rows.values()})
     return fig
+
+
+def write_names(ax, points: dict[str, tuple[float, float]]) -> None:
+    """Each point's name beside it, at the nearest place where nothing else stands."""
+    from matplotlib.transforms import Bbox
+
+    scale = ax.figure.dpi / 72
+    marks = [ax.transData.transform(at) for at in points.values()]
+    taken = [Bbox.from_extents(x - 5 * scale, y - 5 * scale, x + 5 * scale, y + 5 * scale) for x, y in marks]
+    tries = [(dx, dy, ha) for dy in (3, -7, 11, -15, 19, -23, 27) for dx, ha in ((6, "left"), (-6, "right"))]
+    for label, at in points.items():
+        text, best = ax.annotate(label, at, (0, 0), textcoords="offset points", fontsize=6), None
+        for dx, dy, ha in tries:
+            text.set(position=(dx, dy), ha=ha)
+            box = text.get_window_extent()
+            outside = not (
+                ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1 and ax.bbox.y0 <= box.y0 and box.y1 <= ax.bbox.y1
+            )
+            hidden = sum(box.overlaps(other) for other in taken) + outside
+            if best is None or hidden < best[0]:
+                best = hidden, (dx, dy), ha, box
+        text.set(position=best[1], ha=best[2])
+        taken.append(best[3])
 
 
 def sweep(table: Table):

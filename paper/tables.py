@@ -11,6 +11,7 @@ from paper.design import Ablation, Cell, Contrast
 
 ACCURACY = "main.accuracy"
 ITEMS = {ACCURACY: ("correct",), "pooled.accuracy": ("pooled", "correct")}  # where each problem's result is
+FITTED = r"\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi"  # no wider than the page
 SOONER = (
     "Updates to .9: until exact match in training is that high, in a curriculum's last stage; all of them where it "
     "never is. "
@@ -253,12 +254,12 @@ def latex(table: Table) -> str:
     for part in (rows, below):
         if len(part) == 1:
             continue
-        out += [f"\\begin{{tabular}}{{l{'r' * (len(part[0]) - 1)}}}", "\\toprule"]
+        out += [f"\\sbox0{{\\begin{{tabular}}{{l{'r' * (len(part[0]) - 1)}}}", "\\toprule"]
         out += [" & ".join(map(tex, part[0])) + " \\\\", "\\midrule"]
         for r in part[1:]:
             first = f"\\emph{{{tex(r[0])}}}" if r[0] in controls else tex(r[0])
             out.append(" & ".join([first, *map(tex, r[1:])]) + " \\\\")
-        out += ["\\bottomrule", "\\end{tabular}", "\\medskip", ""]
+        out += ["\\bottomrule", "\\end{tabular}}%", FITTED, "\\medskip", ""]
     return "\n".join([*out, "\\end{table}", ""])
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from eval.stats import bootstrap, interval
 from paper import build, records, tables
-from paper.ablations import ABLATIONS
+from paper.ablations import ABLATIONS, CONTROLS
 from paper.design import Contrast, cells
 from tests.paper.helpers import MINI, planted, seeds, written
 
@@ -249,3 +249,17 @@ def test_bad_input_is_one_line(args, message, home, tmp_path, capsys):
     assert build.main([*args, *(["--records", str(home)] if args != ["--records"] else [])]) == 2
     err = capsys.readouterr().err.strip()
     assert message in err and "\n" not in err
+
+
+def test_the_committed_tables_are_those_of_the_committed_records():
+    lines, left_out = records.read(PAPER / "records")
+    assert not left_out
+    ids = set()
+    for name, ablation in ABLATIONS.items():
+        every = cells(ablation, CONTROLS)
+        ids |= {c.run.id for c in every}
+        text = (PAPER / "tables" / f"{name}.md").read_text()
+        for row in tables.gather(name, ablation, every, lines, n_boot=2).rows.values():
+            shown = f"*{row.label}*" if row.control else row.label
+            assert f"| {shown} | {row.value:.3f} | " in text, (name, row.label)
+    assert ids == set(lines)

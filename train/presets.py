@@ -83,14 +83,17 @@ def fixed() -> Run:
 
 
 def prosqa(closed: bool = False) -> Experiment:
-    """Coconut's curriculum on generated ProsQA, beside no-CoT and CoT and the five shortcuts."""
+    """Coconut's curriculum on generated ProsQA, beside no-CoT, CoT, its two controls and the five shortcuts."""
+    coconut, how = Coconut(n_latent=6, stage_steps=75), SFT(steps=600, batch=16, lr=1e-3, log_every=20)
     return Experiment(
         env=ProsQA(closed=closed),
         model=ModelConfig(n_layer=2, n_embd=128, n_head=4, n_positions=512),
         arms={
-            "coconut": Arm(Coconut(n_latent=6, stage_steps=75), SFT(steps=600, batch=16, lr=1e-3, log_every=20)),
-            "cot": Arm(CoT(), SFT(steps=600, batch=16, lr=1e-3, log_every=20)),
-            "no-cot": Arm(NoCoT(), SFT(steps=600, batch=16, lr=1e-3, log_every=20)),
+            "coconut": Arm(coconut, how),
+            "cot": Arm(CoT(), how),
+            "no-cot": Arm(NoCoT(), how),
+            "pause": Arm(Pause(coconut), how),
+            "fixed": Arm(FixedEmbedding(coconut), how),
         },
         judge=Judge(items=500, batch=50),
     )

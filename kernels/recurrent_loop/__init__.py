@@ -4,7 +4,7 @@
 
 The constant half of the adapter, e W_e + b, is the same in every recurrence (`kernels.recurrent_block`). The Triton
 version is one launch for all recurrences in which the weights stay where they are used: as much of them as fits in the
-shared memory of all multiprocessors together (about 20 MB of an H100's 30), the rest in the L2 cache (50 MB).
+shared memory of all multiprocessors together (some 17 MB of an H100's 30), the rest in the L2 cache (50 MB).
 """
 
 import torch
@@ -54,7 +54,9 @@ class RecurrentLoop:
         may be attended, besides by themselves, None = all. Raises ValueError for a negative number of steps or a shape,
         dtype or device that does not fit.
         """
-        op, (batch, length, width) = "recurrent_loop", constant_BTD.shape
+        op = "recurrent_loop"
+        dispatch.expect(op, "constant", constant_BTD, (None, None, None))
+        batch, length, width = constant_BTD.shape
         if steps < 0:
             raise ValueError(f"{op}: the number of steps must be at least 0, got {steps}")
         dispatch.expect(op, "carry", self.carry, (width, width), like=constant_BTD)

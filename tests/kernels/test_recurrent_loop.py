@@ -101,6 +101,8 @@ def test_nothing_to_do_and_wrong_inputs():
     assert loop.run(x, 0).shape == (2, 0, 3, 40) and loop.run(x[:0], 2).shape == (0, 2, 3, 40)
     with pytest.raises(ValueError, match="at least 0, got -1"):
         loop.run(x, -1)
+    with pytest.raises(ValueError, match=r"constant must have shape \(any, any, any\), got \(3, 40\)"):
+        loop.run(x[0], 1)
     with pytest.raises(ValueError, match=r"carry must have shape \(39, 39\), got \(40, 40\)"):
         loop.run(x[..., :39], 1)
     with pytest.raises(ValueError, match=r"visible must have shape \(2, 3\), got \(2, 4\)"):

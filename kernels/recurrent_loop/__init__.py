@@ -60,6 +60,9 @@ class RecurrentLoop:
         if steps < 0:
             raise ValueError(f"{op}: the number of steps must be at least 0, got {steps}")
         dispatch.expect(op, "carry", self.carry, (width, width), like=constant_BTD)
+        for name, x in zip(("norm weight", "norm bias"), self.norm):
+            if x is not None:
+                dispatch.expect(op, name, x, (width,), like=constant_BTD)
         if ropes is not None:
             for name, x in zip(("cosines", "sines"), ropes):
                 dispatch.expect(op, name, x, (batch, length, self.decoder.d))

@@ -105,6 +105,8 @@ def test_nothing_to_do_and_wrong_inputs():
         loop.run(x[0], 1)
     with pytest.raises(ValueError, match=r"carry must have shape \(39, 39\), got \(40, 40\)"):
         loop.run(x[..., :39], 1)
+    with pytest.raises(ValueError, match=r"norm bias must be torch\.float32 on .*, got torch\.float64"):
+        RecurrentLoop(decoder, carry, (norm[0], norm[1].double()), impl="triton").run(x, 1)
     with pytest.raises(ValueError, match=r"visible must have shape \(2, 3\), got \(2, 4\)"):
         loop.run(x, 1, visible_BT=torch.ones(2, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match="Triton asked for, but it takes up to 64 positions, not 65"):

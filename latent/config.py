@@ -65,8 +65,8 @@ class Converged:
 
     by: Literal["second_difference", "kl"] = "second_difference"
     """How much the last step's change differs from the one before (root mean square over the state's entries,
-    arXiv:2509.23314), or KL (nats) between the next-token distributions of the last two states (arXiv:2502.05171); of an
-    answer read off in parallel, at its last token."""
+    arXiv:2509.23314), or KL (nats) between the next-token distributions of the last two states (arXiv:2502.05171);
+    of an answer read off in parallel, at its last token."""
     below: float = 0.1
     """What it must fall below; for kl arXiv:2502.05171 takes 5e-4."""
     hits: int = 2

@@ -1,5 +1,6 @@
 """Figures from tables, as PDF and PNG, readable in grey and by the colour-blind: Okabe and Ito's colours, and marks."""
 
+from functools import cache
 from pathlib import Path
 
 from eval.stats import interval
@@ -34,12 +35,18 @@ def draw(table: Table, folder: Path) -> list[Path]:
     return paths
 
 
+@cache
 def _pyplot():
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.font_manager import fontManager
 
+    # matplotlib's own font alone: a machine may have another make of it, and the files would not be the same
+    fontManager.ttflist = []
+    for path in sorted(Path(matplotlib.get_data_path(), "fonts", "ttf").glob("DejaVuSans*.ttf")):
+        fontManager.addfont(path)
     plt.rcParams.update({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42})
     return plt
 
@@ -67,12 +74,13 @@ def costs(table: Table):
     names = table.ablation.costs[:2]
     size = (0.4 + 3.5 * len(names), 3.4)
     fig, axes = _pyplot().subplots(1, len(names), figsize=size, layout="constrained", sharey=True, squeeze=False)
-    for ax, name in zip(axes[0], names):
-        wide = max(row.mean(name) * named(name)[1] for row in table.rows.values())
+    places = [{row.label: (row.mean(c) * named(c)[1], row.value) for row in table.rows.values()} for c in names]
+    for ax, name, at in zip(axes[0], names, places):
+        wide = max(x for x, _ in at.values())
         for i, row in enumerate(table.rows.values()):
             n = len(STYLES)
             colour, mark = (GREY, "x") if row.control else (STYLES[i % n][0], STYLES[(i + i // n) % n][1])
-            (low, high), x, y = row.interval, row.mean(name) * named(name)[1], row.value
+            (low, high), (x, y) = row.interval, at[row.label]
             ends = [[max(0, y - low)], [max(0, high - y)]]
             ax.errorbar(x, y, ends, color=colour, marker=mark, ms=6, capsize=2, ls="")
         ax.set(xlabel=named(name)[0], xlim=(-0.04 * wide, 1.25 * wide))
@@ -82,8 +90,8 @@ def costs(table: Table):
     axes[0][0].set_ylabel(table.metric)
     fig.canvas.draw()  # so that places on the page are known
     fig.set_layout_engine("none")
-    for ax, name in zip(axes[0], names):
-        write_names(ax, {row.label: (row.mean(name) * named(name)[1], row.value) for row in table.rows.values()})
+    for ax, at in zip(axes[0], places):
+        write_names(ax, at)
     return fig
 
 

@@ -27,17 +27,12 @@ class StopWhere(Greedy):
     """Greedy, but row b stops after `used_B[b]` latents."""
 
     def __init__(self, used_B: Tensor):
-        super().__init__()
-        self.used_B, self.asked = used_B, 0
+        super().__init__(used_B=used_B)
 
     def __call__(self, kind, dist, live_B):
         if kind != "halt":
             return super().__call__(kind, dist, live_B)
         return self.settled(live_B).to(dist.logits.dtype)
-
-    def settled(self, stop_B):
-        self.asked += 1
-        return self.used_B < self.asked
 
 
 @dataclass

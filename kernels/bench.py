@@ -22,6 +22,7 @@ TABLE = Path(__file__).parent / "bench.csv"
 BATCHES = (1, 16, 64)
 STEPS, PROMPT = 8, 128  # latents in a chain, positions before them
 RECURRENCES = 16
+WARM = 3  # runs of a rival before it is captured
 FIELDS = ["op", "shape", "batch", "dtype", "impl", "ms_20", "ms_50", "ms_80", "peak_mb", "floor_ms", "share", "error",
           "torch_error", "gpu", "torch", "triton", "date"]  # fmt: skip
 
@@ -78,6 +79,7 @@ def chain_case(shape: Shape, batch: int) -> Case:
 def loop_case(shape: Shape, batch: int) -> Case:
     import torch
 
+    from kernels.decode_step import captured
     from kernels.recurrent_loop import RecurrentLoop
 
     decoder = random_decoder(shape, "cuda", torch.bfloat16, layers=1)
@@ -96,35 +98,12 @@ def loop_case(shape: Shape, batch: int) -> Case:
         )
         return loop.run(constant.double(), RECURRENCES, rope and tuple(r.double() for r in rope))
 
-    def graph() -> Callable:
-        run = lambda: plain.run(constant, RECURRENCES, rope)  # noqa: E731
-        replay, out = captured(run)
-        return lambda: (replay(), out)[1]
-
-    calls = {
-        "triton": lambda: fused.run(constant, RECURRENCES, rope),
-        "torch": lambda: plain.run(constant, RECURRENCES, rope),
-        "graph": graph(),
-    }
+    run = lambda loop: loop.run(constant, RECURRENCES, rope)  # noqa: E731
+    graph, out = captured(lambda: run(plain), WARM)
+    calls = {"triton": lambda: run(fused), "torch": lambda: run(plain), "graph": lambda: (graph.replay(), out)[1]}
     weights = carry.numel() + sum(p.numel() for a in decoder.affines() for p in a if p is not None)
     moved = 2 * (weights + (RECURRENCES + 1) * constant.numel())
     return Case("recurrent_loop", shape.name, batch, calls, exact, moved, RECURRENCES)
-
-
-def captured(run: Callable) -> tuple[Callable, object]:
-    """A function in a CUDA graph: its replay, and where that writes the result."""
-    import torch
-
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # compiles, and lets libraries allocate, before the capture
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = run()
-    return graph.replay, out
 
 
 def in_dtype(value, dtype):
@@ -144,6 +123,8 @@ class StaticChain:
     def __init__(self, decoder, past, h, rope, compiled: bool):
         import torch
 
+        from kernels.decode_step import captured
+
         self.decoder, self.h, self.rope = decoder, h, rope
         b, heads, size, d = past[0][0].shape
         self.kv = [tuple(x.new_zeros(b, heads, size + STEPS, d) for x in pair) for pair in past]
@@ -153,7 +134,7 @@ class StaticChain:
         self.masks = [torch.arange(size + STEPS, device="cuda") <= size + i for i in range(STEPS)]
         self.slots = [torch.tensor([size + i], device="cuda") for i in range(STEPS)]
         self.layer = torch.compile(static_layer, dynamic=False) if compiled else static_layer
-        self.start, self.out = captured(self.run)
+        self.graph, self.out = captured(self.run, WARM)
 
     def run(self):
         import torch
@@ -170,7 +151,7 @@ class StaticChain:
         return torch.stack(states, 1)
 
     def replay(self):
-        self.start()
+        self.graph.replay()
         return self.out
 
 
@@ -313,9 +294,8 @@ def planned() -> list[tuple[str, Shape, int]]:
 
 def build(op: str, shape: Shape, batch: int) -> Case:
     """The case of a planned row: its weights are on the GPU from here on."""
-    if op in ("decode_step", "recurrent_loop"):
-        return (chain_case if op == "decode_step" else loop_case)(shape, batch)
-    return logprob_case(shape, batch) if op == "linear_logprob" else row_case(op, shape, batch)
+    whole = {"decode_step": chain_case, "recurrent_loop": loop_case, "linear_logprob": logprob_case}
+    return whole[op](shape, batch) if op in whole else row_case(op, shape, batch)
 
 
 def measure(case: Case, bandwidth: float, facts: dict) -> list[dict]:

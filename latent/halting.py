@@ -37,15 +37,13 @@ class Settled(nn.Module):
 
     @torch.no_grad()
     def forward(self, states: list[Tensor]) -> Tensor:
-        h_PD = states[-1]
-        if self.config.by == "second_difference":
-            if len(states) < 3:
-                return h_PD.new_zeros(len(h_PD), dtype=torch.bool)
+        h_PD, second = states[-1], self.config.by == "second_difference"
+        if len(states) < (3 if second else 2):
+            return h_PD.new_zeros(len(h_PD), dtype=torch.bool)
+        if second:
             last = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in states[:-4:-1])  # autocast mixes them
             moved_P = second_difference(*last)[0] / h_PD.shape[-1] ** 0.5
         else:
-            if len(states) < 2:
-                return h_PD.new_zeros(len(h_PD), dtype=torch.bool)
             moved_P = self.backbone[0].step_kl(self.lens(h_PD), self.lens(states[-2]))
         return moved_P < self.config.below
 

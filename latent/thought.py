@@ -72,13 +72,15 @@ class Chooser:
     """Makes the random choices: `Sample` draws them, `Greedy` takes the mode, `Replay` repeats recorded ones.
 
     A method asks it wherever it needs randomness, and so needs no code of its own for sampling, evaluation or RL.
-    Draws come from torch's global generator, which training seeds at each step.
+    Draws come from torch's global generator, which training seeds at each step. `used_B`: latent steps after which each
+    row stops where that is no random choice but a rule's; None = as the rule says.
     """
 
-    def __init__(self, temperature: float = 1.0):
+    def __init__(self, temperature: float = 1.0, used_B: Tensor | None = None):
         if not temperature > 0:
             raise ValueError(f"temperature must be > 0, got {temperature} (for greedy decoding use Greedy)")
         self.temperature = temperature
+        self._used_B, self._asked = used_B, 0
         self._made: dict[str, list[Decision]] = {}
 
     def pick(self, kind: str, dist: Distribution) -> Tensor:
@@ -94,8 +96,9 @@ class Chooser:
         return value
 
     def settled(self, stop_B: Tensor) -> Tensor:
-        """Which rows stop where a rule without randomness says so: as it says, unless a diagnostic knows better."""
-        return stop_B
+        """Which rows stop now, before one more latent step, where a rule without randomness says `stop_B`."""
+        self._asked += 1
+        return stop_B if self._used_B is None else self._used_B < self._asked
 
     def decisions(self) -> list[Decision]:
         """All that was chosen since the last call, one `Decision` a kind, its choices along T."""
@@ -122,22 +125,14 @@ class Greedy(Chooser):
 
 
 class Replay(Chooser):
-    """Repeats recorded decisions and gives them log-probabilities under the present parameters, with gradient.
-
-    `used_B`: latent steps that each row used, where it was no decision when to stop; None = as the rule now says.
-    """
+    """Repeats recorded decisions and gives them log-probabilities under the present parameters, with gradient."""
 
     def __init__(self, decisions: list[Decision], temperature: float = 1.0, used_B: Tensor | None = None):
-        super().__init__(temperature)
+        super().__init__(temperature, used_B)
         self._left = {d.kind: iter(d.value_BT.unbind(1)) for d in decisions}
-        self._used_B, self._asked = used_B, 0
 
     def pick(self, kind, dist):
         return next(self._left[kind])
-
-    def settled(self, stop_B):
-        self._asked += 1
-        return stop_B if self._used_B is None else self._used_B < self._asked
 
 
 @dataclass

@@ -189,7 +189,7 @@ def points(x: float, metric: str = ACCURACY) -> str:
     return text if float(text) else "0.0"
 
 
-def amount(row: "Row", name: str) -> str:
+def amount(row: Row, name: str) -> str:
     """A mean over seeds as a table has it: accuracies to three places, counts of updates to none, others to one."""
     return f"{row.mean(name) * named(name)[1]:,.{3 if name in ITEMS else 0 if name == 'sooner' else 1}f}"
 

@@ -163,19 +163,26 @@ class _Chain:
         return self.states.transpose(0, 1).clone(), [tuple(x[:, :, kept].clone() for x in pair) for pair in self.kv]
 
 
+def captured(run: Callable, warm: int = 1) -> tuple[torch.cuda.CUDAGraph, object]:
+    """A function in a CUDA graph, and what it returned, which every replay writes anew; run `warm` times before."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # compiles, and lets libraries allocate, before the capture
+        for _ in range(warm):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = run()
+    return graph, out
+
+
 class _Graph:
     """A chain captured once and replayed."""
 
     def __init__(self, chain: _Chain, feed: Feed):
         self.chain = chain
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # compiles, and lets libraries allocate, before the capture
-            chain.launch(feed)
-        torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            chain.launch(feed)
+        self.graph, _ = captured(lambda: chain.launch(feed))
 
     def replay(self, past: Past, h_BD: Tensor, add_KBD, ropes, visible_BS) -> tuple[Tensor, Past]:
         self.chain.owner.step_for(self.chain.batch)

@@ -79,30 +79,35 @@ class Backbone(nn.Module):
         self, h_ND: Tensor, ids_N: Tensor, temperature: float = 1.0, entropy: bool = True
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Log-prob of tokens given their hidden states, entropy (nats) if asked for, and the likeliest token, (N,)."""
-        head = self.lm.get_output_embeddings()
-        if type(head) is nn.Linear and head.bias is None:
-            weight = head.weight.to(h_ND.dtype)  # autocast gives the states another dtype than the weights
-            return linear_logprob(h_ND, weight, ids_N, temperature, entropy)
+        e_VD = self._plain_head(h_ND)
+        if e_VD is not None:
+            return linear_logprob(h_ND, e_VD, ids_N, temperature, entropy)
         logp_NV = (self.head(h_ND) / temperature).log_softmax(-1)
         entropy_N = -(logp_NV.exp() * logp_NV).sum(-1) if entropy else None
         return logp_NV.gather(-1, ids_N[:, None])[:, 0], entropy_N, logp_NV.detach().argmax(-1)
 
     def mix(self, h_ND: Tensor) -> Tensor:
         """The mean input embedding (N, D) under the next-token distributions of final hidden states."""
-        head, table = self.lm.get_output_embeddings(), self.lm.get_input_embeddings()
+        e_VD, table = self._plain_head(h_ND), self.lm.get_input_embeddings()
         # some families scale what they look up
         table_VD = table.weight if type(table) is nn.Embedding else table(torch.arange(self.vocab, device=h_ND.device))
-        if type(head) is nn.Linear and head.bias is None and not torch.is_grad_enabled():
-            return vocab_mix(h_ND, head.weight, table_VD)[0]
-        return self.head(h_ND).softmax(-1).to(h_ND.dtype) @ table_VD.to(h_ND.dtype)
+        table_VD = table_VD.to(h_ND.dtype)
+        if e_VD is not None and not torch.is_grad_enabled():
+            return vocab_mix(h_ND, e_VD, table_VD)[0]
+        return self.head(h_ND).softmax(-1).to(h_ND.dtype) @ table_VD
 
     def step_kl(self, h_ND: Tensor, before_ND: Tensor) -> Tensor:
         """KL (nats) from the next-token distributions that `before_ND` gives to those of `h_ND`, (N,); no gradient."""
-        head = self.lm.get_output_embeddings()
-        if type(head) is nn.Linear and head.bias is None:
-            return step_kl(h_ND, before_ND, head.weight.to(h_ND.dtype))
+        e_VD = self._plain_head(h_ND)
+        if e_VD is not None:
+            return step_kl(h_ND, before_ND, e_VD)
         logp_NV, logq_NV = (self.head(x).log_softmax(-1) for x in (h_ND, before_ND))
         return (logp_NV.exp() * (logp_NV - logq_NV)).sum(-1)
+
+    def _plain_head(self, h_ND: Tensor) -> Tensor | None:
+        """The head's weight (V, D) in the states' dtype, which autocast makes another; None if there is more to it."""
+        head = self.lm.get_output_embeddings()
+        return head.weight.to(h_ND.dtype) if type(head) is nn.Linear and head.bias is None else None
 
     def read(self, ids_BT: Tensor, mask_BT: Tensor | None = None) -> tuple[Tensor, Context]:
         """Read left-padded prompts. Returns the last position's final hidden state (B, D) and the context.

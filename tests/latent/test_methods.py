@@ -64,6 +64,9 @@ def test_soft_tokens_are_the_mean_embedding_and_are_trained_through():
         assert (a is None) == (b is None) and (a is None or torch.allclose(a, b, rtol=0, atol=1e-12))
     with torch.no_grad():
         torch.testing.assert_close(method.feedback(h), want, rtol=0, atol=1e-12)
+        low = h.detach().bfloat16()  # states as autocast makes them
+        assert method.feedback(low).dtype == torch.bfloat16
+        torch.testing.assert_close(method.feedback(low).double(), method.feedback(low.double()), rtol=0, atol=0.02)
 
 
 def test_batched_fp32_answers_are_the_single_ones():

@@ -15,7 +15,6 @@ Triton kernels for the steps of latent loops, each beside its plain-torch defini
 | op | what it does | used by |
 |---|---|---|
 | `decode_step` | k latent steps without gradient: five launches a layer, the whole chain one CUDA graph | `Backbone.chain`: sampling, evaluation |
-| `latent_loop` | the same chain in one launch, with grid barriers | `LatentDecoder(..., persistent=True)`; the benchmark's `persistent` rows say where it wins |
 | `latent_chain` | k latent steps in training: one autograd node a step, K and V in place, weight gradients made once | `Backbone.step` |
 | `linear_logprob` | log-prob and entropy of tokens from hidden states, forward and backward, no logits in memory | every loss |
 | `thought_feedback` | final norm, projection, gate and embedding mix: Coconut, CODI and HRPO are special cases | a library function: for gates, which no method here has yet |
@@ -48,26 +47,44 @@ def text() -> str:
     return "\n".join([HEAD, *measured(), *compiled()])
 
 
+ARMS = ("triton", "compile", "graph", "torch", "hf")
+
+
 def measured() -> list[str]:
     rows = bench.read()
     lines = ["## Measured on a GPU", ""]
     for gpu in sorted({r["gpu"] for r in rows}):
-        lines += [f"{gpu}: median milliseconds a step or a call, and share of the bandwidth floor.", ""]
+        mine = [r for r in rows if r["gpu"] == gpu]
+        cases: dict[tuple, dict[str, dict]] = {}
+        for r in mine:
+            cases.setdefault((r["op"], r["shape"], int(r["batch"]), r["dtype"]), {})[r["impl"]] = r
+        versions = sorted({f"torch {r['torch']}, triton {r['triton']}, {r['date']}" for r in mine})
         lines += [
-            "| op | shape | batch | impl | ms | share | peak MB | error / torch's |",
-            "|---|---|---|---|---|---|---|---|",
+            f"{gpu} ({'; '.join(versions)}): median milliseconds a latent step, a recurrence or a call, over all that a",
+            "caller waits for. `compile` and `graph` are plain torch with a static cache, the whole chain in one CUDA",
+            "graph, with and without Inductor; `torch` is the definition, `hf` the layers of transformers, both eager.",
+            "The floor is the time that the bytes or the products take on this card. `bench.csv` has percentiles, memory",
+            "and each arm's error.",
+            "",
+            f"| op | shape | batch | dtype | {' | '.join(ARMS)} | floor | floor / triton | best rival / triton |",
+            f"|---|---|---|---|{'---|' * len(ARMS)}---|---|---|",
         ]
-        lines += [
-            f"| {r['op']} | {r['shape']} | {r['batch']} | {r['impl']} | {r['ms_50']} | {float(r['share']):.0%} "
-            f"| {r['peak_mb']} | {r['error'] or '-'} / {r['torch_error']} |"
-            for r in rows
-            if r["gpu"] == gpu
-        ] + [""]
-    done = {(r["op"], r["shape"], int(r["batch"])) for r in rows if r["impl"] == "triton"}
+        for (op, shape, batch, dtype), arms in cases.items():
+            ms = {impl: float(r["ms_50"]) for impl, r in arms.items()}
+            rivals = [value for impl, value in ms.items() if impl != "triton"]
+            cells = [f"{ms[arm]:.3g}" if arm in ms else "" for arm in ARMS]
+            floor = float(next(iter(arms.values()))["floor_ms"])
+            ratios = ["", ""]
+            if "triton" in ms:
+                ratios = [f"{floor / ms['triton']:.0%}", f"{min(rivals) / ms['triton']:.2f}" if rivals else ""]
+            cells = [op, shape, str(batch), dtype, *cells, f"{floor:.3g}", *ratios]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    done = {(r["op"], r["shape"], int(r["batch"]), r["dtype"]) for r in rows if r["impl"] == "triton"}
     missing: dict[str, list[str]] = {}
-    for op, shape, batch in bench.planned():
-        if (op, shape.name, batch) not in done:
-            missing.setdefault(op, []).append(f"{shape.name} B={batch}")
+    for p in bench.planned():
+        if (p.op, p.shape.name, p.batch, p.dtype) not in done:
+            missing.setdefault(f"{p.op}, {p.dtype}", []).append(f"{p.shape.name} B={p.batch}")
     if missing:
         lines += ["**Not measured on a GPU yet**, so nothing is claimed about their speed:", ""]
         lines += [f"* `{op}`: {', '.join(names)}" for op, names in missing.items()] + [""]

@@ -23,17 +23,15 @@ _GRAIN = 64  # prompts are padded at the front to a multiple of it, so that one 
 
 
 class LatentDecoder:
-    """A decoder made ready for chains of latent steps. Keeps packed weights, buffers and graphs between calls.
-
-    `persistent` runs the whole chain in one launch (`kernels.latent_loop`); `feed` must then be None: the state itself.
+    """A decoder made ready for chains of latent steps. Keeps buffers and graphs between calls.
 
     Raises ValueError, as every op does, where `impl` is "triton" and it cannot be met.
     """
 
-    def __init__(self, decoder: Decoder, impl: dispatch.Impl | None = None, persistent: bool = False):
+    def __init__(self, decoder: Decoder, impl: dispatch.Impl | None = None):
         weight = decoder.norm[0]
-        self.decoder, self.persistent = decoder, persistent
-        self.impl = dispatch.choose("decode_step", impl, weight, dispatch.not_floats(weight))
+        self.decoder = decoder
+        self.impl = dispatch.choose("decode_step", impl, weight, dispatch.not_floats(weight) or decoder.mixed())
         self._steps: dict[int, object] = {}
         self._graphs: dict[tuple, _Graph] = {}
 
@@ -66,8 +64,6 @@ class LatentDecoder:
                 dispatch.expect("decode_step", name, x, (steps, batch, self.decoder.d))
         if add_KBD is not None:
             dispatch.expect("decode_step", "add", add_KBD, (steps, *h_BD.shape))
-        if self.persistent and feed is not None:
-            raise ValueError("latent_loop: feeds the state itself, feed must be None")
         if steps == 0 or batch == 0:
             return h_BD.new_empty(batch, steps, h_BD.shape[1]), past
         if self.impl == "torch":
@@ -101,13 +97,11 @@ class LatentDecoder:
         return torch.stack(states, 1), past
 
     def step_for(self, batch: int):
-        """Packed weights and buffers for a batch size, brought up to date with the weights."""
+        """Buffers and tiles for a batch size."""
         from kernels.decode_step.triton import Step
-        from kernels.latent_loop.triton import Loop
 
         if batch not in self._steps:
-            self._steps[batch] = (Loop if self.persistent else Step)(self.decoder, batch)
-        self._steps[batch].refresh()
+            self._steps[batch] = Step(self.decoder, batch)
         return self._steps[batch]
 
 
@@ -142,19 +136,10 @@ class _Chain:
 
     def launch(self, feed: Feed) -> None:
         run, h = self.owner.step_for(self.batch), self.h
-        if self.owner.persistent:
-            run(h, self.add, self.kv, self.size, self.ropes, self.hidden, self.states)
-            return
         for i in range(self.steps):
             rope = self.ropes and tuple(r[i] for r in self.ropes)
-            run(
-                (h if feed is None else feed(h)) + self.add[i],
-                self.kv,
-                self.size + i,
-                rope,
-                self.hidden,
-                self.states[i],
-            )
+            x = h if feed is None else feed(h)
+            run(x, self.add[i], self.kv, self.size + i, rope, self.hidden, self.states[i])
             h = self.states[i]
 
     def result(self, size: int) -> tuple[Tensor, Past]:
@@ -185,7 +170,6 @@ class _Graph:
         self.graph, _ = captured(lambda: chain.launch(feed))
 
     def replay(self, past: Past, h_BD: Tensor, add_KBD, ropes, visible_BS) -> tuple[Tensor, Past]:
-        self.chain.owner.step_for(self.chain.batch)
         self.chain.load(past, h_BD, add_KBD, ropes, visible_BS)
         self.graph.replay()
         return self.chain.result(past[0][0].shape[2])

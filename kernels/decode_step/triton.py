@@ -1,366 +1,496 @@
 """A decoder layer at one position in five launches, made for the bandwidth of small batches.
 
-    1  n = norm_1(x);             qkv = n W_qkv + b             project_kernel
-    2  norm of q, k; rotary; append to the cache; attention     attend_kernel
-    3  partial sums of a W_out + b                              project_kernel
-    4  y = x + partial sums;      act(norm_2(y) W_up + b) ...   project_kernel
-    5  partial sums of inner W_down + b                         project_kernel
+    1  qkv   = norm_1(x) W_qkv + b                        vector_kernel or matrix_kernel
+    2  norm of q, k; rotary; append to the cache; attend  attend_kernel
+    3  x    += a W_out + b                                as 1
+    4  inner = act(norm_2(x) W_up + b) ...                as 1
+    5  x    += inner W_down + b                           as 1
 
-The next layer's phase 1, or the final norm, adds up what phase 5 left. Products whose output is narrow are split along
-the input, so that every multiprocessor streams weights; whoever reads the partial sums adds them, in a fixed order. The
-residual stream stays in fp32. Each program normalises its rows anew: they are in cache, the weights are what is slow.
+What bounds a step is how fast the weights stream. Up to FEW rows are multiplied without tensor cores, which would want
+sixteen: a program asks for its whole tile of weights at once, and on Hopper and newer it does so while the kernel
+before still runs (programmatic dependent launch). More rows go through tensor cores, a pipelined loop over the input's
+length.
+
+The residual stream x stays in fp32. Whoever adds to it also leaves its product with the next norm's weight in the
+model's dtype, and its tile's sums of x and x^2: a norm is then a scale (and, for LayerNorm, a shift) of what the next
+projection gives, and nobody reads the stream twice. q, k and v are read where the model keeps them.
+
+Measured on an H100 before it was settled (paper/LOG.md): parts of the cache put together by the projection that reads
+them, all heads of a K and V in one program, whole weight tiles in registers for tensor cores, and dependent launch of
+the matrix kernels were all slower.
 """
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from kernels.decoder import Decoder, Layer
+from kernels.decoder import Affine, Decoder
 from kernels.dispatch import interpreted
-from kernels.tiles import narrow, product, softmax_tile
+from kernels.layer_tiles import ACTS, NORMS, activated, head_vectors
+from kernels.tiles import narrow, product
 
-NORMS = {"none": 0, "rms": 1, "layer": 2}
-ACTS = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "silu": 4}
-
-
-@triton.jit
-def residual_tile(x, part, rows, k, N, K, stride_x, SPLITS_IN: tl.constexpr):
-    """x[rows, k] plus the partial sums that belong to it, in fp32."""
-    ok = (rows[:, None] < N) & (k[None, :] < K)
-    tile = tl.load(x + rows[:, None] * stride_x + k[None, :], mask=ok, other=0.0).to(tl.float32)
-    for s in tl.static_range(SPLITS_IN):
-        tile += tl.load(part + (s * N + rows[:, None]) * K + k[None, :], mask=ok, other=0.0)
-    return tile
+FEW = 4  # rows up to which products go without tensor cores
+WARPS = 4  # of a vector kernel's program
+CHUNK = 256  # of a product's inner length: 8 numbers for each thread of a warp
+IN_FLIGHT = 32 * 1024  # bytes of weights that a program asks for at once, about
+PARTS = 16  # of the cache at most, attended by different programs
 
 
 @triton.jit
-def norm_stats(
-    x, part, rows, N, K, stride_x, eps,
-    SPLITS_IN: tl.constexpr, NORM: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """Mean (0 for RMSNorm) and reciprocal deviation of each row."""
-    mean = tl.zeros((BLOCK_N,), tl.float32)
-    square = tl.zeros((BLOCK_N,), tl.float32)
-    if NORM == 2:
-        for start in range(0, K, BLOCK_K):
-            k = start + tl.arange(0, BLOCK_K)
-            mean += tl.sum(residual_tile(x, part, rows, k, N, K, stride_x, SPLITS_IN), 1)
-        mean = mean / K
-    for start in range(0, K, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        tile = residual_tile(x, part, rows, k, N, K, stride_x, SPLITS_IN) - mean[:, None]
-        square += tl.sum(tl.where(k[None, :] < K, tile * tile, 0.0), 1)
-    return mean, tl.rsqrt(square / K + eps)
+def follow(PDL: tl.constexpr):
+    """Wait for the kernel before, and let the one after begin to fetch its weights."""
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
 
 
 @triton.jit
-def normed(tile, mean, rstd, weight, bias, k, K, NORM: tl.constexpr):
-    tile = (tile - mean[:, None]) * rstd[:, None]
-    tile = tile * tl.load(weight + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
-    if NORM == 2:
-        tile += tl.load(bias + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
-    return tile
+def weight_chunk(w, cols, first, C, K: tl.constexpr, stride_k, stride_c, CHUNK: tl.constexpr):
+    """w[cols, first : first + CHUNK], zeros beyond K and C."""
+    k = first + tl.arange(0, CHUNK)
+    at = cols[:, None].to(tl.int64) * stride_c + k[None, :].to(tl.int64) * stride_k
+    return tl.load(w + at, mask=(cols[:, None] < C) & (k[None, :] < K), other=0.0)
 
 
 @triton.jit
-def operand(
-    x, part, norm_weight, norm_bias, mean, rstd, rows, k, N, K, stride_x, SPLITS_IN: tl.constexpr, NORM: tl.constexpr
-):
-    """What a projection multiplies: x[rows, k] plus partial sums, normed if asked."""
-    tile = residual_tile(x, part, rows, k, N, K, stride_x, SPLITS_IN)
-    if NORM:
-        tile = normed(tile, mean, rstd, norm_weight, norm_bias, k, K, NORM)
-    return tile
+def row_sums(sums, rows, N, WHICH: tl.constexpr, TILES: tl.constexpr, BLOCK_T: tl.constexpr):
+    """Sums over the stream's width of x (0) or x^2 (1), of some rows."""
+    t = tl.arange(0, BLOCK_T)
+    at = (t[None, :] * N + rows[:, None]) * 2 + WHICH
+    return tl.sum(tl.load(sums + at, mask=(t[None, :] < TILES) & (rows[:, None] < N), other=0.0), 1)
 
 
 @triton.jit
-def activated(x, ACT: tl.constexpr):
-    if ACT == 1:
-        x = tl.maximum(x, 0.0)
-    if ACT == 2:
-        x = 0.5 * x * (1 + tl.erf(x * 0.7071067811865476))
-    if ACT == 3:  # tanh u = 2 sigmoid 2u - 1
-        x = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
-    if ACT == 4:
-        x = x * tl.sigmoid(x)
-    return x
+def part_of(C: tl.constexpr, C_1: tl.constexpr, C_2: tl.constexpr, BLOCK_C: tl.constexpr):
+    """A program's columns: whether they are w_2's, or w_3's; which of that weight's; how many it has; its first.
 
-
-@triton.jit
-def weight_tile(w, k, cols, K, C, stride_k, stride_c):
-    """w[k, cols], zeros beyond it."""
-    at = k[:, None].to(tl.int64) * stride_k + cols[None, :].to(tl.int64) * stride_c
-    return tl.load(w + at, mask=(k[:, None] < K) & (cols[None, :] < C), other=0.0)
-
-
-@triton.jit
-def project_tile(
-    x, part, norm_weight, norm_bias, w, w_up, kept, kept_up, bias, bias_up, total, out, row_tile, col_tile, split,
-    N, K, C, eps, stride_x, stride_k, stride_c,
-    SPLITS_IN: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr,
-    SPLITS: tl.constexpr, KEPT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
-    UPCAST: tl.constexpr,
-):  # fmt: skip
-    """One tile of out[split] = act(norm(x + parts) w + bias), gated if asked; `total` receives x + parts.
-
-    The first KEPT chunks of the weights' tiles are in `kept` and `kept_up` already, the others are read.
+    Columns up to C_1 are w's, up to C_1 + C_2 w_2's and the rest w_3's.
     """
-    rows = row_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    cols = col_tile * BLOCK_C + tl.arange(0, BLOCK_C)
-    mean = 0.0
-    rstd = 1.0
-    if NORM:
-        mean, rstd = norm_stats(x, part, rows, N, K, stride_x, eps, SPLITS_IN, NORM, BLOCK_K, BLOCK_N)
-    if SPLITS_IN:
-        if col_tile == 0:
-            for start in range(0, K, BLOCK_K):
-                k = start + tl.arange(0, BLOCK_K)
-                tile = residual_tile(x, part, rows, k, N, K, stride_x, SPLITS_IN)
-                tl.store(total + rows[:, None] * K + k[None, :], tile, mask=(rows[:, None] < N) & (k[None, :] < K))
-    acc = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
-    acc_up = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
-    for i in tl.static_range(KEPT):
-        k = (split + i * SPLITS) * BLOCK_K + tl.arange(0, BLOCK_K)
-        tile = operand(x, part, norm_weight, norm_bias, mean, rstd, rows, k, N, K, stride_x, SPLITS_IN, NORM)
-        tile = narrow(tile, kept[i].dtype, UPCAST)
-        acc = product(tile, kept[i], acc, UPCAST)
+    TILES_1: tl.constexpr = (C_1 + BLOCK_C - 1) // BLOCK_C
+    TILES_2: tl.constexpr = (C_2 + BLOCK_C - 1) // BLOCK_C
+    tile = tl.program_id(0)
+    third = tile >= TILES_1 + TILES_2
+    second = (tile >= TILES_1) & (tile < TILES_1 + TILES_2)
+    wide = tl.where(third, C - C_1 - C_2, tl.where(second, C_2, C_1))
+    first = tl.where(third, C_1 + C_2, tl.where(second, C_1, 0))
+    tile -= tl.where(third, TILES_1 + TILES_2, tl.where(second, TILES_1, 0))
+    return second, third, tile * BLOCK_C + tl.arange(0, BLOCK_C), wide, first
+
+
+@triton.jit
+def norm_terms(tile, norm_weight, norm_bias, first, K: tl.constexpr, CHUNK: tl.constexpr):
+    """What LayerNorm's weight and bias, times a chunk of weights (C, CHUNK), give each column."""
+    k = first + tl.arange(0, CHUNK)
+    tile = tile.to(tl.float32)
+    slope = tl.sum(tile * tl.load(norm_weight + k, mask=k < K, other=0.0).to(tl.float32)[None, :], 1)
+    shift = tl.sum(tile * tl.load(norm_bias + k, mask=k < K, other=0.0).to(tl.float32)[None, :], 1)
+    return slope, shift
+
+
+@triton.jit
+def vector_kernel(
+    x, sums, norm_weight, norm_bias, w, w_2, w_3, bias, bias_2, bias_3, stride_k, stride_c,
+    out, stream, next_weight, eps,
+    K: tl.constexpr, C: tl.constexpr, C_1: tl.constexpr, C_2: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr,
+    GATED: tl.constexpr, TILES: tl.constexpr, N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr,
+    CHUNK: tl.constexpr, PDL: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """A tile of act(norm(x) w + bias), gated by w_2 if asked, of a few rows; added to the stream where there is one.
+
+    All of the tile's weights are asked for before the kernel waits.
+    """
+    second, third, mine, wide, first = part_of(C, C_1, C_2, BLOCK_C)
+    if C_1 < C:
+        w = tl.where(third, w_3, tl.where(second, w_2, w))
+        if bias is not None:
+            bias = tl.where(third, bias_3, tl.where(second, bias_2, bias))
+    shift = tl.zeros((BLOCK_C,), tl.float32)
+    shift_2 = tl.zeros((BLOCK_C,), tl.float32)
+    slope = tl.zeros((BLOCK_C,), tl.float32)
+    slope_2 = tl.zeros((BLOCK_C,), tl.float32)
+    tiles = ()
+    tiles_2 = ()
+    for i in tl.static_range((K + CHUNK - 1) // CHUNK):
+        tiles = tiles + (weight_chunk(w, mine, i * CHUNK, wide, K, stride_k, stride_c, CHUNK),)  # noqa: RUF005
         if GATED:
-            acc_up = product(tile, kept_up[i], acc_up, UPCAST)
-    for start in range((split + KEPT * SPLITS) * BLOCK_K, K, SPLITS * BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        tile = operand(x, part, norm_weight, norm_bias, mean, rstd, rows, k, N, K, stride_x, SPLITS_IN, NORM)
-        w_tile = weight_tile(w, k, cols, K, C, stride_k, stride_c)
-        tile = narrow(tile, w_tile.dtype, UPCAST)
-        acc = product(tile, w_tile, acc, UPCAST)
+            tiles_2 = tiles_2 + (weight_chunk(w_2, mine, i * CHUNK, wide, K, stride_k, stride_c, CHUNK),)  # noqa: RUF005
+    if bias is not None:
+        shift += tl.load(bias + mine, mask=mine < wide, other=0.0).to(tl.float32)
         if GATED:
-            acc_up = product(tile, weight_tile(w_up, k, cols, K, C, stride_k, stride_c), acc_up, UPCAST)
-    if BIAS:
-        once = cols < tl.where(split == 0, C, 0)
-        acc += tl.load(bias + cols, mask=once, other=0.0).to(tl.float32)[None, :]
-        if GATED:
-            acc_up += tl.load(bias_up + cols, mask=once, other=0.0).to(tl.float32)[None, :]
-    acc = activated(acc, ACT)
-    if GATED:
-        acc *= acc_up
-    tl.store(
-        out + (split * N + rows[:, None]) * C + cols[None, :], narrow(acc, out.dtype.element_ty, UPCAST),
-        mask=(rows[:, None] < N) & (cols[None, :] < C),
-    )  # fmt: skip
+            shift_2 += tl.load(bias_2 + mine, mask=mine < wide, other=0.0).to(tl.float32)
+    if NORM == 2:
+        for i in tl.static_range((K + CHUNK - 1) // CHUNK):
+            by_weight, by_bias = norm_terms(tiles[i], norm_weight, norm_bias, i * CHUNK, K, CHUNK)
+            slope += by_weight
+            shift += by_bias
+            if GATED:
+                by_weight, by_bias = norm_terms(tiles_2[i], norm_weight, norm_bias, i * CHUNK, K, CHUNK)
+                slope_2 += by_weight
+                shift_2 += by_bias
+    column = tl.zeros((BLOCK_C, 1), tl.int32)
+    follow(PDL)
+    for r in tl.static_range(N):
+        scale, mean = norm_scale(sums, r + tl.zeros((1,), tl.int32), N, eps, K, NORM, TILES, BLOCK_T)
+        acc = tl.zeros((BLOCK_C, CHUNK), tl.float32)
+        acc_2 = tl.zeros((BLOCK_C, CHUNK), tl.float32)
+        for i in tl.static_range((K + CHUNK - 1) // CHUNK):
+            # as wide as the weights' tile, so that each thread reads just what it multiplies and none waits for another
+            k = i * CHUNK + tl.arange(0, CHUNK)[None, :] + column
+            x_k = tl.load(x + r * K + k, mask=k < K, other=0.0).to(tl.float32)
+            acc += tiles[i].to(tl.float32) * x_k
+            if GATED:
+                acc_2 += tiles_2[i].to(tl.float32) * x_k
+        finish_tile(
+            tl.sum(acc, 1)[None, :], tl.sum(acc_2, 1)[None, :], shift[None, :], shift_2[None, :],
+            slope[None, :], slope_2[None, :], scale, mean, sums, out, stream, next_weight,
+            r + tl.zeros((1,), tl.int32), first + mine, mine < wide, N,
+            C, NORM, ACT, GATED, UPCAST,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["N"])
-def project_kernel(
-    x, part, norm_weight, norm_bias, w, w_up, bias, bias_up, total, out, N, K, C, eps, stride_x, stride_k, stride_c,
-    SPLITS_IN: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr,
-    SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
+def matrix_kernel(
+    x, sums, norm_weight, norm_bias, w, w_2, w_3, bias, bias_2, bias_3, stride_k, stride_c,
+    out, stream, next_weight, N, eps,
+    K: tl.constexpr, C: tl.constexpr, C_1: tl.constexpr, C_2: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr,
+    GATED: tl.constexpr, TILES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_T: tl.constexpr, CHUNK: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    project_tile(
-        x, part, norm_weight, norm_bias, w, w_up, (), (), bias, bias_up, total, out,
-        tl.program_id(0), tl.program_id(1), tl.program_id(2), N, K, C, eps, stride_x, stride_k, stride_c,
-        SPLITS_IN, NORM, ACT, GATED, BIAS, SPLITS, 0, BLOCK_N, BLOCK_C, BLOCK_K, UPCAST,
+    """The same of many rows, with tensor cores."""
+    second, third, mine, wide, first = part_of(C, C_1, C_2, BLOCK_C)
+    if C_1 < C:
+        w = tl.where(third, w_3, tl.where(second, w_2, w))
+        if bias is not None:
+            bias = tl.where(third, bias_3, tl.where(second, bias_2, bias))
+    shift = tl.zeros((BLOCK_C,), tl.float32)
+    shift_2 = tl.zeros((BLOCK_C,), tl.float32)
+    slope = tl.zeros((BLOCK_C,), tl.float32)
+    slope_2 = tl.zeros((BLOCK_C,), tl.float32)
+    if bias is not None:
+        shift += tl.load(bias + mine, mask=mine < wide, other=0.0).to(tl.float32)
+        if GATED:
+            shift_2 += tl.load(bias_2 + mine, mask=mine < wide, other=0.0).to(tl.float32)
+    rows = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    acc = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+    acc_2 = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+    scale, mean = norm_scale(sums, rows, N, eps, K, NORM, TILES, BLOCK_T)
+    for start in range(0, K, CHUNK):
+        tile = row_chunk(x, rows, start, N, K, CHUNK)
+        w_tile = weight_chunk(w, mine, start, wide, K, stride_k, stride_c, CHUNK)
+        acc = product(tile, tl.trans(w_tile), acc, UPCAST)
+        if NORM == 2:
+            by_weight, by_bias = norm_terms(w_tile, norm_weight, norm_bias, start, K, CHUNK)
+            slope += by_weight
+            shift += by_bias
+        if GATED:
+            w_tile = weight_chunk(w_2, mine, start, wide, K, stride_k, stride_c, CHUNK)
+            acc_2 = product(tile, tl.trans(w_tile), acc_2, UPCAST)
+            if NORM == 2:
+                by_weight, by_bias = norm_terms(w_tile, norm_weight, norm_bias, start, K, CHUNK)
+                slope_2 += by_weight
+                shift_2 += by_bias
+    finish_tile(
+        acc, acc_2, shift[None, :], shift_2[None, :], slope[None, :], slope_2[None, :], scale, mean, sums, out, stream,
+        next_weight, rows, first + mine, mine < wide, N, C, NORM, ACT, GATED, UPCAST,
     )  # fmt: skip
 
 
 @triton.jit
-def head_vectors(
-    qkv, heads, ok, weight, cos, sin, turn, turned, d, D: tl.constexpr, eps, NORM: tl.constexpr, ROPE: tl.constexpr
-):
-    """Vectors `heads` of width D out of projections, RMS-normed and rotated where the family does.
-
-    `turn`: where their cosines and sines are, one row for all or one each; `turned`: which of them there are.
-    """
-    there = ok[:, None] & (d[None, :] < D)
-    x = tl.load(qkv + heads[:, None] * D + d[None, :], mask=there, other=0.0).to(tl.float32)
-    if NORM:
-        rstd = tl.rsqrt(tl.sum(x * x, 1) / D + eps)
-        x = x * rstd[:, None] * tl.load(weight + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
-    if ROPE:
-        half: tl.constexpr = D // 2
-        other = tl.where(d < half, d + half, d - half)
-        y = tl.load(qkv + heads[:, None] * D + other[None, :], mask=there, other=0.0).to(tl.float32)
-        if NORM:
-            y = y * rstd[:, None] * tl.load(weight + other, mask=d < D, other=0.0).to(tl.float32)[None, :]
-        y = tl.where(d < half, -y, y)
-        x = x * tl.load(cos + turn, mask=turned, other=0.0) + y * tl.load(sin + turn, mask=turned, other=0.0)
-    return x
+def row_chunk(x, rows, first, N, K: tl.constexpr, CHUNK: tl.constexpr):
+    """x[rows, first : first + CHUNK], zeros beyond K and N."""
+    k = first + tl.arange(0, CHUNK)
+    return tl.load(x + rows[:, None] * K + k[None, :], mask=(rows[:, None] < N) & (k[None, :] < K), other=0.0)
 
 
 @triton.jit
-def attend_head(
-    qkv, q_weight, k_weight, cos, sin, k_cache, v_cache, hidden, out, row, head, size, room, eps, scale,
-    H: tl.constexpr, H_KV: tl.constexpr, D: tl.constexpr, NORM: tl.constexpr, ROPE: tl.constexpr, MASK: tl.constexpr,
-    BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr, UPCAST: tl.constexpr,
+def norm_scale(sums, rows, N, eps, K: tl.constexpr, NORM: tl.constexpr, TILES: tl.constexpr, BLOCK_T: tl.constexpr):
+    """By what a norm multiplies rows of the stream, and for LayerNorm their means; 1 and 0 where there is none."""
+    scale = 1.0
+    mean = 0.0
+    if NORM:
+        square = row_sums(sums, rows, N, 1, TILES, BLOCK_T) / K
+        if NORM == 2:
+            mean = row_sums(sums, rows, N, 0, TILES, BLOCK_T) / K
+            square -= mean * mean
+        scale = tl.rsqrt(square + eps)
+    return scale, mean
+
+
+@triton.jit
+def finish_tile(
+    acc, acc_2, shift, shift_2, slope, slope_2, scale, mean, sums, out, stream, next_weight, rows, cols, ok, N,
+    C: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """One row and one K/V head: prepare q, k, v of the new position, append k and v, attend all positions so far."""
-    row = row.to(tl.int64)
-    groups: tl.constexpr = H // H_KV
-    g = tl.arange(0, BLOCK_G)
+    """Norm, bias, activation and gate of a tile of products; stored, or added to the stream."""
+    if NORM == 2:
+        acc -= mean[:, None] * slope
+        acc_2 -= mean[:, None] * slope_2
+    if NORM:
+        acc *= scale[:, None]
+        acc_2 *= scale[:, None]
+    acc = activated(acc + shift, ACT)
+    if GATED:
+        acc *= acc_2 + shift_2
+    if stream is not None:
+        add_to_stream(acc, stream, out, next_weight, sums, rows, cols, tl.program_id(0), N, C, UPCAST)
+    else:
+        here = (rows[:, None] < N) & ok[None, :]
+        tl.store(out + rows[:, None] * C + cols[None, :], narrow(acc, out.dtype.element_ty, UPCAST), mask=here)
+
+
+@triton.jit
+def add_to_stream(y, stream, scaled, weight, sums, rows, cols, tile, N, C: tl.constexpr, UPCAST: tl.constexpr):
+    """stream += y; what the next norm needs of it: its product with the norm's weight, and this tile's sums."""
+    ok = (rows[:, None] < N) & (cols[None, :] < C)
+    at = rows[:, None] * C + cols[None, :]
+    y = tl.where(ok, y + tl.load(stream + at, mask=ok, other=0.0), 0.0)
+    tl.store(stream + at, y, mask=ok)
+    weight = tl.load(weight + cols, mask=cols < C, other=0.0).to(tl.float32)
+    tl.store(scaled + at, narrow(y * weight[None, :], scaled.dtype.element_ty, UPCAST), mask=ok)
+    place = sums + (tile * N + rows) * 2
+    tl.store(place, tl.sum(y, 1), mask=rows < N)
+    tl.store(place + 1, tl.sum(y * y, 1), mask=rows < N)
+
+
+@triton.jit(do_not_specialize=["N"])
+def enter_kernel(
+    x, add, weight, stream, scaled, sums, N,
+    C: tl.constexpr, TILES: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr, PDL: tl.constexpr,
+    UPCAST: tl.constexpr,
+):  # fmt: skip
+    """The stream of one row begins: its input, and what the position adds."""
+    follow(PDL)
+    row = tl.program_id(0)
+    cols = tl.arange(0, BLOCK_C)
+    ok = cols < C
+    y = tl.load(x + row * C + cols, mask=ok, other=0.0).to(tl.float32)
+    y += tl.load(add + row * C + cols, mask=ok, other=0.0).to(tl.float32)
+    y = narrow(y, x.dtype.element_ty, UPCAST).to(tl.float32)  # the input of a layer is in the model's dtype
+    tl.store(stream + row * C + cols, y, mask=ok)
+    weight = tl.load(weight + cols, mask=ok, other=0.0).to(tl.float32)
+    tl.store(scaled + row * C + cols, narrow(y * weight, scaled.dtype.element_ty, UPCAST), mask=ok)
+    t = tl.arange(0, BLOCK_T)
+    place = sums + (t * N + row) * 2
+    tl.store(place, tl.where(t == 0, tl.sum(y, 0), 0.0), mask=t < TILES)
+    tl.store(place + 1, tl.where(t == 0, tl.sum(y * y, 0), 0.0), mask=t < TILES)
+
+
+@triton.jit(do_not_specialize=["N"])
+def leave_kernel(
+    stream, weight, bias, out, N, eps,
+    C: tl.constexpr, NORM: tl.constexpr, BLOCK_C: tl.constexpr, PDL: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """The final norm of one row of the stream."""
+    follow(PDL)
+    row = tl.program_id(0)
+    cols = tl.arange(0, BLOCK_C)
+    ok = cols < C
+    y = tl.load(stream + row * C + cols, mask=ok, other=0.0)
+    if NORM == 2:
+        y = tl.where(ok, y - tl.sum(y, 0) / C, 0.0)
+    y *= tl.rsqrt(tl.sum(y * y, 0) / C + eps)
+    y *= tl.load(weight + cols, mask=ok, other=0.0).to(tl.float32)
+    if NORM == 2:
+        y += tl.load(bias + cols, mask=ok, other=0.0).to(tl.float32)
+    tl.store(out + row * C + cols, narrow(y, out.dtype.element_ty, UPCAST), mask=ok)
+
+
+@triton.jit(do_not_specialize=["size", "room", "N"])
+def attend_kernel(
+    qkv, q_weight, k_weight, cos, sin, k_cache, v_cache, hidden, out, parts, stats, arrived, N, size, room, eps, scale,
+    H: tl.constexpr, H_KV: tl.constexpr, D: tl.constexpr, NORM: tl.constexpr, ROPE: tl.constexpr, PARTS: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr, PDL: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """One row, one head and one part of the cache: prepare q, k, v of the new position and attend.
+
+    The first part also attends the new position, and of the heads that share a k and v the first one appends them.
+    Where there are several parts, the one that is last puts them together, in their order.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
+    part = tl.program_id(2)
+    kv_head = head // (H // H_KV)
     d = tl.arange(0, BLOCK_D)
     one = tl.zeros((1,), tl.int32)
+    cache = (row * H_KV + kv_head) * room * D
+    each = tl.cdiv(tl.cdiv(size, PARTS), BLOCK_S) * BLOCK_S
+    low = part * each
+    high = tl.minimum(low + each, size)
+    # positions of earlier steps: nothing that still runs writes them
+    k_tile, v_tile, seen = cache_tile(k_cache, v_cache, hidden, cache, row * room, low, high, d, D, BLOCK_S)
+    follow(PDL)
     base = qkv + row * (H + 2 * H_KV) * D
     turn = row * D + d[None, :]
     ok = d[None, :] < D
-    q = head_vectors(base, head * groups + g, g < groups, q_weight, cos, sin, turn, ok, d, D, eps, NORM, ROPE)
-    k = head_vectors(base, one + H + head, one == 0, k_weight, cos, sin, turn, ok, d, D, eps, NORM, ROPE)
-    v = head_vectors(base, one + H + H_KV + head, one == 0, k_weight, cos, sin, turn, ok, d, D, eps, 0, 0)
-    cache = (row * H_KV + head) * room * D
-    dtype = k_cache.dtype.element_ty
-    at = cache + (size + one[:, None]) * D + d[None, :]
-    k = narrow(k, dtype, UPCAST)
-    v = narrow(v, dtype, UPCAST)
-    tl.store(k_cache + at, k, mask=d[None, :] < D)
-    tl.store(v_cache + at, v, mask=d[None, :] < D)
-    q *= scale
-    m = tl.sum(q * k.to(tl.float32), 1)  # the new position, always visible, starts the softmax
-    total = tl.full((BLOCK_G,), 1.0, tl.float32)
-    acc = tl.zeros((BLOCK_G, BLOCK_D), tl.float32) + v.to(tl.float32)
-    for start in range(0, size, BLOCK_S):
-        s = start + tl.arange(0, BLOCK_S)
-        there = (s[:, None] < size) & (d[None, :] < D)
-        k_tile = tl.load(k_cache + cache + s[:, None] * D + d[None, :], mask=there, other=0.0)
-        v_tile = tl.load(v_cache + cache + s[:, None] * D + d[None, :], mask=there, other=0.0)
-        score = product(narrow(q, dtype, UPCAST), tl.trans(k_tile), tl.zeros((BLOCK_G, BLOCK_S), tl.float32), UPCAST)
-        seen = s < size
-        if MASK:
-            seen = seen & (tl.load(hidden + row * room + s, mask=s < size, other=1) == 0)
-        m, total, acc = softmax_tile(score, seen[None, :], v_tile, m, total, acc, UPCAST)
-    acc = narrow(acc / total[:, None], out.dtype.element_ty, UPCAST)
-    at = (row * H + head * groups + g[:, None]) * D + d[None, :]
-    tl.store(out + at, acc, mask=(g[:, None] < groups) & (d[None, :] < D))
-
-
-@triton.jit(do_not_specialize=["size", "room"])
-def attend_kernel(
-    qkv, q_weight, k_weight, cos, sin, k_cache, v_cache, hidden, out, size, room, eps, scale,
-    H: tl.constexpr, H_KV: tl.constexpr, D: tl.constexpr, NORM: tl.constexpr, ROPE: tl.constexpr, MASK: tl.constexpr,
-    BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
-    attend_head(
-        qkv, q_weight, k_weight, cos, sin, k_cache, v_cache, hidden, out, tl.program_id(0), tl.program_id(1),
-        size, room, eps, scale, H, H_KV, D, NORM, ROPE, MASK, BLOCK_G, BLOCK_D, BLOCK_S, UPCAST,
-    )  # fmt: skip
+    q = head_vectors(base, one + head, one == 0, q_weight, cos, sin, turn, ok, d, D, eps, NORM, ROPE) * scale
+    m = tl.full((1,), -1e38, tl.float32)
+    total = tl.zeros((1,), tl.float32)
+    acc = tl.zeros((1, BLOCK_D), tl.float32)
+    if part == 0:
+        k = head_vectors(base, one + H + kv_head, one == 0, k_weight, cos, sin, turn, ok, d, D, eps, NORM, ROPE)
+        v = head_vectors(base, one + H + H_KV + kv_head, one == 0, k_weight, cos, sin, turn, ok, d, D, eps, 0, 0)
+        at = cache + (size + one[:, None]) * D + d[None, :]
+        k = narrow(k, k_cache.dtype.element_ty, UPCAST)
+        v = narrow(v, k_cache.dtype.element_ty, UPCAST)
+        if head % (H // H_KV) == 0:
+            tl.store(k_cache + at, k, mask=ok)
+            tl.store(v_cache + at, v, mask=ok)
+        m = tl.sum(q * k.to(tl.float32), 1)
+        total += 1.0
+        acc += v.to(tl.float32)
+    for start in range(low, high, BLOCK_S):
+        k_now = k_tile
+        v_now = v_tile
+        shown = seen
+        k_tile, v_tile, seen = cache_tile(
+            k_cache, v_cache, hidden, cache, row * room, start + BLOCK_S, high, d, D, BLOCK_S
+        )
+        score = tl.where(shown, tl.sum(k_now.to(tl.float32) * q, 1), -1e38)
+        new = tl.maximum(m, tl.max(score, 0))
+        p = tl.where(shown, tl.exp(score - new), 0.0)
+        fade = tl.exp(m - new)
+        total = total * fade + tl.sum(p, 0)
+        acc = acc * fade[:, None] + tl.sum(p[:, None] * v_now.to(tl.float32), 0)[None, :]
+        m = new
+    mine = row * H + head
+    if PARTS == 1:
+        tl.store(out + mine * D + d[None, :], narrow(acc / total[:, None], out.dtype.element_ty, UPCAST), mask=ok)
+    else:
+        here = part * N * H + mine
+        tl.store(stats + 2 * here + one, m)
+        tl.store(stats + 2 * here + 1 + one, total)
+        tl.store(parts + here * D + d[None, :], acc, mask=ok)
+        tl.debug_barrier()
+        if tl.atomic_add(arrived + mine, 1, sem="acq_rel", scope="gpu") == PARTS - 1:
+            i = tl.arange(0, BLOCK_P)
+            at_P = i * N * H + mine
+            m_P = tl.load(stats + 2 * at_P, mask=i < PARTS, other=-1e38, cache_modifier=".cg")
+            total_P = tl.load(stats + 2 * at_P + 1, mask=i < PARTS, other=0.0, cache_modifier=".cg")
+            there = (i[:, None] < PARTS) & ok
+            acc_PD = tl.load(parts + at_P[:, None] * D + d[None, :], mask=there, other=0.0, cache_modifier=".cg")
+            fade_P = tl.exp(m_P - tl.max(m_P, 0))
+            acc_D = tl.sum(acc_PD * fade_P[:, None], 0) / tl.sum(total_P * fade_P, 0)
+            tl.store(out + mine * D + d, narrow(acc_D, out.dtype.element_ty, UPCAST), mask=d < D)
+            tl.store(arrived + mine, 0)
 
 
 @triton.jit
-def finish_row(
-    x, part, weight, bias, out, row, N, K, eps,
-    SPLITS_IN: tl.constexpr, NORM: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
-    """The final norm of one row's residual stream and partial sums."""
-    rows = row + tl.zeros((1,), tl.int32)
-    mean, rstd = norm_stats(x, part, rows, N, K, K, eps, SPLITS_IN, NORM, BLOCK_K, 1)
-    for start in range(0, K, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        tile = normed(residual_tile(x, part, rows, k, N, K, K, SPLITS_IN), mean, rstd, weight, bias, k, K, NORM)
-        tl.store(out + rows[:, None] * K + k[None, :], narrow(tile, out.dtype.element_ty, UPCAST), mask=k[None, :] < K)
-
-
-@triton.jit(do_not_specialize=["N"])
-def finish_kernel(
-    x, part, weight, bias, out, N, K, eps,
-    SPLITS_IN: tl.constexpr, NORM: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
-    finish_row(x, part, weight, bias, out, tl.program_id(0), N, K, eps, SPLITS_IN, NORM, BLOCK_K, UPCAST)
-
-
-class Packed:
-    """A layer's projections as the kernels read them: q, k and v in one matrix, copied where the model has three."""
-
-    def __init__(self, layer: Layer):
-        self.layer = layer
-        if len(layer.qkv) == 1:
-            self.qkv = layer.qkv[0]
-            return
-        weights, biases = zip(*layer.qkv)
-        # columns side by side, each contiguous along its input like the weights of a linear layer
-        weight = torch.cat([w.detach().t() for w in weights], 0).t()
-        self.qkv = (weight, None if biases[0] is None else torch.cat([b.detach() for b in biases]))
-
-    def refresh(self) -> None:
-        """Copy again: nothing says whether the model's weights changed, as fused optimizers leave versions alone."""
-        if len(self.layer.qkv) == 1:
-            return
-        for i, mine in enumerate(self.qkv):
-            if mine is not None:
-                torch.cat([pair[i].detach() for pair in self.layer.qkv], -1, out=mine)
+def cache_tile(k_cache, v_cache, hidden, cache, hidden_row, start, high, d, D: tl.constexpr, BLOCK_S: tl.constexpr):
+    """K and V of some positions, and which of them may be attended; past L1, which other programs' writes leave old."""
+    s = start + tl.arange(0, BLOCK_S)
+    there = (s[:, None] < high) & (d[None, :] < D)
+    at = cache + s[:, None] * D + d[None, :]
+    k_tile = tl.load(k_cache + at, mask=there, other=0.0, cache_modifier=".cg")
+    v_tile = tl.load(v_cache + at, mask=there, other=0.0, cache_modifier=".cg")
+    seen = (tl.load(hidden + hidden_row + s, mask=s < high, other=1) == 0) & (s < high)
+    return k_tile, v_tile, seen
 
 
 class Step:
-    """A decoder made ready for one-position steps of a batch: packed weights and the buffers between the launches."""
+    """A decoder made ready for one-position steps of a batch: the buffers between the launches, and their tiles."""
 
     def __init__(self, decoder: Decoder, batch: int):
-        self.decoder, self.n = decoder, batch
-        self.layers = [Packed(layer) for layer in decoder.layers]
-        like, width = decoder.norm[0], decoder.norm[0].shape[0]
-        self.splits = 4 if batch <= 4 else 2 if batch <= 16 else 1
+        self.decoder, self.n, self.few = decoder, batch, batch <= FEW
+        like, self.width = decoder.norm[0], decoder.norm[0].shape[0]
+        first = decoder.layers[0]
+        heads, inner = decoder.heads * decoder.d, first.down[0].shape[0]
+        self.dependent = self.few and _has_dependent_launch(like.device)
+        self.narrow_c = self.columns(first.out[0], first.down[0]) if self.few else 16
+        self.tiles = triton.cdiv(self.width, self.narrow_c)
         full = {"dtype": torch.float32, "device": like.device}
-        inner = decoder.layers[0].down[0].shape[0]
-        self.residual = torch.empty(3, batch, width, **full)
-        self.parts = [torch.empty(self.splits, batch, width, **full) for _ in range(2)]
+        self.stream = torch.empty(batch, self.width, **full)
+        self.scaled = like.new_empty(batch, self.width)
+        self.sums = torch.empty(self.tiles, batch, 2, **full)
         self.qkv = like.new_empty(batch, (decoder.heads + 2 * decoder.kv_heads) * decoder.d)
-        self.a = like.new_empty(batch, decoder.heads * decoder.d)
-        self.inner = like.new_empty(batch, inner)
+        self.a, self.inner = like.new_empty(batch, heads), like.new_empty(batch, inner)
+        parts = PARTS if self.few else 1
+        self.parts, self.stats = (
+            torch.empty(parts, batch, heads, **full),
+            torch.empty(parts, batch, decoder.heads, 2, **full),
+        )
+        self.arrived = torch.zeros(batch, decoder.heads, dtype=torch.int32, device=like.device)
 
-    def refresh(self) -> None:
-        """Bring packed weights up to date with the model's."""
-        for packed in self.layers:
-            packed.refresh()
+    def columns(self, *weights: Tensor) -> int:
+        """Columns of a tile that makes a good number of bytes of each weight."""
+        longest, each = max(w.shape[0] for w in weights), weights[0].element_size()
+        size = min(16, IN_FLIGHT // (longest * each))
+        if weights[0].stride(0) != 1:  # (in, out) in memory: 32 bytes of a row at least
+            size = max(size, 32 // each)
+        return 1 << max(0, size.bit_length() - 1)
 
     def __call__(
-        self, x_BD: Tensor, kv: list[tuple[Tensor, Tensor]], size: int, rope: tuple | None, hidden_BS: Tensor | None,
-        out_BD: Tensor,
+        self, x_BD: Tensor, add_BD: Tensor, kv: list[tuple[Tensor, Tensor]], size: int, rope: tuple | None,
+        hidden_BS: Tensor, out_BD: Tensor,
     ) -> None:  # fmt: skip
-        """Final hidden state of x into `out_BD`; k and v into each layer's cache (B, H_kv, room, d) at `size`.
+        """Final hidden state of x + add into `out_BD`; k and v into each layer's cache (B, H_kv, room, d) at `size`.
 
         `rope`: cosines and sines (B, d) in fp32. `hidden_BS`: uint8 (B, room), 1 = not to be attended.
         """
         dec, n = self.decoder, self.n
-        x, other, last = self.residual
-        first_parts, second_parts = self.parts
-        x.copy_(x_BD)
-        parts = None
-        for packed, (k, v) in zip(self.layers, kv):
-            layer = packed.layer
-            norm, qk = NORMS[dec.kind], bool(layer.qk_norm)
-            self.project(x, parts, layer.norm_1, norm, packed.qkv, None, "none", other, self.qkv, 1)
-            x, other = (other, x) if parts is not None else (x, other)
-            q_weight, k_weight = (a[0] for a in layer.qk_norm) if qk else (None, None)
-            groups = dec.heads // dec.kv_heads
-            attend_kernel[(n, dec.kv_heads)](
-                self.qkv, q_weight, k_weight, *(rope or (self.qkv, self.qkv)), k, v, hidden_BS, self.a,
-                size, k.shape[2], dec.eps, dec.d**-0.5,
-                H=dec.heads, H_KV=dec.kv_heads, D=dec.d, NORM=qk, ROPE=rope is not None, MASK=hidden_BS is not None,
-                BLOCK_G=max(16, triton.next_power_of_2(groups)), BLOCK_D=max(16, triton.next_power_of_2(dec.d)),
-                BLOCK_S=64, UPCAST=interpreted(), num_warps=4,
+        plain = {"PDL": False, "UPCAST": interpreted(), "num_warps": 4}
+        chained = plain | ({"PDL": True, "launch_pdl": True} if self.dependent else {})
+        wide_d = triton.next_power_of_2(dec.d)
+        row = {"C": self.width, "BLOCK_C": triton.next_power_of_2(self.width)}
+        tile = {"TILES": self.tiles, "BLOCK_T": triton.next_power_of_2(self.tiles)}
+        room = kv[0][0].shape[2]
+        parts = min(len(self.parts), triton.cdiv(room, 64))
+        attention = {"BLOCK_S": 64} if self.few else {"BLOCK_S": max(16, 2048 // wide_d), "num_warps": 1}
+        enter_kernel[(n,)](
+            x_BD, add_BD, dec.layers[0].norm_1[0], self.stream, self.scaled, self.sums, n, **row, **tile, **plain
+        )
+        norms = [layer.norm_1[0] for layer in dec.layers[1:]] + [dec.norm[0]]
+        for layer, (k, v), after in zip(dec.layers, kv, norms):
+            self.project(self.scaled, layer.qkv, self.qkv, chained | tile, norm=layer.norm_1)
+            q_weight, k_weight = (pair[0] for pair in layer.qk_norm) if layer.qk_norm else (None, None)
+            attend_kernel[(n, dec.heads, parts)](
+                self.qkv, q_weight, k_weight, *(rope or (self.qkv, self.qkv)), k, v, hidden_BS,
+                self.a, self.parts, self.stats, self.arrived, n, size, room, dec.eps, dec.d**-0.5,
+                H=dec.heads, H_KV=dec.kv_heads, D=dec.d, NORM=bool(layer.qk_norm), ROPE=rope is not None, PARTS=parts,
+                BLOCK_P=triton.next_power_of_2(parts), BLOCK_D=wide_d, **chained | attention,
             )  # fmt: skip
-            self.project(self.a, None, None, 0, layer.out, None, "none", None, first_parts, self.splits)
-            gate, *up = layer.up
-            self.project(x, first_parts, layer.norm_2, norm, gate, up[0] if up else None, dec.act, last, self.inner, 1)
-            x, last = last, x
-            self.project(self.inner, None, None, 0, layer.down, None, "none", None, second_parts, self.splits)
-            parts = second_parts
-        width = x.shape[1]
-        weight, bias = dec.norm
-        finish_kernel[(n,)](
-            x, parts, weight, bias, out_BD, n, width, dec.eps,
-            SPLITS_IN=self.splits, NORM=NORMS[dec.kind], BLOCK_K=min(1024, triton.next_power_of_2(width)),
-            UPCAST=interpreted(),
-        )  # fmt: skip
+            self.project(self.a, (layer.out,), None, chained | tile, then=layer.norm_2[0])
+            self.project(self.scaled, layer.up, self.inner, chained | tile, norm=layer.norm_2, act=dec.act)
+            self.project(self.inner, (layer.down,), None, chained | tile, then=after)
+        leave_kernel[(n,)](self.stream, *dec.norm, out_BD, n, dec.eps, NORM=NORMS[dec.kind], **row, **chained)
 
-    def project(self, x, parts, affine, norm, first, second, act, total, out, splits) -> None:
-        """One launch of `project_kernel`; narrow outputs in small tiles, so that there are programs enough."""
-        (weight, bias), (norm_weight, norm_bias) = first, affine or (None, None)
-        (k, c), n = weight.shape, self.n
-        block_n = 16 if n <= 16 else 32 if n <= 32 else 64
-        block_c = 16 if n <= 16 else 32
-        w_up, bias_up = second or (None, None)
-        strides = (1, weight.stride(1)) if weight.stride(0) == 1 else (weight.stride(0), 1)
-        project_kernel[(triton.cdiv(n, block_n), triton.cdiv(c, block_c), splits)](
-            x, parts, norm_weight, norm_bias, weight, w_up, bias, bias_up, total, out,
-            n, k, c, self.decoder.eps, x.stride(0), *strides,
-            SPLITS_IN=0 if parts is None else len(parts), NORM=norm, ACT=ACTS[act], GATED=second is not None,
-            BIAS=bias is not None, SPLITS=splits, BLOCK_N=block_n, BLOCK_C=block_c,
-            BLOCK_K=128 if n <= 16 and weight.dtype != torch.float32 else 64, UPCAST=interpreted(),
-            num_warps=4 if n <= 32 else 8,
+    def project(
+        self, x: Tensor, affines: tuple[Affine, ...], out: Tensor | None, options: dict, norm: Affine | None = None,
+        act: str = "none", then: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """One launch of a projection. `out` None: to the stream, whose next norm has the weight `then`."""
+        n, gated = self.n, len(affines) == 2
+        weights, biases = zip(*affines)
+        w, widths = weights[0], [w.shape[1] for w in weights[: 1 if gated else 3]]
+        if out is None:
+            block_c = self.narrow_c
+        else:
+            block_c = max(1, self.columns(*weights) // (2 if gated else 1)) if self.few else 32
+        pad = lambda xs: (*xs, *[None] * (3 - len(xs)))  # noqa: E731
+        tensors = (
+            x, self.sums, *(norm or (None, None)), *pad(weights), *pad(biases), *w.stride(),
+            *((self.scaled, self.stream) if out is None else (out, None)), then,
         )  # fmt: skip
+        shape = {
+            "K": w.shape[0], "C": sum(widths), "C_1": widths[0], "C_2": widths[1] if len(widths) > 1 else 0,
+            "NORM": NORMS[self.decoder.kind] if norm else 0, "ACT": ACTS[act], "GATED": gated, "BLOCK_C": block_c,
+        }  # fmt: skip
+        tiles = sum(triton.cdiv(wide, block_c) for wide in widths)
+        if self.few:
+            chunk = CHUNK * max(1, WARPS // block_c)  # no two warps have the same
+            options = options | {"num_warps": WARPS}
+            vector_kernel[(tiles,)](*tensors, self.decoder.eps, N=n, CHUNK=chunk, **shape, **options)
+            return
+        block_n = 16 if n <= 16 else 32 if n <= 32 else 64
+        chunk, stages = (64, 3) if w.dtype == torch.float32 else (256, 4) if n <= 16 else (128, 4)
+        options = {k: v for k, v in options.items() if k != "PDL"}
+        matrix_kernel[(tiles, triton.cdiv(n, block_n))](
+            *tensors, n, self.decoder.eps, BLOCK_N=block_n, CHUNK=chunk, num_stages=stages, **shape, **options
+        )
+
+
+def _has_dependent_launch(device: torch.device) -> bool:
+    if device.type != "cuda" or torch.version.hip:
+        return False
+    return torch.cuda.get_device_capability(device)[0] >= 9

@@ -20,23 +20,31 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.decode_step.triton import (
-    ACTS,
-    NORMS,
-    Packed,
-    finish_row,
-    head_vectors,
-    project_tile,
-    weight_tile,
-)
-from kernels.decoder import Affine, Decoder
+from kernels.decoder import Affine, Decoder, Layer
 from kernels.dispatch import interpreted
-from kernels.latent_loop.triton import address, barrier
+from kernels.layer_tiles import ACTS, NORMS, finish_row, head_vectors, project_tile, weight_tile
 from kernels.tiles import narrow, product, softmax_tile
 
 ROWS = 64  # sequences times positions; more of them are better served by matrix products
 LAYERS = 4  # each is unrolled
 RESERVE = 72 * 1024  # bytes of shared memory for all but kept weights
+COLUMNS = tl.constexpr(18)  # addresses of one layer in the table
+
+
+@triton.jit
+def barrier(counter, target):
+    """Wait until every program has arrived as often as this one, and see what all of them wrote."""
+    tl.debug_barrier()
+    tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
+    while tl.atomic_add(counter, 0, sem="acquire", scope="gpu") < target:
+        pass
+    tl.debug_barrier()
+
+
+@triton.jit
+def address(table, layer, column: tl.constexpr, like):
+    """A pointer out of the table, of the type of `like`; torch's allocations are aligned to more than 16 bytes."""
+    return tl.multiple_of(tl.load(table + layer * COLUMNS + column).to(like.dtype), 16)
 
 
 @triton.jit
@@ -278,6 +286,28 @@ def tiling(k: int, c: int, programs: int, block_k: int, split: bool) -> Tiling:
             if best is None or rank < best[0]:
                 best = rank, Tiling(block_c, splits, chunks, tiles)
     return best[1]
+
+
+class Packed:
+    """A layer's projections as the kernels read them: q, k and v in one matrix, copied where the model has three."""
+
+    def __init__(self, layer: Layer):
+        self.layer = layer
+        if len(layer.qkv) == 1:
+            self.qkv = layer.qkv[0]
+            return
+        weights, biases = zip(*layer.qkv)
+        # columns side by side, each contiguous along its input like the weights of a linear layer
+        weight = torch.cat([w.detach().t() for w in weights], 0).t()
+        self.qkv = (weight, None if biases[0] is None else torch.cat([b.detach() for b in biases]))
+
+    def refresh(self) -> None:
+        """Copy again: nothing says whether the model's weights changed, as fused optimizers leave versions alone."""
+        if len(self.layer.qkv) == 1:
+            return
+        for i, mine in enumerate(self.qkv):
+            if mine is not None:
+                torch.cat([pair[i].detach() for pair in self.layer.qkv], -1, out=mine)
 
 
 class Weights:

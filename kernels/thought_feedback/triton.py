@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.decode_step.triton import norm_stats, normed, project_kernel, residual_tile
 from kernels.dispatch import interpreted
+from kernels.layer_tiles import norm_stats, normed, project_tile, residual_tile
 from kernels.thought_feedback import reference
 from kernels.tiles import narrow
 
@@ -38,6 +38,19 @@ def feedback_kernel(
             kept *= tl.sigmoid(tl.load(i + at, mask=ok, other=0.0).to(tl.float32))
             y = a * tl.load(e + at, mask=ok, other=0.0).to(tl.float32) + kept * y
         tl.store(out + at, narrow(y, out.dtype.element_ty, UPCAST), mask=ok)
+
+
+@triton.jit(do_not_specialize=["N"])
+def project_kernel(
+    x, part, norm_weight, norm_bias, w, w_up, bias, bias_up, total, out, N, K, C, eps, stride_x, stride_k, stride_c,
+    SPLITS_IN: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr, BIAS: tl.constexpr,
+    SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    project_tile(
+        x, part, norm_weight, norm_bias, w, w_up, (), (), bias, bias_up, total, out,
+        tl.program_id(0), tl.program_id(1), tl.program_id(2), N, K, C, eps, stride_x, stride_k, stride_c,
+        SPLITS_IN, NORM, ACT, GATED, BIAS, SPLITS, 0, BLOCK_N, BLOCK_C, BLOCK_K, UPCAST,
+    )  # fmt: skip
 
 
 class ThoughtFeedback(torch.autograd.Function):

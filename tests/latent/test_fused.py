@@ -8,8 +8,10 @@ import torch
 
 from latent.config import Converged, Fixed, LearnedStop, ModelConfig, NoCoT, Recurrent, Sim
 from latent.generate import decode, rollout, score
-from latent.thought import Greedy, Sample
-from tests.helpers import ragged_prompt, small_reasoner
+from latent.thought import Greedy, Prompt, Sample
+from tests import helpers
+from tests.helpers import SMALL
+from tests.kernels.check import DEVICE
 
 CONFIGS = [
     (Sim(n_latent=3, stride=2, feedback="norm", halt=LearnedStop(bias=-0.5)), "gpt2"),
@@ -18,6 +20,18 @@ CONFIGS = [
     (Recurrent(n_recurrence=2, coda=0), "qwen3"),
     (Sim(n_latent=3, feedback="soft", halt=Converged(by="kl", below=0.05, hits=1)), "llama"),
 ]
+
+
+def small_reasoner(config, model=SMALL):
+    """An untrained reasoner on whatever device runs kernels."""
+    reasoner = helpers.small_reasoner(config, model)
+    reasoner.method.to(DEVICE)
+    return reasoner
+
+
+def ragged_prompt(lengths) -> Prompt:
+    prompt = helpers.ragged_prompt(lengths)
+    return Prompt(prompt.ids_BT.to(DEVICE), prompt.mask_BT.to(DEVICE))
 
 
 @pytest.fixture
@@ -46,9 +60,7 @@ def called(monkeypatch):
 @pytest.mark.parametrize("config, family", CONFIGS)
 def test_thoughts_and_answers(config, family, kernels, called):
     reasoner = small_reasoner(config, ModelConfig(family=family, n_layer=2, n_embd=32, n_head=2, n_positions=64))
-    method, seen = reasoner.method.to("cuda" if torch.cuda.is_available() else "cpu"), {}
-    prompt = ragged_prompt((3, 5))
-    prompt.ids_BT, prompt.mask_BT = (x.to(method.backbone.device) for x in (prompt.ids_BT, prompt.mask_BT))
+    method, seen, prompt = reasoner.method, {}, ragged_prompt((3, 5))
     for which in ("torch", "triton"):
         kernels(which)
         torch.manual_seed(3)
@@ -129,7 +141,7 @@ def test_a_family_without_a_fused_step_falls_back_or_says_so(kernels):
         OPTConfig(vocab_size=13, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=16,
                   word_embed_proj_dim=16, max_position_embeddings=32)
     )  # fmt: skip
-    method = methods.build(Sim(n_latent=2, stride=1), Backbone(lm.eval()))
+    method = methods.build(Sim(n_latent=2, stride=1), Backbone(lm.eval())).to(DEVICE)
     with torch.no_grad():
         kernels("auto")
         assert method.think(ragged_prompt((3, 5)), Greedy()).states_UKD.shape == (2, 3, 16)
@@ -141,4 +153,6 @@ def test_a_family_without_a_fused_step_falls_back_or_says_so(kernels):
 def test_an_unknown_implementation(kernels):
     kernels("cuda")
     with pytest.raises(ValueError, match="kernels must be one of auto, torch, triton, got 'cuda'"):
-        small_reasoner(CONFIGS[1][0]).method.backbone.logprob(torch.zeros(1, 32), torch.zeros(1, dtype=torch.long))
+        small_reasoner(CONFIGS[1][0]).method.backbone.logprob(
+            torch.zeros(1, 32, device=DEVICE), torch.zeros(1, dtype=torch.long, device=DEVICE)
+        )

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 LONGEST = 2000
 """Characters of an answer; what is longer is none."""
-LAST = 100
+LAST = 20
 """Marks, and boxes, that are looked at, from the end of a text."""
 WINDOW = 200
 """Characters before and after the last digit of a text in which its last number is looked for."""
@@ -23,7 +23,8 @@ LEAD_IN = re.compile(
     r"(?:(?:so|thus|hence|therefore)\b,?\s+)?(?:(?:the|my|our)\s+)?(?:(?:final|correct)\s+)?answer\b(?:\s+is\b)?[\s:=]*",
     re.IGNORECASE,
 )
-BOX = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 HEADING = re.compile(r"(\d{1,3})[.):]\s+[^\W\d]")
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
@@ -43,7 +44,7 @@ class Marked(NamedTuple):
 
 def after_mark(text: str) -> str:
     """What the last ### of a text is followed by on its line; empty without one."""
-    marks = [m for m in marked(text) if not m.boxed and m.text]
+    marks = _lines(text)
     return marks[-1].text if marks else ""
 
 
@@ -53,7 +54,12 @@ def marked(text: str) -> list[Marked]:
     A line that holds nothing but words like "Final answer:" hands over to the next one that is not blank. What is
     longer than LONGEST is left out.
     """
-    out, end = _boxes(text), len(text)
+    return sorted(_boxes(text) + _lines(text))
+
+
+def _lines(text: str) -> list[Marked]:
+    """What the last marks are followed by."""
+    out, end = [], len(text)
     runs = [m.span() for m in re.finditer(r"#{3,}", text)][-LAST:]
     last = len(text.rstrip())
     for i, (_, begin) in enumerate(runs):
@@ -67,28 +73,31 @@ def marked(text: str) -> list[Marked]:
         said = LEAD_IN.sub("", said, count=1) if LEAD_IN.match(said) else said
         if said:
             out.append(Marked(begin, said.strip(), stop >= last, False))
-    return sorted(out)
+    return out
 
 
 def _boxes(text: str) -> list[Marked]:
-    """The outermost boxes that are closed, in one pass over the braces."""
+    """The last boxes that are closed, without those in another one."""
     out: list[Marked] = []
-    open_braces: list[int | None] = []  # where the content of a box begins, None of another brace
     if "\\boxed" not in text and "\\fbox" not in text:
         return out
-    for m in BOX.finditer(text):
-        token = m[0]
-        if token == "{":
-            open_braces.append(None)
-        elif token == "}":
-            begin = open_braces.pop() if open_braces else None
-            if begin is not None and m.start() - begin <= LONGEST:
-                while out and out[-1].begin > begin:  # a box in this one
-                    out.pop()
-                out.append(Marked(begin, text[begin : m.start()].strip(), False, True))
-        elif len(token) > 2:
-            open_braces.append(m.end())
-    return [box for box in out if box.text][-LAST:]
+    for m in [*BOX.finditer(text)][-LAST:]:
+        end = closing_brace(text, m.end() - 1, m.end() + LONGEST)
+        said = text[m.end() : end].strip()
+        inside = out and m.end() < out[-1].begin + len(out[-1].text)
+        if said and end > 0 and not inside:
+            out.append(Marked(m.end(), said, False, True))
+    return out
+
+
+def closing_brace(text: str, begin: int, until: int) -> int:
+    """Where the brace that opens at a place closes; -1 where it does not before `until`."""
+    depth = 0
+    for m in BRACE.finditer(text, begin, until):
+        depth += {"{": 1, "}": -1}.get(m[0], 0)
+        if depth == 0:
+            return m.start()
+    return -1
 
 
 _EMPHASIS = re.compile(r"(?<![\w*)`])(?:\*\*|__|`)(?=[^\s*`])|(?<=[^\s*`])(?:\*\*|__|`)(?![\w*(`])")

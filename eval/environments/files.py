@@ -60,7 +60,9 @@ def _check_unicode(value, place: str) -> None:
             try:
                 value.encode()
             except UnicodeEncodeError as e:
-                raise ValueError(f"{place} is not Unicode text: half of a surrogate pair at character {e.start}") from None
+                raise ValueError(
+                    f"{place} is not Unicode text: half of a surrogate pair at character {e.start}"
+                ) from None
     elif isinstance(value, (list, dict)):
         for part in value.values() if isinstance(value, dict) else value:
             _check_unicode(part, place)

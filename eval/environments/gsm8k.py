@@ -98,7 +98,9 @@ def clean(said: str) -> str:
     """A line without the dress of its number: emphasis, boxes, LaTeX's dollars and brackets; characters folded."""
     said = fractions(separated(fold(plain(said))))
     said = re.sub(r"\\(?=[$%])|\^\{?\\circ\}?", "", said)
-    said = re.sub(r"\\(?:boxed|fbox|text|mbox|math(?:rm|bf)|text(?:bf|rm)|q?quad)(?![a-zA-Z])|\\[()\[\],;:! ]", " ", said)
+    said = re.sub(
+        r"\\(?:boxed|fbox|text|mbox|math(?:rm|bf)|text(?:bf|rm)|q?quad)(?![a-zA-Z])|\\[()\[\],;:! ]", " ", said
+    )
     said = re.sub(r"\\(?:times|cdot)(?![a-zA-Z])", "×", said)
     said = re.sub(r"\^\{\s*([-+]?\d{1,3})\s*\}", r"^\1", said)
     said = re.sub(r"[{}]|\$(?!\s*[-+.\d])", " ", said)

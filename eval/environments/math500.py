@@ -1,11 +1,10 @@
 """MATH-500: competition problems with answers in LaTeX (Hendrycks et al. 2021, arXiv:2103.03874; the 500 of Lightman et
 al. 2023, arXiv:2305.20050). Rows are {problem, solution, answer}, the chain is the solution's sentences.
 
-The answer stands after the last ### or in the last \\boxed; a heading (### Step 1) is no answer. It is right when it says
-what the reference says (eval/environments/latex.py), and with `verifier` "math-verify" also where that library finds two
-expressions equal, (x+1)^2 and x^2 + 2x + 1. Ours stay, with either: where the answer stands, its structure, numbers,
-units and words, for which the library is the looser (it takes a tuple for an interval, a list in any order). The
-default is ours alone: the same verdict with every installation, in microseconds.
+The answer stands after the last ### or in the last \\boxed; a heading (### Step 1) is no answer. It is right when it
+says what the reference says (equivalence.py), and with `verifier` "math-verify" also where that library finds two
+expressions equal, (x+1)^2 and x^2 + 2x + 1. Where the answer stands, its structure, numbers, units and words are ours
+with either. The default is ours alone: the same verdict with every installation, in microseconds.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from typing import Literal
 
 from eval.environments.answers import HEADING, LONGEST, last_number, marked
 from eval.environments.base import Finite, Problem, Verdict
+from eval.environments.equivalence import same
 from eval.environments.files import text_field
-from eval.environments.latex import same
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,8 @@ _MATH = re.compile(r"\$\$?([^$]{1,500})\$|\\\(([^$]{1,500}?)\\\)|\\\[([^$]{1,500
 def final(text: str) -> str:
     """The last answer in a text that is marked: after ### or in \\boxed{...}; empty where there is none.
 
-    A box inside the line of a mark is that line's answer. Words after ### that more text follows are a heading, which is
-    an answer only where there is no other.
+    A box inside the line of a mark is that line's answer. Words after ### that more text follows are a heading, which
+    is an answer only where there is no other.
     """
     places = marked(text)
     weak = ""

@@ -110,7 +110,11 @@ class OfficialProntoQA(_ProntoQA, Finite):
 
 def parse(row: dict, place: str) -> Problem:
     """A row of Coconut's JSON. Raises ValueError naming place and field."""
-    question, answer, steps = text_field(row, "question", place), text_field(row, "answer", place), steps_field(row, place)
+    question, answer, steps = (
+        text_field(row, "question", place),
+        text_field(row, "answer", place),
+        steps_field(row, place),
+    )
     if answer not in ("True", "False"):
         raise ValueError(f"{place}: field 'answer' must be True or False, got {answer!r:.40}")
     return Problem(question + "\n", tuple(step + "\n" for step in steps), f"### {answer}", 0)

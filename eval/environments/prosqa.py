@@ -284,7 +284,11 @@ def parse(row: dict, place: str) -> Problem:
     for key, kind in (("question", str), ("answer", str), ("steps", list), ("edges", list), ("idx_to_symbol", list)):
         if not isinstance(row.get(key), kind):
             raise ValueError(f"{place}: field {key!r} must be a {kind.__name__}, got {row.get(key)!r:.40}")
-    question, answer, steps = text_field(row, "question", place), text_field(row, "answer", place), steps_field(row, place)
+    question, answer, steps = (
+        text_field(row, "question", place),
+        text_field(row, "answer", place),
+        steps_field(row, place),
+    )
     if statement(answer) is None:
         raise ValueError(f"{place}: field 'answer' must be of the form \"X is a Y.\", got {answer!r:.40}")
     n = len(row["idx_to_symbol"])

@@ -125,7 +125,7 @@ def _marked(said: str) -> str:
 
 def _arrangement(text: str) -> str:
     """The last row of numbers, with or without commas."""
-    rows = re.findall(r"\d+(?:(?:,\s*|\s+)\d+)+", text, re.ASCII)
+    rows = re.findall(r"(?<!\d)\d++(?:(?:,\s*|\s+)\d++)+", text, re.ASCII)
     return rows[-1].replace(",", " ") if rows else ""
 
 
@@ -142,9 +142,9 @@ def _truth(text: str) -> str:
 
 
 def _expression(text: str) -> str:
-    """The last expression with an operation in it, of the last thousand pieces of text that could be one."""
-    pieces = re.findall(r"[\d(][\d\s+\-*/()]*", typed(text), re.ASCII)
-    for said in reversed(pieces[-1000:]):
+    """The last expression with an operation in it, in the last 10,000 characters."""
+    pieces = re.findall(r"[\d(][\d\s+\-*/()]*", typed(text[-10_000:]), re.ASCII)
+    for said in reversed(pieces):
         try:
             if len(evaluate(said)[1]) > 1:
                 return _marked(said)

@@ -29,7 +29,11 @@ class _Worker:
     def __init__(self):
         worker = Path(__file__).with_name("algebra_worker.py")
         self.process = subprocess.Popen(
-            [sys.executable, str(worker)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+            [sys.executable, "-P", str(worker)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
         )
         self.owner = os.getpid()
         self.lines: queue.SimpleQueue[str] = queue.SimpleQueue()

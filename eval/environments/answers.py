@@ -9,6 +9,7 @@ import re
 import unicodedata
 from fractions import Fraction
 from functools import lru_cache
+from itertools import islice
 from math import gcd
 from typing import NamedTuple
 
@@ -60,7 +61,7 @@ def marked(text: str) -> list[Marked]:
 def _lines(text: str) -> list[Marked]:
     """What the last marks are followed by."""
     out, end = [], len(text)
-    runs = [m.span() for m in re.finditer(r"#{3,}", text)][-LAST:]
+    runs = [(end - m.end(), end - m.start()) for m in islice(re.finditer(r"#{3,}", text[::-1]), LAST)][::-1]
     last = len(text.rstrip())
     for i, (_, begin) in enumerate(runs):
         until = runs[i + 1][0] if i + 1 < len(runs) else end
@@ -222,11 +223,10 @@ def read_number(m: re.Match) -> Number | None:
 
 def last_number(text: str) -> str:
     """The last number of a text as it is written there, folded; empty without one."""
-    at = max((text.rfind(c) for c in "0123456789"), default=-1)
-    if at < 0 or not text.isascii():
-        at = next((i for i in range(len(text) - 1, -1, -1) if text[i].isdecimal() or text[i] in _VULGAR), -1)
-    if at < 0:
+    digit = re.search(rf"[\d{_VULGAR}]", text[::-1])
+    if digit is None:
         return ""
+    at = len(text) - digit.end()
     said = fractions(separated(fold(text[max(0, at - WINDOW) : at + WINDOW])))
     found = None
     for m in NUMBER.finditer(said):

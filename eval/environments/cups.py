@@ -82,12 +82,11 @@ class CupsEnvironment(Generated):
 
         The row is one arrangement or several, so its digits are a multiple of k: "5 4 2 1 3" does not end in one.
         """
-        k, row = self.config.cups, None
-        for row in ROW.finditer(text):  # noqa: B007
-            pass
-        if row is None or sum(map(str.isdigit, row[0])) % k or text[: row.start()][-1:] in GLUE:
+        k, backwards = self.config.cups, text[::-1]
+        row = ROW.search(backwards)  # the last one, in a text read from its end
+        if row is None or sum(map(str.isdigit, row[0])) % k or backwards[row.end() : row.end() + 1] in GLUE:
             return []
-        return row[0].split()[-k:]
+        return row[0][::-1].split()[-k:]
 
     def codec(self, model):
         from latent.text import word_codec

@@ -87,7 +87,7 @@ _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10*
 _SCALE = re.compile(rf"\s*({'|'.join(_SCALES)})\b", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?;](?:\s|$)")
 _GOES_ON = re.compile(  # a list, a range, an operation, another number, a symbol
-    r"\s*[-,:/<>~]?\s*[-+]?[$€£¥₹]?\.?\d|\.\d|\s*(?:[+*×÷·^±≤≥]|\\[a-zA-Z])"
+    r"\s*[-,:/<>~]?\s*[-+]?[$€£¥₹]?\.?\d|\.[-+]?\d|\s*(?:[+*×÷·^±≤≥]|\\[a-zA-Z])"
 )
 _ANOTHER = re.compile(
     r"\b(?:or|to|and|through|versus|vs)\b\W{0,3}(?:\w+ ){0,2}?[-+$€£¥₹]{0,2}\.?\d|\bor\s+(?:more|less|so)\b"

@@ -94,7 +94,7 @@ class _Reader:
                 out += ["{", *self.read("}", depth + 1), "}"]
             elif token == r"\mathbb":
                 out.append(f"\\mathbb{{{''.join(self.argument(depth))}}}")
-            elif token not in ("$", r"\%", "%"):
+            elif token not in ("$", r"\%", "%", "\\"):  # half of "\\ " at the end
                 out.append(token)
         return _spaced(out)
 

@@ -76,7 +76,8 @@ class Math500Environment(Finite):
 
 
 _SENTENCE = re.compile(r"\banswers?\s*(?:is|are|:|=)\s*:?\s*", re.IGNORECASE)
-_MATH = re.compile(r"\$\$?([^$]{1,500})\$|\\\(([^$]{1,500}?)\\\)|\\\[([^$]{1,500}?)\\\]")
+_INNER = r"(?:[^$\\]|\\[^()\[\]])"
+_MATH = re.compile(rf"\$\$?([^$]+)\$|\\\(({_INNER}+)\\\)|\\\[({_INNER}+)\\\]")
 
 
 def final(text: str) -> str:

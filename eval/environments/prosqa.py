@@ -95,11 +95,10 @@ STATEMENT = re.compile(r"(\w+) is an? (\w+)\s*(?:[.,;:!]|$)")
 
 
 def statement(line: str) -> tuple[str, str] | None:
-    """Entity and concept of "X is a Y", with which a line begins; None without it, and where it says another too."""
-    if len(line) > LONGEST or not STATEMENT.match(line):
+    """Entity and concept of "X is a Y", with which a line begins; None without it, and where X is another thing too."""
+    if len(line) > LONGEST or not (said := STATEMENT.match(line)):
         return None
-    found = set(re.findall(r"(\w+) is an? (\w+)", line))
-    return found.pop() if len(found) == 1 else None
+    return said.groups() if {said[2]} == set(re.findall(rf"\b{said[1]} is an? (\w+)", line)) else None
 
 
 class GeneratedProsQA(_ProsQA, Generated):
@@ -281,9 +280,9 @@ def _subject(name: str) -> str:
 
 def parse(row: dict, place: str) -> Problem:
     """An official problem. Raises ValueError naming place and field."""
-    for key, kind in (("question", str), ("answer", str), ("steps", list), ("edges", list), ("idx_to_symbol", list)):
-        if not isinstance(row.get(key), kind):
-            raise ValueError(f"{place}: field {key!r} must be a {kind.__name__}, got {row.get(key)!r:.40}")
+    for key in ("edges", "idx_to_symbol"):
+        if not isinstance(row.get(key), list):
+            raise ValueError(f"{place}: field {key!r} must be a list, got {row.get(key)!r:.40}")
     question, answer, steps = (
         text_field(row, "question", place),
         text_field(row, "answer", place),

@@ -1,24 +1,26 @@
 """math-verify in a process of its own: whether two expressions are equal, within a hard time limit.
 
 The library parses with a grammar of its own and simplifies with sympy. That can take seconds, fills memory on towers of
-powers, and its own limits are signals, which threads cannot take; so it runs in a worker (algebra_worker.py), which is
-killed and started again when an answer is late. One worker a process, started when it is first asked.
+powers, and its own limits are signals, which threads cannot take; so it runs in a worker (algebra_worker.py), which the
+system ends at LIMIT and which is then started again. The limit is of processor time, so that a verdict does not hang on
+what else the machine does. One worker a process, started when it is first asked.
 """
 
 import atexit
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
 from functools import lru_cache
 from pathlib import Path
 
-LIMIT = 3.0
-"""Seconds that a question may take."""
-STARTING = 120.0
-"""Seconds that the worker may take to import the library."""
+LIMIT = 3
+"""Whole seconds of processor time that a question may take."""
+PATIENCE = 120.0
+"""Seconds until a worker that does not use the processor either is given up; importing the library takes some."""
 LONGEST = 400
 """Characters of an expression that is worth asking about; longer ones are not equal."""
 
@@ -29,7 +31,7 @@ class _Worker:
     def __init__(self):
         worker = Path(__file__).with_name("algebra_worker.py")
         self.process = subprocess.Popen(
-            [sys.executable, "-P", str(worker)],
+            [sys.executable, "-P", str(worker), str(LIMIT)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -38,22 +40,24 @@ class _Worker:
         self.owner = os.getpid()
         self.lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
-        self._line(STARTING, "start")
+        self._line("start")
 
     def _read(self) -> None:
         for line in self.process.stdout:
             self.lines.put(line)
         self.lines.put("")  # it has ended
 
-    def _line(self, limit: float, what: str) -> str:
+    def _line(self, what: str) -> str:
         try:
-            line = self.lines.get(timeout=limit)
+            line = self.lines.get(timeout=PATIENCE)
         except queue.Empty:
             self.stop()
-            raise TimeoutError(f"math-verify did not {what} within {limit:g} s") from None
+            raise TimeoutError(f"math-verify did not {what} within {PATIENCE:g} s") from None
         if not line:
-            self.stop()
-            raise TimeoutError(f"math-verify ended before it could {what}")
+            self.process.wait()  # its output is closed: it ends by itself
+            late = self.process.returncode == -getattr(signal, "SIGXCPU", 0)
+            within = f"did not {what} within {LIMIT} s of processor time" if late else f"ended before it could {what}"
+            raise TimeoutError(f"math-verify {within}")
         return line
 
     def ask(self, said: str, gold: str) -> bool:
@@ -63,7 +67,7 @@ class _Worker:
         except OSError:
             self.stop()
             raise TimeoutError("math-verify ended before it could answer") from None
-        return json.loads(self._line(LIMIT, "answer"))
+        return json.loads(self._line("answer"))
 
     def stop(self) -> None:
         if self.owner == os.getpid():

@@ -1,7 +1,6 @@
 """math-verify behind `env.verifier`: equal expressions, structure that stays ours, a limit that holds."""
 
 import json
-import time
 
 import pytest
 
@@ -59,12 +58,11 @@ def test_structure_numbers_units_and_words_stay_ours(env, gold, said):
 
 
 def test_an_answer_that_takes_too_long_is_wrong_and_the_next_one_is_judged(env, monkeypatch):
-    monkeypatch.setattr(algebra, "LIMIT", 0.5)
-    begin = time.monotonic()
+    monkeypatch.setattr(algebra, "LIMIT", 1)
+    monkeypatch.setattr(algebra, "_worker", None)  # a new one, with the new limit
     late = verdict(env["math-verify"], "1", "10^{10^{10^{10}}}")
-    assert not late.correct and "math-verify did not answer within 0.5 s" in late.reason
-    assert time.monotonic() - begin < 20
-    monkeypatch.undo()
+    assert not late.correct and "math-verify did not answer within 1 s of processor time" in late.reason
+    assert verdict(env["math-verify"], "1", "(2,10^{10^{10^{9}}})").correct is False
     assert verdict(env["math-verify"], "a+b", "b+a").correct
 
 
@@ -76,5 +74,5 @@ def test_a_worker_that_was_killed_is_started_again(env):
 
 
 def test_another_verifier_is_refused_by_name():
-    with pytest.raises(ValueError, match="env.verifier must be spelling or math-verify, got 'sympy'"):
+    with pytest.raises(ValueError, match=r"env\.verifier must be spelling or math-verify, got 'sympy'"):
         Math500(verifier="sympy")

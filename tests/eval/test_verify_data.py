@@ -197,6 +197,13 @@ def test_a_byte_order_mark_and_blank_lines_are_read_over(tmp_path):
         build(GSM8K(train=None, test=str(path)))
 
 
+def test_thousands_in_a_reference_are_read(tmp_path):
+    env = build(GSM8K(train=None, test=lines(tmp_path / "a.jsonl", [{"question": "a", "answer": "#### 1,080"}])))
+    (problem,) = env.problems("test", 0, 9)
+    assert problem.answer == "### 1080" and env.verify(problem, "### 1,080").correct
+    assert not env.verify(problem, "### 1").correct and not env.verify(problem, "### 80").correct
+
+
 def test_empty_steps_are_no_steps(tmp_path):
     path = lines(tmp_path / "aug.jsonl", [{"question": "a", "steps": ["<<1+1=2>>", " ", ""], "answer": "2"}])
     assert build(GSM8K(train=None, test=path)).problems("test", 0, 1)[0].steps == ("<<1+1=2>>\n",)

@@ -4,7 +4,7 @@ import json
 import random
 import re
 from fractions import Fraction
-from itertools import permutations
+from itertools import permutations, product
 from pathlib import Path
 from time import process_time
 
@@ -200,6 +200,20 @@ def test_countdown_reads_what_python_reads():
     assert evaluate("(" * 49 + "1" + ")" * 49)[0] == 1
 
 
+def test_countdown_takes_the_target_exactly_and_each_number_once(envs):
+    """Every expression of three numbers with two operations, beside exact arithmetic."""
+    problem = Problem("?", (), "### 1 + 2 - 1", 0, {"numbers": [1, 1, 2], "target": 2})
+    right = set()
+    for a, b, c in product((1, 2, 3), repeat=3):
+        for one, two in product("+-*/", repeat=2):
+            text = f"{a} {one} {b} {two} {c}"
+            exact = eval(re.sub(r"\d", lambda m: f"F({m[0]})", text), {"F": Fraction})
+            fits = exact == 2 and sorted((a, b, c)) == [1, 1, 2]
+            assert envs["countdown"].verify(problem, f"### {text}").correct == fits, text
+            right |= {text} if fits else set()
+    assert len(right) == 12 and "1 * 2 / 1" in right
+
+
 def test_cups_accepts_one_arrangement_of_all(envs):
     """Every arrangement, well-formed each, against every problem's own: one in 24 is correct."""
     env = envs["cups"]
@@ -252,7 +266,17 @@ def test_prontoqa_takes_one_of_two(envs):
         assert env.verify(problem, problem.answer).correct
         other = {"### True": "### False", "### False": "### True"}[problem.answer]
         assert env.verify(problem, other).parsed and not env.verify(problem, other).correct
-        for text in ("### True False", "### Trueish", "### Not True", "### True/False", "### 1", "True", "### yes"):
+        for text in (
+            "### True False",
+            "### True. False",
+            "### False, or true",
+            "### Trueish",
+            "### Not True",
+            "### True/False",
+            "### 1",
+            "True",
+            "### yes",
+        ):
             assert not env.verify(problem, text).correct
 
 

@@ -6,6 +6,7 @@ the same; others can be named. Everything is kept in RUN/diagnostics.json.
 
 from __future__ import annotations
 
+import latent.startup  # noqa: F401, I001  first of all: it says what goes wrong before we have begun
 import json
 import sys
 from dataclasses import dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import latent.startup  # noqa: F401, I001  first of all: it says what goes wrong before we have begun
 import json
 import sys
 from collections.abc import Callable, Iterator

@@ -7,6 +7,7 @@ the loop stops there or if that latent's input is the mean over problems; and th
 
 from __future__ import annotations
 
+import latent.startup  # noqa: F401, I001  first of all: it says what goes wrong before we have begun
 import json
 import sys
 from dataclasses import dataclass

@@ -16,10 +16,10 @@ from typing import Annotated
 import tyro
 
 from eval.cli import guarded, parse, program
+from latent.files import write_text
 from paper import figures, records, tables
 from paper.ablations import ABLATIONS, CONTROLS
 from paper.design import cells
-from train.record import write_text
 
 HERE = Path(__file__).parent
 MARKS = "<!-- results: made by python -m paper.build -->", "<!-- end of results -->"

@@ -6,8 +6,9 @@ from base64 import b85decode, b85encode
 from hashlib import sha256
 from pathlib import Path
 
+from latent.files import write_text
 from train.config import id_of
-from train.record import alone, write_text
+from train.record import alone
 
 FILE = "runs.jsonl"
 PER_LEVEL = 250

@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 import tyro
 
 from eval.cli import at_least, guarded, parse, program
+from latent.files import write_json
 from paper import records
 from paper.ablations import ABLATIONS, CONTROLS
 from paper.design import Cell, cells
@@ -204,13 +205,12 @@ def in_processes(
 def one(run: Run, say, out: Path, diagnosed: frozenset[str], smoke: bool) -> dict:
     """One cell, here: trained, judged, and diagnosed where that is asked for."""
     from eval import diagnose
-    from train.record import write
     from train.run import execute as train
 
     train(run, out, say, "cpu", f"python -m paper.run  # run {run.id}")
     if run.id in diagnosed and not (out / run.id / "diagnosis.json").exists():
         few = {"items": 8, "batch": 8, "probe_items": 20, "group": 2} if smoke else {}
-        write(out / run.id / "diagnosis.json", diagnose.diagnose(out / run.id, diagnose.Options(out / run.id, **few)))
+        write_json(out / run.id / "diagnosis.json", diagnose.diagnose(out / run.id, diagnose.Options(out / run.id, **few)))
     return {}
 
 

@@ -9,6 +9,9 @@ from eval.environments import EnvConfig
 from latent.config import MethodConfig, ModelConfig
 
 
+HOW = {"how": True}  # metadata of a field that changes nothing of what comes out, and so no id
+
+
 @dataclass(frozen=True)
 class SFT:
     """Supervised training on the method's own loss."""
@@ -37,9 +40,11 @@ class SFT:
     """Updates between log lines."""
     save_every: int = 500
     """Updates between checkpoints for a resume."""
+    keep: int = field(default=2, metadata=HOW)
+    """Checkpoints kept, the newest ones: where one is damaged the one before it is used."""
 
     def __post_init__(self):
-        for name in ("batch", "log_every", "save_every"):
+        for name in ("batch", "log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
         for name in ("steps", "warmup"):
@@ -205,9 +210,10 @@ def id_of(config: dict) -> str:
 
 
 def plain(config) -> dict:
-    """A config as plain data, every dataclass with its class name."""
+    """A config as plain data, every dataclass with its class name: all that decides what comes out."""
     if is_dataclass(config):
-        return {"class": type(config).__name__} | {f.name: plain(getattr(config, f.name)) for f in fields(config)}
+        named = [f.name for f in fields(config) if f.metadata != HOW]
+        return {"class": type(config).__name__} | {name: plain(getattr(config, name)) for name in named}
     if isinstance(config, dict):
         return {k: plain(v) for k, v in config.items()}
     if isinstance(config, (list, tuple)):

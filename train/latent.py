@@ -5,6 +5,7 @@ it was; one that has finished is not repeated. Under a launcher (torchrun, accel
 the other, each over all processes.
 """
 
+import latent.startup  # noqa: F401, I001  first of all: it says what goes wrong before we have begun
 import os
 import shlex
 import sys
@@ -17,10 +18,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from eval.cli import at_least, do_not_wait_for_the_hub, guarded, program
+from eval.cli import at_least, do_not_wait_for_the_hub, guarded, launched, program
 from eval.cli import parse as parse_flags
 from train.config import Experiment, Run
 from train.presets import PAPERS, PRESETS
+from train.process import Stopped, heeding_sigterm
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,23 @@ def main(args: list[str] | None = None) -> int:
 
     def body() -> int:
         name, asked, options = parse(args)
-        return run(name, asked, options, shlex.join(["python", "-m", "train.latent", *args]))
+        return run(name, asked, options, again(args))
 
     code = guarded(body)
-    if code == 130:
-        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+    if code in (130, Stopped.code) and "--estimate" not in args and (launched() or (0, 1))[0] == 0:
+        print(f"stopped; this goes on from the last checkpoint: {again(args)}", file=sys.stderr)
     return code
+
+
+def again(args: list[str]) -> str:
+    """The command to give once more."""
+    called = program("train.latent", "latent-train")
+    if launched():
+        nodes = int(os.environ["WORLD_SIZE"]) // int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ["WORLD_SIZE"])
+        if nodes > 1:
+            return f"the same launcher with {shlex.join(['-m', 'train.latent', *args])}"
+        called = f"torchrun --nproc_per_node {os.environ['WORLD_SIZE']} -m train.latent"
+    return f"{called} {shlex.join(args)}".strip()
 
 
 def parse(args: list[str]) -> tuple[str, Run | Experiment, Options]:
@@ -100,10 +113,10 @@ def run(name: str, asked: Run | Experiment, options: Options, command: str) -> i
         return 0
     check(runs, options)
     started = time.monotonic()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        for each in runs.values():
-            _execute(each, print_event, options, command)
-        if int(os.environ["RANK"]):
+    place = launched()
+    if place:
+        under_launcher(runs, options, command)
+        if place[0]:
             return 0
     else:
         in_processes(runs, options, command)
@@ -163,11 +176,23 @@ def check(runs: dict[str, Run], options: Options) -> None:
             )
 
 
+def under_launcher(runs: dict[str, Run], options: Options, command: str) -> None:
+    """The arms one after the other, each over all processes, of which this is one."""
+    with heeding_sigterm():
+        for each in runs.values():
+            _execute(each, print_event, options, command)
+    from accelerate import PartialState
+
+    PartialState().destroy_process_group()
+
+
 def in_processes(runs: dict[str, Run], options: Options, command: str) -> None:
     """All arms as processes, each after the arm it starts from. Raises RuntimeError when one fails."""
     from train import pool
     from train.report import Screen
 
+    if os.environ.pop("WORLD_SIZE", "1") != "1":  # the arms' processes would wait for others
+        print("WORLD_SIZE is set and RANK is not, so no launcher started this: one process trains an arm", file=sys.stderr)
     with Screen() as screen:
 
         def show(arm: str, event: dict) -> None:
@@ -190,7 +215,7 @@ def _execute(run: Run, say, options: Options, command: str) -> dict:
 
 def print_event(event: dict) -> None:
     """Progress as plain lines, under a launcher."""
-    if "metrics" in event and int(os.environ.get("RANK", "0")) == 0:
+    if "metrics" in event and (launched() or (0, 1))[0] == 0:
         print(event["stage"], f"{event['done']}/{event['total']}", event["metrics"], flush=True)
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from eval.cli import do_not_wait_for_the_hub
+from latent.files import check_writable
 
 TASKS = Path(__file__).parent / "tasks"
 
@@ -37,6 +38,8 @@ def main(args: list[str] | None = None) -> int:
     everything = tasks.TaskManager
     try:
         if asked.command == "run":
+            if path := getattr(asked, "output_path", None):
+                check_writable(Path(path), "--output_path", folder=not path.endswith(".json"))
             register()
             named = set(" ".join(asked.tasks or ["all"]).replace(",", " ").split())
             if getattr(asked, "cache_requests", None) and named & own_tasks():

@@ -47,7 +47,7 @@ def read_lines(path: Path) -> list[dict]:
 
 
 def field(data: dict, name: str, kind: type | tuple[type, ...], path: Path):
-    """A field of what was read from `path`, by dotted name. Raises ValueError where it is missing or of another kind."""
+    """A field of what was read from `path`, by dotted name. Raises ValueError where it is missing or another kind."""
     at: object = data
     for key in name.split("."):
         if not isinstance(at, dict) or key not in at:
@@ -126,9 +126,9 @@ def put_folder(part: Path, place: Path) -> None:
 
 def drop_folder(place: Path) -> None:
     """Remove a folder: a kill leaves it whole, or under a name that nobody reads."""
+    gone = place.with_name(f"{place.name}.gone{PART}")
+    shutil.rmtree(gone, ignore_errors=True)
     if place.exists():
-        gone = place.with_name(f"{place.name}.gone{PART}")
-        shutil.rmtree(gone, ignore_errors=True)
         place.replace(gone)
         shutil.rmtree(gone, ignore_errors=True)
 
@@ -153,19 +153,17 @@ def named(path: Path) -> Iterator[None]:
         raise OSError(e.errno, e.strerror, str(path)) from None
 
 
-def check_writable(path: Path, what: str) -> None:
-    """Raise ValueError where a file or a folder could not be written at `path`. Nothing is left there."""
-    if path.is_file():
-        try:
-            path.open("ab").close()
-        except OSError as e:
-            raise ValueError(f"{what} {path} cannot be written: {e.strerror}") from None
-        return
-    place = path if path.is_dir() else path.parent
-    while not place.exists():
+def check_writable(path: Path, what: str, folder: bool = False) -> None:
+    """Raise ValueError where a file, or a folder with its files, could not be written. Nothing is left there."""
+    place = path
+    while not place.exists() and place != place.parent:
         place = place.parent
+    if path.is_dir() and not folder:
+        raise ValueError(f"{what} {path} is a folder")
     try:
-        with tempfile.TemporaryFile(dir=place):
-            pass
+        if place == path and not folder:
+            path.open("ab").close()
+        else:
+            tempfile.TemporaryFile(dir=place).close()
     except OSError as e:
         raise ValueError(f"{what} {path} cannot be written: {place}: {e.strerror}") from None

@@ -210,7 +210,9 @@ def one(run: Run, say, out: Path, diagnosed: frozenset[str], smoke: bool) -> dic
     train(run, out, say, "cpu", f"python -m paper.run  # run {run.id}")
     if run.id in diagnosed and not (out / run.id / "diagnosis.json").exists():
         few = {"items": 8, "batch": 8, "probe_items": 20, "group": 2} if smoke else {}
-        write_json(out / run.id / "diagnosis.json", diagnose.diagnose(out / run.id, diagnose.Options(out / run.id, **few)))
+        write_json(
+            out / run.id / "diagnosis.json", diagnose.diagnose(out / run.id, diagnose.Options(out / run.id, **few))
+        )
     return {}
 
 

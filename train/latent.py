@@ -5,7 +5,9 @@ it was; one that has finished is not repeated. Under a launcher (torchrun, accel
 the other, each over all processes.
 """
 
-import latent.startup  # noqa: F401, I001  first of all: it says what goes wrong before we have begun
+import latent.startup  # noqa: F401  first of all: it says what goes wrong before we have begun
+
+# isort: split
 import os
 import shlex
 import sys
@@ -20,6 +22,7 @@ import tyro
 
 from eval.cli import at_least, do_not_wait_for_the_hub, guarded, launched, program
 from eval.cli import parse as parse_flags
+from latent.files import check_writable
 from train.config import Experiment, Run
 from train.presets import PAPERS, PRESETS
 from train.process import Stopped, heeding_sigterm
@@ -148,8 +151,10 @@ def papers(name: str) -> list[str]:
 
 
 def check(runs: dict[str, Run], options: Options) -> None:
-    """Raise ValueError for what every arm would fail on: data that cannot be read, a start that is no run."""
+    """Raise ValueError for what every arm would fail on: data that cannot be read, a start that is no run, memory that
+    there is not, a folder that cannot be written."""
     from eval import environments
+    from train import memory
 
     if options.kernels == "triton":
         import torch
@@ -166,9 +171,13 @@ def check(runs: dict[str, Run], options: Options) -> None:
 
         card.may_publish()
     ids = {run.id for run in runs.values()}
+    samples = {}
     for env in {run.env for run in runs.values()}:
-        environments.build(env)
+        made = environments.build(env)
+        samples[env] = made.problems("test", made.main_level, 8)
+    check_writable(options.out, "--out", folder=True)
     for run in runs.values():
+        memory.check(run, samples[run.env])
         place = options.out / run.init if run.init else None
         if run.init and run.init not in ids and not place.is_dir() and not Path(run.init).is_dir():
             raise ValueError(
@@ -192,7 +201,9 @@ def in_processes(runs: dict[str, Run], options: Options, command: str) -> None:
     from train.report import Screen
 
     if os.environ.pop("WORLD_SIZE", "1") != "1":  # the arms' processes would wait for others
-        print("WORLD_SIZE is set and RANK is not, so no launcher started this: one process trains an arm", file=sys.stderr)
+        print(
+            "WORLD_SIZE is set and RANK is not, so no launcher started this: one process trains an arm", file=sys.stderr
+        )
     with Screen() as screen:
 
         def show(arm: str, event: dict) -> None:

@@ -114,7 +114,9 @@ class Trainer:
         per_update = self.share  # raises where the processes cannot share the batch
         parts = getattr(self.config, "minibatches", 1)
         if per_update % parts:
-            raise ValueError(f"{per_update} prompts a process cannot be cut into {parts} minibatches (train.minibatches)")
+            raise ValueError(
+                f"{per_update} prompts a process cannot be cut into {parts} minibatches (train.minibatches)"
+            )
         if self.accelerator.is_main_process:
             found, wrong = checkpoint.newest(home, self.record.run.id, self.record.unfit)
         if self.accelerator.num_processes > 1:  # one looks, and all go on from the same
@@ -190,7 +192,7 @@ class Trainer:
             raise self._diverged(self.done - 1, Diverged(f"not finite: {what}"), odd)
 
     def _diverged(self, step: int, why: Diverged, odd: list[str] = ()) -> RuntimeError:
-        """Leave in `diverged/` what the step was given, and the state before it where that is whole; the error to raise.
+        """The error to raise. In `diverged/` is what the step was given, and the state before it where that is whole.
 
         Data and randomness are functions of (seed, step): the same command, from the last checkpoint, comes here again.
         """
@@ -198,7 +200,11 @@ class Trainer:
         place.mkdir(exist_ok=True)
         keys = [p.key for p in self.given]
         about = {"step": step, "process": rank, "why": str(why), "seed": seed_of(self.record.run.seed, step, rank)}
-        about |= {"lr": [g["lr"] for g in self.optimizer.param_groups], "checkpoint": self.saved, "not_finite": list(odd)}
+        about |= {
+            "lr": [g["lr"] for g in self.optimizer.param_groups],
+            "checkpoint": self.saved,
+            "not_finite": list(odd),
+        }
         about |= {"keys": keys, "problems": [asdict(p) for p in self.given]}
         write_text(place / f"step-{step}-process-{rank}.json", json.dumps(about, indent=1, default=str) + "\n")
         state = self.method.state_dict()
@@ -244,7 +250,7 @@ class Trainer:
 
 
 def window_of(windows: list[list[dict]], accelerator: Accelerator) -> list[dict]:
-    """This process's part of the metrics since the last log line; of another number of processes, the mean over them."""
+    """This process's metrics since the last log line; where the number of processes has changed, the mean over them."""
     if len(windows) == accelerator.num_processes:
         return windows[accelerator.process_index]
     return [mean(list(of_one_update)) for of_one_update in zip(*windows)]

@@ -1,4 +1,4 @@
-"""What a process that trains needs around it: memory before its first tensor, an end in order, company under a launcher."""
+"""What a process that trains needs around it: memory before its first tensor, an end in order, its fellows."""
 
 import ctypes
 import os

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -74,7 +75,9 @@ class Record:
         """Where the logs end now: bytes of each, and their checksum."""
         paths = {name: self.home / name for name in LOGS}
         return {
-            name: {"bytes": path.stat().st_size, "sha256": digest(path)} for name, path in paths.items() if path.exists()
+            name: {"bytes": path.stat().st_size, "sha256": digest(path)}
+            for name, path in paths.items()
+            if path.exists()
         }
 
     def unfit(self, ends: dict[str, dict]) -> str | None:
@@ -126,8 +129,9 @@ def check_alone(path: Path) -> None:
             pass
 
 
+@cache
 def environment() -> dict:
-    """Code version with uncommitted changes, package versions, hardware."""
+    """Code version with uncommitted changes, package versions, hardware: of this process, as it first was."""
     here = Path(__file__).parent.parent
 
     def git(*args: str) -> str | None:

@@ -38,7 +38,7 @@ def execute(
     """
     from accelerate import Accelerator
 
-    check_writable(root / run.id, "--out")
+    check_writable(root / run.id, "--out", folder=True)
     trackers = {} if track == "none" else {"log_with": track, "project_dir": root / "trackers"}
     accelerator = Accelerator(cpu=needs_cpu(device), **trackers)
     record = Record(root, run)

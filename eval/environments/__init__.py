@@ -1,6 +1,5 @@
 """The environments, one file each; `build` makes one from its config."""
 
-import json
 from pathlib import Path
 from typing import get_args
 
@@ -12,6 +11,7 @@ from eval.environments.gsm8k import GSM8K
 from eval.environments.math500 import Math500
 from eval.environments.prontoqa import ProntoQA
 from eval.environments.prosqa import ProsQA
+from latent.files import field, read_json
 
 EnvConfig = Cups | ProsQA | GSM8K | ProntoQA | Countdown | Math500
 
@@ -35,10 +35,10 @@ def of_run(folder: str | Path) -> Environment | None:
     """The environment that a run was trained in, by its folder or its model's; None where it is not known."""
     for place in (Path(folder), Path(folder).parent):
         path = place / "config.json"
-        about = json.loads(path.read_text()) if path.exists() else {}
+        about = read_json(path) if path.exists() else {}
         if about.get("class") == "Run":
-            said = dict(about["env"])
-            cls = {c.__name__: c for c in get_args(EnvConfig)}.get(said.pop("class"))
+            said = dict(field(about, "env", dict, path))
+            cls = {c.__name__: c for c in get_args(EnvConfig)}.get(str(said.pop("class", None)))
             if cls is not None:
                 try:
                     config = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in said.items()})

@@ -16,10 +16,13 @@ FLOORS = ("kernels", "latent", "eval", "train", "paper")
 HOME = Path(__file__).resolve().parent.parent
 
 
-def is_command(program: str) -> bool:
-    """Whether a program is one of ours: an installed name, or a module of ours run as a program."""
+def floor_of(program: str) -> str | None:
+    """The package of ours that a program is of, by an installed name or as a module; None for a program of others."""
     path = Path(program)
-    return path.stem.startswith("latent-") or path.resolve().parent in [HOME / floor for floor in FLOORS]
+    if path.stem.startswith("latent-"):
+        return "train" if path.stem == "latent-train" else "eval"
+    folder = path.resolve().parent
+    return folder.name if folder.parent == HOME and folder.name in FLOORS else None
 
 
 def end_quietly(signum=None, frame=None) -> None:
@@ -28,9 +31,9 @@ def end_quietly(signum=None, frame=None) -> None:
     os._exit(130)
 
 
-def shadowed() -> str | None:
-    """What to say where a name of ours means something else of the user's, None where none does."""
-    for name in ("eval", "train", "paper"):
+def shadowed(floor: str) -> str | None:
+    """What to say where a name that a package of ours imports means something of the user's, None where none does."""
+    for name in FLOORS[2 : FLOORS.index(floor) + 1]:  # `import latent` sees to the others
         spec = PathFinder.find_spec(name)
         places = list(spec.submodule_search_locations or []) if spec else []
         ours = HOME / name
@@ -75,8 +78,9 @@ def view() -> int:
     return import_module("eval.view").main()
 
 
-if is_command(sys.argv[0]) and threading.current_thread() is threading.main_thread():
+_floor = floor_of(sys.argv[0])
+if _floor and threading.current_thread() is threading.main_thread():
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end_quietly)
-    if said := shadowed():
+    if said := shadowed(_floor):
         sys.exit(print(f"error: {said}", file=sys.stderr) or 2)

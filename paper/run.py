@@ -34,7 +34,7 @@ class Options:
     """An ablation, or "all"; without one they are listed."""
     out: Path = Path("runs/paper")
     """Folder of the runs while they are made."""
-    records: Path = Path(__file__).parent / "records"
+    records: Path = records.BESIDE_USER / "records"
     """Folder of the records of those that have finished."""
     jobs: int = CORES
     """Cells at a time."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Union
 
 import tyro
 
@@ -82,6 +82,25 @@ def parse(args: list[str]) -> tuple[str, Run | Experiment, Options]:
         name, args = args[0], args[1:]
     if name not in PRESETS:
         raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+    called, plain = program("train.latent", "latent-train"), (tyro.conf.AvoidSubcommands,)
+    if args and args[0].startswith(("--tyro-print-completion", "--tyro-write-completion")):
+        named = [Annotated[type(c), tyro.conf.subcommand(n, default=c)] for n, c in map(_command, PRESETS)]
+        tyro.cli(Union[tuple(named)], args=args, prog=called, config=plain)  # noqa: UP007  prints it, and exits
+    _, default = _command(name)
+    command = parse_flags(
+        type(default),
+        args,
+        prog=called if called == "latent-train" else f"{called} {name}",
+        description=f"{PRESETS[name].__doc__} Presets: {', '.join(PRESETS)}.",
+        default=default,
+        config=plain,
+    )
+    at_least(command.options, jobs=1)
+    return name, command.config, command.options
+
+
+def _command(name: str):
+    """A preset's name, and what it and the options are unless said, as tyro wants them: of a class of their own."""
     preset = PRESETS[name]()
 
     @dataclass(frozen=True)
@@ -89,17 +108,7 @@ def parse(args: list[str]) -> tuple[str, Run | Experiment, Options]:
         config: Annotated[type(preset), tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
         options: Annotated[Options, tyro.conf.arg(name="")] = Options()
 
-    called = program("train.latent", "latent-train")
-    command = parse_flags(
-        Command,
-        args,
-        prog=called if called == "latent-train" else f"{called} {name}",
-        description=f"{PRESETS[name].__doc__} Presets: {', '.join(PRESETS)}.",
-        default=Command(config=preset),
-        config=(tyro.conf.AvoidSubcommands,),
-    )
-    at_least(command.options, jobs=1)
-    return name, command.config, command.options
+    return name, Command(config=preset)
 
 
 def run(name: str, asked: Run | Experiment, options: Options, command: str) -> int:

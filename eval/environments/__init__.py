@@ -42,9 +42,9 @@ def of_run(folder: str | Path) -> Environment | None:
             if cls is not None:
                 try:
                     config = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in said.items()})
-                except TypeError as e:
+                    return build(config)
+                except (TypeError, AttributeError) as e:
                     raise ValueError(f"{path} does not fit this version: {e}") from None
-                return build(config)
     return None
 
 

@@ -6,6 +6,9 @@ Its own command line, with the model `latent` registered and `eval/tasks` among 
 Where the hub cannot be reached nothing waits for it: what needs it is one line at once.
 """
 
+import latent.startup  # noqa: F401  first of all: it says what goes wrong before we have begun
+
+# isort: split
 import os
 import sys
 from functools import partial

@@ -116,7 +116,9 @@ def load(folder: str | Path, device: str = "cpu") -> Reasoner:
     c = model.config
     for name in ("answer_tokens", "chain_tokens", "chain_steps"):
         if type(getattr(c, name)) is not int or not 0 <= getattr(c, name) < 2**31:
-            raise ValueError(f"{folder}/config.json: field {name!r} must be a whole number, got {getattr(c, name)!r:.40}")
+            raise ValueError(
+                f"{folder}/config.json: field {name!r} must be a whole number, got {getattr(c, name)!r:.40}"
+            )
     codec = Codec(load_tokenizer(folder, c), c.fixed_answer, c.chat)
     return Reasoner(model.method.to(device).eval(), codec, c.answer_tokens, c.chain_tokens, c.chain_steps)
 

@@ -3,6 +3,9 @@
 Nothing but paper/records is read, so the same records give the same files, byte by byte.
 """
 
+import latent.startup  # noqa: F401  first of all: it says what goes wrong before we have begun
+
+# isort: split
 import os
 import re
 import shutil

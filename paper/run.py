@@ -3,6 +3,9 @@
 Finished cells go into paper/records, and are not run again. A killed one goes on where it was.
 """
 
+import latent.startup  # noqa: F401  first of all: it says what goes wrong before we have begun
+
+# isort: split
 import os
 import sys
 import tempfile

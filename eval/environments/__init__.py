@@ -1,5 +1,6 @@
 """The environments, one file each; `build` makes one from its config."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
@@ -42,6 +43,9 @@ def of_run(folder: str | Path) -> Environment | None:
             if cls is not None:
                 try:
                     config = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in said.items()})
+                    for f in fields(config):
+                        if f.default is not None and type(getattr(config, f.name)) is not type(f.default):
+                            raise TypeError(f"env.{f.name} is {getattr(config, f.name)!r:.40}")
                     return build(config)
                 except (TypeError, AttributeError) as e:
                     raise ValueError(f"{path} does not fit this version: {e}") from None

@@ -6,12 +6,16 @@ Its own command line, with the model `latent` registered and `eval/tasks` among 
 Where the hub cannot be reached nothing waits for it: what needs it is one line at once.
 """
 
+import latent.startup  # noqa: F401  first of all: it says what goes wrong before we have begun
+
+# isort: split
 import os
 import sys
 from functools import partial
 from pathlib import Path
 
 from eval.cli import do_not_wait_for_the_hub
+from latent.files import check_writable
 
 TASKS = Path(__file__).parent / "tasks"
 
@@ -37,6 +41,8 @@ def main(args: list[str] | None = None) -> int:
     everything = tasks.TaskManager
     try:
         if asked.command == "run":
+            if path := getattr(asked, "output_path", None):
+                check_writable(Path(path), "--output_path", folder=not path.endswith(".json"))
             register()
             named = set(" ".join(asked.tasks or ["all"]).replace(",", " ").split())
             if getattr(asked, "cache_requests", None) and named & own_tasks():

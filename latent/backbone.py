@@ -360,7 +360,7 @@ def from_scratch(config, vocab: int, pad: int, eos: int | None) -> Backbone:
     """
     from transformers import AutoModelForCausalLM
 
-    lm = AutoModelForCausalLM.from_config(config_from_scratch(config, vocab, pad, eos))
+    lm = AutoModelForCausalLM.from_config(config_from_scratch(config, vocab, pad, eos), trust_remote_code=False)
     for module in lm.modules():
         if isinstance(module, nn.Embedding):  # at the scale of the normed states that thoughts feed back among them:
             nn.init.normal_(module.weight)  # with 0.1 instead of 1 cups takes more than twice the updates
@@ -375,8 +375,10 @@ def from_pretrained(name: str) -> tuple[Backbone, object]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        lm, info = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        lm, info = AutoModelForCausalLM.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
     except (OSError, ValueError) as e:
         raise ValueError(f"cannot load a causal LM from {name!r}: {str(e).splitlines()[0]}") from None
     if info["missing_keys"]:

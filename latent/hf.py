@@ -95,7 +95,7 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
         for module in trained:
             module._is_hf_initialized = True  # or post_init would draw the weights anew
         if method is None:
-            lm = AutoModelForCausalLM.from_config(config.backbone_config())
+            lm = AutoModelForCausalLM.from_config(config.backbone_config(), trust_remote_code=False)
             method = methods.build(unpack(config.method), Backbone(lm))
         self.method = method
         self.post_init()

@@ -3,6 +3,9 @@
 Nothing but paper/records is read, so the same records give the same files, byte by byte.
 """
 
+import latent.startup  # noqa: F401  first of all: it says what goes wrong before we have begun
+
+# isort: split
 import os
 import re
 import shutil
@@ -16,10 +19,11 @@ from typing import Annotated
 import tyro
 
 from eval.cli import guarded, parse, program
+from latent.files import write_text
 from paper import figures, records, tables
 from paper.ablations import ABLATIONS, CONTROLS
 from paper.design import cells
-from train.record import write_text
+from paper.records import BESIDE_USER
 
 HERE = Path(__file__).parent
 MARKS = "<!-- results: made by python -m paper.build -->", "<!-- end of results -->"
@@ -34,8 +38,8 @@ class Options:
     """Only the tables and figures of these ablations; without any, the whole paper."""
     records: Path = HERE / "records"
     """Folder of the records."""
-    out: Path = HERE
-    """Folder of what is made."""
+    out: Path = BESIDE_USER
+    """Folder of what is made; of an installed package it is latent-paper, where the command was given."""
     smoke: bool = False
     """From the records of a smoke run."""
 
@@ -79,7 +83,7 @@ def build(options: Options) -> None:
             known |= about([lines[id] for id in sorted(every) if id in lines])
             (stage / "numbers.tex").write_text(macros(known))
             quoted(HERE / "main.tex", known)
-            text = readme(HERE.parent / "README.md", made) if out == HERE else None
+            text = readme(HERE.parent / "README.md", made) if out == HERE and records.IN_CHECKOUT else None
             for name in ("main.tex", "references.bib") if out != HERE else ():
                 shutil.copy(HERE / name, stage / name)
         for path in [p for p in sorted(stage.rglob("*")) if p.is_file()]:

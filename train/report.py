@@ -1,6 +1,5 @@
 """What a person sees: progress while arms run, then table and figure, from the run records and measured latency."""
 
-import json
 import time
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -12,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from eval.cli import aligned
 from eval.stats import bootstrap, mcnemar
 from latent.config import CoT
+from latent.files import write_json, write_text
 from train.config import Run
 from train.record import Record, cpu
 
@@ -76,8 +76,8 @@ def publish(name: str, runs: dict[str, Run], out: Path, with_latency: bool, seco
     folder.mkdir(parents=True, exist_ok=True)
     table, remarks = lines(rows), [*notes(rows, seconds), *papers]
     saved = [{"arm": r.arm, "run": r.run.id, "latency": r.latency} for r in rows]
-    (folder / "table.json").write_text(json.dumps({"rows": saved, "cpu": cpu(), "seconds": seconds}, indent=2) + "\n")
-    (folder / "table.md").write_text(markdown(table) + "\n" + "".join(f"* {r}\n" for r in remarks))
+    write_json(folder / "table.json", {"rows": saved, "cpu": cpu(), "seconds": seconds})
+    write_text(folder / "table.md", markdown(table) + "\n" + "".join(f"* {r}\n" for r in remarks))
     figure(rows, folder / "figure.png")
     print("", *ruled(table), "", *remarks, f"{folder}/table.md, {folder}/figure.png", sep="\n")
 

@@ -115,7 +115,9 @@ class LatentLM(HFLM):
             return super()._model_call(inps, attn_mask, labels)
         mixed = self.mixed_precision_dtype
         with torch.no_grad(), torch.autocast(self.device.type, dtype=mixed, enabled=mixed is not None):
-            return self.model(inps, prompt_logits=False).logits
+            # what lm-eval pads with, on the right, is read by nothing; an end token may stand before a text
+            mask = None if self.model.config.eos_token_id is None else torch.ones_like(inps)
+            return self.model(inps, attention_mask=mask, prompt_logits=False).logits
 
     def _model_generate(self, context, max_length, stop, **generation_kwargs):
         if self.thinks:

@@ -190,6 +190,8 @@ def _execute(run: Run, say, options: Options, command: str) -> dict:
 
 def print_event(event: dict) -> None:
     """Progress as plain lines, under a launcher."""
+    if event["stage"] == "note" and int(os.environ.get("RANK", "0")) == 0:
+        print("note:", event["said"], flush=True)
     if "metrics" in event and int(os.environ.get("RANK", "0")) == 0:
         print(event["stage"], f"{event['done']}/{event['total']}", event["metrics"], flush=True)
 

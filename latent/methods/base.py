@@ -14,6 +14,7 @@ from latent.config import MethodConfig, _Sequence
 from latent.text import Batch, Text
 from latent.thought import Chooser, Prompt, Thought
 
+
 @dataclass
 class Mean:
     """A mean that is not taken yet: the sum `total` over `count` things.
@@ -94,8 +95,8 @@ class Method(nn.Module):
         """Positions that a problem needs at most, given the tokens of its prompt, its chain's steps and its answer."""
         raise NotImplementedError  # each method's own
 
-    def must_take(self, steps: list[int]) -> None:
-        """Raise ValueError for a chain, given the tokens of its steps, that `loss` cannot be trained on."""
+    def must_take(self, steps: list[int], answer: int) -> None:
+        """Raise ValueError for a chain and answer, given the tokens of each, that `terms` cannot be trained on."""
 
     def terms(self, batch: Batch) -> tuple[list[Mean], dict[str, Mean]]:
         """The training loss, the weighted sum of the terms' means, and what to log.

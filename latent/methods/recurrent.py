@@ -118,17 +118,21 @@ class Recurrent(Method):
         exact_BR = hit_NT.all(1).view(-1, r)
         return [loss], {"ce": loss, "exact": share(exact_BR[:, -1]), "step_exact": share(exact_BR.flatten())}
 
-    def targets(self, batch: Batch, r: int) -> Text:
-        """What each of r recurrences should read out: step i, and the answer beyond the chain."""
-        rows = []
-        for steps, answer in zip(batch.steps, batch.answers):
-            rows += (steps[:r] + [answer] * (r - len(steps))) if self.config.supervise == "steps" else [answer] * r
-        wrong = {len(row) for row in rows} - {self.config.answer_tokens}
+    def must_take(self, steps, answer):
+        asked = steps[: self.config.r_max] if self.config.supervise == "steps" else []
+        wrong = {answer, *asked} - {self.config.answer_tokens}
         if wrong:
             raise ValueError(
                 f"every step and answer must have method.answer_tokens = {self.config.answer_tokens} tokens "
                 f"to be read off a recurrence, got one of {min(wrong)}"
             )
+
+    def targets(self, batch: Batch, r: int) -> Text:
+        """What each of r recurrences should read out: step i, and the answer beyond the chain."""
+        rows = []
+        for steps, answer in zip(batch.steps, batch.answers):
+            self.must_take([len(step) for step in steps], len(answer))
+            rows += (steps[:r] + [answer] * (r - len(steps))) if self.config.supervise == "steps" else [answer] * r
         return Text(torch.tensor(rows, device=batch.prompt.ids_BT.device), None)
 
 

@@ -79,7 +79,7 @@ class Sim(AlongSequence):
         dealt = self.dealt(chain)
         return dealt[latent - 1][1] if latent <= len(dealt) else chain
 
-    def must_take(self, steps):
+    def must_take(self, steps, answer):
         longest = max((sum(steps[first:last]) for first, last in self.dealt(len(steps))), default=0)
         if longest > self.config.step_tokens:
             raise ValueError(f"a latent's step has {longest} tokens, method.step_tokens is {self.config.step_tokens}")

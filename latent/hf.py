@@ -185,9 +185,9 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Logits (B, T, V) at every column, or at the last `logits_to_keep`; `labels` (B, T) give the mean loss.
 
-        With `num_items_in_batch`, which Trainer gives, the loss is the sum divided by it: the labels of all accumulation
-        steps, and of all devices where Trainer averages over them, count the same. Labels at placeholders do not count
-        in the sum.
+        With `num_items_in_batch`, which Trainer gives, the loss is the sum divided by it: the labels of all
+        accumulation steps, and of all devices where Trainer averages over them, count the same. Labels at placeholders
+        add nothing to the sum.
 
         Rows may be padded on either side, and each may think as often as it likes. Without a mask, the padding token
         is padding. Without `prompt_logits` the columns

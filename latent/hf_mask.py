@@ -9,8 +9,8 @@ def mask_of(ids_BT: Tensor, config, ends: bool = False) -> Tensor:
 
     Elsewhere what stands after a row is read by nothing, and may stay. A tokenizer may also have been told to pad with
     the end token. Rows that begin with it, or with `ends` end with it, may be padded or not, and would be read as
-    another text: ValueError. So are rows of a checkpoint whose padding token is one of text. BOS, or one end token, that
-    begins all rows is no padding.
+    another text: ValueError. So are rows of a checkpoint whose padding token is one of text. BOS, or one end token,
+    that begins all rows is no padding.
     """
     pad, end, bos = config.pad_token_id, config.eos_token_id, config.bos_token_id
     own, wide = pad is not None and pad not in (end, bos), ids_BT.shape[1] > 1

@@ -37,10 +37,10 @@ def policy_loss(
 
         L = - sum_{b,t} min(rho A_b, clip(rho, 1 - low, 1 + high) A_b) / #decisions - entropy * mean H
 
-    where #decisions are those of the whole minibatch, all its kinds and all processes together: every decision counts
-    the same, whatever its kind, however long its rollout and wherever it was made. With rho = exp(logp - logp_old) (Schulman et al. 2017, arXiv:1707.06347, eq. 7; asymmetric clip: DAPO,
-    arXiv:2503.14476). `now` carries gradient, `old` is the policy that chose. Logs the ratio, the share clipped and the
-    entropy of each kind.
+    where #decisions are those of the whole minibatch, of all kinds and on all processes: every decision counts the
+    same, whatever its kind, however long its rollout and wherever it was made. rho = exp(logp - logp_old) (Schulman et
+    al. 2017, arXiv:1707.06347, eq. 7; asymmetric clip: DAPO, arXiv:2503.14476). `now` carries gradient, `old` is the
+    policy that chose. Logs the ratio, the share clipped and the entropy of each kind.
     """
     gain, bonus, count, logged, ratios, clipped = 0.0, 0.0, 0, {}, [], []
     for new, was in zip(now, old, strict=True):
@@ -67,7 +67,7 @@ def policy_loss(
 
 
 def kl_to_reference(now: list[Decision], reference: list[Decision]) -> Mean:
-    """Over the same decisions, the k3 estimate of KL(policy || reference), >= 0 and unbiased on the policy's own samples.
+    """Over the same decisions, the k3 estimate of KL(policy || reference): >= 0, unbiased on the policy's own samples.
 
     k3 = exp(q - p) - 1 - (q - p) with p, q the log-probabilities under policy and reference (Schulman 2020,
     *Approximating KL divergence*; GRPO eq. 4).

@@ -113,7 +113,10 @@ class Method(nn.Module):
         return loss, {name: mean.taken().detach() for name, mean in logged.items()}
 
     def learned(self, logged: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Told after `terms` what was logged, over all processes: where a curriculum goes on. Returns what else to log."""
+        """Told after `terms` what was logged, over all processes: where a curriculum goes on.
+
+        Returns what else to log.
+        """
         return {}
 
     def written(self, steps: list[int]) -> int:

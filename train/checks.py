@@ -14,9 +14,10 @@ GOLDS = 1000  # training problems whose gold is read back; of those that are jud
 def check(reasoner: Reasoner, env: Environment, run: Run, test: list[Problem]) -> list[str]:
     """Raise ValueError for what training or judging would fail on, in silence or late. Returns what is to be said."""
     train = env.splits["train"] if isinstance(env, Finite) else env.train_batch(run.seed, 0, run.train.batch)
-    must_fit(reasoner, run, train, test)
     golds_survive(reasoner, env, train[:GOLDS], test)
-    return must_be_decoded(reasoner, run, train, test)
+    said = must_be_decoded(reasoner, run, train, test)
+    must_fit(reasoner, run, train, test)
+    return said
 
 
 def must_fit(reasoner: Reasoner, run: Run, train: list[Problem], test: list[Problem]) -> None:
@@ -42,8 +43,10 @@ def must_fit(reasoner: Reasoner, run: Run, train: list[Problem], test: list[Prob
 def must_be_decoded(reasoner: Reasoner, run: Run, train: list[Problem], test: list[Problem]) -> list[str]:
     """Say how many gold texts are longer than what is decoded, which then cannot be right, and which flag would do.
 
-    Counted as the method writes once it is trained: the chain's steps that it does not think, and the answer. Raises
-    ValueError where none of the problems to judge, or of those that RL learns from, can be right.
+    Counted as the method writes once it is trained: the chain's steps that it does not think, and the answer. In an
+    environment without such flags, whose lengths are those of its own vocabulary, the reasoner's are set to what the
+    tokenizer needs, and a quarter more for problems not seen here. Raises ValueError where none of the problems to
+    judge, or of those that RL learns from, can be right.
     """
     codec, method = reasoner.codec, reasoner.method
     in_steps = method.written([1] * reasoner.chain_steps)
@@ -64,6 +67,11 @@ def must_be_decoded(reasoner: Reasoner, run: Run, train: list[Problem], test: li
     answer = max(reasoner.answer_tokens, *(a for a, _ in both))
     chain = max(a + c for a, c in both) - answer
     flags = {"max_answer": answer, "max_chain": -(-chain * reasoner.chain_steps // in_steps) if in_steps else 0}
+    if method.parallel_answer is None and not hasattr(run.env, "max_answer"):
+        reasoner.answer_tokens = answer * 5 // 4
+        reasoner.chain_tokens = max(reasoner.chain_tokens, flags["max_chain"] * 5 // 4)
+        more = f" and {reasoner.chain_tokens} of a chain" if in_steps else ""
+        return [f"up to {reasoner.answer_tokens} tokens of an answer{more} are decoded, for this tokenizer needs them"]
     now = {"max_answer": reasoner.answer_tokens, "max_chain": reasoner.chain_tokens}
     flags = [f"--env.{k.replace('_', '-')} {v}" for k, v in flags.items() if v > now[k] and hasattr(run.env, k)]
     said = (

@@ -19,7 +19,11 @@ LARGEST_GAP = 1e-3  # nats between sampler and trainer on one decision; fp32 sta
 
 
 def fit(trainer: Trainer, env: Environment) -> None:
-    """GRPO-family updates; what is logged is explained in train/README.md. Raises RuntimeError without a signal."""
+    """GRPO-family updates; what is logged is explained in train/README.md. Raises RuntimeError without a signal.
+
+    Each process samples its share of the prompts from a seed of its own; given all rollouts, the updates are the same
+    on any number of processes.
+    """
     c: RLVR = trainer.config
     reasoner, method = trainer.reasoner, trainer.method
     if trainer.share % c.minibatches:

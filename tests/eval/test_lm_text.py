@@ -28,8 +28,7 @@ def lost(text: str) -> str:
     return text.split("\n\n")[0]
 
 
-@pytest.mark.parametrize("template", [None, PLAIN, WITH_BOS])
-@pytest.mark.parametrize("bos", [True, False])
+@pytest.mark.parametrize("bos, template", [(True, None), (False, None), (True, PLAIN), (True, WITH_BOS)])
 def test_texts_are_the_reasoners(bos, template, tmp_path):
     hub.save(reasoner_of(tokenizer_of(bos, template), Sim(n_latent=2), chat=template is not None), tmp_path)
     reasoner, lm = load(tmp_path), LatentLM(str(tmp_path), batch_size=2)

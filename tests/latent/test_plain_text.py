@@ -124,11 +124,17 @@ def test_a_template_that_cuts_the_question_is_an_error():
 QUESTIONS = ["How many is 2 and 3?", "Hi", "2?"]
 
 
-@pytest.mark.parametrize("method", [NoCoT(), Sim(n_latent=2)])
 @pytest.mark.parametrize(
-    "special", [{}, {"pad_token": "</s>"}, {"pad_token": "<s>"}, {"pad_token": "[PAD]"}, {"unk_token": "</s>"}]
+    "bos, special, method",
+    [
+        (True, {}, Sim(n_latent=2)),
+        (False, {}, NoCoT()),
+        (True, {"pad_token": "</s>"}, Sim(n_latent=2)),
+        (False, {"pad_token": "<s>"}, Sim(n_latent=2)),
+        (False, {"pad_token": "[PAD]"}, NoCoT()),
+        (True, {"unk_token": "</s>"}, Coconut(n_latent=2)),
+    ],
 )
-@pytest.mark.parametrize("bos", [True, False])
 def test_the_tokenizers_own_padding_changes_no_text(bos, special, method, tmp_path):
     """Backbones without a pad token, or with one that is also another's, with a mask and without."""
     reasoner = reasoner_of(tokenizer_of(bos, **special), method)

@@ -38,7 +38,7 @@ def train(root: Path, data: str, rank: int) -> dict:
     for name, method in METHODS.items():
         env = Cups(cups=4) if name == "recurrent" else GSM8K(train=data, max_chain=192)
         logged = []
-        run = Run(env, MODEL, method, SFT(steps=5, batch=8, lr=0.02, warmup=0, log_every=1))
+        run = Run(env, MODEL, method, SFT(steps=4, batch=8, lr=0.02, warmup=0, log_every=1))
         trainer, env, _ = trainer_of(run, root, lambda event, logged=logged: logged.append(event["metrics"]))
         distill.fit(trainer, env)
         found[name] = dict(trainer.method.state_dict()), logged

@@ -23,6 +23,7 @@ from latent import hub
 from latent.hf import LatentForCausalLM
 
 log = logging.getLogger(__name__)
+OURS = {path.stem for path in (Path(__file__).parent / "tasks").glob("*.yaml")}
 NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # of a model on the hub
 
 
@@ -59,6 +60,8 @@ class LatentLM(HFLM):
             raise ValueError(f"{pretrained} is a plain causal LM: num_latents must be 0, got {steps}")
         self.num_latents: int = (self.model.num_latents if steps is None else steps) if self.thinks else 0
         if self.thinks:
+            # a context is text, as for the judge, and nothing spelt in it a control token; a chat template has its own
+            self.tokenizer.split_special_tokens = not self.model.config.chat
             if self.model.config.chat:
                 log.warning("this checkpoint was trained on questions in a chat template: give --apply_chat_template")
             self.model.thinking(self.num_latents)
@@ -101,6 +104,11 @@ class LatentLM(HFLM):
         with self._for("rolling"):
             return super().loglikelihood_rolling(requests, disable_tqdm)
 
+    def apply_chat_template(self, *args, **kwargs) -> str:
+        """As of any model; the template's control tokens are then read as such."""
+        self.tokenizer.split_special_tokens = False
+        return super().apply_chat_template(*args, **kwargs)
+
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         context_ids, continuation_ids = super()._encode_pair(context, continuation)
         longest = self.model.method.parallel_answer if self.thinks else None
@@ -115,7 +123,9 @@ class LatentLM(HFLM):
             return super()._model_call(inps, attn_mask, labels)
         mixed = self.mixed_precision_dtype
         with torch.no_grad(), torch.autocast(self.device.type, dtype=mixed, enabled=mixed is not None):
-            return self.model(inps, prompt_logits=False).logits
+            # what lm-eval pads with, on the right, is read by nothing; an end token may stand before a text
+            mask = None if self.model.config.eos_token_id is None else torch.ones_like(inps)
+            return self.model(inps, attention_mask=mask, prompt_logits=False).logits
 
     def _model_generate(self, context, max_length, stop, **generation_kwargs):
         if self.thinks:
@@ -123,14 +133,15 @@ class LatentLM(HFLM):
         return super()._model_generate(context, max_length, stop, **generation_kwargs)
 
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
-        """As of any model. A request for more tokens than there are positions gets what the checkpoint needs."""
+        """As of any model. A request for more tokens than there are positions, or one of our tasks, gets what the
+        checkpoint was made to write at most, as from the judge."""
         if not self.thinks:
             return super().generate_until(requests, disable_tqdm)
         requests = [copy(r) for r in requests]
         for r in requests:
             context, how = r.args
             limit = normalize_gen_kwargs(dict(how), self.max_gen_toks)["max_gen_toks"]
-            if limit >= self.max_length:
+            if limit >= self.max_length or r.task_name in OURS:  # there the judge's budget counts
                 limit = min(limit, self.model.generation_config.max_new_tokens or limit)
             rest = {k: v for k, v in how.items() if k not in ("max_new_tokens", "max_tokens", "max_completion_tokens")}
             r.arguments = (context, {**rest, "max_gen_toks": min(limit, self.model.longest or limit)})

@@ -367,10 +367,18 @@ def from_scratch(config, vocab: int, pad: int, eos: int | None) -> Backbone:
     return Backbone(lm)
 
 
+def check_finite(model: nn.Module, name: str) -> None:
+    """Raise ValueError, naming the tensor, for weights that are not finite: every answer would be noise."""
+    for key, p in model.named_parameters():
+        if p.is_floating_point() and not p.is_meta and not bool(p.isfinite().all()):
+            raise ValueError(f"{name} has weights that are not finite: {key}")
+
+
 def from_pretrained(name: str) -> tuple[Backbone, object]:
     """A pretrained causal LM in fp32 and its tokenizer, by hub name or directory.
 
-    Raises ValueError for what is neither, for missing weights, and for a tokenizer of more ids than the model has.
+    Raises ValueError for what is neither, for weights that are missing or not finite, and for a tokenizer of more ids
+    than the model has.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -384,6 +392,7 @@ def from_pretrained(name: str) -> tuple[Backbone, object]:
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ValueError(f"{name!r} lacks weights of a {type(lm).__name__}: {', '.join(missing[:3])} ...")
+    check_finite(lm, repr(name))
     rows = lm.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise ValueError(f"the tokenizer of {name!r} has {len(tokenizer)} ids, the model {rows}: not of one make")

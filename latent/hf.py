@@ -20,12 +20,13 @@ from transformers.generation import StoppingCriteriaList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from latent import bundle, methods
-from latent.backbone import Backbone
+from latent.backbone import Backbone, check_finite
 from latent.cache import Context
 from latent.config import unpack
 from latent.generate import longest_text
 from latent.hf_config import LatentConfig
 from latent.hf_ends import Length, Seen, Strings, Stripped
+from latent.hf_mask import mask_of
 from latent.thought import Greedy, Prompt
 
 # the name that this release of transformers has for a cache
@@ -87,7 +88,7 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     _supports_sdpa = True
     supports_gradient_checkpointing = False
-    accepts_loss_kwargs = False  # Trainer divides the mean loss by its accumulation steps itself
+    accepts_loss_kwargs = True  # Trainer says how many labels the whole batch has
 
     def __init__(self, config: LatentConfig, method: methods.Method | None = None):
         super().__init__(config)
@@ -111,11 +112,12 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, name, *args, output_loading_info: bool = False, **kwargs):
-        """As of any model. Raises ValueError where weights are missing."""
+        """As of any model. Raises ValueError where weights are missing or not finite."""
         model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
         missing = sorted(map(str, [*info["missing_keys"], *info.get("mismatched_keys", ())]))
         if missing:
             raise ValueError(f"{name} lacks weights: {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}")
+        check_finite(model, name)
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory, *args, **kwargs):
@@ -178,14 +180,20 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         prompt_logits: bool = True,
+        num_items_in_batch: int | Tensor | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """Logits (B, T, V) at every column, or at the last `logits_to_keep`; `labels` (B, T) give the mean loss.
 
-        Rows may be padded on either side, and each may think as often as it likes. Without `prompt_logits` the columns
+        With `num_items_in_batch`, which Trainer gives, the loss is the sum divided by it: the labels of all
+        accumulation steps, and of all devices where Trainer averages over them, count the same. Labels at placeholders
+        add nothing to the sum.
+
+        Rows may be padded on either side, and each may think as often as it likes. Without a mask, the padding token
+        is padding. Without `prompt_logits` the columns
         before a thought are left zero, which saves reading the prompt twice. Columns after the last token of an answer
-        that is read off in parallel are NaN. Raises ValueError for placeholders that do not follow each other, and
-        where the positions do not suffice.
+        that is read off in parallel are NaN. Raises ValueError for placeholders that do not follow each other, where
+        the positions do not suffice, and without a mask where padding cannot be told from text.
         """
         if kwargs.get("position_ids") is not None or kwargs.get("inputs_embeds") is not None:
             raise ValueError("position_ids and inputs_embeds are not taken: positions follow from the attention mask")
@@ -196,6 +204,8 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
         if past is not None and past.seen:
             h_BTD = self._go_on(input_ids, past)
         else:
+            if attention_mask is None:
+                attention_mask = mask_of(input_ids, self.config)
             h_BTD = self._whole(input_ids, attention_mask, past, prompt_logits and logits_to_keep != 1, unread_BT)
         if logits_to_keep:
             h_BTD, unread_BT = h_BTD[:, -logits_to_keep:], unread_BT[:, -logits_to_keep:]
@@ -212,7 +222,11 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
             if logits_to_keep:
                 raise ValueError("labels need all logits: logits_to_keep must be 0")
             target = labels[:, 1:].masked_fill(labels[:, 1:] == latent, -100) if latent is not None else labels[:, 1:]
-            loss = F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), target.flatten())
+            how = "mean" if num_items_in_batch is None else "sum"
+            loss = F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), target.flatten(), reduction=how)
+            if num_items_in_batch is not None:
+                whole = num_items_in_batch
+                loss = loss / (whole.to(loss.device) if isinstance(whole, Tensor) else whole)
         return CausalLMOutputWithPast(loss=loss, logits=logits_BTV, **{CACHE: past})
 
     def _go_on(self, ids_BT: Tensor, past: LatentCache) -> Tensor:
@@ -382,9 +396,12 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError("generate needs input_ids (B, T) with at least one token a row")
         mask_BT = kwargs.pop("attention_mask", None)
         if mask_BT is None:
-            pad = self.config.pad_token_id
-            padded = pad is not None and pad != self.config.eos_token_id
-            mask_BT = (ids_BT != pad).long() if padded else torch.ones_like(ids_BT)
+            mask_BT = mask_of(ids_BT, self.config, ends=True).long()
+        if self.config.latent_id is not None and bool((ids_BT == self.config.latent_id).any()):
+            raise ValueError(
+                "a prompt holds <latent>, which generate itself puts after it: say num_latents instead, and encode "
+                "text that may hold the word with split_special_tokens=True"
+            )
         if not bool(mask_BT[:, -1].all()):
             raise ValueError("generate needs prompts padded on the left (tokenizer.padding_side = 'left')")
         last = set(ids_BT[:, -1].tolist())

@@ -11,6 +11,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from latent.config import pack
 from latent.files import named, read_json
@@ -41,6 +42,7 @@ def face(reasoner: Reasoner):
         vocab_size=max(method.backbone.vocab, codec.name_latent() + 1),  # as wide as the logits
         pad_token_id=codec.pad,
         eos_token_id=codec.end,
+        bos_token_id=codec.begin[0] if codec.begin else None,
     )
     model = LatentForCausalLM(config, method).eval()
     model.generation_config = GenerationConfig(
@@ -59,11 +61,7 @@ def save(reasoner: Reasoner, folder: Path) -> None:
             face(reasoner).save_pretrained(folder)
         except SafetensorError as e:  # which does not name the folder of a full disk
             raise OSError(f"cannot write the weights into {folder}: {e}") from None
-    # a prompt is what the codec makes of it: no token of the tokenizer's own before it
-    tokenizer.backend_tokenizer.post_processor = None
-    for name in ("add_bos_token", "add_eos_token"):
-        if name in tokenizer.init_kwargs:
-            tokenizer.init_kwargs[name] = False
+    as_the_codec(tokenizer, reasoner.codec)
     tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
     if reasoner.codec.end is not None:
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(reasoner.codec.end)
@@ -71,6 +69,22 @@ def save(reasoner: Reasoner, folder: Path) -> None:
         tokenizer.eos_token, tokenizer.bos_token = UNKNOWN, PAD
     tokenizer.save_pretrained(folder)
     reasoner.method.train(was_training)
+
+
+def as_the_codec(tokenizer, codec: Codec) -> None:
+    """Let a tokenizer begin a prompt as the codec does, in a chat too, and end it with nothing of its own."""
+    names = tokenizer.convert_ids_to_tokens(codec.begin)
+    post = TemplateProcessing(single=[*names, "$A"], pair=[*names, "$A", *names, "$B"],
+                              special_tokens=list(zip(names, codec.begin)))  # fmt: skip
+    tokenizer.backend_tokenizer.post_processor = post if names else None
+    for name in ("add_bos_token", "add_eos_token"):
+        if name in tokenizer.init_kwargs:
+            tokenizer.init_kwargs[name] = name == "add_bos_token" and bool(names)
+    if codec.chat and codec.begin:
+        turn = [{"role": "user", "content": "a"}]
+        said = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
+        if tuple(said[: len(codec.begin)]) != codec.begin:
+            tokenizer.chat_template = "{{ " + repr("".join(names)) + " }}" + tokenizer.chat_template
 
 
 def find(folder: str | Path) -> Path:

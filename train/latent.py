@@ -235,7 +235,10 @@ def _execute(run: Run, say, options: Options, command: str) -> dict:
 
 def print_event(event: dict) -> None:
     """Progress as plain lines, under a launcher."""
-    if "metrics" in event and (launched() or (0, 1))[0] == 0:
+    leads = (launched() or (0, 1))[0] == 0
+    if event["stage"] == "note" and leads:
+        print("note:", event["said"], flush=True)
+    if "metrics" in event and leads:
         print(event["stage"], f"{event['done']}/{event['total']}", event["metrics"], flush=True)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from eval.environments.base import Environment, Problem
 from latent.files import write_text
 from latent.generate import Reasoner
+from latent.methods.base import Mean
 from latent.thought import Greedy
 from train import checkpoint
 from train.config import SFT
@@ -62,10 +63,17 @@ class Trainer:
 
     def problems(self, env: Environment, step: int) -> list[Problem]:
         """This process's part of the data of a step. A run that starts from another does not see its data again."""
-        run, share, rank = self.record.run, self.share, self.accelerator.process_index
+        run, rank = self.record.run, self.accelerator.process_index
         stream = run.seed if run.init is None else f"{run.seed} after {run.init}"
-        self.given = env.train_batch(stream, step, self.config.batch)[rank * share : (rank + 1) * share]
+        whole = env.train_batch(stream, step, self.config.batch)
+        parts = getattr(self.config, "minibatches", 1)  # each is shared, so that it is the same on any number of them
+        size, own = len(whole) // parts, self.share // parts
+        self.given = [p for i in range(parts) for p in whole[i * size + rank * own :][:own]]
         return self.given
+
+    def drawing(self, step: int) -> torch.Generator:
+        """What a step draws for its whole batch, on whichever process: that of a single one."""
+        return torch.Generator().manual_seed(seed_of(self.record.run.seed, step, 0))
 
     def all_agree(self, yes: bool) -> bool:
         """Whether it holds on every process: a decision that all of them take alike."""
@@ -81,8 +89,30 @@ class Trainer:
         down = 1.0 if step <= decay_from else 1 - (1 - c.decay_to) * (step - decay_from) / (c.steps - decay_from)
         return min(1.0, (step + 1) / max(1, c.warmup)) * down
 
+    def over_processes(self, terms: list[Mean], logged: dict[str, Mean | Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """This process's part of a loss, and what is logged of it.
+
+        Every term's total is divided by its count over all processes, so that the parts add up to the loss that one
+        process would have had. A plain tensor is logged as the mean over processes.
+        """
+        given = [*terms, *(m if isinstance(m, Mean) else Mean(m, 1) for m in logged.values())]
+        counts, totals = [m.count for m in given], [m.total.detach() for m in given]
+        if self.accelerator.num_processes > 1:
+            device = self.accelerator.device
+            sums = torch.tensor([*map(float, counts), *map(float, totals)], dtype=torch.float64, device=device)
+            counts, sums = self.accelerator.reduce(sums, "sum").split(len(given))
+            counts = [int(n) for n in counts.tolist()]
+            totals = [sums[i].to(t.dtype if t.is_floating_point() else torch.float32) for i, t in enumerate(totals)]
+        means = [Mean(t, n).taken() for t, n in zip(totals, counts)]
+        parts = [m.weight * Mean(m.total, n).taken() for m, n in zip(terms, counts)]
+        values = dict(zip(logged, means[len(terms) :]))
+        return sum(parts), {"loss": sum(m.weight * mean for m, mean in zip(terms, means)), **values}
+
     def descend(self, loss: Tensor) -> Tensor:
-        """One optimizer step on `loss`. Returns the gradient norm before clipping. Raises `Diverged`."""
+        """One optimizer step on `loss`, the sum over processes. Returns the gradient norm before clipping.
+
+        Raises `Diverged`.
+        """
         loss.backward()
         self._sync()
         norm = torch.nn.utils.clip_grad_norm_(self.params, self.config.clip)
@@ -93,13 +123,13 @@ class Trainer:
         return norm
 
     def _sync(self) -> None:
-        """Average gradients, and take buffers from process 0: the same calls on every process, whatever the data."""
+        """Sum gradients, and take buffers from process 0: the same calls on every process, whatever the data."""
         if self.accelerator.num_processes == 1:
             return
         has = torch.tensor([float(p.grad is not None) for p in self.params], device=self.accelerator.device)
         has = self.accelerator.reduce(has, "sum").tolist()  # AdamW would decay a parameter whose gradient is zero
         flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in self.params])
-        flat = self.accelerator.reduce(flat, "mean")
+        flat = self.accelerator.reduce(flat, "sum")
         for p, g, n in zip(self.params, flat.split([p.numel() for p in self.params]), has):
             p.grad = g.view_as(p) if n else None
         for b in self.method.buffers():

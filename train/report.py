@@ -44,6 +44,9 @@ class Screen:
             verb = "finished" if event["new"] else "was finished before"
             self.console.print(f"[{arm}] {verb}: run {event['finished']}", markup=False, highlight=False)
             return
+        if event["stage"] == "note":
+            self.console.print(f"[{arm}] note: {event['said']}", markup=False, highlight=False)
+            return
         key, done, total = (arm, event["stage"]), event["done"], event["total"]
         if key not in self.bars:
             self.bars[key] = self.progress.add_task(f"{arm} · {event['stage']}", total=total)

@@ -14,8 +14,9 @@ from eval.judge import Item, by_level, judge, summary
 from latent import backbone, hub, lora, methods
 from latent.files import PART, check_writable, put_folder, read_json
 from latent.generate import Reasoner
-from latent.text import Batch, Codec
+from latent.text import Codec
 from train import card, checkpoint, curves, distill, rlvr
+from train.checks import check
 from train.config import RLVR, Run, plain
 from train.loop import Trainer
 from train.process import needs_cpu, while_one_works
@@ -57,7 +58,8 @@ def execute(
     torch.manual_seed(run.seed)
     reasoner = begin(run, env, root)
     problems = test_problems(run, env)
-    must_fit(reasoner, env, run, problems)
+    for line in check(reasoner, env, run, problems):
+        say({"stage": "note", "said": line})
     reasoner.method.to(accelerator.device)
     trainer = Trainer(reasoner, record, accelerator, say)
     trainer.choose_start()
@@ -174,30 +176,6 @@ def test_problems(run: Run, env: Environment) -> list[Problem]:
         raise ValueError("the environment has no test problems")
     others = [lv for lv in env.levels() if lv != env.main_level]
     return main + [p for lv in others for p in env.problems("test", lv, run.judge.level_items)]
-
-
-def must_fit(reasoner: Reasoner, env: Environment, run: Run, test: list[Problem]) -> None:
-    """Raise ValueError, before anything is written, for a problem longer than the model's positions."""
-    codec, method, has = reasoner.codec, reasoner.method, reasoner.method.backbone.positions
-    train = env.splits["train"] if isinstance(env, Finite) else env.train_batch(run.seed, 0, run.train.batch)
-    wider = max([0, *(k - method.steps for k in run.judge.sweep)]) * getattr(method, "stride", 0)
-    for p in test + train:
-        prompt = len(codec.question(p.question))
-        answer = max(len(codec.answer(p.answer)), reasoner.answer_tokens)
-        steps = [len(codec.step(s)) for s in p.steps]
-        if not isinstance(run.train, RLVR):
-            method.must_take(steps)
-        needs = method.needs(prompt, steps, answer) + wider
-        if needs > has:
-            raise ValueError(
-                f"problem {p.key} needs {needs} positions ({prompt} to read, the rest to think and answer), "
-                f"the model has {has} (--model.n-positions)"
-            )
-    if not isinstance(run.train, RLVR):
-        buffers = {name: b.clone() for name, b in method.named_buffers()}
-        with torch.no_grad(), torch.random.fork_rng():
-            method.loss(Batch.of(train[:2], codec))  # what a method itself has to object to
-        method.load_state_dict(buffers, strict=False)
 
 
 def final(run: Run, env: Environment, problems: list[Problem], reasoner: Reasoner, record: Record, say) -> dict:

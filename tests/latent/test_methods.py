@@ -144,7 +144,8 @@ def test_coconut_replaces_steps_by_latents_and_advances():
             method.backbone.head(text_hidden(method.backbone, thought, batch.chain(stage).ids_BT)).flatten(0, 1),
             batch.chain(stage).ids_BT.flatten(),
         )
-        loss, _ = method.loss(batch)
+        loss, logged = method.loss(batch)
+        method.learned(logged)
         torch.testing.assert_close(loss, want)
         seen.append((stage, int(thought.used_B[0]), written))
     assert seen[:3] == [(0, 0, 8), (0, 0, 8), (1, 1, 7)]

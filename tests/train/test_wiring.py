@@ -1,120 +1,126 @@
-"""From config to weights: every number of a supervised run's config reaches the update that it is about."""
+"""Supervised updates recomputed by hand, from config to weights, on ragged texts and in fp64."""
 
-import dataclasses
+import copy
 import json
-import math
-from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate import Accelerator
+import torch.nn.functional as F
 
-from eval.environments import Cups, build
-from latent.config import ModelConfig, NoCoT, Sim
+from eval.environments import GSM8K
+from latent.config import Coconut, LearnedStop, ModelConfig, Sim
 from latent.text import Batch
-from train import distill, record
-from train import run as runs
-from train.config import SFT, Judge, Run
-from train.loop import Trainer, seed_of
+from tests.train.by_hand import AdamW, assert_same_weights, trainer_of
+from train import distill
+from train.config import SFT, Run
+from train.loop import seed_of
 
-HOW = SFT(
-    steps=8, batch=4, lr=1e-2, warmup=3, decay=0.5, decay_to=0.1, weight_decay=0.4, beta2=0.95, clip=0.5, log_every=3
-)
-RUN = Run(
-    Cups(), ModelConfig(n_layer=1, n_embd=16, n_head=1), Sim(n_latent=2, step_tokens=16), HOW, Judge(items=4), seed=3
-)
+MODEL = ModelConfig(n_layer=2, n_embd=16, n_head=2, n_positions=192, vocab_size=300)
 
 
-def trainer_of(run: Run, root, accelerator=None) -> Trainer:
-    torch.manual_seed(run.seed)
-    reasoner = runs.begin(run, build(run.env), root)
-    reasoner.method.double()  # Adam blows up the rounding of gradients that are zero
-    made = Trainer(reasoner, record.Record(root, run), accelerator or Accelerator(cpu=True), lambda event: None)
-    made.choose_start()
-    (root / run.id).mkdir(exist_ok=True)
-    return made
+@pytest.fixture(scope="module")
+def ragged(tmp_path_factory):
+    """Problems with chains of 0 to 9 steps and answers of 1 to 3 digits."""
+    path = tmp_path_factory.mktemp("data") / "ragged.json"
+    rows = [
+        {"question": f"Say {i}.", "steps": [f"<<{j}+1={j + 1}>>" for j in range((i * 3) % 10)], "answer": str(i**2)}
+        for i in range(40)
+    ]
+    path.write_text(json.dumps(rows))
+    return GSM8K(train=str(path), max_chain=192)
 
 
-def by_hand(run: Run, root, **change) -> list[dict[str, torch.Tensor]]:
-    """Weights after every update, written out: clipping, warm-up and decay of the rate, AdamW (arXiv:1711.05101)."""
-    c = dataclasses.replace(run.train, **change)
-    torch.manual_seed(run.seed)
-    reasoner, env = runs.begin(run, build(run.env), root), build(run.env)
-    reasoner.method.double().train()
-    params = dict(reasoner.method.named_parameters())
-    m = {n: torch.zeros_like(p) for n, p in params.items()}
-    v = {n: torch.zeros_like(p) for n, p in params.items()}
-    after = []
-    for step in range(c.steps):
-        torch.manual_seed(seed_of(run.seed, step, 0))
-        loss, _ = reasoner.method.loss(Batch.of(env.train_batch(run.seed, step, c.batch), reasoner.codec))
-        grads = dict(zip(params, torch.autograd.grad(loss, params.values(), allow_unused=True)))
-        norm = math.sqrt(sum(float(g.square().sum()) for g in grads.values() if g is not None))
-        rate = c.lr * min(1.0, (step + 1) / max(1, c.warmup))
-        begins = c.steps * (1 - c.decay)
-        if step > begins:
-            rate *= 1 + (c.decay_to - 1) * (step - begins) / (c.steps - begins)
-        with torch.no_grad():
-            for n, p in params.items():
-                if grads[n] is None:
-                    continue
-                g = grads[n] * min(1.0, c.clip / norm)
-                m[n] = 0.9 * m[n] + 0.1 * g
-                v[n] = c.beta2 * v[n] + (1 - c.beta2) * g**2
-                ahead = m[n] / (1 - 0.9 ** (step + 1))
-                size = (v[n] / (1 - c.beta2 ** (step + 1))).sqrt() + 1e-8
-                p.copy_(p * (1 - rate * c.weight_decay) - rate * ahead / size)
-        after.append({n: p.detach().clone() for n, p in params.items()})
-    return after
+def states_by_hand(method, ids, k: int):
+    """The trace of one prompt and the inputs of its latents: the whole sequence through the family's forward."""
+    x, pos, states = method.backbone.embed(ids), list(range(ids.shape[1])), []
+    for i in range(k + 1):
+        states.append(read(method, x, pos)[:, -1])
+        if i < k:
+            x = torch.cat([x, states[-1][:, None]], 1)
+            pos.append(ids.shape[1] + method.stride * (i + 1) - 1)
+    return states, x, pos
 
 
-def gap(a: dict, b: dict) -> float:
-    return max(float((a[n] - b[n]).abs().max()) for n in a)
+def read(method, x, pos):
+    mask = torch.ones(x.shape[:2], dtype=torch.long)
+    decoder = method.backbone.decoder[0]
+    return decoder(inputs_embeds=x, position_ids=torch.tensor([pos]), attention_mask=mask, use_cache=False)[0]
 
 
-def test_an_update_is_what_the_config_says_written_out(tmp_path):
-    trainer, env, seen = trainer_of(RUN, tmp_path), build(RUN.env), []
-    trainer.say = lambda event: seen.append({n: p.detach().clone() for n, p in trainer.method.named_parameters()})
+def nats(method, ids, text, used: int, k: int) -> torch.Tensor:
+    """Summed cross-entropy of a text that follows `used` of `k` latents: its positions are those after all k."""
+    states, x, pos = states_by_hand(method, ids, used)
+    n = ids.shape[1]
+    x = torch.cat([x, method.backbone.embed(torch.tensor([text[:-1]], dtype=torch.long))], 1)
+    h = read(method, x, pos + list(range(n + method.stride * k, n + method.stride * k + len(text) - 1)))
+    h = torch.cat([states[used], h[0, len(pos) :]])
+    return F.cross_entropy(method.backbone.head(h), torch.tensor(text), reduction="sum")
+
+
+def test_a_step_of_sim_is_the_one_that_the_config_says(ragged, tmp_path):
+    """Each latent's own step, all that follow it where there are more steps than latents, weighted; early stops too."""
+    config = Sim(n_latent=4, stride=2, step_weight=0.7, step_tokens=48, halt=LearnedStop())
+    c = SFT(steps=2, batch=8, lr=0.01, warmup=4, decay=0.0, weight_decay=0.2, beta2=0.9, clip=0.3, log_every=1)
+    logged = []
+    say = lambda event: logged.append(event["metrics"])  # noqa: E731
+    trainer, env, method = trainer_of(Run(ragged, MODEL, config, c, seed=3), tmp_path, say)
     distill.fit(trainer, env)
-    want = by_hand(RUN, tmp_path)
-    assert len(seen) == 8
-    for mine, theirs in zip(seen, want):
-        assert gap(mine, theirs) < 1e-7
-    # and each number matters by far more than that, so none of them can be left out unseen
-    moved = {"warmup": 0, "decay": 0.0, "decay_to": 0.9, "weight_decay": 0.0, "beta2": 0.999, "clip": 1e9, "lr": 9e-3}
-    for name, value in moved.items():
-        assert gap(seen[-1], by_hand(RUN, tmp_path, **{name: value})[-1]) > 2e-4, name
+
+    optimizer, codec = AdamW(method, c), trainer.reasoner.codec
+    for step in range(2):
+        generator = torch.Generator().manual_seed(seed_of(3, step, 0))
+        some, half = (torch.rand(8, generator=generator) for _ in range(2))
+        text_nats = step_nats = text_count = step_count = 0
+        problems = env.train_batch(3, step, 8)
+        for b, p in enumerate(problems):
+            ids = torch.tensor([codec.question(p.question)])
+            n, answer = len(p.steps), codec.answer(p.answer)
+            enough = min(4, max(1, n))  # no chain here repeats its last step
+            used = 4 if half[b] < 0.5 else enough + int(some[b] * (5 - enough))
+            text_nats, text_count = text_nats + nats(method, ids, answer, used, 4), text_count + len(answer)
+            states, _, _ = states_by_hand(method, ids, 4)
+            for i in range(min(4, n)):
+                mine = p.steps[i : i + 1] if n <= 4 else [s for j, s in enumerate(p.steps) if j * 4 // n == i]
+                wanted = sum(map(codec.step, mine), ())
+                weight = method.decoder.places.weight.view(48, 16, 16)[: len(wanted)]
+                bias = method.decoder.places.bias.view(48, 16)[: len(wanted)]
+                h = torch.einsum("tij,j->ti", weight, states[1 + i][0]) + bias
+                step_nats = step_nats + F.cross_entropy(method.backbone.head(h), torch.tensor(wanted), reduction="sum")
+                step_count += len(wanted)
+        assert len({len(p.steps) for p in problems}) > 3
+        loss = text_nats / text_count + 0.7 * step_nats / step_count
+        norm = optimizer.step(loss, rate=(step + 1) / 4)
+        assert logged[step]["loss"] == pytest.approx(float(loss.detach()), abs=1e-9)
+        assert logged[step]["grad_norm"] == pytest.approx(norm, rel=1e-9) and norm > 0.3
+    assert_same_weights(trainer.method, method)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_every_update_and_process_draws_from_a_seed_of_its_own(rank, tmp_path):
-    alone = SimpleNamespace(
-        num_processes=1, process_index=rank, is_main_process=rank == 0, device=torch.device("cpu"),
-        log=lambda *args: None, wait_for_everyone=lambda: None,
-    )  # fmt: skip
-    drawn = []
-
-    def update(step: int) -> dict:
-        drawn.append((step, torch.initial_seed(), float(torch.rand(()))))
-        return {"loss": torch.tensor(0.0)}
-
-    trainer_of(RUN, tmp_path, alone).fit(update)
-    assert [seed for _, seed, _ in drawn] == [seed_of(3, step, rank) for step in range(8)]
-    assert len({x for *_, x in drawn}) == 8
-
-
-def test_no_two_updates_processes_or_runs_share_a_seed():
-    every = {seed_of(seed, step, rank) for seed in range(4) for step in range(300) for rank in range(8)}
-    assert len(every) == 4 * 300 * 8 and min(every) > 0
-    assert seed_of(2**32 - 1, 2**20, 1000) < 2**63  # torch takes no larger one
-
-
-def test_a_run_ends_at_the_first_log_line_that_reaches_stop_at(tmp_path):
-    """Two cups and one swap: two answers, so that a share of .3 right is soon reached."""
-    how = SFT(steps=400, batch=16, warmup=0, stop_at=0.3, log_every=5)
-    run = dataclasses.replace(RUN, env=Cups(cups=2, swaps=2, min_swaps=1), method=NoCoT(), train=how)
-    trainer = trainer_of(run, tmp_path)
-    distill.fit(trainer, build(run.env))
-    log = [json.loads(line) for line in (tmp_path / run.id / "metrics.jsonl").read_text().splitlines()]
-    assert trainer.done == log[-1]["step"] < 400 and log[-1]["exact"] >= 0.3
-    assert all(line["exact"] < 0.3 for line in log[:-1])
+def test_a_curriculum_draws_its_stage_as_the_config_says(ragged, tmp_path):
+    """A share `earlier` of batches comes from a stage before; the losses are those of the stage drawn, worked out."""
+    config = Coconut(n_latent=3, stride=2, first_stage=3, earlier=0.5, advance_at=0.999)
+    c = SFT(steps=6, batch=4, lr=0.01, warmup=0, log_every=1)
+    seen = []
+    trainer, env, method = trainer_of(
+        Run(ragged, MODEL, config, c),
+        tmp_path,
+        lambda event: seen.append((event["metrics"], copy.deepcopy(trainer.method))),
+    )
+    distill.fit(trainer, env)
+    codec, stages = trainer.reasoner.codec, []
+    for step in range(6):
+        generator = torch.Generator().manual_seed(seed_of(0, step, 0))
+        stage = 3
+        if float(torch.rand((), generator=generator)) < 0.5:
+            stage = int(torch.randint(3, (), generator=generator))
+        stages.append(stage)
+        before = method if step == 0 else seen[step - 1][1]
+        batch = Batch.of(env.train_batch(0, step, 4), codec)
+        with torch.no_grad():
+            rows = [(sum(s[stage:], ()) + a) for s, a in zip(batch.steps, batch.answers)]
+            ids = [torch.tensor([codec.question(p.question)]) for p in env.train_batch(0, step, 4)]
+            total = sum(nats(before, i, row, stage, stage) for i, row in zip(ids, rows))
+        assert seen[step][0]["loss"] == pytest.approx(float(total / sum(map(len, rows))), abs=1e-9)
+    assert 3 in stages and len(set(stages)) > 1
+    assert int(trainer.method.in_stage) == 6 and int(trainer.method.stage) == 3
+    weight = 1 - 0.98 ** stages.count(3)  # of the moving average: batches of earlier stages do not count
+    assert float(trainer.method.exact[1]) == pytest.approx(weight, abs=1e-6)

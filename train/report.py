@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from eval.cli import aligned
-from eval.stats import bootstrap, mcnemar
+from eval.stats import mcnemar, paired
 from latent.config import CoT
 from train.config import Run
 from train.record import Record, cpu
@@ -150,14 +150,11 @@ def notes(rows: list[Row], seconds: float) -> list[str]:
 
 def compared(row: Row, other: Row) -> str:
     """The paired difference between two arms on the same problems."""
-    import numpy as np
-
     a, b = row.result["correct"], other.result["correct"]
-    low, high = bootstrap(np.array(a) - np.array(b), n_boot=2000)
-    p = mcnemar(a, b)
+    d, p = paired(a, b, n_boot=2000), mcnemar(a, b)
     return (
-        f"{row.arm} - {other.arm}: {100 * (np.mean(a) - np.mean(b)):+.1f} points, paired 95 % interval "
-        f"{100 * low:+.1f} to {100 * high:+.1f} over items, McNemar p = {p:.2g}; core-seconds of training "
+        f"{row.arm} - {other.arm}: {100 * d.mean:+.1f} points, paired 95 % interval "
+        f"{100 * d.low:+.1f} to {100 * d.high:+.1f} over items, McNemar p = {p:.2g}; core-seconds of training "
         f"{row.result['core_seconds']:.0f} and {other.result['core_seconds']:.0f}"
     )
 

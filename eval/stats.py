@@ -1,6 +1,7 @@
 """Intervals and tests for accuracies: Wilson, a two-level bootstrap, Student over seeds and items, McNemar, Holm."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import comb, exp, hypot, log, sqrt
 
 import numpy as np
@@ -51,19 +52,27 @@ def resampled(x_SN: np.ndarray, n_boot: int, seed: int) -> np.ndarray:
     from scipy.special import stdtrit
 
     x_SN = np.atleast_2d(np.asarray(x_SN, dtype=np.float64))
-    rng = np.random.default_rng(seed)
     s, n = x_SN.shape
     counts = np.isin(x_SN, (-1, 0, 1)).all() and n > 1
     least, most = (-1.0 if x_SN.min() < 0 else 0.0, 1.0) if counts else (-np.inf, np.inf)
     if s > 1:
         wider = np.sqrt(s / (s - 1)) * stdtrit(s - 1, 0.975) / Z95
         x_SN = x_SN + (wider - 1) * (x_SN.mean(1, keepdims=True) - x_SN.mean())
-    means = np.empty(n_boot)
+    seeds_RS, items_RN = draws(s, n, n_boot, seed)
+    chunks = range(0, n_boot, 500)
+    means = [((items_RN[i : i + 500] @ x_SN.T) * seeds_RS[i : i + 500]).sum(1) / (s * n) for i in chunks]
+    return np.concatenate(means).clip(least, most)
+
+
+@lru_cache(maxsize=4)  # the arms of an ablation have as many seeds and items each
+def draws(s: int, n: int, n_boot: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """How often each of S seeds (n_boot, S) and each of N items (n_boot, N) is drawn, in each resample."""
+    rng = np.random.default_rng(seed)
+    seeds_RS, items_RN = np.empty((n_boot, s), np.float32), np.empty((n_boot, n), np.float32)
     for i in range(n_boot):
-        seeds_S = np.bincount(rng.integers(s, size=s), minlength=s)
-        items_N = np.bincount(rng.integers(n, size=n), minlength=n)
-        means[i] = seeds_S @ x_SN @ items_N / (s * n)
-    return means.clip(least, most)
+        seeds_RS[i] = np.bincount(rng.integers(s, size=s), minlength=s)
+        items_RN[i] = np.bincount(rng.integers(n, size=n), minlength=n)
+    return seeds_RS, items_RN
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def paired(a_SN, b_SN, n_boot: int = 10_000, seed: int = 0, unit: float | None =
     if a_SN.shape != b_SN.shape or not a_SN.size:
         raise ValueError(f"expected results of the same seeds on the same items, got {a_SN.shape} and {b_SN.shape}")
     diff_SN = a_SN - b_SN
-    mean, (s, n) = float(diff_SN.mean()), diff_SN.shape
+    mean, n = float(diff_SN.mean()), diff_SN.shape[1]
     counts = n > 1 and all(np.isin(x, (0, 1)).all() for x in (a_SN, b_SN))
     least, most = (-1.0, 1.0) if counts else (-np.inf, np.inf)
     if counts and not diff_SN.any():

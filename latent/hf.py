@@ -9,6 +9,8 @@ A loop along the depth is called the same way: k placeholders are k recurrences,
 parallel, is handed out token by token.
 """
 
+import sys
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.generation import StoppingCriteriaList
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import logging
 
 from latent import bundle, methods
 from latent.backbone import Backbone
@@ -28,6 +31,11 @@ from latent.hf_config import LatentConfig
 from latent.hf_ends import Length, Seen, Strings, Stripped
 from latent.thought import Greedy, Prompt
 
+log = logging.get_logger(__name__)
+UNTHOUGHT = (
+    "a checkpoint that thinks is opened as a plain model: log-likelihoods would be of texts that do not follow <think> "
+    "and its thoughts, as they did in training; in lm-eval open it with --model latent"
+)
 # the name that this release of transformers has for a cache
 CACHE = "cache" if any(f.name == "cache" for f in fields(CausalLMOutputWithPast)) else "past_key_values"
 
@@ -45,6 +53,7 @@ class LatentCache(DynamicCache):
         super().__init__()
         self.context: Context | None = None
         self.ahead_BTD: Tensor | None = None
+        self.used_B: Tensor | None = None  # latent steps used, a row each as they were read
         self.seen = 0
 
     def get_seq_length(self, *_) -> int:
@@ -87,6 +96,7 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     _supports_sdpa = True
     supports_gradient_checkpointing = False
+    _known = False
     accepts_loss_kwargs = False  # Trainer divides the mean loss by its accumulation steps itself
 
     def __init__(self, config: LatentConfig, method: methods.Method | None = None):
@@ -111,12 +121,27 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, name, *args, output_loading_info: bool = False, **kwargs):
-        """As of any model. Raises ValueError where weights are missing."""
+        """As of any model. Raises ValueError where weights are missing.
+
+        Warns where lm-eval opens it as `--model hf`, which scores continuations without what stands before them.
+        """
+        if "lm_eval.models.huggingface" in sys.modules and "config" in kwargs and not cls._known:
+            log.warning(UNTHOUGHT)
         model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
         missing = sorted(map(str, [*info["missing_keys"], *info.get("mismatched_keys", ())]))
         if missing:
             raise ValueError(f"{name} lacks weights: {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}")
         return (model, info) if output_loading_info else model
+
+    @classmethod
+    @contextmanager
+    def known_caller(cls):
+        """While this lasts, a checkpoint is opened by somebody who knows how it reads."""
+        before, cls._known = cls._known, True
+        try:
+            yield
+        finally:
+            cls._known = before
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As of any model, with the file that opens it without this package."""
@@ -323,6 +348,8 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
             values.append(h_ND)
 
         of_B = torch.tensor(of, device=device)
+        if past is not None:
+            past.used_B = thought.used_B[of_B]
         h_B, context = thought.h_UTD[of_B], thought.context
         put([(b, (row.latents or row.prompt)[-1]) for b, row in rows], h_B[:, 0])
         for i in range(1, min(steps, thought.states_UKD.shape[1])):
@@ -375,7 +402,8 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
     ):
         """Stock `generate` after thinking `num_latents` steps, or `num_recurrences` of a loop along the depth.
 
-        What comes back is the prompt and the text; the placeholders are gone.
+        What comes back is the prompt and the text; the placeholders are gone. With `return_dict_in_generate` it also
+        says `latents_used`, the latent steps (or recurrences) of each row, fewer where a halt stopped them.
         """
         ids_BT = inputs if inputs is not None else kwargs.pop("input_ids", None)
         if ids_BT is None or ids_BT.dim() != 2 or ids_BT.shape[1] == 0:
@@ -402,6 +430,10 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
         if isinstance(out, Tensor):
             return strip(out)
         out["sequences"] = strip(out["sequences"])
+        held = kwargs.get(CACHE)
+        if isinstance(held, LatentCache):
+            used_B = out["sequences"].new_zeros(b) if held.used_B is None else held.used_B[:: len(held.used_B) // b]
+            out["latents_used"] = used_B.repeat_interleave(len(out["sequences"]) // b)
         return out
 
     def _settings(self, kwargs: dict, config, t: int, n: int, steps: int) -> dict:

@@ -51,21 +51,28 @@ def face(reasoner: Reasoner):
 
 def save(reasoner: Reasoner, folder: Path) -> None:
     """Write a reasoner into `folder`, which is made."""
-    was_training, tokenizer = reasoner.method.training, reasoner.codec.tokenizer
+    was_training = reasoner.method.training
     with quiet():
         face(reasoner).save_pretrained(folder)
+    ready_tokenizer(reasoner.codec).save_pretrained(folder)
+    reasoner.method.train(was_training)
+
+
+def ready_tokenizer(codec: Codec):
+    """The codec's tokenizer as other tools need it, which then make the same ids of a text."""
+    tokenizer = codec.tokenizer
+    codec.name_latent()
     # a prompt is what the codec makes of it: no token of the tokenizer's own before it
     tokenizer.backend_tokenizer.post_processor = None
     for name in ("add_bos_token", "add_eos_token"):
         if name in tokenizer.init_kwargs:
             tokenizer.init_kwargs[name] = False
     tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
-    if reasoner.codec.end is not None:
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(reasoner.codec.end)
+    if codec.end is not None:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(codec.end)
     else:  # tools ask for an end token and a first one: here two that are never written
         tokenizer.eos_token, tokenizer.bos_token = UNKNOWN, PAD
-    tokenizer.save_pretrained(folder)
-    reasoner.method.train(was_training)
+    return tokenizer
 
 
 def find(folder: str | Path) -> Path:

@@ -74,7 +74,7 @@ def test_seeds_alone_are_a_t_test():
 
 @pytest.mark.parametrize("s, p", [(2, 2 / np.pi * np.arctan(1 / np.sqrt(8))), (3, 1 - np.sqrt(12 / 14))])
 def test_seeds_that_agree_show_what_so_few_can(s, p):
-    """Their spread counts as half of what they agree on: t = 2 sqrt(S), of 1 and 2 degrees of freedom in closed form."""
+    """Their spread counts as half of what they agree on: t = 2 sqrt(S), 1 and 2 degrees of freedom in closed form."""
     t = 2 * np.sqrt(s)
     quantile = {2: np.tan(np.pi * 0.475), 3: 0.95 * np.sqrt(2 / (1 - 0.95**2))}[s]
     for a, b in ((0.5, 0.0), (0.75, 0.25), (8.0, 6.0), (-3.0, 1.0)):

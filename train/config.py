@@ -8,6 +8,8 @@ from typing import Literal
 from eval.environments import EnvConfig
 from latent.config import MethodConfig, ModelConfig
 
+LATER = {"later": True}  # metadata of a field that came after records were made: at its default it is in no id
+
 
 @dataclass(frozen=True)
 class SFT:
@@ -37,12 +39,22 @@ class SFT:
     """Updates between log lines."""
     save_every: int = 500
     """Updates between checkpoints for a resume."""
+    select: Literal["last", "best"] = field(default="last", metadata=LATER)
+    """Weights that the run ends with: the last, or those with the best accuracy on the validation split."""
+    valid_every: int = field(default=0, metadata=LATER)
+    """Updates between validations, logged as `valid` (0 = never); there is one at the end, too."""
+    valid_items: int = field(default=128, metadata=LATER)
+    """Validation problems, as many at each level."""
 
     def __post_init__(self):
         for name in ("batch", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("steps", "warmup"):
+        if self.select == "best" and not self.valid_every:
+            raise ValueError("train.select best needs train.valid_every: how often to validate")
+        if self.valid_items < 1:
+            raise ValueError(f"train.valid_items must be at least 1, got {self.valid_items}")
+        for name in ("steps", "warmup", "valid_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name} must be at least 0, got {getattr(self, name)}")
         for name in ("lr", "clip"):
@@ -207,7 +219,8 @@ def id_of(config: dict) -> str:
 def plain(config) -> dict:
     """A config as plain data, every dataclass with its class name."""
     if is_dataclass(config):
-        return {"class": type(config).__name__} | {f.name: plain(getattr(config, f.name)) for f in fields(config)}
+        named = [f for f in fields(config) if f.metadata != LATER or getattr(config, f.name) != f.default]
+        return {"class": type(config).__name__} | {f.name: plain(getattr(config, f.name)) for f in named}
     if isinstance(config, dict):
         return {k: plain(v) for k, v in config.items()}
     if isinstance(config, (list, tuple)):

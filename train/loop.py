@@ -13,6 +13,7 @@ from latent.generate import Reasoner
 from train import checkpoint
 from train.config import SFT
 from train.record import Record
+from train.selection import Selection
 
 
 class Diverged(RuntimeError):
@@ -30,6 +31,7 @@ class Trainer:
         self.config: SFT = record.run.train
         self.method = reasoner.method
         self.core_seconds, self.done, self.counters, self.enough = 0.0, 0, {}, False
+        self.selection: Selection | None = None  # validates, where somebody wants it
         stop = list(self.method.stop.parameters()) if getattr(self.method, "stop", None) is not None else []
         rest = [p for p in self.method.parameters() if not any(p is s for s in stop)]
         groups = [{"params": rest, "scale": 1.0}]
@@ -120,6 +122,8 @@ class Trainer:
                 if self.accelerator.is_main_process:
                     self.record.log(line)
                 self.accelerator.log(line, self.done)
+            if self.selection:
+                self.selection.after(self)
             self.say(event)
             if self.enough or (c.stop_at and event.get("metrics", {}).get("exact", 0.0) >= c.stop_at):
                 break

@@ -19,6 +19,7 @@ from train import card, checkpoint, curves, distill, rlvr
 from train.config import RLVR, Run, plain
 from train.loop import Trainer
 from train.record import Record, alone
+from train.selection import Selection
 
 TRAIN_ONLY = ("decoder.",)  # parameters that thinking never reads
 
@@ -54,7 +55,9 @@ def execute(
     reasoner.method.to(accelerator.device)
     lock = alone(root / f"{run.id}.lock") if accelerator.is_main_process else nullcontext()
     with lock:  # only now: what is refused writes nothing
-        return _fit(run, root, env, Trainer(reasoner, record, accelerator, say), problems, data, command, track)
+        trainer = Trainer(reasoner, record, accelerator, say)
+        trainer.selection = Selection(env, run)
+        return _fit(run, root, env, trainer, problems, data, command, track)
 
 
 def _fit(run, root, env, trainer, problems, data, command, track) -> dict:
@@ -71,11 +74,11 @@ def _fit(run, root, env, trainer, problems, data, command, track) -> dict:
         accelerator.init_trackers(place, config=flat(plain(run)), init_kwargs=named)
     accelerator.wait_for_everyone()
     (rlvr if isinstance(run.train, RLVR) else distill).fit(trainer, env)
-    result = {}
+    result = trainer.selection.choose(trainer)
     if accelerator.is_main_process:
         lora.merge(reasoner.method.backbone.lm)
         hub.save(reasoner, record.home / "model")
-        result = final(run, env, problems, reasoner, record, trainer.say) | {
+        result |= final(run, env, problems, reasoner, record, trainer.say) | {
             "core_seconds": trainer.core_seconds,
             "updates": trainer.done,
             "latents": reasoner.method.trained_steps,

@@ -128,7 +128,8 @@ def split_of(key: str) -> str:
 class Finite(Environment):
     """An environment over lists of problems, which subclasses `read`. What is in both splits is only tested on.
 
-    There is no "valid" split: published sets come with two.
+    "valid" is cut from train: the sixteenth part of its problems with the smallest keys, one at least where there are
+    two. A key is a hash, so the order of the file plays no part.
     """
 
     splits: dict[str, list[Problem]]
@@ -157,7 +158,9 @@ class Finite(Environment):
         for p in train:
             if p.key not in tested:
                 trained.setdefault(p.key, p)
-        self.splits = {"train": list(trained.values()), "valid": [], "test": list(tested.values())}
+        aside = max(1, len(trained) // 16) if len(trained) > 1 else 0
+        valid = {key: trained.pop(key) for key in sorted(trained)[:aside]}
+        self.splits = {"train": list(trained.values()), "valid": list(valid.values()), "test": list(tested.values())}
         for name in ("train", "test"):
             if not self.splits[name] and not (test_only and name == "train"):
                 raise ValueError(f"no problem is left to {name} on (a problem in both files counts as one to test on)")

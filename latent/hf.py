@@ -80,6 +80,13 @@ class LatentCache(DynamicCache):
 
 
 @dataclass
+class LatentOutput(CausalLMOutputWithPast):
+    """As of any causal LM, and the states (B, T, D) that the head reads, for trainers with a head of their own."""
+
+    last_hidden_state: Tensor | None = None
+
+
+@dataclass
 class _Row:
     """Columns of one row: those of the prompt, of its placeholders, of the text after them. No thought: steps None."""
 
@@ -95,7 +102,7 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = LatentConfig
     main_input_name = "input_ids"
     _supports_sdpa = True
-    supports_gradient_checkpointing = False
+    supports_gradient_checkpointing = True
     _known = False
     accepts_loss_kwargs = False  # Trainer divides the mean loss by its accumulation steps itself
 
@@ -164,6 +171,18 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, value):
         self.method.backbone.lm.set_output_embeddings(value)
 
+    def gradient_checkpointing_enable(self, *args, **kwargs) -> None:
+        """Keep only each layer's input until backward. How is the backbone's own choice: arguments do not apply."""
+        self.method.backbone.recompute = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep everything again."""
+        self.method.backbone.recompute = False
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return self.method.backbone.recompute
+
     @property
     def num_latents(self) -> int:
         """Latent steps, or recurrences, of a call that does not say."""
@@ -204,7 +223,7 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
         logits_to_keep: int = 0,
         prompt_logits: bool = True,
         **kwargs,
-    ) -> CausalLMOutputWithPast:
+    ) -> LatentOutput:
         """Logits (B, T, V) at every column, or at the last `logits_to_keep`; `labels` (B, T) give the mean loss.
 
         Rows may be padded on either side, and each may think as often as it likes. Without `prompt_logits` the columns
@@ -238,7 +257,7 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
                 raise ValueError("labels need all logits: logits_to_keep must be 0")
             target = labels[:, 1:].masked_fill(labels[:, 1:] == latent, -100) if latent is not None else labels[:, 1:]
             loss = F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), target.flatten())
-        return CausalLMOutputWithPast(loss=loss, logits=logits_BTV, **{CACHE: past})
+        return LatentOutput(loss=loss, logits=logits_BTV, last_hidden_state=h_BTD, **{CACHE: past})
 
     def _go_on(self, ids_BT: Tensor, past: LatentCache) -> Tensor:
         """Final hidden states of text after what the cache holds."""
@@ -402,8 +421,9 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
     ):
         """Stock `generate` after thinking `num_latents` steps, or `num_recurrences` of a loop along the depth.
 
-        What comes back is the prompt and the text; the placeholders are gone. With `return_dict_in_generate` it also
-        says `latents_used`, the latent steps (or recurrences) of each row, fewer where a halt stopped them.
+        A prompt that ends in placeholders thinks as often as they are. What comes back is the prompt and the text;
+        placeholders that were appended are gone. With `return_dict_in_generate` it also says `latents_used`, the
+        latent steps (or recurrences) of each row, fewer where a halt stopped them.
         """
         ids_BT = inputs if inputs is not None else kwargs.pop("input_ids", None)
         if ids_BT is None or ids_BT.dim() != 2 or ids_BT.shape[1] == 0:
@@ -415,14 +435,22 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
             mask_BT = (ids_BT != pad).long() if padded else torch.ones_like(ids_BT)
         if not bool(mask_BT[:, -1].all()):
             raise ValueError("generate needs prompts padded on the left (tokenizer.padding_side = 'left')")
-        last = set(ids_BT[:, -1].tolist())
-        if self.config.think_id in last and len(last) > 1:
+        last, steps = set(ids_BT[:, -1].tolist()), num_recurrences if num_latents is None else num_latents
+        if len(last) > 1 and self.config.think_id in last:
             raise ValueError("either all prompts of a batch end in <think>, or none")
-        added = self.thinking(num_recurrences if num_latents is None else num_latents, last.pop())
+        if len(last) > 1 and self.config.latent_id in last:
+            raise ValueError("either all prompts of a batch end in <latent>, or none")
+        if self.config.latent_id in last:
+            if steps is not None:
+                raise ValueError("the prompts end in <latent> placeholders: num_latents must not be given")
+            steps, added = int((ids_BT[0] == self.config.latent_id).sum()), []
+        else:
+            added = self.thinking(steps, last.pop())
+            steps = added.count(self.config.latent_id)
         b, t, n = *ids_BT.shape, len(added)
         whole_BT = torch.cat([ids_BT, ids_BT.new_tensor(added).expand(b, n)], 1)
         mask_BT = torch.cat([mask_BT, mask_BT.new_ones(b, n)], 1)
-        kwargs = self._settings(kwargs, generation_config, t, n, added.count(self.config.latent_id))
+        kwargs = self._settings(kwargs, generation_config, t, n, steps)
         if streamer is not None:
             kwargs["streamer"] = Stripped(streamer, n)
         out = super().generate(whole_BT, generation_config, attention_mask=mask_BT, **kwargs)

@@ -32,6 +32,7 @@ from eval.usual import Usual
 from latent import hub
 from latent.generate import Reasoner
 from latent.hf import LatentForCausalLM
+from latent.text import Codec
 
 log = logging.getLogger(__name__)
 NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # of a model on the hub
@@ -92,6 +93,7 @@ class LatentLM(HFLM):
         self.num_latents: int = (self.model.num_latents if steps is None else steps) if self.thinks else 0
         if not self.thinks:
             return
+        self.codec = Codec(self.tokenizer, self.model.config.fixed_answer)
         if isinstance(self.think_end_token, int):
             raise ValueError("think_end_token must be text, not a token's number")
         if self.model.config.chat:
@@ -146,18 +148,23 @@ class LatentLM(HFLM):
         """The context as generation reads it, its thoughts, and the continuation by itself, as training reads it."""
         if not self.thinks:
             return super()._encode_pair(context, continuation)
-        context_ids = self.tok_encode(context)
-        continuation_ids = self.tok_encode(continuation, add_special_tokens=False)
+        context_ids, continuation_ids = self._read(context), list(self.codec.step(continuation))
         longest = self.model.method.parallel_answer
         if longest is not None and len(continuation_ids) > longest:
             raise ValueError(f"this model reads off {longest} tokens, {continuation!r:.40} has {len(continuation_ids)}")
         return context_ids + self.model.thinking(self.num_latents, context_ids[-1]), continuation_ids
 
+    def _read(self, context: str) -> list[int]:
+        """A context's ids, as the judge reads a question; of a chat, whose template lm-eval puts in, as it encodes."""
+        return self.tok_encode(context) if self.model.config.chat else list(self.codec.question(context)[:-1])
+
     def _model_call(self, inps, attn_mask=None, labels=None):
         if not self.thinks:
             return super()._model_call(inps, attn_mask, labels)
         with torch.no_grad(), self._autocast():
-            return self.model(inps, prompt_logits=False).logits
+            # what lm-eval pads with, on the right, is read by nothing; an end token may stand before a text
+            mask = None if self.model.config.eos_token_id is None else torch.ones_like(inps)
+            return self.model(inps, attention_mask=mask, prompt_logits=False).logits
 
     def _autocast(self):
         mixed = self.mixed_precision_dtype
@@ -201,7 +208,7 @@ class LatentLM(HFLM):
         until = how.get("until") or []
         until = [] if isinstance(until, Usual) else [until] if isinstance(until, str) else list(until)
         said = next((how[name] for name in LIMITS if how.get(name) is not None), None)
-        ids = self.tok_encode(context)
+        ids = self._read(context)
         if not ids:
             raise ValueError("a context of no tokens cannot be gone on with")
         think = self.model.thinking(0, ids[-1])

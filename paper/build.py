@@ -19,6 +19,7 @@ from eval.cli import guarded, parse, program
 from paper import figures, records, tables
 from paper.ablations import ABLATIONS, CONTROLS
 from paper.design import cells
+from paper.records import OUT
 from train.record import write_text
 
 HERE = Path(__file__).parent
@@ -35,7 +36,7 @@ class Options:
     """Only the tables and figures of these ablations; without any, the whole paper."""
     records: Path = HERE / "records"
     """Folder of the records."""
-    out: Path = HERE
+    out: Path = OUT
     """Folder of what is made."""
     smoke: bool = False
     """From the records of a smoke run."""

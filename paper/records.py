@@ -10,6 +10,8 @@ from train.config import id_of
 from train.record import alone, write_text
 
 FILE = "runs.jsonl"
+HERE = Path(__file__).parent
+OUT = HERE if (HERE.parent / "pyproject.toml").exists() else Path("paper")  # an installed package is not written into
 PER_LEVEL = 250
 
 

@@ -20,6 +20,7 @@ from eval.cli import at_least, guarded, parse, program
 from paper import records
 from paper.ablations import ABLATIONS, CONTROLS
 from paper.design import Cell, cells
+from paper.records import OUT
 from train.config import Run, id_of, plain
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -33,7 +34,7 @@ class Options:
     """An ablation, or "all"; without one they are listed."""
     out: Path = Path("runs/paper")
     """Folder of the runs while they are made."""
-    records: Path = Path(__file__).parent / "records"
+    records: Path = OUT / "records"
     """Folder of the records of those that have finished."""
     jobs: int = CORES
     """Cells at a time."""

@@ -235,6 +235,18 @@ def test_no_number_of_the_results_is_typed_by_hand():
         assert not re.search(r"\d", said), re.search(r".*\d.*", said)[0]
 
 
+def test_an_installed_package_is_not_written_into(tmp_path):
+    site = tmp_path / "site"
+    for name in ("kernels", "latent", "eval", "train", "paper"):
+        left_out = shutil.ignore_patterns("records", "figures", "tables", "__pycache__")
+        shutil.copytree(PAPER.parent / name, site / name, ignore=left_out)
+    code = "from paper import build, run; print(build.Options().out, run.Options().records, build.Options().records)"
+    for home, out in ((site, Path("paper")), (PAPER.parent, PAPER)):
+        env = os.environ | {"PYTHONPATH": str(home)}
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.stdout.split() == [str(out), str(out / "records"), str(home / "paper" / "records")], done.stderr
+
+
 def test_text_is_made_safe_for_latex():
     assert tables.tex("95 % & a_b #1 $x") == r"95 \% \& a\_b \#1 \$x"
     assert tables.tex("-0.4 to -0.1, a-b, 8 latents - CoT, < 0.001") == (

@@ -137,6 +137,15 @@ def test_an_interval_holds_a_rate_that_was_not_seen(few):
     assert d.low <= few / 1000 - unseen and d.high >= few / 1000 + unseen and d.p > 0.05
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_interval_holds_the_bootstraps_which_sees_skew(sign):
+    x = sign * np.array([[0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 9.0]])
+    low, high = bootstrap(x, 2000)
+    d, half = paired(x, np.zeros_like(x), 2000), stdtrit(9, 0.975) * x.std(ddof=1) / np.sqrt(10)
+    assert d.low == min(low, x.mean() - half) and d.high == max(high, x.mean() + half)
+    assert (high > x.mean() + half) if sign > 0 else (low < x.mean() - half)
+
+
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 @pytest.mark.parametrize("between", [0.0, 0.1, 0.4, 2.0])
 def test_intervals_cover_and_p_values_hold_with_few_seeds(seeds, between):

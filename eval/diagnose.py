@@ -133,13 +133,11 @@ def opened(run: Path, device: str, purpose: str):
 
 def cost(found: dict, kind: str) -> tuple[float, float, float]:
     """Accuracy lost by an intervention, with the 95 % interval of the paired difference over items."""
-    import numpy as np
-
-    from eval.stats import bootstrap
+    from eval.stats import paired
 
     causal = found["causal"]
-    lost = np.array(causal["intact"]) - np.array(causal["interventions"][kind]["correct"])
-    return (float(lost.mean()), *bootstrap(lost, n_boot=2000))
+    lost = paired(causal["intact"], causal["interventions"][kind]["correct"], n_boot=2000)
+    return lost.mean, lost.low, lost.high
 
 
 def summary(found: dict) -> str:

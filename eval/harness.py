@@ -27,6 +27,8 @@ def main(args: list[str] | None = None) -> int:
     from lm_eval._cli import HarnessCLI
     from lm_eval.utils import setup_logging
 
+    import latent  # noqa: F401  makes --model latent known to lm-eval
+
     setup_logging()
     sys.argv = ["python -m eval.harness", *args]
     cli = HarnessCLI()
@@ -43,7 +45,6 @@ def main(args: list[str] | None = None) -> int:
         if asked.command == "run":
             if path := getattr(asked, "output_path", None):
                 check_writable(Path(path), "--output_path", folder=not path.endswith(".json"))
-            register()
             named = set(" ".join(asked.tasks or ["all"]).replace(",", " ").split())
             if getattr(asked, "cache_requests", None) and named & own_tasks():
                 raise ValueError("--cache_requests does not see --metadata: leave it out with tasks of ours")
@@ -67,16 +68,6 @@ def main(args: list[str] | None = None) -> int:
 def own_tasks() -> set[str]:
     """Names of the tasks in `eval/tasks`."""
     return {path.stem for path in TASKS.glob("[!_]*.yaml")}
-
-
-def register() -> None:
-    """Make `--model latent` known to this process; releases of lm-eval with plug-ins find it by themselves."""
-    import lm_eval.models  # noqa: F401  first, or ours would be overwritten
-    from lm_eval.api.registry import register_model
-
-    from eval.lm import LatentLM
-
-    register_model("latent")(LatentLM)
 
 
 def explain(error: Exception) -> str:

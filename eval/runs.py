@@ -181,7 +181,7 @@ def comparison(options: Options, runs: list[Found]) -> list[str]:
     """What differs between two runs, and by how much one is better on the same problems."""
     import numpy as np
 
-    from eval.stats import bootstrap, mcnemar
+    from eval.stats import mcnemar, paired
 
     a, b = (pick(runs, name) for name in options.compare)
     fields = [name for name in a.flat | b.flat if a.flat.get(name) != b.flat.get(name)]
@@ -195,11 +195,11 @@ def comparison(options: Options, runs: list[Found]) -> list[str]:
     if _flat(a.config["env"]) != _flat(b.config["env"]) or len(a.result["correct"]) != len(b.result["correct"]):
         return [*out, "judged on different problems: no paired difference"]
     x, y = np.array(a.result["correct"]), np.array(b.result["correct"])
-    low, high = bootstrap(x - y, n_boot=2000)
+    d = paired(x, y, n_boot=2000)
     return [
         *out,
-        f"{a.id} - {b.id}: {100 * (x - y).mean():+.1f} points, paired 95 % interval {100 * low:+.1f} to "
-        f"{100 * high:+.1f} over {len(x)} items, McNemar p = {mcnemar(x.tolist(), y.tolist()):.2g}",
+        f"{a.id} - {b.id}: {100 * d.mean:+.1f} points, paired 95 % interval {100 * d.low:+.1f} to "
+        f"{100 * d.high:+.1f} over {len(x)} items, McNemar p = {mcnemar(x.tolist(), y.tolist()):.2g}",
     ]
 
 

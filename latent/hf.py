@@ -9,6 +9,8 @@ A loop along the depth is called the same way: k placeholders are k recurrences,
 parallel, is handed out token by token.
 """
 
+import sys
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.generation import StoppingCriteriaList
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import logging
 
 from latent import bundle, methods
 from latent.backbone import Backbone, check_finite
@@ -29,6 +32,11 @@ from latent.hf_ends import Length, Seen, Strings, Stripped
 from latent.hf_mask import mask_of
 from latent.thought import Greedy, Prompt
 
+log = logging.get_logger(__name__)
+UNTHOUGHT = (
+    "a checkpoint that thinks is opened as a plain model: log-likelihoods would be of texts that do not follow <think> "
+    "and its thoughts, as they did in training; in lm-eval open it with --model latent"
+)
 # the name that this release of transformers has for a cache
 CACHE = "cache" if any(f.name == "cache" for f in fields(CausalLMOutputWithPast)) else "past_key_values"
 
@@ -46,6 +54,7 @@ class LatentCache(DynamicCache):
         super().__init__()
         self.context: Context | None = None
         self.ahead_BTD: Tensor | None = None
+        self.used_B: Tensor | None = None  # latent steps used, a row each as they were read
         self.seen = 0
 
     def get_seq_length(self, *_) -> int:
@@ -72,6 +81,13 @@ class LatentCache(DynamicCache):
 
 
 @dataclass
+class LatentOutput(CausalLMOutputWithPast):
+    """As of any causal LM, and the states (B, T, D) that the head reads, for trainers with a head of their own."""
+
+    last_hidden_state: Tensor | None = None
+
+
+@dataclass
 class _Row:
     """Columns of one row: those of the prompt, of its placeholders, of the text after them. No thought: steps None."""
 
@@ -87,8 +103,9 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = LatentConfig
     main_input_name = "input_ids"
     _supports_sdpa = True
-    supports_gradient_checkpointing = False
+    supports_gradient_checkpointing = True
     accepts_loss_kwargs = True  # Trainer says how many labels the whole batch has
+    _known = False
 
     def __init__(self, config: LatentConfig, method: methods.Method | None = None):
         super().__init__(config)
@@ -112,13 +129,28 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, name, *args, output_loading_info: bool = False, **kwargs):
-        """As of any model. Raises ValueError where weights are missing or not finite."""
+        """As of any model. Raises ValueError where weights are missing or not finite.
+
+        Warns where lm-eval opens it as `--model hf`, which scores continuations without what stands before them.
+        """
+        if "lm_eval.models.huggingface" in sys.modules and "config" in kwargs and not cls._known:
+            log.warning(UNTHOUGHT)
         model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
         missing = sorted(map(str, [*info["missing_keys"], *info.get("mismatched_keys", ())]))
         if missing:
             raise ValueError(f"{name} lacks weights: {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}")
         check_finite(model, name)
         return (model, info) if output_loading_info else model
+
+    @classmethod
+    @contextmanager
+    def known_caller(cls):
+        """While this lasts, a checkpoint is opened by somebody who knows how it reads."""
+        before, cls._known = cls._known, True
+        try:
+            yield
+        finally:
+            cls._known = before
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As of any model, with the file that opens it without this package."""
@@ -140,6 +172,18 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
 
     def set_output_embeddings(self, value):
         self.method.backbone.lm.set_output_embeddings(value)
+
+    def gradient_checkpointing_enable(self, *args, **kwargs) -> None:
+        """Keep only each layer's input until backward. How is the backbone's own choice: arguments do not apply."""
+        self.method.backbone.recompute = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep everything again."""
+        self.method.backbone.recompute = False
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return self.method.backbone.recompute
 
     @property
     def num_latents(self) -> int:
@@ -182,7 +226,7 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
         prompt_logits: bool = True,
         num_items_in_batch: int | Tensor | None = None,
         **kwargs,
-    ) -> CausalLMOutputWithPast:
+    ) -> LatentOutput:
         """Logits (B, T, V) at every column, or at the last `logits_to_keep`; `labels` (B, T) give the mean loss.
 
         With `num_items_in_batch`, which Trainer gives, the loss is the sum divided by it: the labels of all
@@ -227,7 +271,7 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
             if num_items_in_batch is not None:
                 whole = num_items_in_batch
                 loss = loss / (whole.to(loss.device) if isinstance(whole, Tensor) else whole)
-        return CausalLMOutputWithPast(loss=loss, logits=logits_BTV, **{CACHE: past})
+        return LatentOutput(loss=loss, logits=logits_BTV, last_hidden_state=h_BTD, **{CACHE: past})
 
     def _go_on(self, ids_BT: Tensor, past: LatentCache) -> Tensor:
         """Final hidden states of text after what the cache holds."""
@@ -337,6 +381,8 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
             values.append(h_ND)
 
         of_B = torch.tensor(of, device=device)
+        if past is not None:
+            past.used_B = thought.used_B[of_B]
         h_B, context = thought.h_UTD[of_B], thought.context
         put([(b, (row.latents or row.prompt)[-1]) for b, row in rows], h_B[:, 0])
         for i in range(1, min(steps, thought.states_UKD.shape[1])):
@@ -389,7 +435,9 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
     ):
         """Stock `generate` after thinking `num_latents` steps, or `num_recurrences` of a loop along the depth.
 
-        What comes back is the prompt and the text; the placeholders are gone.
+        A prompt that ends in placeholders thinks as often as they are. What comes back is the prompt and the text;
+        placeholders that were appended are gone. With `return_dict_in_generate` it also says `latents_used`, the
+        latent steps (or recurrences) of each row, fewer where a halt stopped them.
         """
         ids_BT = inputs if inputs is not None else kwargs.pop("input_ids", None)
         if ids_BT is None or ids_BT.dim() != 2 or ids_BT.shape[1] == 0:
@@ -404,14 +452,22 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
             )
         if not bool(mask_BT[:, -1].all()):
             raise ValueError("generate needs prompts padded on the left (tokenizer.padding_side = 'left')")
-        last = set(ids_BT[:, -1].tolist())
-        if self.config.think_id in last and len(last) > 1:
+        last, steps = set(ids_BT[:, -1].tolist()), num_recurrences if num_latents is None else num_latents
+        if len(last) > 1 and self.config.think_id in last:
             raise ValueError("either all prompts of a batch end in <think>, or none")
-        added = self.thinking(num_recurrences if num_latents is None else num_latents, last.pop())
+        if len(last) > 1 and self.config.latent_id in last:
+            raise ValueError("either all prompts of a batch end in <latent>, or none")
+        if self.config.latent_id in last:
+            if steps is not None:
+                raise ValueError("the prompts end in <latent> placeholders: num_latents must not be given")
+            steps, added = int((ids_BT[0] == self.config.latent_id).sum()), []
+        else:
+            added = self.thinking(steps, last.pop())
+            steps = added.count(self.config.latent_id)
         b, t, n = *ids_BT.shape, len(added)
         whole_BT = torch.cat([ids_BT, ids_BT.new_tensor(added).expand(b, n)], 1)
         mask_BT = torch.cat([mask_BT, mask_BT.new_ones(b, n)], 1)
-        kwargs = self._settings(kwargs, generation_config, t, n, added.count(self.config.latent_id))
+        kwargs = self._settings(kwargs, generation_config, t, n, steps)
         if streamer is not None:
             kwargs["streamer"] = Stripped(streamer, n)
         out = super().generate(whole_BT, generation_config, attention_mask=mask_BT, **kwargs)
@@ -419,6 +475,10 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
         if isinstance(out, Tensor):
             return strip(out)
         out["sequences"] = strip(out["sequences"])
+        held = kwargs.get(CACHE)
+        if isinstance(held, LatentCache):
+            used_B = out["sequences"].new_zeros(b) if held.used_B is None else held.used_B[:: len(held.used_B) // b]
+            out["latents_used"] = used_B.repeat_interleave(len(out["sequences"]) // b)
         return out
 
     def _settings(self, kwargs: dict, config, t: int, n: int, steps: int) -> dict:

@@ -55,20 +55,27 @@ def save(reasoner: Reasoner, folder: Path) -> None:
     """Write a reasoner into `folder`, which is made."""
     from safetensors import SafetensorError
 
-    was_training, tokenizer = reasoner.method.training, reasoner.codec.tokenizer
+    was_training = reasoner.method.training
     with quiet(), named(folder):
         try:
             face(reasoner).save_pretrained(folder)
         except SafetensorError as e:  # which does not name the folder of a full disk
             raise OSError(f"cannot write the weights into {folder}: {e}") from None
-    as_the_codec(tokenizer, reasoner.codec)
+    ready_tokenizer(reasoner.codec).save_pretrained(folder)
+    reasoner.method.train(was_training)
+
+
+def ready_tokenizer(codec: Codec):
+    """The codec's tokenizer as other tools need it, which then make the same ids of a text."""
+    tokenizer = codec.tokenizer
+    codec.name_latent()
+    as_the_codec(tokenizer, codec)
     tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
-    if reasoner.codec.end is not None:
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(reasoner.codec.end)
+    if codec.end is not None:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(codec.end)
     else:  # tools ask for an end token and a first one: here two that are never written
         tokenizer.eos_token, tokenizer.bos_token = UNKNOWN, PAD
-    tokenizer.save_pretrained(folder)
-    reasoner.method.train(was_training)
+    return tokenizer
 
 
 def as_the_codec(tokenizer, codec: Codec) -> None:

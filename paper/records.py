@@ -13,7 +13,7 @@ from train.record import alone
 FILE = "runs.jsonl"
 HERE = Path(__file__).parent
 IN_CHECKOUT = (HERE.parent / "pyproject.toml").is_file()
-BESIDE_USER = HERE if IN_CHECKOUT else Path("latent-paper")  # what is made is the user's, not the installed package's
+OUT = HERE if IN_CHECKOUT else Path("latent-paper")  # what is made is the user's, not the installed package's
 PER_LEVEL = 250
 
 

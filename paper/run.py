@@ -24,6 +24,7 @@ from latent.files import write_json
 from paper import records
 from paper.ablations import ABLATIONS, CONTROLS
 from paper.design import Cell, cells
+from paper.records import OUT
 from train.config import Run, id_of, plain
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -37,7 +38,7 @@ class Options:
     """An ablation, or "all"; without one they are listed."""
     out: Path = Path("runs/paper")
     """Folder of the runs while they are made."""
-    records: Path = records.BESIDE_USER / "records"
+    records: Path = OUT / "records"
     """Folder of the records of those that have finished."""
     jobs: int = CORES
     """Cells at a time."""

@@ -10,6 +10,7 @@ from eval.environments import EnvConfig
 from latent.config import MethodConfig, ModelConfig
 
 HOW = {"how": True}  # metadata of a field that changes nothing of what comes out, and so no id
+LATER = {"later": True}  # metadata of a field that came after records were made: at its default it is in no id
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,22 @@ class SFT:
     """Updates between checkpoints for a resume."""
     keep: int = field(default=2, metadata=HOW)
     """Checkpoints kept, the newest ones: where one is damaged the one before it is used."""
+    select: Literal["last", "best"] = field(default="last", metadata=LATER)
+    """Weights that the run ends with: the last, or those with the best accuracy on the validation split."""
+    valid_every: int = field(default=0, metadata=LATER)
+    """Updates between validations, logged as `valid` (0 = never); there is one at the end, too."""
+    valid_items: int = field(default=128, metadata=LATER)
+    """Validation problems, as many at each level."""
 
     def __post_init__(self):
         for name in ("batch", "log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("steps", "warmup"):
+        if self.select == "best" and not self.valid_every:
+            raise ValueError("train.select best needs train.valid_every: how often to validate")
+        if self.valid_items < 1:
+            raise ValueError(f"train.valid_items must be at least 1, got {self.valid_items}")
+        for name in ("steps", "warmup", "valid_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name} must be at least 0, got {getattr(self, name)}")
         for name in ("lr", "clip"):
@@ -236,8 +247,9 @@ def id_of(config: dict) -> str:
 def plain(config) -> dict:
     """A config as plain data, every dataclass with its class name: all that decides what comes out."""
     if is_dataclass(config):
-        named = [f.name for f in fields(config) if f.metadata != HOW]
-        return {"class": type(config).__name__} | {name: plain(getattr(config, name)) for name in named}
+        named = [f for f in fields(config) if f.metadata != HOW]
+        named = [f for f in named if f.metadata != LATER or getattr(config, f.name) != f.default]
+        return {"class": type(config).__name__} | {f.name: plain(getattr(config, f.name)) for f in named}
     if isinstance(config, dict):
         return {k: plain(v) for k, v in config.items()}
     if isinstance(config, (list, tuple)):

@@ -21,6 +21,7 @@ from train import checkpoint
 from train.config import SFT
 from train.process import amid_update
 from train.record import Record
+from train.selection import Selection
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class Trainer:
         self.core_seconds, self.done, self.counters, self.enough = 0.0, 0, {}, False
         self.start: checkpoint.Saved | None = None  # what `choose_start` found
         self.saved, self.given = 0, []  # step of the newest checkpoint; the problems of the last batch
+        self.selection: Selection | None = None  # validates, where somebody wants it
         stop = list(self.method.stop.parameters()) if getattr(self.method, "stop", None) is not None else []
         rest = [p for p in self.method.parameters() if not any(p is s for s in stop)]
         groups = [{"params": rest, "scale": 1.0}]
@@ -183,6 +185,8 @@ class Trainer:
                     if self.accelerator.is_main_process:
                         self.record.log(line)
                     self.accelerator.log(line, self.done)
+                if self.selection:
+                    self.selection.after(self)
                 self.say(event)
                 if self.enough or (c.stop_at and event.get("metrics", {}).get("exact", 0.0) >= c.stop_at):
                     break

@@ -21,6 +21,7 @@ from train.config import RLVR, Run, plain
 from train.loop import Trainer
 from train.process import needs_cpu, while_one_works
 from train.record import Record, alone, check_alone
+from train.selection import Selection
 
 TRAIN_ONLY = ("decoder.",)  # parameters that thinking never reads
 
@@ -62,6 +63,7 @@ def execute(
         say({"stage": "note", "said": line})
     reasoner.method.to(accelerator.device)
     trainer = Trainer(reasoner, record, accelerator, say)
+    trainer.selection = Selection(env, run)
     trainer.choose_start()
     with alone(lock) if accelerator.is_main_process else nullcontext():  # only now: what is refused writes nothing
         return _fit(run, root, env, trainer, problems, data, command, track)
@@ -81,14 +83,14 @@ def _fit(run, root, env, trainer, problems, data, command, track) -> dict:
         accelerator.init_trackers(place, config=flat(plain(run)), init_kwargs=named)
     accelerator.wait_for_everyone()
     (rlvr if isinstance(run.train, RLVR) else distill).fit(trainer, env)
-    result = {}
+    result = trainer.selection.choose(trainer)
     with while_one_works(accelerator):
         if accelerator.is_main_process:
             lora.merge(reasoner.method.backbone.lm)
             part = record.home / f"model{PART}"
             hub.save(reasoner, part)
             put_folder(part, record.home / "model")
-            result = final(run, env, problems, reasoner, record, trainer.say) | {
+            result |= final(run, env, problems, reasoner, record, trainer.say) | {
                 "core_seconds": trainer.core_seconds,
                 "updates": trainer.done,
                 "latents": reasoner.method.trained_steps,

@@ -13,31 +13,34 @@ GOLDS = 1000  # training problems whose gold is read back; of those that are jud
 
 def check(reasoner: Reasoner, env: Environment, run: Run, test: list[Problem]) -> list[str]:
     """Raise ValueError for what training or judging would fail on, in silence or late. Returns what is to be said."""
+    codec = reasoner.codec
     train = env.splits["train"] if isinstance(env, Finite) else env.train_batch(run.seed, 0, run.train.batch)
     golds_survive(reasoner, env, train[:GOLDS], test)
+    taught = not isinstance(run.train, RLVR)
+    if taught:
+        for p in test + train:
+            reasoner.method.must_take([len(codec.step(s)) for s in p.steps], len(codec.answer(p.answer)))
     said = must_be_decoded(reasoner, run, train, test)
     must_fit(reasoner, run, train, test)
+    if taught:
+        with torch.no_grad(), torch.random.fork_rng():
+            reasoner.method.loss(Batch.of(train[:2], codec))  # what a method itself has to object to
     return said
 
 
 def must_fit(reasoner: Reasoner, run: Run, train: list[Problem], test: list[Problem]) -> None:
-    """Raise ValueError for a problem longer than the model's positions, or one that its method cannot be trained on."""
+    """Raise ValueError for a problem longer than the model's positions."""
     codec, method, has = reasoner.codec, reasoner.method, reasoner.method.backbone.positions
     wider = max([0, *(k - method.steps for k in run.judge.sweep)]) * getattr(method, "stride", 0)
     for p in test + train:
         prompt, answer = len(codec.question(p.question)), len(codec.answer(p.answer))
         steps = [len(codec.step(s)) for s in p.steps]
-        if not isinstance(run.train, RLVR):
-            method.must_take(steps, answer)
         needs = method.needs(prompt, steps, max(answer, reasoner.answer_tokens)) + wider
         if needs > has:
             raise ValueError(
                 f"problem {p.key} needs {needs} positions ({prompt} to read, the rest to think and answer), "
                 f"the model has {has} (--model.n-positions)"
             )
-    if not isinstance(run.train, RLVR):
-        with torch.no_grad(), torch.random.fork_rng():
-            method.loss(Batch.of(train[:2], codec))  # what a method itself has to object to
 
 
 def must_be_decoded(reasoner: Reasoner, run: Run, train: list[Problem], test: list[Problem]) -> list[str]:
@@ -66,18 +69,22 @@ def must_be_decoded(reasoner: Reasoner, run: Run, train: list[Problem], test: li
     both = [size for each in sizes.values() for size in each]
     answer = max(reasoner.answer_tokens, *(a for a, _ in both))
     chain = max(a + c for a, c in both) - answer
-    flags = {"max_answer": answer, "max_chain": -(-chain * reasoner.chain_steps // in_steps) if in_steps else 0}
-    if method.parallel_answer is None and not hasattr(run.env, "max_answer"):
+    chain = -(-chain * reasoner.chain_steps // in_steps) if in_steps else 0
+    flags = []
+    if method.parallel_answer is not None and answer > method.parallel_answer:
+        flags = [f"--method.answer-tokens {answer}"]
+    elif not hasattr(run.env, "max_answer"):
         reasoner.answer_tokens = answer * 5 // 4
-        reasoner.chain_tokens = max(reasoner.chain_tokens, flags["max_chain"] * 5 // 4)
+        reasoner.chain_tokens = max(reasoner.chain_tokens, chain * 5 // 4)
         more = f" and {reasoner.chain_tokens} of a chain" if in_steps else ""
         return [f"up to {reasoner.answer_tokens} tokens of an answer{more} are decoded, for this tokenizer needs them"]
-    now = {"max_answer": reasoner.answer_tokens, "max_chain": reasoner.chain_tokens}
-    flags = [f"--env.{k.replace('_', '-')} {v}" for k, v in flags.items() if v > now[k] and hasattr(run.env, k)]
+    if hasattr(run.env, "max_answer"):
+        flags += [f"--env.max-answer {answer}"] * (answer > reasoner.answer_tokens)
+        flags += [f"--env.max-chain {chain}"] * (chain > reasoner.chain_tokens)
     said = (
         f"{cut['train']} of {len(train)} problems to train on and {cut['judge']} of {len(test)} to judge cannot be "
         f"right: their gold texts have up to {max(a + c for a, c in both)} tokens, {has} are decoded "
-        f"({' '.join(flags) or f'{type(run.env).__name__} has no flag for that'})"
+        f"({' '.join(flags)})"
     )
     if cut["judge"] == len(test) or (isinstance(run.train, RLVR) and cut["train"] == len(train)):
         raise ValueError(said)

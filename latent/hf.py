@@ -181,9 +181,15 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
         """Keep everything again."""
         self.method.backbone.recompute = False
 
+    # the names that later releases of transformers have for the two
+    activation_checkpointing_enable = gradient_checkpointing_enable
+    activation_checkpointing_disable = gradient_checkpointing_disable
+
     @property
     def is_gradient_checkpointing(self) -> bool:
         return self.method.backbone.recompute
+
+    is_activation_checkpointing = is_gradient_checkpointing
 
     @property
     def num_latents(self) -> int:

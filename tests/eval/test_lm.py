@@ -21,6 +21,7 @@ from eval.cost import forward_flops
 from eval.environments import GSM8K, Cups, build
 from eval.judge import judge
 from eval.lm import LatentLM
+from eval.usual import Number, Words
 from latent import backbone, hub, load, methods
 from latent.config import Coconut, Converged, CoT, ModelConfig, NoCoT, Recurrent, Sim
 from latent.generate import Reasoner
@@ -284,6 +285,23 @@ def test_what_generation_is_asked_for_counts_for_its_own_requests(folders):
             lm.generate_until(asked("generate_until", [("01", {**how, **bad})]), disable_tqdm=True)
     with pytest.raises(ValueError, match="leave no room for text"):
         lm.generate_until(asked("generate_until", [("01 " * 80, {"until": []})]), disable_tqdm=True)
+
+
+def test_what_nobody_asked_for_ends_no_text_and_long_contexts_are_cut_where_a_limit_was_asked_for(folders):
+    lm = LatentLM(str(folders["cot"]))
+    usual, said = (
+        lm.generate_until(asked("generate_until", [("01 23 12", {"until": u, "max_gen_toks": n})]), disable_tqdm=True)[
+            0
+        ]
+        for u, n in ((Words(["1", "2", "3", "0"]), Number(2)), (["1", "2", "3", "0"], 36))
+    )
+    assert usual == load(folders["cot"]).answer(["01 23 12"])[0] and usual.tokens == 36
+    assert len(said) < len(usual) and not set(said) & set("0123")
+    long = "01 23 " * 20 + "12"  # 41 tokens and the think token; 64 positions, the last of 30 tokens takes none
+    (cut,) = lm.generate_until(asked("generate_until", [(long, {"until": [], "max_gen_toks": 30})]), disable_tqdm=True)
+    rest = " ".join(long.split()[-(64 + 1 - 30 - 1) :])
+    (want,) = lm.generate_until(asked("generate_until", [(rest, {"until": [], "max_gen_toks": 30})]), disable_tqdm=True)
+    assert cut == want and cut.tokens == 30
 
 
 def test_a_model_in_memory_is_the_one_on_disk(folders):

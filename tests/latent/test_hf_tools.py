@@ -79,6 +79,7 @@ def test_the_stock_trainer_trains_and_evaluates_with_checkpointing(folders, tmp_
     trainer = Trainer(model, how, train_dataset=rows, eval_dataset=rows)
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
+    assert model.method.backbone.recompute
     assert trainer.evaluate()["eval_loss"] < 0.2 * before
     predicted = trainer.predict(rows).predictions
     assert predicted.shape[:2] == ids.shape  # logits alone are gathered

@@ -7,7 +7,7 @@ import re
 DEEPEST = 40
 """Brackets and arguments in each other; what is deeper is compared as its characters."""
 
-TOKEN = re.compile(r"\\\\|\\[a-zA-Z]+|\\.|[0-9]+|\s+|.", re.DOTALL)
+TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|[0-9]+|\s+|.", re.DOTALL)
 TYPESETTING = {
     rf"\{name}"
     for name in "left right middle big Big bigg Bigg bigl bigr Bigl Bigr displaystyle textstyle limits nolimits".split()

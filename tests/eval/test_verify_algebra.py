@@ -66,6 +66,14 @@ def test_an_answer_that_takes_too_long_is_wrong_and_the_next_one_is_judged(env, 
     assert verdict(env["math-verify"], "a+b", "b+a").correct
 
 
+def test_a_worker_that_says_nothing_is_given_up_and_ended(env, monkeypatch):
+    assert verdict(env["math-verify"], "e+b", "b+e").correct
+    worker = algebra._worker
+    monkeypatch.setattr(algebra, "PATIENCE", 0.001)
+    late = verdict(env["math-verify"], "1", "10^{10^{10^{8}}}")
+    assert not late.correct and "within 0.001 s" in late.reason and worker.process.poll() is not None
+
+
 def test_a_worker_that_was_killed_is_started_again(env):
     assert verdict(env["math-verify"], "c+b", "b+c").correct
     algebra._worker.process.kill()

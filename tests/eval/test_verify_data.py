@@ -143,6 +143,7 @@ BAD_ROWS = [
     ("prosqa", PROSQA | {"edges": [[0, True]]}, "field 'edges' must hold pairs"),
     ("prosqa", PROSQA | {"edges": {"0": 1}}, "field 'edges' must be a list"),
     ("prosqa", PROSQA | {"root": 7}, "field 'root' must be a whole number below 5"),
+    ("prosqa", PROSQA | {"root": True}, "field 'root' must be a whole number below 5"),
     ("prontoqa", PRONTO | {"answer": "Maybe"}, "field 'answer' must be True or False"),
     ("prontoqa", PRONTO | {"steps": [1]}, "field 'steps' must be a list of strings"),
     ("prontoqa", PRONTO | {"question": ""}, "field 'question' is empty"),

@@ -230,7 +230,8 @@ def test_no_text_makes_a_verifier_raise(envs, text):  # noqa: F811
 
 
 @pytest.mark.parametrize(
-    "deep", ["(" * 300 + ")" * 300, "{" * 300 + "1" + "}" * 300, "\\frac{" * 200, "\\sqrt" * 300, "\\left(" * 200]
+    "deep",
+    ["(" * 300 + ")" * 300, "{" * 300 + "1" + "}" * 300, "\\frac{" * 200, "\\sqrt" * 300, "{" * 1900, "\\left(" * 200],
 )
 def test_what_is_nested_deeply_is_compared_by_its_characters(deep):
     assert same(deep, deep + " ") and not same(deep, deep + "1")

@@ -62,7 +62,6 @@ def test_an_answer_that_takes_too_long_is_wrong_and_the_next_one_is_judged(env, 
     monkeypatch.setattr(algebra, "_worker", None)  # a new one, with the new limit
     late = verdict(env["math-verify"], "1", "10^{10^{10^{10}}}")
     assert not late.correct and "math-verify did not answer within 1 s of processor time" in late.reason
-    assert verdict(env["math-verify"], "1", "(2,10^{10^{10^{9}}})").correct is False
     assert verdict(env["math-verify"], "a+b", "b+a").correct
 
 

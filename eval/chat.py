@@ -6,6 +6,9 @@ verdict where the environment is known and the problem's answer is.
 
 from __future__ import annotations
 
+import latent.startup  # noqa: F401  first of all: it says what goes wrong before we have begun
+
+# isort: split
 import sys
 from dataclasses import dataclass
 from pathlib import Path

@@ -2,11 +2,15 @@
 
 import contextlib
 import io
+import math
 import os
+import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import fields
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlparse
@@ -14,19 +18,46 @@ from urllib.request import getproxies
 
 import tyro
 
+from latent.startup import end_quietly
+
 T = TypeVar("T")
 
 
 def parse(cls: type[T], args: list[str] | None, prog: str, description: str, **settings) -> T:
-    """An instance of a dataclass from flags. Raises ValueError for a wrong one; --help prints and exits."""
+    """An instance of a dataclass from flags. Raises ValueError for a wrong one, one that is given twice or without a
+    value, and a number that is none; --help prints and exits."""
+    check_flags(sys.argv[1:] if args is None else args)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(cls, args=args, prog=prog, description=description, **settings)
+            made = tyro.cli(cls, args=args, prog=prog, description=description, **settings)
     except SystemExit as e:
         if e.code:
             raise ValueError(in_one_line(complaint.getvalue())) from None
         raise
+    for f in fields(made):
+        value = getattr(made, f.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"--{f.name.replace('_', '-')} must be finite, got {value}")
+    return made
+
+
+def check_flags(args: list[str]) -> None:
+    """Raise ValueError for a flag that is given twice, of which the parser would take the last, and an empty value."""
+    seen = set()
+    flag = "an argument"
+    for arg in args:
+        if arg.startswith("--"):
+            flag, equals, value = arg.partition("=")
+            *group, last = flag.replace("_", "-").removeprefix("--").split(".")
+            name = ".".join([*group, last.removeprefix("no-")])
+            if name in seen:
+                raise ValueError(f"{flag} is given twice")
+            seen.add(name)
+            if equals and not value.strip():
+                raise ValueError(f"{flag} has an empty value")
+        elif not arg.strip():
+            raise ValueError(f"{flag} has an empty value")
 
 
 def in_one_line(box: str) -> str:
@@ -41,14 +72,68 @@ def in_one_line(box: str) -> str:
 
 
 def guarded(body: Callable[[], int | None]) -> int:
-    """The exit code of a command: 0, or 2 for what a user can mend, in one line; 130 where it was interrupted."""
+    """The exit code of a command: 0, or 2 for what a user can mend, in one line; 130 where it was interrupted.
+
+    Under a launcher one process speaks: the first with something to say, for what the others then meet follows from it.
+    """
+    interrupted = []
+
+    def interrupt(signum, frame) -> None:
+        interrupted.append(signum)
+        raise KeyboardInterrupt
+
+    before, main = signal.getsignal(signal.SIGINT), threading.current_thread() is threading.main_thread()
+    if heeds := main and callable(before):  # and is not told to ignore it, as in the background
+        signal.signal(signal.SIGINT, interrupt)
     try:
         return body() or 0
-    except (ValueError, RuntimeError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
+    except KeyboardInterrupt as e:
+        return getattr(e, "code", 130)
+    except BrokenPipeError:  # who read our output, as `head` does, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except Exception as e:
+        if interrupted:  # an import that ^C came amid makes another error of it
+            return 130
+        if not speaks_first():
+            return 2
+        if not isinstance(e, (ValueError, RuntimeError, OSError, MemoryError)):
+            raise
+        print(f"error: {e or 'not enough memory'}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
+    finally:
+        if heeds:
+            signal.signal(signal.SIGINT, signal.default_int_handler if before is end_quietly else before)
+
+
+def launched() -> tuple[int, int] | None:
+    """This process's rank and how many there are, under a launcher of several; None elsewhere.
+
+    Raises ValueError for numbers that are none. A shell that has WORLD_SIZE alone, as on a cluster, is no launcher.
+    """
+    found = []
+    for name in ("RANK", "WORLD_SIZE"):
+        value = os.environ.get(name)
+        if value is None:
+            return None
+        if not value.isdecimal():
+            raise ValueError(f"{name} must be a whole number, got {value!r}: it is set by launchers, unset it")
+        found.append(int(value))
+    return (found[0], found[1]) if found[1] > 1 else None
+
+
+def speaks_first() -> bool:
+    """Whether no process of this launch has complained before; True where that cannot be known."""
+    try:
+        if launched() is None or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            return True
+        from torch.distributed import TCPStore
+
+        place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = TCPStore(*place, is_master=False, timeout=timedelta(seconds=5), wait_for_workers=False)
+        return store.add(f"complaints of {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1) == 1
+    except Exception:  # no launcher's store, or one that has ended: then rather twice than never
+        return True
 
 
 def program(module: str, script: str) -> str:

@@ -5,6 +5,7 @@ from statistics import median
 
 from latent.config import Recurrent
 from latent.generate import Reasoner
+from latent.methods import Method
 
 
 def sequential_steps(reasoner: Reasoner, used: float, tokens: float) -> float:
@@ -13,11 +14,16 @@ def sequential_steps(reasoner: Reasoner, used: float, tokens: float) -> float:
 
 
 def forward_flops(reasoner: Reasoner, prompt: int, used: float, tokens: float) -> float:
+    """`method_flops` of a reasoner's method."""
+    return method_flops(reasoner.method, prompt, used, tokens)
+
+
+def method_flops(method: Method, prompt: int, used: float, tokens: float) -> float:
     """Forward FLOPs of one answer: 2 a weight and position, 4 d a pair of positions that attend, the head where read.
 
     Padding is not counted; the last layer is, in full, although only part of it is read.
     """
-    backbone, config = reasoner.method.backbone, reasoner.method.config
+    backbone, config = method.backbone, method.config
     d = backbone.width
     layer = [2 * sum(p.numel() for p in block.parameters() if p.ndim == 2) for block in backbone.blocks]
     head = 2 * d * backbone.vocab

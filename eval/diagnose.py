@@ -6,6 +6,9 @@ the same; others can be named. Everything is kept in RUN/diagnostics.json.
 
 from __future__ import annotations
 
+import latent.startup  # noqa: F401  first of all: it says what goes wrong before we have begun
+
+# isort: split
 import json
 import sys
 from dataclasses import dataclass
@@ -17,6 +20,7 @@ import tyro
 
 from eval.cli import aligned, at_least, guarded, parse, program
 from eval.runs import finished_beside
+from latent.files import check_writable, field, read_json, write_text
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,11 @@ def main(args: list[str] | None = None) -> int:
     def body() -> None:
         options = parse(Options, args, program("eval.diagnose", "latent-diagnose"), __doc__)
         at_least(options, items=2, batch=2, probe_items=10, group=2)
+        from latent import hub
+
+        for run in (options.run, *options.beside):
+            hub.find(run)  # before a slow look
+        check_writable(options.run / "diagnostics.json", "the file")
         found = {"run": diagnose(options.run, options)}
         for path in options.beside:
             found[path.name] = diagnose(path, options)
@@ -53,7 +62,7 @@ def main(args: list[str] | None = None) -> int:
                 found[name] = diagnose(path, options)
             except ValueError as e:
                 print(f"not beside it: {name}: {e}")
-        (options.run / "diagnostics.json").write_text(json.dumps(found) + "\n")
+        write_text(options.run / "diagnostics.json", json.dumps(found) + "\n")
         print(*lines(found), "", f"{options.run}/diagnostics.json", sep="\n")
 
     return guarded(body)
@@ -65,11 +74,11 @@ def controls_of(run: Path) -> dict[str, Path]:
     Raises ValueError where there are several of a kind.
     """
     apart = lambda method: {k: v for k, v in method.items() if k != "feedback"}  # noqa: E731
-    mine = apart(json.loads((run / "config.json").read_text())["method"])
+    mine = apart(field(read_json(run / "config.json"), "method", dict, run / "config.json"))
     found: dict[str, Path] = {}
     for folder, method in finished_beside(run, ("env", "model", "train", "seed")):
         kind = {"Pause": "pause", "FixedEmbedding": "fixed"}.get(method["class"])
-        if kind is None or apart(method["of"]) != mine:
+        if kind is None or not isinstance(method.get("of"), dict) or apart(method["of"]) != mine:
             continue
         if kind in found:
             raise ValueError(f"{found[kind].name} and {folder.name} are both {kind} controls: say --beside")
@@ -124,13 +133,11 @@ def opened(run: Path, device: str, purpose: str):
 
 def cost(found: dict, kind: str) -> tuple[float, float, float]:
     """Accuracy lost by an intervention, with the 95 % interval of the paired difference over items."""
-    import numpy as np
-
-    from eval.stats import bootstrap
+    from eval.stats import paired
 
     causal = found["causal"]
-    lost = np.array(causal["intact"]) - np.array(causal["interventions"][kind]["correct"])
-    return (float(lost.mean()), *bootstrap(lost, n_boot=2000))
+    lost = paired(causal["intact"], causal["interventions"][kind]["correct"], n_boot=2000)
+    return lost.mean, lost.low, lost.high
 
 
 def summary(found: dict) -> str:

@@ -6,12 +6,16 @@ Its own command line, with the model `latent` registered and `eval/tasks` among 
 Where the hub cannot be reached nothing waits for it: what needs it is one line at once.
 """
 
+import latent.startup  # noqa: F401  first of all: it says what goes wrong before we have begun
+
+# isort: split
 import os
 import sys
 from functools import partial
 from pathlib import Path
 
 from eval.cli import do_not_wait_for_the_hub
+from latent.files import check_writable
 
 TASKS = Path(__file__).parent / "tasks"
 
@@ -22,6 +26,8 @@ def main(args: list[str] | None = None) -> int:
     do_not_wait_for_the_hub()
     from lm_eval._cli import HarnessCLI
     from lm_eval.utils import setup_logging
+
+    import latent  # noqa: F401  makes --model latent known to lm-eval
 
     setup_logging()
     sys.argv = ["python -m eval.harness", *args]
@@ -37,7 +43,8 @@ def main(args: list[str] | None = None) -> int:
     everything = tasks.TaskManager
     try:
         if asked.command == "run":
-            register()
+            if path := getattr(asked, "output_path", None):
+                check_writable(Path(path), "--output_path", folder=not path.endswith(".json"))
             named = set(" ".join(asked.tasks or ["all"]).replace(",", " ").split())
             if getattr(asked, "cache_requests", None) and named & own_tasks():
                 raise ValueError("--cache_requests does not see --metadata: leave it out with tasks of ours")
@@ -61,16 +68,6 @@ def main(args: list[str] | None = None) -> int:
 def own_tasks() -> set[str]:
     """Names of the tasks in `eval/tasks`."""
     return {path.stem for path in TASKS.glob("[!_]*.yaml")}
-
-
-def register() -> None:
-    """Make `--model latent` known to this process; releases of lm-eval with plug-ins find it by themselves."""
-    import lm_eval.models  # noqa: F401  first, or ours would be overwritten
-    from lm_eval.api.registry import register_model
-
-    from eval.lm import LatentLM
-
-    register_model("latent")(LatentLM)
 
 
 def explain(error: Exception) -> str:

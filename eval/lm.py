@@ -1,89 +1,135 @@
-"""Checkpoints in lm-eval: its Hugging Face model with thoughts between context and continuation.
+"""Checkpoints in lm-eval: its Hugging Face model with thoughts between context and what follows.
 
-Generation thinks after the context, as `model.generate` does. Log-likelihoods are of the continuation after the
-thoughts about the context; with no latents nothing is put between, so they are those of `--model hf`. A request without
-context, and rolling log-likelihoods, have nothing to think about and get no thoughts.
+One rule for every request with a context: it is read as in training, the think token last, then come the thoughts, then
+the text, which is written or scored. That holds for no latents too, as a model without them was trained after the same
+token. A request without context, and rolling log-likelihoods, have nothing to think about: they are read as they are.
+
+A text is the judge's: as many tokens as the checkpoint needs for its longest answer, up to its end token, unless the
+request says otherwise. What tasks of ours say for models of other makes is `Usual`, and does not count as said.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+from collections import defaultdict
 from contextlib import contextmanager
 from copy import copy
+from dataclasses import dataclass
 from hashlib import blake2b, file_digest
 from pathlib import Path
 
 import torch
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.models.utils_hf import stop_sequences_criteria
+from tqdm import tqdm
 
 import latent  # noqa: F401  its checkpoints are known to transformers from here on
+from eval.cost import method_flops
+from eval.environments.base import iterate
+from eval.usual import Usual
 from latent import hub
+from latent.generate import Reasoner
 from latent.hf import LatentForCausalLM
+from latent.text import Codec
 
 log = logging.getLogger(__name__)
+OURS = {path.stem for path in (Path(__file__).parent / "tasks").glob("*.yaml")}
 NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # of a model on the hub
+LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # lm-eval's order
+
+
+class Written(str):
+    """A text, and what it cost: latent steps used, tokens written, the end token included, and forward FLOPs."""
+
+    used: int
+    tokens: int
+    flops: float
+
+
+@dataclass
+class _Request:
+    """A context as ids, at most `limit` tokens to write after `steps` thoughts, and how."""
+
+    ids: list[int]
+    steps: int
+    limit: int
+    until: list[str]
+    how: dict
 
 
 class LatentLM(HFLM):
     """`--model latent --model_args pretrained=RUN_OR_DIR_OR_NAME,num_latents=K`, and every argument of `--model hf`.
 
-    `num_latents` (or `num_recurrences`) defaults to what the checkpoint was trained with. A plain causal LM opens too,
-    with none. Raises ValueError for a folder that is no checkpoint, a foreign tokenizer, and more latents than the
-    positions hold.
+    `pretrained` may also be a `Reasoner`, or a `LatentForCausalLM` with its `tokenizer`. `num_latents` (or
+    `num_recurrences`) defaults to what the checkpoint was trained with, and is a request's own where `--gen_kwargs` say
+    so. A plain causal LM opens too, with none. Raises ValueError for a folder that is no checkpoint, a foreign
+    tokenizer, and more latents than the positions hold.
     """
 
-    def __init__(self, pretrained: str, num_latents: int | None = None, num_recurrences: int | None = None, **kwargs):
-        if num_latents is not None and num_recurrences is not None:
-            raise ValueError("num_latents and num_recurrences are one setting: give one of them")
-        steps = num_recurrences if num_latents is None else num_latents
-        if steps is not None and (steps != int(steps) or steps < 0):
-            raise ValueError(f"num_latents must be a whole number, at least 0, got {steps:g}")
-        steps = None if steps is None else int(steps)  # lm-eval reads -3 as a float
-        folder = Path(pretrained)
-        if folder.is_dir() and not plain(folder):
-            pretrained = str(hub.find(folder))
-        elif not folder.is_dir() and not NAME.fullmatch(pretrained):
-            raise ValueError(f"{pretrained} is neither a folder nor a name on the hub")
-        same = ("batch_size", "max_batch_size", "device")  # what changes no answer
+    def __init__(self, pretrained, num_latents: int | None = None, num_recurrences: int | None = None, **kwargs):
+        steps = _steps(num_latents, num_recurrences)
+        if isinstance(pretrained, Reasoner):
+            kwargs.setdefault("tokenizer", hub.ready_tokenizer(pretrained.codec))
+            pretrained = hub.face(pretrained)
+        if isinstance(pretrained, str | Path):
+            pretrained = str(pretrained)
+            folder = Path(pretrained)
+            if folder.is_dir() and not plain(folder):
+                pretrained = str(hub.find(folder))
+            elif not folder.is_dir() and not NAME.fullmatch(pretrained):
+                raise ValueError(f"{pretrained} is neither a folder nor a name on the hub")
+            kwargs = {"device": "cuda" if torch.cuda.is_available() else "cpu", **kwargs}
+        same = ("batch_size", "max_batch_size", "device", "tokenizer")  # what changes no answer, or is checked
         self.settings = {k: str(v) for k, v in sorted(kwargs.items()) if k not in same}
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        kwargs = {"backend": "causal", "device": device, **kwargs}
-        with hub.quiet():
-            super().__init__(pretrained=pretrained, **kwargs)
+        with hub.quiet(), LatentForCausalLM.known_caller():
+            super().__init__(pretrained=pretrained, **{"backend": "causal", **kwargs})
         self.thinks = isinstance(self.model, LatentForCausalLM)
+        self.spent: dict[str, list[float]] = defaultdict(lambda: [0.0] * 4)  # by task: texts, latents, tokens, FLOPs
         if self.thinks:
             hub.check_tokenizer(pretrained, self.tokenizer, self.model.config)
         elif steps:
             raise ValueError(f"{pretrained} is a plain causal LM: num_latents must be 0, got {steps}")
         self.num_latents: int = (self.model.num_latents if steps is None else steps) if self.thinks else 0
-        if self.thinks:
-            if self.model.config.chat:
-                log.warning("this checkpoint was trained on questions in a chat template: give --apply_chat_template")
-            self.model.thinking(self.num_latents)
-            if self.model.method.parallel_answer is not None and self.num_latents == 0:
-                raise ValueError("a loop along the depth needs at least one recurrence, got 0")
-            if self.max_length < 1:
-                raise ValueError(
-                    f"num_latents={self.num_latents} leaves no room for text: the model has "
-                    f"{self.model.method.backbone.positions} positions"
-                )
+        if not self.thinks:
+            return
+        # a context is text, as for the judge, and nothing spelt in it a control token; a chat template has its own
+        self.tokenizer.split_special_tokens = not self.model.config.chat
+        self.codec = Codec(self.tokenizer, self.model.config.fixed_answer)
+        if isinstance(self.think_end_token, int):
+            raise ValueError("think_end_token must be text, not a token's number")
+        if self.model.config.chat:
+            log.warning("this checkpoint was trained on questions in a chat template: give --apply_chat_template")
+        self._check(self.num_latents)
 
     thinks, doing = False, "text"  # until the model is there: HFLM's constructor asks for max_length
+
+    def _check(self, steps: int) -> None:
+        """Raise ValueError for a number of latents that the model does not have, or has no room for."""
+        self.model.thinking(steps)
+        if self.model.method.parallel_answer is not None and steps == 0:
+            raise ValueError("a loop along the depth needs at least one recurrence, got 0")
+        if self._positions(steps) < 2:
+            raise ValueError(
+                f"num_latents={steps} leaves no room for text: the model has "
+                f"{self.model.method.backbone.positions} positions"
+            )
+
+    def _positions(self, steps: int) -> int:
+        """Positions that are left beside the thoughts."""
+        return self.model.method.backbone.positions - self.model.method.reserved(steps)
 
     @property
     def max_length(self) -> int:
         """Tokens of context and text together. Thoughts take their positions first, where there are any."""
         if not self.thinks or self._max_length:
             return super().max_length
-        method, k = self.model.method, self.num_latents
-        positions = method.backbone.positions
-        if self.doing == "text":
-            return positions - method.reserved(k) - 1  # 1: the think token
-        if self.doing == "rolling" or k == 0:
-            return positions
-        return positions - method.reserved(k) + k  # the placeholders are counted as tokens, and take no positions
+        if self.doing == "rolling":
+            return self.model.method.backbone.positions
+        if self.doing == "likelihood":  # the placeholders are counted as tokens, and take no positions
+            return self._positions(self.num_latents) + self.num_latents
+        return self._positions(self.num_latents)  # the think token takes one, the last token written none
 
     @contextmanager
     def _for(self, doing: str):
@@ -101,45 +147,141 @@ class LatentLM(HFLM):
         with self._for("rolling"):
             return super().loglikelihood_rolling(requests, disable_tqdm)
 
+    def apply_chat_template(self, *args, **kwargs) -> str:
+        """As of any model; the template's control tokens are then read as such."""
+        self.tokenizer.split_special_tokens = False
+        return super().apply_chat_template(*args, **kwargs)
+
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        context_ids, continuation_ids = super()._encode_pair(context, continuation)
-        longest = self.model.method.parallel_answer if self.thinks else None
+        """The context as generation reads it, its thoughts, and the continuation by itself, as training reads it."""
+        if not self.thinks:
+            return super()._encode_pair(context, continuation)
+        context_ids, continuation_ids = self._read(context), list(self.codec.step(continuation))
+        longest = self.model.method.parallel_answer
         if longest is not None and len(continuation_ids) > longest:
             raise ValueError(f"this model reads off {longest} tokens, {continuation!r:.40} has {len(continuation_ids)}")
-        if self.num_latents and context_ids:
-            context_ids = context_ids + self.model.thinking(self.num_latents, context_ids[-1])
-        return context_ids, continuation_ids
+        return context_ids + self.model.thinking(self.num_latents, context_ids[-1]), continuation_ids
+
+    def _read(self, context: str) -> list[int]:
+        """A context's ids, as the judge reads a question; of a chat, whose template lm-eval puts in, as it encodes."""
+        return self.tok_encode(context) if self.model.config.chat else list(self.codec.question(context)[:-1])
 
     def _model_call(self, inps, attn_mask=None, labels=None):
         if not self.thinks:
             return super()._model_call(inps, attn_mask, labels)
-        mixed = self.mixed_precision_dtype
-        with torch.no_grad(), torch.autocast(self.device.type, dtype=mixed, enabled=mixed is not None):
-            return self.model(inps, prompt_logits=False).logits
+        with torch.no_grad(), self._autocast():
+            # what lm-eval pads with, on the right, is read by nothing; an end token may stand before a text
+            mask = None if self.model.config.eos_token_id is None else torch.ones_like(inps)
+            return self.model(inps, attention_mask=mask, prompt_logits=False).logits
 
-    def _model_generate(self, context, max_length, stop, **generation_kwargs):
-        if self.thinks:
-            generation_kwargs["num_latents"] = self.num_latents
-        return super()._model_generate(context, max_length, stop, **generation_kwargs)
+    def _autocast(self):
+        mixed = self.mixed_precision_dtype
+        return torch.autocast(self.device.type, dtype=mixed, enabled=mixed is not None)
 
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
-        """As of any model. A request for more tokens than there are positions gets what the checkpoint needs."""
+        """The text after each context, a `Written` each where the model thinks."""
         if not self.thinks:
-            return super().generate_until(requests, disable_tqdm)
-        requests = [copy(r) for r in requests]
-        for r in requests:
-            context, how = r.args
-            limit = normalize_gen_kwargs(dict(how), self.max_gen_toks)["max_gen_toks"]
-            if limit >= self.max_length:
-                limit = min(limit, self.model.generation_config.max_new_tokens or limit)
-            rest = {k: v for k, v in how.items() if k not in ("max_new_tokens", "max_tokens", "max_completion_tokens")}
-            r.arguments = (context, {**rest, "max_gen_toks": min(limit, self.model.longest or limit)})
-        return super().generate_until(requests, disable_tqdm)
+            return super().generate_until([_without_usual(r) for r in requests], disable_tqdm)
+        planned = [self._planned(*r.args) for r in requests]
+        alike = defaultdict(list)
+        for i, p in enumerate(planned):
+            alike[repr((p.steps, p.limit, p.until, sorted(p.how.items())))].append(i)
+        batch = self._detect_batch_size() if self.batch_size == "auto" else int(self.batch_size)
+        texts: list[Written | None] = [None] * len(requests)
+        bar = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Running generate_until requests")
+        for members in alike.values():
+            members.sort(key=lambda i: -len(planned[i].ids))
+            for part in iterate(members, batch):
+                for i, text in zip(part, self._written([planned[i] for i in part])):
+                    texts[i] = text
+                    self._spend(requests[i].task_name, text)
+                    self.cache_hook.add_partial("generate_until", requests[i].args, text)
+                bar.update(len(part))
+        bar.close()
+        return texts
+
+    def _planned(self, context: str, how: dict) -> _Request:
+        """A request as this model takes it.
+
+        A limit that it names is kept, and the context cut from the left where both do not fit, as lm-eval does; one
+        that no text could reach in these positions counts as none. Without one it is what the checkpoint needs, as
+        far as there is room, and a context that leaves none is a ValueError.
+        """
+        if "max_length" in how:
+            raise ValueError("max_length is not taken, as thoughts are not counted: give max_gen_toks")
+        rest = {k: v for k, v in how.items() if k not in ("num_latents", "num_recurrences", "until", *LIMITS)}
+        steps = _steps(how.get("num_latents"), how.get("num_recurrences"))
+        steps = self.num_latents if steps is None else steps
+        self._check(steps)
+        until = how.get("until") or []
+        until = [] if isinstance(until, Usual) else [until] if isinstance(until, str) else list(until)
+        said = next((how[name] for name in LIMITS if how.get(name) is not None), None)
+        ids = self._read(context)
+        if not ids:
+            raise ValueError("a context of no tokens cannot be gone on with")
+        think = self.model.thinking(0, ids[-1])
+        room = (self._max_length or self._positions(steps)) + 1 - len(ids) - len(think)
+        needs = self.model.generation_config.max_new_tokens
+        if said is None or isinstance(said, Usual) or int(said) >= room + len(ids):
+            if room < 1:
+                raise ValueError(f"a context of {len(ids)} tokens and {steps} thoughts leave no room for text")
+            limit = min(needs, room)
+        else:
+            limit = int(said) if self.model.longest is None else min(int(said), self.model.longest)
+            if limit < 1:
+                raise ValueError(f"max_gen_toks must be at least 1, got {said}")
+            if limit > room:
+                log.warning("a context of %d tokens is cut from the left to %d", len(ids), len(ids) + room - limit)
+                ids = ids[limit - room :]
+        how = {k: v for k, v in normalize_gen_kwargs(rest).items() if k not in ("until", "max_gen_toks")}
+        if not how.get("do_sample"):
+            how.pop("temperature", None)
+        return _Request(ids, steps, limit, [s for s in until if s], how)
+
+    def _written(self, batch: list[_Request]) -> list[Written]:
+        """The texts of requests that are to be answered alike."""
+        first, model, pad = batch[0], self.model, self.tokenizer.pad_token_id
+        longest = max(len(r.ids) for r in batch)
+        ids_BT = torch.tensor([[pad] * (longest - len(r.ids)) + r.ids for r in batch], device=self.device)
+        mask_BT = torch.tensor([[0] * (longest - len(r.ids)) + [1] * len(r.ids) for r in batch], device=self.device)
+        stop = {}
+        if first.until:
+            stop["stopping_criteria"] = stop_sequences_criteria(self.tokenizer, first.until, longest, len(batch))
+        with self._autocast():
+            out = model.generate(
+                ids_BT,
+                attention_mask=mask_BT,
+                num_latents=first.steps,
+                max_new_tokens=first.limit,
+                pad_token_id=pad,
+                return_dict_in_generate=True,
+                **stop,
+                **first.how,
+            )
+        texts = []
+        for r, row, used in zip(batch, out.sequences[:, longest:].tolist(), out.latents_used.tolist()):
+            end = model.config.eos_token_id
+            done = end in row
+            row = row[: row.index(end)] if done else row
+            text = self.tokenizer.decode(row)
+            texts.append(made := Written(postprocess_generated_text(text, first.until, self.think_end_token)))
+            made.used, made.tokens = used, len(row) + done
+            prompt = len(r.ids) + len(model.thinking(0, r.ids[-1]))
+            made.flops = method_flops(model.method, prompt, used, made.tokens)
+        return texts
+
+    def _spend(self, task: str | None, text: Written) -> None:
+        spent = self.spent[task or "all"]
+        spent[:] = [a + b for a, b in zip(spent, (1, text.used, text.tokens, text.flops))]
 
     def get_model_info(self) -> dict:
-        """For the results file: also the method and the latents it was given."""
+        """For the results file: also the method, the latents it was given, and the mean cost of a text by task."""
         method = type(self.model.method).__name__ if self.thinks else "none"
-        return super().get_model_info() | {"method": method, "num_latents": self.num_latents}
+        cost = {
+            task: {"texts": int(n), "latents": used / n, "tokens": tokens / n, "mflop": flops / n / 1e6}
+            for task, (n, used, tokens, flops) in self.spent.items()
+        }
+        return super().get_model_info() | {"method": method, "num_latents": self.num_latents, "cost": cost}
 
     def set_cache_hook(self, cache_hook) -> None:
         """Refuse a cache of answers that were given under other settings: lm-eval's keys hold the request alone."""
@@ -156,13 +298,51 @@ class LatentLM(HFLM):
         super().set_cache_hook(cache_hook)
 
     def fingerprint(self) -> str:
-        """Hash of the checkpoint's files and of all settings that change answers."""
-        digest = blake2b(repr((self.num_latents, self.pretrained, self.settings)).encode(), digest_size=16)
-        if Path(str(self.pretrained)).is_dir():
+        """Hash of the checkpoint and of all settings that change answers: of its files, or of weights in memory."""
+        known = isinstance(self.pretrained, str)
+        name = self.pretrained if known else self.model.config.to_json_string()
+        digest = blake2b(repr((self.num_latents, name, self.settings)).encode(), digest_size=16)
+        if known and Path(self.pretrained).is_dir():
             for path in sorted(p for p in Path(self.pretrained).iterdir() if p.is_file() and p.suffix != ".md"):
                 with path.open("rb") as f:
                     digest.update(file_digest(f, "blake2b").digest())
+        elif not known:
+            for tensor in self.model.state_dict().values():
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
+
+
+def _steps(num_latents, num_recurrences) -> int | None:
+    """The number of latent steps that is asked for, None where nothing is. Raises ValueError for what is no number."""
+    if num_latents is not None and num_recurrences is not None:
+        raise ValueError("num_latents and num_recurrences are one setting: give one of them")
+    steps = num_recurrences if num_latents is None else num_latents
+    if steps is None:
+        return None
+    try:
+        whole = int(steps)  # lm-eval reads -3 as a float
+        if whole != float(steps) or whole < 0:
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"num_latents must be a whole number, at least 0, got {_said(steps)}") from None
+    return whole
+
+
+def _said(value) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _without_usual(request):
+    """A request to a model of another make, to which latents mean nothing."""
+    context, how = request.args
+    steps = _steps(how.get("num_latents"), how.get("num_recurrences"))
+    if steps:
+        raise ValueError(f"this is a plain causal LM: num_latents must be 0, got {steps}")
+    if steps is None:
+        return request
+    request = copy(request)
+    request.arguments = (context, {k: v for k, v in how.items() if k not in ("num_latents", "num_recurrences")})
+    return request
 
 
 def plain(folder: Path) -> bool:

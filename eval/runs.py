@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import latent.startup  # noqa: F401  first of all: it says what goes wrong before we have begun
+
+# isort: split
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from eval.cli import guarded, parse, program
+from latent.files import field, read_json, read_lines
 
 
 @dataclass(frozen=True)
@@ -34,21 +37,38 @@ def main(args: list[str] | None = None) -> int:
         options = parse(Options, args, program("eval.runs", "latent-runs"), __doc__)
         if not options.out.is_dir():
             raise ValueError(f"no folder {options.out}")
-        runs = [run for path in sorted(options.out.glob("*/config.json")) if (run := read(path.parent)) is not None]
+        runs, damaged = [], {}
+        for path in sorted(options.out.glob("*/config.json")):
+            try:
+                if (run := read(path.parent)) is not None:
+                    check(run)
+                    runs.append(run)
+            except ValueError as e:
+                damaged[path.parent.name] = str(e)
+        for name in options.compare or ():
+            if spoilt := next((why for id, why in damaged.items() if id.startswith(name)), None):
+                raise ValueError(f"{name} is damaged: {spoilt}")
         print(*(comparison(options, runs) if options.compare else listing(options, runs)), sep="\n")
+        for name, why in damaged.items():
+            print(f"{name} is damaged and left out: {why}", file=sys.stderr)
 
     return guarded(body)
 
 
 @dataclass(frozen=True)
 class Found:
-    """One run's record."""
+    """One run's record; `when` it was begun, in seconds since 1970."""
 
-    id: str
+    home: Path
     config: dict
     result: dict | None
     updates: int
     when: float
+
+    @property
+    def id(self) -> str:
+        """The name of its folder."""
+        return self.home.name
 
     @property
     def flat(self) -> dict[str, object]:
@@ -57,34 +77,64 @@ class Found:
 
 
 def read(home: Path) -> Found | None:
-    """A run's record; None for a folder that holds something else, or half of one."""
-    try:
-        config = json.loads((home / "config.json").read_text())
-        if not isinstance(config, dict) or config.get("class") != "Run":
-            return None
-        result = json.loads((home / "result.json").read_text()) if (home / "result.json").exists() else None
-        log = home / "metrics.jsonl"
-        lines = log.read_text().splitlines(keepends=True) if log.exists() else []
-        whole = [line for line in lines if line.endswith("\n")]  # a kill may have left half a line
-        updates = json.loads(whole[-1])["step"] if whole else 0
-    except (ValueError, KeyError):
+    """A run's record; None for a folder that holds something else. Raises ValueError naming a file that is damaged."""
+    path = home / "config.json"
+    config = read_json(path)
+    if config.get("class") != "Run":
         return None
-    return Found(home.name, config, result, updates, max(p.stat().st_mtime for p in home.iterdir()))
+    for part in ("env", "method"):
+        field(config, f"{part}.class", str, path)
+    result = read_json(home / "result.json") if (home / "result.json").exists() else None
+    log = read_lines(home / "metrics.jsonl")
+    updates = field(log[-1], "step", int, home / "metrics.jsonl") if log else 0
+    return Found(home, config, result, updates, begun(home))
+
+
+def begun(home: Path) -> float:
+    """When a run was first started: as its record says, or of older ones as its config's file does."""
+    path = home / "env.json"
+    starts = read_json(path).get("starts") if path.exists() else None
+    if starts is None:
+        return (home / "config.json").stat().st_mtime
+    try:
+        return datetime.fromisoformat(starts[0]["time"]).timestamp()
+    except (TypeError, KeyError, IndexError, ValueError):
+        raise ValueError(f"{path} does not say when the run was begun: starts[0].time") from None
+
+
+NUMBER = (int, float)
+
+
+def check(run: Found) -> None:
+    """Raise ValueError, naming file and field, where what is listed and compared of a run is not there."""
+    field(run.config, "train.class", str, run.home / "config.json")
+    field(run.config, "train.steps", int, run.home / "config.json")
+    field(run.config, "seed", int, run.home / "config.json")
+    if run.result is not None:
+        path = run.home / "result.json"
+        for name in ("main.accuracy", "main.low", "main.high", "main.used", "steps", "flops", "core_seconds"):
+            field(run.result, name, NUMBER, path)
+        if any(hit not in (0, 1) for hit in field(run.result, "correct", list, path)):
+            raise ValueError(f"{path}: field 'correct' must hold 0 and 1")
 
 
 def finished_beside(run: Path, same: tuple[str, ...]) -> Iterator[tuple[Path, dict]]:
     """The finished runs in the folder of a run that have parts of its config, each with its method's config."""
-    mine = json.loads((run / "config.json").read_text())
+    mine = read_json(run / "config.json")
     for path in sorted(run.resolve().parent.glob("*/config.json")):
-        other = read(path.parent)
-        if other is not None and other.result is not None and all(other.config.get(n) == mine[n] for n in same):
+        try:
+            other = read(path.parent)
+        except ValueError as e:
+            print(f"{path.parent.name} is damaged and left out: {e}", file=sys.stderr)
+            continue
+        if other is not None and other.result is not None and all(other.config.get(n) == mine.get(n) for n in same):
             yield path.parent, other.config["method"]
 
 
 def _flat(config, name: str = "") -> dict[str, object]:
     if not isinstance(config, dict):
         return {name: config}
-    found = {name: config["class"]} if name and "class" in config else {}
+    found = {name: str(config["class"])} if name and "class" in config else {}
     for key, value in config.items():
         if key != "class":
             found |= _flat(value, f"{name}.{key}".lstrip("."))
@@ -111,7 +161,7 @@ def listing(options: Options, runs: list[Found]) -> list[str]:
         "core_seconds": lambda run: run.result["core_seconds"] if run.result else -1.0,
         "method": lambda run: str(run.flat["method"]),
     }
-    table = [["run", "when", "env", "method", "train", "seed", "accuracy", "95 % interval", "latents", "core-s"]]
+    table = [["run", "begun", "env", "method", "train", "seed", "accuracy", "95 % interval", "latents", "core-s"]]
     for run in sorted(runs, key=keys[options.sort]):
         when = datetime.fromtimestamp(run.when).strftime("%Y-%m-%d %H:%M")
         what = [str(run.flat[name]) for name in ("env", "method", "train", "seed")]
@@ -131,7 +181,7 @@ def comparison(options: Options, runs: list[Found]) -> list[str]:
     """What differs between two runs, and by how much one is better on the same problems."""
     import numpy as np
 
-    from eval.stats import bootstrap, mcnemar
+    from eval.stats import mcnemar, paired
 
     a, b = (pick(runs, name) for name in options.compare)
     fields = [name for name in a.flat | b.flat if a.flat.get(name) != b.flat.get(name)]
@@ -145,11 +195,11 @@ def comparison(options: Options, runs: list[Found]) -> list[str]:
     if _flat(a.config["env"]) != _flat(b.config["env"]) or len(a.result["correct"]) != len(b.result["correct"]):
         return [*out, "judged on different problems: no paired difference"]
     x, y = np.array(a.result["correct"]), np.array(b.result["correct"])
-    low, high = bootstrap(x - y, n_boot=2000)
+    d = paired(x, y, n_boot=2000)
     return [
         *out,
-        f"{a.id} - {b.id}: {100 * (x - y).mean():+.1f} points, paired 95 % interval {100 * low:+.1f} to "
-        f"{100 * high:+.1f} over {len(x)} items, McNemar p = {mcnemar(x.tolist(), y.tolist()):.2g}",
+        f"{a.id} - {b.id}: {100 * d.mean:+.1f} points, paired 95 % interval {100 * d.low:+.1f} to "
+        f"{100 * d.high:+.1f} over {len(x)} items, McNemar p = {mcnemar(x.tolist(), y.tolist()):.2g}",
     ]
 
 

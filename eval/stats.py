@@ -1,7 +1,8 @@
-"""Intervals and tests for accuracies: Wilson, a two-level bootstrap over seeds and items, paired McNemar."""
+"""Intervals and tests for accuracies: Wilson, a two-level bootstrap, Student over seeds and items, McNemar, Holm."""
 
 from dataclasses import dataclass
-from math import comb, sqrt
+from functools import lru_cache
+from math import comb, exp, hypot, log, sqrt
 
 import numpy as np
 
@@ -51,19 +52,27 @@ def resampled(x_SN: np.ndarray, n_boot: int, seed: int) -> np.ndarray:
     from scipy.special import stdtrit
 
     x_SN = np.atleast_2d(np.asarray(x_SN, dtype=np.float64))
-    rng = np.random.default_rng(seed)
     s, n = x_SN.shape
     counts = np.isin(x_SN, (-1, 0, 1)).all() and n > 1
     least, most = (-1.0 if x_SN.min() < 0 else 0.0, 1.0) if counts else (-np.inf, np.inf)
     if s > 1:
         wider = np.sqrt(s / (s - 1)) * stdtrit(s - 1, 0.975) / Z95
         x_SN = x_SN + (wider - 1) * (x_SN.mean(1, keepdims=True) - x_SN.mean())
-    means = np.empty(n_boot)
+    seeds_RS, items_RN = draws(s, n, n_boot, seed)
+    chunks = range(0, n_boot, 500)
+    means = [((items_RN[i : i + 500] @ x_SN.T) * seeds_RS[i : i + 500]).sum(1) / (s * n) for i in chunks]
+    return np.concatenate(means).clip(least, most)
+
+
+@lru_cache(maxsize=4)  # the arms of an ablation have as many seeds and items each
+def draws(s: int, n: int, n_boot: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """How often each of S seeds (n_boot, S) and each of N items (n_boot, N) is drawn, in each resample."""
+    rng = np.random.default_rng(seed)
+    seeds_RS, items_RN = np.empty((n_boot, s), np.float32), np.empty((n_boot, n), np.float32)
     for i in range(n_boot):
-        seeds_S = np.bincount(rng.integers(s, size=s), minlength=s)
-        items_N = np.bincount(rng.integers(n, size=n), minlength=n)
-        means[i] = seeds_S @ x_SN @ items_N / (s * n)
-    return means.clip(least, most)
+        seeds_RS[i] = np.bincount(rng.integers(s, size=s), minlength=s)
+        items_RN[i] = np.bincount(rng.integers(n, size=n), minlength=n)
+    return seeds_RS, items_RN
 
 
 @dataclass(frozen=True)
@@ -76,28 +85,70 @@ class Difference:
     p: float
 
 
-def paired(a_SN, b_SN, n_boot: int = 10_000, seed: int = 0) -> Difference:
-    """The difference a - b between two arms of S seeds on the same N items: the bootstrap's interval, and Student's p.
+def paired(a_SN, b_SN, n_boot: int = 10_000, seed: int = 0, unit: float | None = None) -> Difference:
+    """The difference a - b between two arms of S seeds on the same N items: its mean, 95 % interval and p-value.
 
-    Seeds are paired, as they share data order. The variance of the mean is that of the seeds' means and that of the
-    items' means, each over its number, as both are drawn (as in Owen 2007, Ann. Appl. Stat. 1:386); the
-    degrees of freedom are Satterthwaite's (1946, Biometrics 2). Where no item differs in any seed, the interval is that
-    of a rate that was not seen in N items, to either side.
+    Seeds are paired, as they share data order. Both seeds and items are drawn, so the mean has a standard error from
+    the spread of the seeds' means and one from that of the items' means (as in Owen 2007, Ann. Appl. Stat. 1:386). The
+    half-width at a level is the root of the sum of the squares of each times its own Student quantile, which holds its
+    level with as few as two seeds, where Satterthwaite's degrees of freedom do not. The p-value is the level at which
+    that interval touches zero; it is never 0. The interval is the bootstrap's, and nowhere narrower than this one.
+
+    Numbers come in units: seeds that agree to the last place may still differ by less, so a spread counts as at least
+    half a `unit`. By default it is 1 / N for means of 0 and 1; for other numbers it is known to the caller, and where
+    all agree and no unit is given, it is taken to be as large as what they agree on. Items of 0 and 1 count at least
+    as if few had differed, so that the interval holds any rate that was not seen in N items. One number alone shows
+    nothing: its interval is unbounded, or all that a difference of accuracies can be.
     """
-    from scipy.special import stdtr
-
-    diff_SN = np.atleast_2d(np.asarray(a_SN, dtype=np.float64)) - np.atleast_2d(np.asarray(b_SN, dtype=np.float64))
-    mean, sizes = float(diff_SN.mean()), diff_SN.shape
-    if not diff_SN.any():
-        most = wilson(0, sizes[1])[1] if sizes[1] > 1 else 0.0
-        return Difference(0.0, -most, most, 1.0)
+    a_SN, b_SN = (np.atleast_2d(np.asarray(x, dtype=np.float64)) for x in (a_SN, b_SN))
+    if a_SN.shape != b_SN.shape or not a_SN.size:
+        raise ValueError(f"expected results of the same seeds on the same items, got {a_SN.shape} and {b_SN.shape}")
+    diff_SN = a_SN - b_SN
+    mean, n = float(diff_SN.mean()), diff_SN.shape[1]
+    counts = n > 1 and all(np.isin(x, (0, 1)).all() for x in (a_SN, b_SN))
+    least, most = (-1.0, 1.0) if counts else (-np.inf, np.inf)
+    if counts and not diff_SN.any():
+        unseen = wilson(0, n)[1]
+        return Difference(0.0, -unseen, unseen, 1.0)
+    scale = float(max(np.abs(a_SN).max(), np.abs(b_SN).max()))
+    errors = []  # standard error and degrees of freedom: over seeds, over items
+    for means, least_step in ((diff_SN.mean(1), 1 / n), (diff_SN.mean(0), 0.0)):
+        if len(means) == 1:
+            continue
+        agree = np.ptp(means) <= 1e-9 * scale
+        step = least_step if counts else unit
+        if step is None:
+            step = (abs(mean) if abs(mean) > 1e-9 * scale else scale) if agree else 0.0
+        spread = 0.0 if agree else float(means.std(ddof=1))
+        errors.append((max(spread, step / 2) / sqrt(len(means)), len(means) - 1))
+    if counts:
+        error, degrees = errors.pop()
+        errors.append((max(error, wilson(0, n)[1] / Z95), degrees))
+    if not any(error for error, _ in errors):
+        return Difference(mean, least, most, 1.0) if not errors else Difference(mean, mean, mean, 1.0)
+    half = half_width(errors, 0.05)
     low, high = np.quantile(resampled(diff_SN, n_boot, seed), [0.025, 0.975])
-    parts = [(diff_SN.mean(1 - axis).var(ddof=1) / n, n - 1) for axis, n in enumerate(sizes) if n > 1]
-    variance = sum(v for v, _ in parts)
-    if not variance:
-        return Difference(mean, float(low), float(high), 0.0)
-    degrees = variance**2 / sum(v**2 / df for v, df in parts)
-    return Difference(mean, float(low), float(high), 2 * float(stdtr(degrees, -abs(mean) / variance**0.5)))
+    low, high = max(least, min(float(low), mean - half)), min(most, max(float(high), mean + half))
+    return Difference(mean, low, high, touching(errors, abs(mean)))
+
+
+def half_width(errors: list[tuple[float, int]], p: float) -> float:
+    """Half the interval of level 1 - p of a mean with independent (standard error, degrees of freedom)."""
+    from scipy.special import stdtrit
+
+    return hypot(*(error * float(stdtrit(degrees, p / 2)) for error, degrees in errors))
+
+
+def touching(errors: list[tuple[float, int]], distance: float) -> float:
+    """The p at which the half-width is `distance`: that of a mean so far from zero. At least 1e-300."""
+    from scipy.optimize import brentq
+
+    least = -300 * log(10)
+    if half_width(errors, exp(least)) <= distance:
+        return exp(least)
+    if distance == 0:
+        return 1.0
+    return exp(brentq(lambda x: half_width(errors, exp(x)) - distance, least, 0.0, xtol=1e-12))
 
 
 def holm(p: list[float]) -> list[float]:

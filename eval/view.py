@@ -7,6 +7,9 @@ the loop stops there or if that latent's input is the mean over problems; and th
 
 from __future__ import annotations
 
+import latent.startup  # noqa: F401  first of all: it says what goes wrong before we have begun
+
+# isort: split
 import json
 import sys
 from dataclasses import dataclass
@@ -18,6 +21,7 @@ import tyro
 from eval.cli import at_least, guarded, parse, program
 from eval.diagnose import opened
 from eval.runs import finished_beside
+from latent.files import check_writable, write_text
 
 TEMPLATE = Path(__file__).parent / "view.html"
 
@@ -48,12 +52,23 @@ def main(args: list[str] | None = None) -> int:
     def body() -> None:
         options = parse(Options, args, program("eval.view", "latent-view"), __doc__)
         at_least(options, problems=1, top=1, probe_items=10)
-        data = json.dumps(look(options)).replace("</", "<\\/")  # no text of a problem ends the script
+        from latent import hub
+
+        hub.find(options.run)  # before a slow look
         out = options.out or options.run / "view.html"
-        out.write_text(TEMPLATE.read_text().replace("/*DATA*/ null", data))
+        check_writable(out, "--out")
+        write_text(out, page(look(options)))
         print(out)
 
     return guarded(body)
+
+
+def page(data: dict) -> str:
+    """The page that shows `data`. No text of a problem can end the script or begin another state of the HTML parser:
+    what is special in HTML or in a script's lines is written as JSON's escapes, which mean the same to it."""
+    special = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
+    before, after = TEMPLATE.read_text(encoding="utf-8").split("/*DATA*/ null")
+    return before + json.dumps(data).translate(special) + after
 
 
 def cot_of(run: Path) -> Path | None:

@@ -19,11 +19,12 @@ def _join_kernels() -> None:
 
 
 class _Register:
-    """Tells transformers' Auto classes of our checkpoints as soon as they are loaded, and not before: they are slow."""
+    """Tells transformers' Auto classes and lm-eval of us as soon as they are loaded, and not before: they are slow."""
 
     after = {  # noqa: RUF012
         "transformers.models.auto.configuration_auto": "latent.hf_config",
         "transformers.models.auto.modeling_auto": "latent.hf",
+        "lm_eval.models": "latent.lm_eval_door",
     }
 
     def find_spec(self, name: str, path=None, target=None):

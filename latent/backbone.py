@@ -360,28 +360,39 @@ def from_scratch(config, vocab: int, pad: int, eos: int | None) -> Backbone:
     """
     from transformers import AutoModelForCausalLM
 
-    lm = AutoModelForCausalLM.from_config(config_from_scratch(config, vocab, pad, eos))
+    lm = AutoModelForCausalLM.from_config(config_from_scratch(config, vocab, pad, eos), trust_remote_code=False)
     for module in lm.modules():
         if isinstance(module, nn.Embedding):  # at the scale of the normed states that thoughts feed back among them:
             nn.init.normal_(module.weight)  # with 0.1 instead of 1 cups takes more than twice the updates
     return Backbone(lm)
 
 
+def check_finite(model: nn.Module, name: str) -> None:
+    """Raise ValueError, naming the tensor, for weights that are not finite: every answer would be noise."""
+    for key, p in model.named_parameters():
+        if p.is_floating_point() and not p.is_meta and not bool(p.isfinite().all()):
+            raise ValueError(f"{name} has weights that are not finite: {key}")
+
+
 def from_pretrained(name: str) -> tuple[Backbone, object]:
     """A pretrained causal LM in fp32 and its tokenizer, by hub name or directory.
 
-    Raises ValueError for what is neither, for missing weights, and for a tokenizer of more ids than the model has.
+    Raises ValueError for what is neither, for weights that are missing or not finite, and for a tokenizer of more ids
+    than the model has.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        lm, info = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        lm, info = AutoModelForCausalLM.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
     except (OSError, ValueError) as e:
         raise ValueError(f"cannot load a causal LM from {name!r}: {str(e).splitlines()[0]}") from None
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ValueError(f"{name!r} lacks weights of a {type(lm).__name__}: {', '.join(missing[:3])} ...")
+    check_finite(lm, repr(name))
     rows = lm.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise ValueError(f"the tokenizer of {name!r} has {len(tokenizer)} ids, the model {rows}: not of one make")

@@ -12,7 +12,14 @@ from pathlib import Path
 
 from latent.hf_config import CODE
 
-_LEFT_OUT = ("latent/__init__.py", "kernels/bench.py", "kernels/budget.py", "kernels/report.py")
+_LEFT_OUT = (
+    "latent/__init__.py",
+    "latent/lm_eval_door.py",
+    "latent/startup.py",
+    "kernels/bench.py",
+    "kernels/budget.py",
+    "kernels/report.py",
+)
 _IMPORT = re.compile(r"^(\s*)from (latent|kernels)(?=[. ])", re.MULTILINE)
 
 _LOADER = '''"""A latent reasoner, whole: {files} modules below as comments, imported by the loader above them.

@@ -120,12 +120,22 @@ class Reasoner:
         thought = self.method.think(prompt, choose, steps=steps)
         return decode(self.method, thought, choose, self.max_tokens, self.codec.end), thought
 
-    def answer(self, questions: list[str], steps: int | None = None, batch: int = 64) -> list[str]:
-        """The text after thinking, one a question. `steps` overrides the number of latents or recurrences."""
+    def answer(
+        self, questions: list[str], steps: int | None = None, batch: int = 64, return_thoughts: bool = False
+    ) -> list[str] | tuple[list[str], list[Tensor]]:
+        """The text after thinking, one a question. `steps` overrides the number of latents or recurrences.
+
+        With `return_thoughts` also the states that each went through, (used + 1, D), the one before any thought first:
+        as many as were used, fewer where a halt stopped them.
+        """
         was_training = self.method.training
         self.method.eval()
-        texts = []
+        texts, thoughts = [], []
         for i in range(0, len(questions), batch):
-            texts += self.codec.texts(self.tokens(questions[i : i + batch], steps)[0])
+            tokens_BT, thought = self.tokens(questions[i : i + batch], steps)
+            texts += self.codec.texts(tokens_BT)
+            row_B = range(len(tokens_BT)) if thought.row_B is None else thought.row_B.tolist()
+            used_B = thought.used_B.tolist()
+            thoughts += [thought.states_UKD[u, : used + 1].clone() for u, used in zip(row_B, used_B)]
         self.method.train(was_training)
-        return texts
+        return (texts, thoughts) if return_thoughts else texts

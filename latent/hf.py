@@ -9,6 +9,8 @@ A loop along the depth is called the same way: k placeholders are k recurrences,
 parallel, is handed out token by token.
 """
 
+import sys
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -18,16 +20,23 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.generation import StoppingCriteriaList
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import logging
 
 from latent import bundle, methods
-from latent.backbone import Backbone
+from latent.backbone import Backbone, check_finite
 from latent.cache import Context
 from latent.config import unpack
 from latent.generate import longest_text
 from latent.hf_config import LatentConfig
 from latent.hf_ends import Length, Seen, Strings, Stripped
+from latent.hf_mask import mask_of
 from latent.thought import Greedy, Prompt
 
+log = logging.get_logger(__name__)
+UNTHOUGHT = (
+    "a checkpoint that thinks is opened as a plain model: log-likelihoods would be of texts that do not follow <think> "
+    "and its thoughts, as they did in training; in lm-eval open it with --model latent"
+)
 # the name that this release of transformers has for a cache
 CACHE = "cache" if any(f.name == "cache" for f in fields(CausalLMOutputWithPast)) else "past_key_values"
 
@@ -45,6 +54,7 @@ class LatentCache(DynamicCache):
         super().__init__()
         self.context: Context | None = None
         self.ahead_BTD: Tensor | None = None
+        self.used_B: Tensor | None = None  # latent steps used, a row each as they were read
         self.seen = 0
 
     def get_seq_length(self, *_) -> int:
@@ -71,6 +81,13 @@ class LatentCache(DynamicCache):
 
 
 @dataclass
+class LatentOutput(CausalLMOutputWithPast):
+    """As of any causal LM, and the states (B, T, D) that the head reads, for trainers with a head of their own."""
+
+    last_hidden_state: Tensor | None = None
+
+
+@dataclass
 class _Row:
     """Columns of one row: those of the prompt, of its placeholders, of the text after them. No thought: steps None."""
 
@@ -86,8 +103,9 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = LatentConfig
     main_input_name = "input_ids"
     _supports_sdpa = True
-    supports_gradient_checkpointing = False
-    accepts_loss_kwargs = False  # Trainer divides the mean loss by its accumulation steps itself
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True  # Trainer says how many labels the whole batch has
+    _known = False
 
     def __init__(self, config: LatentConfig, method: methods.Method | None = None):
         super().__init__(config)
@@ -95,7 +113,7 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
         for module in trained:
             module._is_hf_initialized = True  # or post_init would draw the weights anew
         if method is None:
-            lm = AutoModelForCausalLM.from_config(config.backbone_config())
+            lm = AutoModelForCausalLM.from_config(config.backbone_config(), trust_remote_code=False)
             method = methods.build(unpack(config.method), Backbone(lm))
         self.method = method
         self.post_init()
@@ -111,12 +129,28 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, name, *args, output_loading_info: bool = False, **kwargs):
-        """As of any model. Raises ValueError where weights are missing."""
+        """As of any model. Raises ValueError where weights are missing or not finite.
+
+        Warns where lm-eval opens it as `--model hf`, which scores continuations without what stands before them.
+        """
+        if "lm_eval.models.huggingface" in sys.modules and "config" in kwargs and not cls._known:
+            log.warning(UNTHOUGHT)
         model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
         missing = sorted(map(str, [*info["missing_keys"], *info.get("mismatched_keys", ())]))
         if missing:
             raise ValueError(f"{name} lacks weights: {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}")
+        check_finite(model, name)
         return (model, info) if output_loading_info else model
+
+    @classmethod
+    @contextmanager
+    def known_caller(cls):
+        """While this lasts, a checkpoint is opened by somebody who knows how it reads."""
+        before, cls._known = cls._known, True
+        try:
+            yield
+        finally:
+            cls._known = before
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As of any model, with the file that opens it without this package."""
@@ -138,6 +172,24 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
 
     def set_output_embeddings(self, value):
         self.method.backbone.lm.set_output_embeddings(value)
+
+    def gradient_checkpointing_enable(self, *args, **kwargs) -> None:
+        """Keep only each layer's input until backward. How is the backbone's own choice: arguments do not apply."""
+        self.method.backbone.recompute = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep everything again."""
+        self.method.backbone.recompute = False
+
+    # the names that later releases of transformers have for the two
+    activation_checkpointing_enable = gradient_checkpointing_enable
+    activation_checkpointing_disable = gradient_checkpointing_disable
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return self.method.backbone.recompute
+
+    is_activation_checkpointing = is_gradient_checkpointing
 
     @property
     def num_latents(self) -> int:
@@ -178,14 +230,20 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         prompt_logits: bool = True,
+        num_items_in_batch: int | Tensor | None = None,
         **kwargs,
-    ) -> CausalLMOutputWithPast:
+    ) -> LatentOutput:
         """Logits (B, T, V) at every column, or at the last `logits_to_keep`; `labels` (B, T) give the mean loss.
 
-        Rows may be padded on either side, and each may think as often as it likes. Without `prompt_logits` the columns
+        With `num_items_in_batch`, which Trainer gives, the loss is the sum divided by it: the labels of all
+        accumulation steps, and of all devices where Trainer averages over them, count the same. Labels at placeholders
+        add nothing to the sum.
+
+        Rows may be padded on either side, and each may think as often as it likes. Without a mask, the padding token
+        is padding. Without `prompt_logits` the columns
         before a thought are left zero, which saves reading the prompt twice. Columns after the last token of an answer
-        that is read off in parallel are NaN. Raises ValueError for placeholders that do not follow each other, and
-        where the positions do not suffice.
+        that is read off in parallel are NaN. Raises ValueError for placeholders that do not follow each other, where
+        the positions do not suffice, and without a mask where padding cannot be told from text.
         """
         if kwargs.get("position_ids") is not None or kwargs.get("inputs_embeds") is not None:
             raise ValueError("position_ids and inputs_embeds are not taken: positions follow from the attention mask")
@@ -196,6 +254,8 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
         if past is not None and past.seen:
             h_BTD = self._go_on(input_ids, past)
         else:
+            if attention_mask is None:
+                attention_mask = mask_of(input_ids, self.config)
             h_BTD = self._whole(input_ids, attention_mask, past, prompt_logits and logits_to_keep != 1, unread_BT)
         if logits_to_keep:
             h_BTD, unread_BT = h_BTD[:, -logits_to_keep:], unread_BT[:, -logits_to_keep:]
@@ -212,8 +272,12 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
             if logits_to_keep:
                 raise ValueError("labels need all logits: logits_to_keep must be 0")
             target = labels[:, 1:].masked_fill(labels[:, 1:] == latent, -100) if latent is not None else labels[:, 1:]
-            loss = F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), target.flatten())
-        return CausalLMOutputWithPast(loss=loss, logits=logits_BTV, **{CACHE: past})
+            how = "mean" if num_items_in_batch is None else "sum"
+            loss = F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), target.flatten(), reduction=how)
+            if num_items_in_batch is not None:
+                whole = num_items_in_batch
+                loss = loss / (whole.to(loss.device) if isinstance(whole, Tensor) else whole)
+        return LatentOutput(loss=loss, logits=logits_BTV, last_hidden_state=h_BTD, **{CACHE: past})
 
     def _go_on(self, ids_BT: Tensor, past: LatentCache) -> Tensor:
         """Final hidden states of text after what the cache holds."""
@@ -323,6 +387,8 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
             values.append(h_ND)
 
         of_B = torch.tensor(of, device=device)
+        if past is not None:
+            past.used_B = thought.used_B[of_B]
         h_B, context = thought.h_UTD[of_B], thought.context
         put([(b, (row.latents or row.prompt)[-1]) for b, row in rows], h_B[:, 0])
         for i in range(1, min(steps, thought.states_UKD.shape[1])):
@@ -375,26 +441,39 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
     ):
         """Stock `generate` after thinking `num_latents` steps, or `num_recurrences` of a loop along the depth.
 
-        What comes back is the prompt and the text; the placeholders are gone.
+        A prompt that ends in placeholders thinks as often as they are. What comes back is the prompt and the text;
+        placeholders that were appended are gone. With `return_dict_in_generate` it also says `latents_used`, the
+        latent steps (or recurrences) of each row, fewer where a halt stopped them.
         """
         ids_BT = inputs if inputs is not None else kwargs.pop("input_ids", None)
         if ids_BT is None or ids_BT.dim() != 2 or ids_BT.shape[1] == 0:
             raise ValueError("generate needs input_ids (B, T) with at least one token a row")
         mask_BT = kwargs.pop("attention_mask", None)
         if mask_BT is None:
-            pad = self.config.pad_token_id
-            padded = pad is not None and pad != self.config.eos_token_id
-            mask_BT = (ids_BT != pad).long() if padded else torch.ones_like(ids_BT)
+            mask_BT = mask_of(ids_BT, self.config, ends=True).long()
+        if self.config.latent_id is not None and bool((ids_BT == self.config.latent_id).any()):
+            raise ValueError(
+                "a prompt holds <latent>, which generate itself puts after it: say num_latents instead, and encode "
+                "text that may hold the word with split_special_tokens=True"
+            )
         if not bool(mask_BT[:, -1].all()):
             raise ValueError("generate needs prompts padded on the left (tokenizer.padding_side = 'left')")
-        last = set(ids_BT[:, -1].tolist())
-        if self.config.think_id in last and len(last) > 1:
+        last, steps = set(ids_BT[:, -1].tolist()), num_recurrences if num_latents is None else num_latents
+        if len(last) > 1 and self.config.think_id in last:
             raise ValueError("either all prompts of a batch end in <think>, or none")
-        added = self.thinking(num_recurrences if num_latents is None else num_latents, last.pop())
+        if len(last) > 1 and self.config.latent_id in last:
+            raise ValueError("either all prompts of a batch end in <latent>, or none")
+        if self.config.latent_id in last:
+            if steps is not None:
+                raise ValueError("the prompts end in <latent> placeholders: num_latents must not be given")
+            steps, added = int((ids_BT[0] == self.config.latent_id).sum()), []
+        else:
+            added = self.thinking(steps, last.pop())
+            steps = added.count(self.config.latent_id)
         b, t, n = *ids_BT.shape, len(added)
         whole_BT = torch.cat([ids_BT, ids_BT.new_tensor(added).expand(b, n)], 1)
         mask_BT = torch.cat([mask_BT, mask_BT.new_ones(b, n)], 1)
-        kwargs = self._settings(kwargs, generation_config, t, n, added.count(self.config.latent_id))
+        kwargs = self._settings(kwargs, generation_config, t, n, steps)
         if streamer is not None:
             kwargs["streamer"] = Stripped(streamer, n)
         out = super().generate(whole_BT, generation_config, attention_mask=mask_BT, **kwargs)
@@ -402,6 +481,10 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
         if isinstance(out, Tensor):
             return strip(out)
         out["sequences"] = strip(out["sequences"])
+        held = kwargs.get(CACHE)
+        if isinstance(held, LatentCache):
+            used_B = out["sequences"].new_zeros(b) if held.used_B is None else held.used_B[:: len(held.used_B) // b]
+            out["latents_used"] = used_B.repeat_interleave(len(out["sequences"]) // b)
         return out
 
     def _settings(self, kwargs: dict, config, t: int, n: int, steps: int) -> dict:

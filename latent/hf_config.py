@@ -19,6 +19,7 @@ class LatentConfig(PreTrainedConfig):
     """
 
     model_type = "latent"
+    keys_to_ignore_at_inference = ["past_key_values", "cache", "last_hidden_state"]  # noqa: RUF012  Trainer gathers logits
 
     def __init__(
         self,

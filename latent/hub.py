@@ -6,14 +6,15 @@ this package.
 
 from __future__ import annotations
 
-import json
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from latent.config import pack
+from latent.files import named, read_json
 from latent.generate import Reasoner
 from latent.text import LATENT, PAD, THINK, UNKNOWN, Codec
 
@@ -41,6 +42,7 @@ def face(reasoner: Reasoner):
         vocab_size=max(method.backbone.vocab, codec.name_latent() + 1),  # as wide as the logits
         pad_token_id=codec.pad,
         eos_token_id=codec.end,
+        bos_token_id=codec.begin[0] if codec.begin else None,
     )
     model = LatentForCausalLM(config, method).eval()
     model.generation_config = GenerationConfig(
@@ -51,21 +53,45 @@ def face(reasoner: Reasoner):
 
 def save(reasoner: Reasoner, folder: Path) -> None:
     """Write a reasoner into `folder`, which is made."""
-    was_training, tokenizer = reasoner.method.training, reasoner.codec.tokenizer
-    with quiet():
-        face(reasoner).save_pretrained(folder)
-    # a prompt is what the codec makes of it: no token of the tokenizer's own before it
-    tokenizer.backend_tokenizer.post_processor = None
-    for name in ("add_bos_token", "add_eos_token"):
-        if name in tokenizer.init_kwargs:
-            tokenizer.init_kwargs[name] = False
+    from safetensors import SafetensorError
+
+    was_training = reasoner.method.training
+    with quiet(), named(folder):
+        try:
+            face(reasoner).save_pretrained(folder)
+        except SafetensorError as e:  # which does not name the folder of a full disk
+            raise OSError(f"cannot write the weights into {folder}: {e}") from None
+    ready_tokenizer(reasoner.codec).save_pretrained(folder)
+    reasoner.method.train(was_training)
+
+
+def ready_tokenizer(codec: Codec):
+    """The codec's tokenizer as other tools need it, which then make the same ids of a text."""
+    tokenizer = codec.tokenizer
+    codec.name_latent()
+    as_the_codec(tokenizer, codec)
     tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
-    if reasoner.codec.end is not None:
-        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(reasoner.codec.end)
+    if codec.end is not None:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(codec.end)
     else:  # tools ask for an end token and a first one: here two that are never written
         tokenizer.eos_token, tokenizer.bos_token = UNKNOWN, PAD
-    tokenizer.save_pretrained(folder)
-    reasoner.method.train(was_training)
+    return tokenizer
+
+
+def as_the_codec(tokenizer, codec: Codec) -> None:
+    """Let a tokenizer begin a prompt as the codec does, in a chat too, and end it with nothing of its own."""
+    names = tokenizer.convert_ids_to_tokens(codec.begin)
+    post = TemplateProcessing(single=[*names, "$A"], pair=[*names, "$A", *names, "$B"],
+                              special_tokens=list(zip(names, codec.begin)))  # fmt: skip
+    tokenizer.backend_tokenizer.post_processor = post if names else None
+    for name in ("add_bos_token", "add_eos_token"):
+        if name in tokenizer.init_kwargs:
+            tokenizer.init_kwargs[name] = name == "add_bos_token" and bool(names)
+    if codec.chat and codec.begin:
+        turn = [{"role": "user", "content": "a"}]
+        said = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
+        if tuple(said[: len(codec.begin)]) != codec.begin:
+            tokenizer.chat_template = "{{ " + repr("".join(names)) + " }}" + tokenizer.chat_template
 
 
 def find(folder: str | Path) -> Path:
@@ -77,7 +103,7 @@ def find(folder: str | Path) -> Path:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
     config = folder / "config.json"
-    about = read_json(config) if config.exists() else {}
+    about = read_json(config) if config.exists() else {}  # raises for what is not JSON
     if about.get("class") == "Run":
         if not (folder / "model" / "config.json").exists():
             raise ValueError(f"{folder} has no finished model yet: run its command again to go on")
@@ -105,10 +131,15 @@ def load(folder: str | Path, device: str = "cpu") -> Reasoner:
             model = LatentForCausalLM.from_pretrained(folder, dtype=torch.float32)
         except SafetensorError as e:
             raise ValueError(f"the weights in {folder} cannot be read: {e}") from None
-        except (KeyError, TypeError, RuntimeError) as e:  # a config of other widths than the weights, or spoilt
-            what = str(e).strip().splitlines()[0]
-            raise ValueError(f"{folder} cannot be opened: {type(e).__name__}: {what}") from None
+        except Exception as e:  # a config of other widths than the weights, or spoilt in any of a hundred ways
+            what = next(iter(str(e).strip().splitlines()), "")
+            raise ValueError(f"{folder} cannot be opened: {type(e).__name__}: {what}") from e
     c = model.config
+    for name in ("answer_tokens", "chain_tokens", "chain_steps"):
+        if type(getattr(c, name)) is not int or not 0 <= getattr(c, name) < 2**31:
+            raise ValueError(
+                f"{folder}/config.json: field {name!r} must be a whole number, got {getattr(c, name)!r:.40}"
+            )
     codec = Codec(load_tokenizer(folder, c), c.fixed_answer, c.chat)
     return Reasoner(model.method.to(device).eval(), codec, c.answer_tokens, c.chain_tokens, c.chain_steps)
 
@@ -118,9 +149,10 @@ def load_tokenizer(folder: Path, config):
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as e:
-        raise ValueError(f"{folder} has no tokenizer: {str(e).splitlines()[0]}") from None
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as e:  # whatever transformers and tokenizers raise of files that are missing or spoilt
+        what = next(iter(str(e).strip().splitlines()), "")
+        raise ValueError(f"{folder} has no tokenizer that can be read: {type(e).__name__}: {what}") from e
     check_tokenizer(folder, tokenizer, config)
     return tokenizer
 
@@ -152,14 +184,3 @@ def quiet():
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def read_json(path: Path) -> dict:
-    """An object from a file. Raises ValueError for what is not JSON."""
-    try:
-        data = json.loads(path.read_text())
-    except ValueError as e:
-        raise ValueError(f"{path} is not JSON: {e}") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} must hold an object, got a {type(data).__name__}")
-    return data

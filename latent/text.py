@@ -1,5 +1,6 @@
 """Text to ids and back: one codec for symbol tasks, for BPE trained on the data, and for pretrained tokenizers."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,32 +15,54 @@ THINK, END, PAD = "<think>", "<end>", "<pad>"
 LATENT, UNKNOWN = "<latent>", "<unknown>"  # a latent step in ids, a word outside a closed vocabulary: no embeddings
 
 
+_OPEN, _CLOSE = "\ue000", "\ue001"  # private use: around what a chat's user wrote and must stay text
+
+
 class Codec:
     """Ids of a problem's parts. `tokenizer` is any Hugging Face tokenizer.
 
-    A prompt is the question and the token that says *now think*; the text after the thoughts is the chain's steps, if
-    the method writes them, and the answer, closed by the end token unless the answer has a fixed number of tokens
-    (`fixed_answer`), which then ends it. `chat`: questions go into the tokenizer's chat template, as the user's turn;
-    ValueError where it has none.
+    A prompt begins as the tokenizer begins a text (`begin`: BOS, where it has one), then come the question and the
+    token that says *now think*; the text after the thoughts is the chain's steps, if the method writes them, and the
+    answer, closed by the end token unless the answer has a fixed number of tokens (`fixed_answer`), which then ends it.
+    `chat`: questions go into the tokenizer's chat template, as the user's turn; ValueError where it has none.
+
+    Questions, steps and answers are text and nothing else: a control token that is spelt in one (`<latent>`, `</s>`) is
+    read as the letters it is spelt with, and refused with a ValueError where a closed vocabulary has no letters. The
+    token that pads is no token that a text can begin, end or be unknown with.
     """
 
     def __init__(self, tokenizer, fixed_answer: int | None = None, chat: bool = False):
         self.tokenizer, self.fixed_answer, self.chat = tokenizer, fixed_answer, chat
         if chat and not tokenizer.chat_template:
             raise ValueError("model.chat_template: this tokenizer has no chat template")
+        self._raw = tokenizer.backend_tokenizer
+        self._raw.no_truncation()  # a tokenizer.json may have been saved with it
+        self._raw.no_padding()
+        vocab = tokenizer.get_vocab()
+        taken = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, None}
+        fresh = LATENT not in vocab  # an exported checkpoint's tokenizer stays as it is
+        own_pad = tokenizer.pad_token_id is None or (fresh and tokenizer.pad_token_id in taken)
         wanted = [THINK]
-        if tokenizer.pad_token_id is None:
+        if own_pad:
             wanted.append(PAD)
         if tokenizer.eos_token_id is None and fixed_answer is None:
             wanted.append(END)
-        new = [t for t in wanted if t not in tokenizer.get_vocab()]
+        new = [t for t in wanted if t not in vocab]
         if new:
             tokenizer.add_special_tokens({"additional_special_tokens": new})
+        if own_pad:
+            tokenizer.pad_token = PAD
         self.think: int = tokenizer.convert_tokens_to_ids(THINK)
-        self.pad: int = tokenizer.convert_tokens_to_ids(tokenizer.pad_token or PAD)
+        self.pad: int = tokenizer.pad_token_id
         self.end: int | None = None if fixed_answer else tokenizer.convert_tokens_to_ids(tokenizer.eos_token or END)
         self.unknown: int | None = tokenizer.get_vocab().get(UNKNOWN)
-        self._piece = lru_cache(1 << 16)(self._encode)  # steps and answers of symbol tasks come again and again
+        self.begin: tuple[int, ...] = beginning(tokenizer)
+        special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        ours = {tokenizer.get_vocab().get(t) for t in (THINK, END, PAD, LATENT)} - {None}
+        self._control = special | set(tokenizer.all_special_ids) | ours | {self.pad}
+        if tokenizer.unk_token_id not in (self.end, self.pad, tokenizer.bos_token_id):
+            self._control.discard(tokenizer.unk_token_id)  # that of a character it does not know
+        self._piece = lru_cache(1 << 16)(self._plain)  # steps and answers of symbol tasks come again and again
 
     @property
     def size(self) -> int:
@@ -50,23 +73,67 @@ class Codec:
         """The id of the placeholder of a latent step, which has no row in the embedding."""
         if LATENT not in self.tokenizer.get_vocab():
             self.tokenizer.add_tokens([AddedToken(LATENT, special=True)], special_tokens=True)
-        return self.tokenizer.convert_tokens_to_ids(LATENT)
+        self._control.add(latent := self.tokenizer.convert_tokens_to_ids(LATENT))
+        return latent
 
-    def _encode(self, text: str) -> tuple[int, ...]:
+    def _encode(self, text: str, split: bool) -> list[int]:
+        """Ids of a text; `split`: special tokens that are spelt in it are read as letters."""
+        self._raw.encode_special_tokens = split
         try:
-            ids = tuple(self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
+            ids = self._raw.encode(text, add_special_tokens=False).ids
         except Exception as e:  # the tokenizers library raises nothing narrower
             raise ValueError(f"cannot encode {text!r:.60}: {e}") from None
+        finally:
+            self._raw.encode_special_tokens = False
         if self.unknown is not None and self.unknown in ids:
             raise ValueError(f"cannot encode {text!r:.60}: it has a word outside the vocabulary")
         return ids
 
+    def _plain(self, text: str) -> tuple[int, ...]:
+        """Ids of a text in which nothing is a control token. Raises ValueError where that cannot be."""
+        ids = self._encode(text, split=True)
+        if not self._control.isdisjoint(ids):  # added tokens that are not marked special are never split
+            try:
+                ids = self._spelt(text)
+            except Exception as e:
+                raise ValueError(f"cannot encode {text!r:.60}: {e}") from None
+            found = self._control.intersection(ids)
+            if found:
+                name = self.tokenizer.convert_ids_to_tokens(min(found))
+                raise ValueError(f"cannot encode {text!r:.60}: it holds {name!r}, which is a control token here")
+        return tuple(ids)
+
+    def _spelt(self, text: str) -> list[int]:
+        """Ids of a text by the tokenizer's normalizer, pre-tokenizer and model alone: no added token is one."""
+        raw, pieces = self._raw, [text]
+        if raw.normalizer is not None:
+            pieces = [raw.normalizer.normalize_str(text)]
+        if raw.pre_tokenizer is not None:
+            pieces = [piece for piece, _ in raw.pre_tokenizer.pre_tokenize_str(pieces[0])]
+        return [token.id for piece in pieces for token in raw.model.tokenize(piece)]
+
     def question(self, text: str) -> tuple[int, ...]:
-        """A question's ids, the think token last."""
-        if self.chat:
-            turn = [{"role": "user", "content": text}]
-            text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        return (*self._encode(text), self.think)
+        """A prompt's ids: how a text begins, the question, the think token last."""
+        ids = self._turn(text) if self.chat else self._plain(text)
+        begun = ids[: len(self.begin)] == self.begin  # most templates write BOS themselves
+        return (*(() if self.chat and begun else self.begin), *ids, self.think)
+
+    def _turn(self, text: str) -> tuple[int, ...]:
+        """Ids of a question as the user's turn of the chat template, whose own control tokens count as such."""
+        names = [self.tokenizer.convert_ids_to_tokens(i) for i in self._control]
+        control = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
+        marked = control.sub(rf"{_OPEN}\g<0>{_CLOSE}", text)
+        if marked != text and (_OPEN in text or _CLOSE in text):
+            raise ValueError(f"cannot encode {text!r:.60}: it holds a control token beside U+E000 or U+E001")
+        turn = [{"role": "user", "content": marked}]
+        said = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        if marked == text:
+            return tuple(self._encode(said, split=False))
+        pieces = re.split(f"{_OPEN}(.*?){_CLOSE}", said)  # template, token, template, token, ..., template
+        if any(_OPEN in p or _CLOSE in p for p in pieces):
+            raise ValueError(f"cannot encode {text!r:.60}: the chat template cuts a control token in it")
+        ids = [self._plain(p) if i % 2 else self._encode(p, split=False) for i, p in enumerate(pieces) if p]
+        return tuple(i for piece in ids for i in piece)
 
     def step(self, text: str) -> tuple[int, ...]:
         """The ids of one step of a chain."""
@@ -88,14 +155,25 @@ class Codec:
         return self.tokenizer.batch_decode(rows)
 
     def prompt(self, questions: Iterable[str], device="cpu") -> Prompt:
-        """Left-padded prompts."""
+        """Left-padded prompts. Raises ValueError for what is no list of texts."""
+        if isinstance(questions, str):
+            raise ValueError(f"questions must be a list of texts, got one text: give [{questions!r:.40}]")
         rows = [self.question(q) for q in questions]
+        if not rows:
+            raise ValueError("there is no question to read")
         longest = max(map(len, rows))
         if min(map(len, rows)) == longest:
             return Prompt(torch.tensor(rows, device=device))
         ids = torch.tensor([(self.pad,) * (longest - len(r)) + r for r in rows], device=device)
         mask = torch.tensor([[i >= longest - len(r) for i in range(longest)] for r in rows], device=device)
         return Prompt(ids, mask)
+
+
+def beginning(tokenizer) -> tuple[int, ...]:
+    """The ids that a tokenizer puts before every text: BOS, where it adds one."""
+    probe = tokenizer("a", return_special_tokens_mask=True)
+    mask = probe["special_tokens_mask"]
+    return tuple(probe["input_ids"][: mask.index(0) if 0 in mask else 0])
 
 
 @dataclass
@@ -117,22 +195,44 @@ def pad_right(rows: list[tuple[int, ...]], pad: int, device="cpu") -> Text:
 
 @dataclass
 class Batch:
-    """Problems as ids: prompts, and for each row its steps and its answer."""
+    """Problems as ids: prompts, and for each row its steps and its answer.
+
+    Where several processes share a batch, each has the rows from `first` on of `whole` of them. What a loss draws at
+    random it draws through `draw`, from a generator that is the same on all of them: torch's own where none is given.
+    """
 
     prompt: Prompt
     steps: list[list[tuple[int, ...]]]
     answers: list[tuple[int, ...]]
     pad: int
+    generator: torch.Generator | None = None
+    first: int = 0
+    whole: int | None = None
 
     @classmethod
-    def of(cls, problems, codec: Codec, device="cpu") -> "Batch":
-        """From anything with `question`, `steps` and `answer` as text."""
+    def of(cls, problems, codec: Codec, device="cpu", **share) -> "Batch":
+        """From anything with `question`, `steps` and `answer` as text. `share`: `generator`, `first`, `whole`."""
         return cls(
             codec.prompt([p.question for p in problems], device),
             [[codec.step(s) for s in p.steps] for p in problems],
             [codec.answer(p.answer) for p in problems],
             codec.pad,
+            **share,
         )
+
+    def draw(self) -> float:
+        """A number in [0, 1) for the whole batch."""
+        return float(torch.rand((), generator=self.generator))
+
+    def draw_below(self, n: int) -> int:
+        """A whole number in 0..n - 1 for the whole batch."""
+        return int(torch.randint(n, (), generator=self.generator))
+
+    def draw_rows(self) -> Tensor:
+        """A number in [0, 1) for each of these rows (B,): that row's, whoever else is in the process."""
+        rows = len(self.answers)
+        drawn = torch.rand(self.whole or rows, generator=self.generator)[self.first : self.first + rows]
+        return drawn.to(self.prompt.ids_BT.device)
 
     def chain(self, skip: int = 0, every: int = 1) -> Text:
         """The steps from the `skip`-th on, cut to one in `every`, then the answer."""

@@ -3,6 +3,9 @@
 Nothing but paper/records is read, so the same records give the same files, byte by byte.
 """
 
+import latent.startup  # noqa: F401  first of all: it says what goes wrong before we have begun
+
+# isort: split
 import os
 import re
 import shutil
@@ -16,13 +19,15 @@ from typing import Annotated
 import tyro
 
 from eval.cli import guarded, parse, program
+from latent.files import write_text
 from paper import figures, records, tables
 from paper.ablations import ABLATIONS, CONTROLS
 from paper.design import cells
-from train.record import write_text
+from paper.records import OUT
 
 HERE = Path(__file__).parent
 MARKS = "<!-- results: made by python -m paper.build -->", "<!-- end of results -->"
+N_BOOT = 4000  # resamples behind each interval
 ENGINES = ("latexmk", "tectonic", "pdflatex")
 
 
@@ -34,8 +39,8 @@ class Options:
     """Only the tables and figures of these ablations; without any, the whole paper."""
     records: Path = HERE / "records"
     """Folder of the records."""
-    out: Path = HERE
-    """Folder of what is made."""
+    out: Path = OUT
+    """Folder of what is made; of an installed package it is latent-paper, where the command was given."""
     smoke: bool = False
     """From the records of a smoke run."""
 
@@ -60,26 +65,23 @@ def build(options: Options) -> None:
     every = {c.run.id for each in all_cells.values() for c in each}
     left_out += [f"record {id} belongs to no cell: left out" for id in lines if id not in every]
     print(*left_out, sep="\n", end="\n" if left_out else "")
-    n_boot = 200 if options.smoke else 4000
+    n_boot = 200 if options.smoke else N_BOOT
     made = [tables.gather(name, ABLATIONS[name], each, lines, n_boot) for name, each in asked.items()]
     out, whole = options.out.resolve(), not options.names
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out) as scratch:  # all or nothing: what is there stays until all is made
         stage = Path(scratch)
-        known: dict[str, str] = {}
         for folder in ("tables", "figures"):
             (stage / folder).mkdir()
         for table in made:
-            (stage / "tables" / f"{table.name}.md").write_text(tables.markdown(table))
-            (stage / "tables" / f"{table.name}.tex").write_text(tables.latex(table))
             figures.draw(table, stage / "figures")
-            known |= tables.numbers(table) if whole else {}
+        known = numbers(made, [lines[id] for id in sorted(every) if id in lines]) if whole else None
+        for name, written in texts(made, known).items():
+            (stage / name).write_text(written)
         text = None
-        if whole:
-            known |= about([lines[id] for id in sorted(every) if id in lines])
-            (stage / "numbers.tex").write_text(macros(known))
+        if known is not None:
             quoted(HERE / "main.tex", known)
-            text = readme(HERE.parent / "README.md", made) if out == HERE else None
+            text = readme(HERE.parent / "README.md", made) if out == HERE and records.IN_CHECKOUT else None
             for name in ("main.tex", "references.bib") if out != HERE else ():
                 shutil.copy(HERE / name, stage / name)
         for path in [p for p in sorted(stage.rglob("*")) if p.is_file()]:
@@ -91,6 +93,18 @@ def build(options: Options) -> None:
     print(f"{len(made)} tables in {out}/tables, figures beside them")
     if whole:
         print(compile(out))
+
+
+def numbers(made: list[tables.Table], lines: list[dict]) -> dict[str, str]:
+    """Every number that the paper may quote, by key: of its tables, and of the runs behind them."""
+    return {k: v for table in made for k, v in tables.numbers(table).items()} | about(lines)
+
+
+def texts(made: list[tables.Table], known: dict[str, str] | None) -> dict[str, str]:
+    """The files that are text, by their names: two a table, and the numbers where all are known."""
+    found = {f"tables/{table.name}.md": tables.markdown(table) for table in made}
+    found |= {f"tables/{table.name}.tex": tables.latex(table) for table in made}
+    return found if known is None else found | {"numbers.tex": macros(known)}
 
 
 def quoted(path: Path, known: dict[str, str]) -> None:

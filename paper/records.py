@@ -6,10 +6,14 @@ from base64 import b85decode, b85encode
 from hashlib import sha256
 from pathlib import Path
 
+from latent.files import write_text
 from train.config import id_of
-from train.record import alone, write_text
+from train.record import alone
 
 FILE = "runs.jsonl"
+HERE = Path(__file__).parent
+IN_CHECKOUT = (HERE.parent / "pyproject.toml").is_file()
+OUT = HERE if IN_CHECKOUT else Path("latent-paper")  # what is made is the user's, not the installed package's
 PER_LEVEL = 250
 
 

@@ -3,6 +3,9 @@
 Finished cells go into paper/records, and are not run again. A killed one goes on where it was.
 """
 
+import latent.startup  # noqa: F401  first of all: it says what goes wrong before we have begun
+
+# isort: split
 import os
 import sys
 import tempfile
@@ -17,9 +20,11 @@ from typing import Annotated, Literal
 import tyro
 
 from eval.cli import at_least, guarded, parse, program
+from latent.files import write_json
 from paper import records
 from paper.ablations import ABLATIONS, CONTROLS
 from paper.design import Cell, cells
+from paper.records import OUT
 from train.config import Run, id_of, plain
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -33,7 +38,7 @@ class Options:
     """An ablation, or "all"; without one they are listed."""
     out: Path = Path("runs/paper")
     """Folder of the runs while they are made."""
-    records: Path = Path(__file__).parent / "records"
+    records: Path = OUT / "records"
     """Folder of the records of those that have finished."""
     jobs: int = CORES
     """Cells at a time."""
@@ -204,13 +209,14 @@ def in_processes(
 def one(run: Run, say, out: Path, diagnosed: frozenset[str], smoke: bool) -> dict:
     """One cell, here: trained, judged, and diagnosed where that is asked for."""
     from eval import diagnose
-    from train.record import write
     from train.run import execute as train
 
     train(run, out, say, "cpu", f"python -m paper.run  # run {run.id}")
     if run.id in diagnosed and not (out / run.id / "diagnosis.json").exists():
         few = {"items": 8, "batch": 8, "probe_items": 20, "group": 2} if smoke else {}
-        write(out / run.id / "diagnosis.json", diagnose.diagnose(out / run.id, diagnose.Options(out / run.id, **few)))
+        write_json(
+            out / run.id / "diagnosis.json", diagnose.diagnose(out / run.id, diagnose.Options(out / run.id, **few))
+        )
     return {}
 
 

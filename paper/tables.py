@@ -61,6 +61,14 @@ class Row:
             found = [r["sweep"].get(str(steps), r) for r in found]
         return np.array([records.unpack(r["correct"]) for r in found])
 
+    def unit(self, metric: str) -> float | None:
+        """The smallest step between two values of a run, None where it is not known: seeds may agree to that place."""
+        if metric == "sooner":  # looked up at log lines
+            return float(min(line["config"]["train"]["log_every"] for line in self.lines))
+        if metric == "pooled.used":
+            return 1 / min(len(records.unpack(line["result"]["pooled"]["correct"])) for line in self.lines)
+        return None
+
     @property
     def value(self) -> float:
         """The mean over seeds and problems of what is claimed about."""
@@ -158,7 +166,8 @@ def gather(name: str, ablation: Ablation, cells: list[Cell], lines: dict[str, di
                 raise ValueError(f"table {name}: no row {label!r}; there are {', '.join(rows)}")
         a = rows[contrast.a].results(contrast.steps, contrast.metric)
         b = rows[contrast.b].results(contrast.steps_b or contrast.steps, contrast.metric)
-        found.append(paired(a, b, n_boot))
+        unit = rows[contrast.a].unit(contrast.metric or ablation.metric)
+        found.append(paired(a, b, n_boot, unit=unit))
     table.contrasts = list(zip(ablation.contrasts, found, holm([d.p for d in found])))
     return table
 

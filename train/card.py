@@ -6,13 +6,13 @@ import inspect
 import json
 from pathlib import Path
 
+from latent.files import read_json, write_text
 from train.record import Record
 
 
 def write(record: Record, result: dict) -> None:
     """Write README.md into the run's model folder."""
-    env = json.loads((record.home / "env.json").read_text())
-    (record.home / "model" / "README.md").write_text(card(record, result, env), encoding="utf-8")
+    write_text(record.home / "model" / "README.md", card(record, result, read_json(record.home / "env.json")))
 
 
 def card(record: Record, result: dict, env: dict) -> str:

@@ -1,12 +1,16 @@
 """Every choice about a run and about a set of runs, as frozen dataclasses. No torch here: `--help` answers at once."""
 
 import json
+import math
 from dataclasses import dataclass, field, fields, is_dataclass
 from hashlib import blake2b
 from typing import Literal
 
 from eval.environments import EnvConfig
 from latent.config import MethodConfig, ModelConfig
+
+HOW = {"how": True}  # metadata of a field that changes nothing of what comes out, and so no id
+LATER = {"later": True}  # metadata of a field that came after records were made: at its default it is in no id
 
 
 @dataclass(frozen=True)
@@ -37,18 +41,30 @@ class SFT:
     """Updates between log lines."""
     save_every: int = 500
     """Updates between checkpoints for a resume."""
+    keep: int = field(default=2, metadata=HOW)
+    """Checkpoints kept, the newest ones: where one is damaged the one before it is used."""
+    select: Literal["last", "best"] = field(default="last", metadata=LATER)
+    """Weights that the run ends with: the last, or those with the best accuracy on the validation split."""
+    valid_every: int = field(default=0, metadata=LATER)
+    """Updates between validations, logged as `valid` (0 = never); there is one at the end, too."""
+    valid_items: int = field(default=128, metadata=LATER)
+    """Validation problems, as many at each level."""
 
     def __post_init__(self):
-        for name in ("batch", "log_every", "save_every"):
+        for name in ("batch", "log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("steps", "warmup"):
+        if self.select == "best" and not self.valid_every:
+            raise ValueError("train.select best needs train.valid_every: how often to validate")
+        if self.valid_items < 1:
+            raise ValueError(f"train.valid_items must be at least 1, got {self.valid_items}")
+        for name in ("steps", "warmup", "valid_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name} must be at least 0, got {getattr(self, name)}")
         for name in ("lr", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"train.{name} must be > 0, got {getattr(self, name)}")
-        for name in ("decay", "decay_to", "beta2"):
+        for name in ("decay", "decay_to", "beta2", "stop_at"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"train.{name} must be in [0, 1], got {getattr(self, name)}")
         if self.weight_decay < 0:
@@ -154,6 +170,7 @@ class Run:
     """Seed of weights, data order and sampling."""
 
     def __post_init__(self):
+        check_numbers(self)
         if self.model.bf16 and isinstance(self.train, RLVR):
             raise ValueError("model.bf16 is for supervised training: in RL sampler and trainer must agree")
 
@@ -190,6 +207,9 @@ class Experiment:
     seed: int = 0
     """Seed of weights, data order and sampling."""
 
+    def __post_init__(self):
+        check_numbers(self)
+
     def runs(self) -> dict[str, Run]:
         """The run of every arm; an arm's start is named by the id of the run it starts from."""
         runs: dict[str, Run] = {}
@@ -199,15 +219,37 @@ class Experiment:
         return runs
 
 
+def check_numbers(config, name: str = "") -> None:
+    """Raise ValueError, by flag, for a number that no run can have: not finite, beyond 64 bits, a seed below 0."""
+    if is_dataclass(config):
+        for f in fields(config):
+            check_numbers(getattr(config, f.name), f"{name}.{f.name}".lstrip("."))
+    elif isinstance(config, dict):
+        for key, value in config.items():
+            check_numbers(value, f"{name}.{key}")
+    elif isinstance(config, (list, tuple)):
+        for value in config:
+            check_numbers(value, name)
+    elif isinstance(config, float) and not math.isfinite(config):
+        raise ValueError(f"{name} must be finite, got {config}")
+    elif isinstance(config, int) and not isinstance(config, bool):
+        if not -(2**63) <= config < 2**63:
+            raise ValueError(f"{name} must fit into 64 bits, got {config}")
+        if name == "seed" and not 0 <= config < 2**32:
+            raise ValueError(f"seed must be in 0..{2**32 - 1}, got {config}")
+
+
 def id_of(config: dict) -> str:
     """The id of a run with this config as plain data."""
     return blake2b(json.dumps(config, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
 def plain(config) -> dict:
-    """A config as plain data, every dataclass with its class name."""
+    """A config as plain data, every dataclass with its class name: all that decides what comes out."""
     if is_dataclass(config):
-        return {"class": type(config).__name__} | {f.name: plain(getattr(config, f.name)) for f in fields(config)}
+        named = [f for f in fields(config) if f.metadata != HOW]
+        named = [f for f in named if f.metadata != LATER or getattr(config, f.name) != f.default]
+        return {"class": type(config).__name__} | {f.name: plain(getattr(config, f.name)) for f in named}
     if isinstance(config, dict):
         return {k: plain(v) for k, v in config.items()}
     if isinstance(config, (list, tuple)):

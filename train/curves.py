@@ -1,7 +1,8 @@
 """The picture of a run: what it logged, over its updates."""
 
-import json
 from pathlib import Path
+
+from latent.files import PART, named, read_lines
 
 PANELS = {
     "loss": ("loss", "ce", "step_ce"),
@@ -16,8 +17,7 @@ STYLES = [("#0072B2", "-"), ("#D55E00", "--"), ("#555555", ":"), ("#009E73", "-.
 
 def draw(home: Path) -> None:
     """Write curves.png beside metrics.jsonl; nothing where nothing was logged."""
-    path = home / "metrics.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = read_lines(home / "metrics.jsonl")
     logged = {name for row in rows for name in row}
     panels = {title: [n for n in names if n in logged] for title, names in PANELS.items()}
     panels = {title: names for title, names in panels.items() if names}
@@ -43,5 +43,8 @@ def draw(home: Path) -> None:
             ax.legend(fontsize=8, frameon=False)
     for ax in axes.flat[len(panels) :]:
         ax.remove()
-    fig.savefig(home / "curves.png", dpi=120)
+    part = home / f"curves.png{PART}"
+    with named(part):
+        fig.savefig(part, dpi=120, format="png")
+    part.replace(home / "curves.png")
     plt.close(fig)

@@ -9,12 +9,14 @@ from train.loop import Trainer
 
 def fit(trainer: Trainer, env: Environment) -> None:
     """Logs `loss`, `grad_norm` and what the method's loss logs."""
-    codec, device = trainer.reasoner.codec, trainer.accelerator.device
+    codec, device, rank = trainer.reasoner.codec, trainer.accelerator.device, trainer.accelerator.process_index
 
     def update(step: int) -> dict:
-        batch = Batch.of(trainer.problems(env, step), codec, device)
+        share = {"generator": trainer.drawing(step), "first": rank * trainer.share, "whole": trainer.config.batch}
+        batch = Batch.of(trainer.problems(env, step), codec, device, **share)
         with torch.autocast(device.type, torch.bfloat16, enabled=trainer.record.run.model.bf16):
-            loss, metrics = trainer.method.loss(batch)
-        return {"loss": loss.detach(), **metrics, "grad_norm": trainer.descend(loss)}
+            loss, logged = trainer.over_processes(*trainer.method.terms(batch))
+        logged |= trainer.method.learned(logged)
+        return {**logged, "grad_norm": trainer.descend(loss)}
 
     trainer.fit(update)

@@ -64,7 +64,7 @@ def on_meta(run: Run) -> tuple[Reasoner, int, int]:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        lm = AutoModelForCausalLM.from_config(config_of(run))
+        lm = AutoModelForCausalLM.from_config(config_of(run), trust_remote_code=False)
     body = Backbone(lm)
     method = methods.build(run.method, body)
     total = sum(p.numel() for p in method.parameters())
@@ -96,7 +96,7 @@ def config_of(run: Run):
             max_position_embeddings=positions, tie_word_embeddings=True,
         )  # fmt: skip
     try:
-        return AutoConfig.from_pretrained(name)
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as e:
         raise ValueError(f"no config of {name!r} to estimate from: {str(e).splitlines()[0]}") from None
 
@@ -115,7 +115,7 @@ def lengths(run: Run) -> tuple[float, float, float, str]:
     elif Path(run.model.pretrained).is_dir():
         from transformers import AutoTokenizer
 
-        codec = Codec(AutoTokenizer.from_pretrained(run.model.pretrained))
+        codec = Codec(AutoTokenizer.from_pretrained(run.model.pretrained, trust_remote_code=False))
         which = "the model's tokens"
     else:
         codec, which = env.codec(run.model), "tokens of a small vocabulary of our own"

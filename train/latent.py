@@ -5,6 +5,9 @@ it was; one that has finished is not repeated. Under a launcher (torchrun, accel
 the other, each over all processes.
 """
 
+import latent.startup  # noqa: F401  first of all: it says what goes wrong before we have begun
+
+# isort: split
 import os
 import shlex
 import sys
@@ -13,14 +16,16 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Union
 
 import tyro
 
-from eval.cli import at_least, do_not_wait_for_the_hub, guarded, program
+from eval.cli import at_least, do_not_wait_for_the_hub, guarded, launched, program
 from eval.cli import parse as parse_flags
+from latent.files import check_writable
 from train.config import Experiment, Run
 from train.presets import PAPERS, PRESETS
+from train.process import Stopped, heeding_sigterm
 
 
 @dataclass(frozen=True)
@@ -51,12 +56,23 @@ def main(args: list[str] | None = None) -> int:
 
     def body() -> int:
         name, asked, options = parse(args)
-        return run(name, asked, options, shlex.join(["python", "-m", "train.latent", *args]))
+        return run(name, asked, options, again(args))
 
     code = guarded(body)
-    if code == 130:
-        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+    if code in (130, Stopped.code) and "--estimate" not in args and (launched() or (0, 1))[0] == 0:
+        print(f"stopped; this goes on from the last checkpoint: {again(args)}", file=sys.stderr)
     return code
+
+
+def again(args: list[str]) -> str:
+    """The command to give once more."""
+    called = program("train.latent", "latent-train")
+    if launched():
+        nodes = int(os.environ["WORLD_SIZE"]) // int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ["WORLD_SIZE"])
+        if nodes > 1:
+            return f"the same launcher with {shlex.join(['-m', 'train.latent', *args])}"
+        called = f"torchrun --nproc_per_node {os.environ['WORLD_SIZE']} -m train.latent"
+    return f"{called} {shlex.join(args)}".strip()
 
 
 def parse(args: list[str]) -> tuple[str, Run | Experiment, Options]:
@@ -66,6 +82,25 @@ def parse(args: list[str]) -> tuple[str, Run | Experiment, Options]:
         name, args = args[0], args[1:]
     if name not in PRESETS:
         raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+    called, plain = program("train.latent", "latent-train"), (tyro.conf.AvoidSubcommands,)
+    if args and args[0].startswith(("--tyro-print-completion", "--tyro-write-completion")):
+        named = [Annotated[type(c), tyro.conf.subcommand(n, default=c)] for n, c in map(_command, PRESETS)]
+        tyro.cli(Union[tuple(named)], args=args, prog=called, config=plain)  # noqa: UP007  prints it, and exits
+    _, default = _command(name)
+    command = parse_flags(
+        type(default),
+        args,
+        prog=called if called == "latent-train" else f"{called} {name}",
+        description=f"{PRESETS[name].__doc__} Presets: {', '.join(PRESETS)}.",
+        default=default,
+        config=plain,
+    )
+    at_least(command.options, jobs=1)
+    return name, command.config, command.options
+
+
+def _command(name: str):
+    """A preset's name, and what it and the options are unless said, as tyro wants them: of a class of their own."""
     preset = PRESETS[name]()
 
     @dataclass(frozen=True)
@@ -73,17 +108,7 @@ def parse(args: list[str]) -> tuple[str, Run | Experiment, Options]:
         config: Annotated[type(preset), tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
         options: Annotated[Options, tyro.conf.arg(name="")] = Options()
 
-    called = program("train.latent", "latent-train")
-    command = parse_flags(
-        Command,
-        args,
-        prog=called if called == "latent-train" else f"{called} {name}",
-        description=f"{PRESETS[name].__doc__} Presets: {', '.join(PRESETS)}.",
-        default=Command(config=preset),
-        config=(tyro.conf.AvoidSubcommands,),
-    )
-    at_least(command.options, jobs=1)
-    return name, command.config, command.options
+    return name, Command(config=preset)
 
 
 def run(name: str, asked: Run | Experiment, options: Options, command: str) -> int:
@@ -100,10 +125,10 @@ def run(name: str, asked: Run | Experiment, options: Options, command: str) -> i
         return 0
     check(runs, options)
     started = time.monotonic()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        for each in runs.values():
-            _execute(each, print_event, options, command)
-        if int(os.environ["RANK"]):
+    place = launched()
+    if place:
+        under_launcher(runs, options, command)
+        if place[0]:
             return 0
     else:
         in_processes(runs, options, command)
@@ -135,8 +160,10 @@ def papers(name: str) -> list[str]:
 
 
 def check(runs: dict[str, Run], options: Options) -> None:
-    """Raise ValueError for what every arm would fail on: data that cannot be read, a start that is no run."""
+    """Raise ValueError for what every arm would fail on: data that cannot be read, a start that is no run, memory that
+    there is not, a folder that cannot be written."""
     from eval import environments
+    from train import memory
 
     if options.kernels == "triton":
         import torch
@@ -153,9 +180,13 @@ def check(runs: dict[str, Run], options: Options) -> None:
 
         card.may_publish()
     ids = {run.id for run in runs.values()}
+    samples = {}
     for env in {run.env for run in runs.values()}:
-        environments.build(env)
+        made = environments.build(env)
+        samples[env] = made.problems("test", made.main_level, 8)
+    check_writable(options.out, "--out", folder=True)
     for run in runs.values():
+        memory.check(run, samples[run.env])
         place = options.out / run.init if run.init else None
         if run.init and run.init not in ids and not place.is_dir() and not Path(run.init).is_dir():
             raise ValueError(
@@ -163,11 +194,25 @@ def check(runs: dict[str, Run], options: Options) -> None:
             )
 
 
+def under_launcher(runs: dict[str, Run], options: Options, command: str) -> None:
+    """The arms one after the other, each over all processes, of which this is one."""
+    with heeding_sigterm():
+        for each in runs.values():
+            _execute(each, print_event, options, command)
+    from accelerate import PartialState
+
+    PartialState().destroy_process_group()
+
+
 def in_processes(runs: dict[str, Run], options: Options, command: str) -> None:
     """All arms as processes, each after the arm it starts from. Raises RuntimeError when one fails."""
     from train import pool
     from train.report import Screen
 
+    if os.environ.pop("WORLD_SIZE", "1") != "1":  # the arms' processes would wait for others
+        print(
+            "WORLD_SIZE is set and RANK is not, so no launcher started this: one process trains an arm", file=sys.stderr
+        )
     with Screen() as screen:
 
         def show(arm: str, event: dict) -> None:
@@ -190,7 +235,10 @@ def _execute(run: Run, say, options: Options, command: str) -> dict:
 
 def print_event(event: dict) -> None:
     """Progress as plain lines, under a launcher."""
-    if "metrics" in event and int(os.environ.get("RANK", "0")) == 0:
+    leads = (launched() or (0, 1))[0] == 0
+    if event["stage"] == "note" and leads:
+        print("note:", event["said"], flush=True)
+    if "metrics" in event and leads:
         print(event["stage"], f"{event['done']}/{event['total']}", event["metrics"], flush=True)
 
 

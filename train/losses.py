@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from latent.methods.base import Mean, share
 from latent.thought import Decision
 
 
@@ -31,16 +32,17 @@ def flat(reward_PG: Tensor) -> Tensor:
 
 def policy_loss(
     now: list[Decision], old: list[Decision], adv_B: Tensor, clip: tuple[float, float], entropy: float
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Mean, dict[str, Mean | Tensor]]:
     """PPO's clipped objective over every decision of every kind, the mean over decisions made, minus an entropy bonus.
 
         L = - sum_{b,t} min(rho A_b, clip(rho, 1 - low, 1 + high) A_b) / #decisions - entropy * mean H
 
-    with rho = exp(logp - logp_old) (Schulman et al. 2017, arXiv:1707.06347, eq. 7; asymmetric clip: DAPO,
-    arXiv:2503.14476). `now` carries gradient, `old` is the policy that chose. Logs the ratio, the share clipped and the
-    entropy of each kind.
+    where #decisions are those of the whole minibatch, of all kinds and on all processes: every decision counts the
+    same, whatever its kind, however long its rollout and wherever it was made. rho = exp(logp - logp_old) (Schulman et
+    al. 2017, arXiv:1707.06347, eq. 7; asymmetric clip: DAPO, arXiv:2503.14476). `now` carries gradient, `old` is the
+    policy that chose. Logs the ratio, the share clipped and the entropy of each kind.
     """
-    gain, bonus, count, metrics, ratios, clipped = 0.0, 0.0, 0, {}, [], []
+    gain, bonus, count, logged, ratios, clipped = 0.0, 0.0, 0, {}, [], []
     for new, was in zip(now, old, strict=True):
         assert new.kind == was.kind, f"decisions out of order: {new.kind} against {was.kind}"
         rho_BT = (new.logp_BT - was.logp_BT.detach()).exp()
@@ -53,19 +55,19 @@ def policy_loss(
         count = count + made
         ratios.append(rho_BT.detach()[mask_BT])
         clipped.append((rho_BT.detach() * adv_B1 > bounded_BT.detach())[mask_BT])
-        metrics[f"entropy_{new.kind}"] = torch.where(mask_BT, new.entropy_BT.detach(), 0).sum() / made.clamp(min=1)
+        logged[f"entropy_{new.kind}"] = Mean(torch.where(mask_BT, new.entropy_BT.detach(), 0).sum(), made)
     ratio_N = torch.cat(ratios)
-    metrics |= {
-        "ratio": ratio_N.mean(),
+    logged |= {
+        "ratio": Mean(ratio_N.sum(), len(ratio_N)),
         "ratio_max": ratio_N.max(),
         "ratio_min": ratio_N.min(),
-        "clipped": torch.cat(clipped).float().mean(),
+        "clipped": share(torch.cat(clipped)),
     }
-    return -(gain + entropy * bonus) / count, metrics
+    return Mean(-(gain + entropy * bonus), count), logged
 
 
-def kl_to_reference(now: list[Decision], reference: list[Decision]) -> Tensor:
-    """Mean over decisions of the k3 estimate of KL(policy || reference), >= 0 and unbiased on the policy's own samples.
+def kl_to_reference(now: list[Decision], reference: list[Decision]) -> Mean:
+    """Over the same decisions, the k3 estimate of KL(policy || reference): >= 0, unbiased on the policy's own samples.
 
     k3 = exp(q - p) - 1 - (q - p) with p, q the log-probabilities under policy and reference (Schulman 2020,
     *Approximating KL divergence*; GRPO eq. 4).
@@ -75,4 +77,4 @@ def kl_to_reference(now: list[Decision], reference: list[Decision]) -> Tensor:
         gap_BT = ref.logp_BT.detach() - new.logp_BT
         total = total + torch.where(ref.mask_BT, gap_BT.exp() - 1 - gap_BT, 0).sum()
         count = count + ref.mask_BT.sum()
-    return total / count
+    return Mean(total, count)

@@ -1,17 +1,21 @@
 """Runs in processes: one thread each, as many at a time as asked, each after the run it starts from."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 
 from train.config import Run
-from train.process import settle
+from train.process import PATIENCE, Stopped, heeding_sigterm, settle
 
 Say = Callable[[dict], None]
+POSIX = os.name == "posix"
 
 
 @dataclass
@@ -30,8 +34,13 @@ def in_processes(
 
     `show(name, event)` is told what a run says and, when it has ended, `{"finished": id}` with what `work` returned.
     A run whose start failed is not begun. Complaints come as they arise too, as `{"error": ...}`: `show` may raise to
-    end everything. The processes end when this one does, however that is.
+    end everything. The processes end when this one does, however that is; on ^C and SIGTERM their runs are saved first.
     """
+    with heeding_sigterm():
+        return _in_processes(runs, work, jobs, show)
+
+
+def _in_processes(runs, work, jobs, show) -> dict[str, str]:
     context = multiprocessing.get_context("spawn")
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -47,9 +56,14 @@ def in_processes(
         if idle is None and len(workers) < jobs:
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(work, theirs), daemon=True)
-            process.start()
-            theirs.close()  # so that the end of the process is the end of the line
-            workers.append(idle := _Worker(process, ours))
+            kept = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if POSIX else None
+            try:  # a ^C is for this process alone: the others inherit that it is blocked, from their first import on
+                process.start()
+                theirs.close()  # so that the end of the process is the end of the line
+                workers.append(idle := _Worker(process, ours))
+            finally:
+                if kept is not None:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, kept)
         return idle
 
     try:
@@ -87,9 +101,21 @@ def in_processes(
                     finished.add(name)
                 show(name, event)
     finally:
-        for worker in workers:
+        _end(workers)
+
+
+def _end(workers: list[_Worker]) -> None:
+    """End the processes: idle ones by the end of their line, so that they tidy up after themselves; busy ones by
+    SIGTERM, which lets them save, and for as long as that may take."""
+    for worker in workers:
+        if worker.busy:
             worker.process.terminate()
-        for worker in workers:
+        worker.line.close()
+    until = time.monotonic() + PATIENCE + 1
+    for worker in workers:
+        worker.process.join(max(0.0, until - time.monotonic()))
+        if worker.process.is_alive():
+            worker.process.kill()
             worker.process.join()
 
 
@@ -97,20 +123,33 @@ def _serve(work: Callable[[Run, Say], dict], line: Connection) -> None:
     """A worker process: what it is given, until it is ended or its parent is."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    settle()
-    while True:
-        name, run = line.recv()
-        try:
-            told = work(run, lambda event, name=name: line.send((name, event)))
-            line.send((name, {"finished": run.id, **told}))
-        except Exception as e:
-            line.send((name, {"error": complaint(e)}))
+    try:
+        with heeding_sigterm():
+            settle()
+            while True:
+                name, run = line.recv()
+                try:
+                    told = work(run, lambda event, name=name: _tell(line, name, event))
+                    _tell(line, name, {"finished": run.id, **told})
+                except Exception as e:
+                    _tell(line, name, {"error": complaint(e)})
+    except EOFError:  # nothing is left to do
+        return
+    except Stopped:
+        sys.exit(Stopped.code)
+
+
+def _tell(line: Connection, name: str, event: dict) -> None:
+    """Say something to the parent, who may have stopped listening to a run that it has told to end."""
+    with contextlib.suppress(OSError):
+        line.send((name, event))
 
 
 def complaint(e: Exception) -> str:
     """An exception in one line; its name too where it is none that a user is meant to see."""
     said = str(e).strip().splitlines()[0] if str(e).strip() else ""
-    return said if said and isinstance(e, (ValueError, RuntimeError, OSError)) else f"{type(e).__name__}: {said}"
+    meant = isinstance(e, (ValueError, RuntimeError, OSError, MemoryError))
+    return said if said and meant else f"{type(e).__name__}: {said}"
 
 
 def _end_with_parent() -> None:

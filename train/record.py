@@ -1,20 +1,24 @@
 """The record of a run, `runs/<id>/`: what was asked, on what, what happened, what came out.
 
-config.json, env.json (code version, packages, hardware), metrics.jsonl, samples.jsonl, result.json, model/.
+config.json, env.json (code version, packages, hardware of every start), metrics.jsonl, samples.jsonl, result.json,
+model/. Whatever moment a kill comes at, the next start finds a record that it can go on from.
 """
 
-import json
 import os
 import platform
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from latent.files import append, digest, drop_parts, field, read_json, sync_folder, write_bytes, write_json
 from train.config import Run, plain
 
 PACKAGES = ("torch", "transformers", "accelerate", "numpy", "triton")
+LOGS = ("metrics.jsonl", "samples.jsonl")
 
 
 class Record:
@@ -27,26 +31,37 @@ class Record:
     def must_match(self, data: str | None) -> None:
         """Raise ValueError where this run was begun on other data: the config, and so the id, names files only."""
         path = self.home / "env.json"
-        if path.exists() and json.loads(path.read_text()).get("data") != data:
+        if path.exists() and field(read_json(path), "data", (str, type(None)), path) != data:
             raise ValueError(
                 f"{self.home} was made from other data under the same name; remove it or give another --out"
             )
+        if (self.home / "config.json").exists() and read_json(self.home / "config.json") != plain(self.run):
+            raise ValueError(f"{self.home}/config.json is not that of run {self.run.id}; give another --out")
 
-    def open(self, data: str | None, command: str | None) -> None:
-        """Make the folder and say what runs on what, by which command."""
+    def open(self, data: str | None, command: str | None, step: int = 0) -> None:
+        """Make the folder and say what runs on what, by which command, from which step.
+
+        env.json has the latest start's answer, and under "starts" that of every start, the first one first.
+        """
         self.home.mkdir(parents=True, exist_ok=True)
-        write(self.home / "config.json", plain(self.run))
-        write(self.home / "env.json", {**environment(), "data": data, "command": command})
+        drop_parts(self.home)
+        if not (self.home / "config.json").exists():
+            write_json(self.home / "config.json", plain(self.run))
+        path = self.home / "env.json"
+        before = read_json(path).get("starts", []) if path.exists() else []
+        now = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "step": step, "command": command}
+        now |= environment()
+        write_json(path, {**now, "data": data, "starts": [*before, now]})
 
     @property
     def result(self) -> dict | None:
         """What came out, None until the run has finished."""
         path = self.home / "result.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        return read_json(path) if path.exists() else None
 
     def finish(self, result: dict) -> None:
         """The result, last of all: its presence means that the run is whole."""
-        write(self.home / "result.json", result)
+        write_json(self.home / "result.json", result)
 
     def log(self, metrics: dict) -> None:
         """One line of metrics."""
@@ -56,20 +71,38 @@ class Record:
         """Completions with their verdicts."""
         append(self.home / "samples.jsonl", rows)
 
-    def forget_after(self, step: int) -> None:
-        """Drop lines after `step`: a resumed run writes them again. Before the first step there are none."""
-        for name in ("metrics.jsonl", "samples.jsonl"):
+    def ends(self) -> dict[str, dict]:
+        """Where the logs end now: bytes of each, and their checksum."""
+        paths = {name: self.home / name for name in LOGS}
+        return {
+            name: {"bytes": path.stat().st_size, "sha256": digest(path)}
+            for name, path in paths.items()
+            if path.exists()
+        }
+
+    def unfit(self, ends: dict[str, dict]) -> str | None:
+        """Why the logs are not what they were when they ended at `ends`, None where they are. They may have grown."""
+        for name, end in ends.items():
             path = self.home / name
-            if path.exists():
-                lines = [line for line in path.read_text().splitlines() if _step(line) <= step]
-                path.write_text("".join(line + "\n" for line in lines))
+            has = path.stat().st_size if path.exists() else 0
+            if has < end["bytes"]:
+                return f"{path} has {has} bytes, of {end['bytes']} that were written before it"
+            if digest(path, end["bytes"]) != end["sha256"]:
+                return f"{path} was changed in what was written before it"
+        return None
 
-
-def _step(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
-        return float("inf")  # half a line, from a kill while writing
+    def go_back(self, ends: dict[str, dict]) -> None:
+        """Drop what was logged after `ends`: a resumed run writes it again. No ends: everything."""
+        for name in LOGS:
+            path, size = self.home / name, ends.get(name, {}).get("bytes", 0)
+            if not path.exists() or path.stat().st_size == size:
+                continue
+            if size:
+                with path.open("rb") as f:
+                    write_bytes(path, f.read(size))
+            else:
+                path.unlink()
+                sync_folder(self.home)
 
 
 @contextmanager
@@ -81,7 +114,7 @@ def alone(path: Path, wait: bool = False) -> Iterator[None]:
         yield
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as f:
+    with path.open("a") as f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -89,29 +122,16 @@ def alone(path: Path, wait: bool = False) -> Iterator[None]:
         yield
 
 
-def write(path: Path, data: dict) -> None:
-    """JSON, whole or not at all."""
-    write_text(path, json.dumps(data, indent=2) + "\n")
+def check_alone(path: Path) -> None:
+    """Raise RuntimeError where another process holds a lock. Nothing is written."""
+    if path.exists():
+        with alone(path):
+            pass
 
 
-def write_text(path: Path, text: str) -> None:
-    """A text, whole or not at all."""
-    part = path.with_suffix(path.suffix + ".part")
-    with part.open("w") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    part.rename(path)
-
-
-def append(path: Path, rows: list[dict]) -> None:
-    """JSON lines."""
-    with path.open("a") as f:
-        f.write("".join(json.dumps(row) + "\n" for row in rows))
-
-
+@cache
 def environment() -> dict:
-    """Code version with uncommitted changes, package versions, hardware."""
+    """Code version with uncommitted changes, package versions, hardware: of this process, as it first was."""
     here = Path(__file__).parent.parent
 
     def git(*args: str) -> str | None:

@@ -1,6 +1,5 @@
 """What a person sees: progress while arms run, then table and figure, from the run records and measured latency."""
 
-import json
 import time
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -10,8 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from eval.cli import aligned
-from eval.stats import bootstrap, mcnemar
+from eval.stats import mcnemar, paired
 from latent.config import CoT
+from latent.files import write_json, write_text
 from train.config import Run
 from train.record import Record, cpu
 
@@ -43,6 +43,9 @@ class Screen:
                 self.progress.update(bar, visible=False)
             verb = "finished" if event["new"] else "was finished before"
             self.console.print(f"[{arm}] {verb}: run {event['finished']}", markup=False, highlight=False)
+            return
+        if event["stage"] == "note":
+            self.console.print(f"[{arm}] note: {event['said']}", markup=False, highlight=False)
             return
         key, done, total = (arm, event["stage"]), event["done"], event["total"]
         if key not in self.bars:
@@ -76,16 +79,32 @@ def publish(name: str, runs: dict[str, Run], out: Path, with_latency: bool, seco
     folder.mkdir(parents=True, exist_ok=True)
     table, remarks = lines(rows), [*notes(rows, seconds), *papers]
     saved = [{"arm": r.arm, "run": r.run.id, "latency": r.latency} for r in rows]
-    (folder / "table.json").write_text(json.dumps({"rows": saved, "cpu": cpu(), "seconds": seconds}, indent=2) + "\n")
-    (folder / "table.md").write_text(markdown(table) + "\n" + "".join(f"* {r}\n" for r in remarks))
+    write_json(folder / "table.json", {"rows": saved, "cpu": cpu(), "seconds": seconds})
+    write_text(folder / "table.md", markdown(table) + "\n" + "".join(f"* {r}\n" for r in remarks))
     figure(rows, folder / "figure.png")
-    print("", *ruled(table), "", *remarks, f"{folder}/table.md, {folder}/figure.png", sep="\n")
+    print("", *printed(rows), "", *remarks, f"{folder}/table.md, {folder}/figure.png", sep="\n")
 
 
 def ruled(table: list[list[str]]) -> list[str]:
     """The table as text, a rule under its head."""
     head, *rows = aligned(table)
     return [head, "-" * len(head), *rows]
+
+
+WIDEST = 100  # columns of a terminal
+NAMED = 30  # of them for the name of an arm
+
+
+def printed(rows: list[Row]) -> list[str]:
+    """The table for a terminal, no wider than `WIDEST` columns: what came out, then what it cost."""
+    head, *body = lines(rows)
+    short = [line[0] if len(line[0]) <= NAMED else line[0][: NAMED - 3] + "..." for line in body]
+    where = {name: i for i, name in enumerate(head)}
+    good = [name for name in GOOD if name in where]
+    costs = [name for name in COSTS if name in where]
+    out = ruled([["arm", *good], *([name, *(line[where[k]] for k in good)] for name, line in zip(short, body))])
+    arms = list(zip(short, body))[: len(rows)]
+    return [*out, "", *ruled([["arm", *costs], *([name, *(line[where[k]] for k in costs)] for name, line in arms)])]
 
 
 def measure(rows: list[Row], out: Path) -> None:
@@ -104,15 +123,22 @@ def measure(rows: list[Row], out: Path) -> None:
         row.latency = {batch: latency(reasoner, questions, batch) for batch in (1, 64)}
 
 
+OVER = ("accuracy, levels", "latents, levels")
+GOOD = ("accuracy", "95 % interval", OVER[0], "latents", OVER[1])
+COSTS = ("steps", "MFLOP", "ms, batch 1", "ms, batch 64", "core-s", "run")
+
+
 def lines(rows: list[Row]) -> list[list[str]]:
     """The table, its head first: a line an arm, then the floors."""
-    levels = len(rows[0].result["levels"]) > 1
-    head = ["arm", "accuracy", "95 % interval", "items", "latents", *(["over levels"] if levels else []), "steps"]
-    head += ["MFLOP", "ms, batch 1", "ms, batch 64", "core-s", "run"]
+    several = len(rows[0].result["levels"]) > 1
+    over = [name for name in OVER if several]
+    head = ["arm", *GOOD[:2], "items", *over[:1], "latents", *over[1:], *COSTS]
     table = [head]
     for row in rows:
         r, main = row.result, row.result["main"]
-        used = [f"{main['used']:.2f}", *([f"{r['used_mean']:.2f}"] if levels else [])]
+        levels = [level["accuracy"] for level in r["levels"].values()]
+        used = [*([f"{sum(levels) / len(levels):.3f}"] if several else []), f"{main['used']:.2f}"]
+        used += [f"{r['used_mean']:.2f}"] if several else []
         ms = [f"{1000 * row.latency[b]:.1f}" if row.latency else "-" for b in (1, 64)]
         share = [f"{main['accuracy']:.3f}", f"{main['low']:.3f}-{main['high']:.3f}", str(main["n"])]
         cost = [f"{r['steps']:.1f}", f"{r['flops'] / 1e6:.2f}", *ms, f"{r['core_seconds']:.0f}", row.run.id]
@@ -134,6 +160,10 @@ def notes(rows: list[Row], seconds: float) -> list[str]:
             found += [compared(row, other) for other in others if row.arm < other.arm]
         if not isinstance(row.run.method, CoT) and row.result["steps_written"]:
             found.append(f"{row.arm} still writes {row.result['steps_written']} steps: its curriculum did not end")
+        if chosen := row.result.get("selected"):
+            found.append(
+                f"{row.arm}: weights of update {chosen['step']}, best on the validation split, {chosen['valid']:.3f}"
+            )
         if row.result["sweep"]:
             swept = {**row.result["sweep"], str(round(row.result["main"]["used"])): row.result["main"]}
             by_k = ", ".join(f"{k}: {swept[k]['accuracy']:.3f}" for k in sorted(swept, key=int))
@@ -141,23 +171,20 @@ def notes(rows: list[Row], seconds: float) -> list[str]:
     first = rows[0].run
     found.append(
         "Greedy, held-out problems of the hardest level, Wilson intervals over items, one training seed "
-        f"({first.seed}). latents: mean at the hardest level, then over all levels; steps: forward passes in sequence "
-        "an answer; ms: wall time of a whole batch, one thread; core-s: CPU seconds of training, its start's not "
-        f"included. {cpu()}; this command took {seconds / 60:.1f} min."
+        f"({first.seed}). accuracy and latents: at the hardest level, and the mean over levels; steps: forward passes "
+        "in sequence an answer; ms: wall time of a whole batch, one thread; core-s: CPU seconds of training, its "
+        f"start's not included. {cpu()}; this command took {seconds / 60:.1f} min."
     )
     return found
 
 
 def compared(row: Row, other: Row) -> str:
     """The paired difference between two arms on the same problems."""
-    import numpy as np
-
     a, b = row.result["correct"], other.result["correct"]
-    low, high = bootstrap(np.array(a) - np.array(b), n_boot=2000)
-    p = mcnemar(a, b)
+    d, p = paired(a, b, n_boot=2000), mcnemar(a, b)
     return (
-        f"{row.arm} - {other.arm}: {100 * (np.mean(a) - np.mean(b)):+.1f} points, paired 95 % interval "
-        f"{100 * low:+.1f} to {100 * high:+.1f} over items, McNemar p = {p:.2g}; core-seconds of training "
+        f"{row.arm} - {other.arm}: {100 * d.mean:+.1f} points, paired 95 % interval "
+        f"{100 * d.low:+.1f} to {100 * d.high:+.1f} over items, McNemar p = {p:.2g}; core-seconds of training "
         f"{row.result['core_seconds']:.0f} and {other.result['core_seconds']:.0f}"
     )
 

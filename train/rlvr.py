@@ -1,13 +1,15 @@
 """RLVR: sample groups, verify them, and follow the policy gradient over every recorded decision."""
 
 import copy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
+from torch import Tensor
 
 from eval.environments.base import Environment
 from eval.judge import Item, text_lengths, verify
 from latent.generate import rollout, score
+from latent.methods.base import Method
 from latent.thought import Decision, Rollout
 from train.config import RLVR
 from train.loop import Trainer
@@ -17,7 +19,11 @@ LARGEST_GAP = 1e-3  # nats between sampler and trainer on one decision; fp32 sta
 
 
 def fit(trainer: Trainer, env: Environment) -> None:
-    """GRPO-family updates; what is logged is explained in train/README.md. Raises RuntimeError without a signal."""
+    """GRPO-family updates; what is logged is explained in train/README.md. Raises RuntimeError without a signal.
+
+    Each process samples its share of the prompts from a seed of its own; given all rollouts, the updates are the same
+    on any number of processes.
+    """
     c: RLVR = trainer.config
     reasoner, method = trainer.reasoner, trainer.method
     if trainer.share % c.minibatches:
@@ -37,26 +43,7 @@ def fit(trainer: Trainer, env: Environment) -> None:
         flat_P = flat(reward_PG)
         watch(trainer, bool(flat_P.all()), all(v.correct for v in verdicts))
 
-        size = len(problems) // c.minibatches
-        parts = [rolled.prompts(slice(i, i + size)) for i in range(0, len(problems), size)]
-        adv_parts = adv_B.chunk(c.minibatches)
-        once = c.epochs * c.minibatches == 1
-        old = [None] if once else [detached(score(method, part, c.temperature)) for part in parts]
-        metrics = {}
-        for epoch in range(c.epochs):
-            for i, part in enumerate(parts):
-                now = score(method, part, c.temperature)
-                was = detached(now) if old[i] is None else old[i]
-                loss, metrics = policy_loss(now, was, adv_parts[i], (c.clip_low, c.clip_high), c.entropy)
-                if epoch == i == 0:
-                    gap = on_policy(metrics, was, part.decisions)
-                if reference is not None:
-                    with torch.no_grad():
-                        ref = score(reference, part, c.temperature)
-                    kl = kl_to_reference(now, ref)
-                    loss, metrics["kl"] = loss + c.kl * kl, kl.detach()
-                metrics["grad_norm"] = trainer.descend(loss)
-
+        metrics = learn(trainer, rolled, adv_B, reference)
         if trainer.done % c.log_every == 0 and trainer.accelerator.is_main_process:
             trainer.record.samples(
                 [
@@ -71,11 +58,41 @@ def fit(trainer: Trainer, env: Environment) -> None:
             "parsed": share("parsed"),
             "flat_groups": flat_P.float().mean(),
             "used": used_B.mean(),
-            "sampler_gap": gap,
             **metrics,
         }
 
     trainer.fit(update, dropout=False)  # the sampler's policy and the trainer's are then one
+
+
+def learn(trainer: Trainer, rolled: Rollout, adv_B: Tensor, reference: Method | None) -> dict[str, Tensor]:
+    """All updates on one batch of rollouts: `epochs` passes over its minibatches. Returns what the last one logged.
+
+    A minibatch is P / minibatches prompts with their groups, on every process its share; its losses are means over the
+    decisions of all of it. The old policy is the one that all minibatches were sampled from.
+    """
+    c: RLVR = trainer.config
+    method, size = trainer.method, len(rolled.prompt.ids_BT) // c.minibatches
+    parts = [rolled.prompts(slice(i * size, (i + 1) * size)) for i in range(c.minibatches)]
+    adv_parts = adv_B.chunk(c.minibatches)
+    once = c.epochs * c.minibatches == 1
+    old = [None] if once else [detached(score(method, part, c.temperature)) for part in parts]
+    gap, metrics = 0.0, {}
+    for epoch in range(c.epochs):
+        for i, part in enumerate(parts):
+            now = score(method, part, c.temperature)
+            was = detached(now) if old[i] is None else old[i]
+            policy, logged = policy_loss(now, was, adv_parts[i], (c.clip_low, c.clip_high), c.entropy)
+            if epoch == i == 0:
+                gap = on_policy(logged, was, part.decisions)
+            terms = [policy]
+            if reference is not None:
+                with torch.no_grad():
+                    ref = score(reference, part, c.temperature)
+                logged["kl"] = kl = kl_to_reference(now, ref)
+                terms.append(replace(kl, weight=c.kl))
+            loss, metrics = trainer.over_processes(terms, logged)
+            metrics["grad_norm"] = trainer.descend(loss)
+    return {"sampler_gap": gap, **metrics}
 
 
 def judged(problems, rolled: Rollout, texts, verdicts, reward_B, end: int | None) -> list[Item]:

@@ -1,6 +1,5 @@
 """One run from config to result: build, train, judge, record. Called in a process of its own, or under a launcher."""
 
-import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -13,12 +12,16 @@ from eval.cost import forward_flops, sequential_steps
 from eval.environments.base import Environment, Finite, Problem
 from eval.judge import Item, by_level, judge, summary
 from latent import backbone, hub, lora, methods
+from latent.files import PART, check_writable, put_folder, read_json
 from latent.generate import Reasoner
-from latent.text import Batch, Codec
+from latent.text import Codec
 from train import card, checkpoint, curves, distill, rlvr
+from train.checks import check
 from train.config import RLVR, Run, plain
 from train.loop import Trainer
-from train.record import Record, alone
+from train.process import needs_cpu, while_one_works
+from train.record import Record, alone, check_alone
+from train.selection import Selection
 
 TRAIN_ONLY = ("decoder.",)  # parameters that thinking never reads
 
@@ -37,8 +40,9 @@ def execute(
     """
     from accelerate import Accelerator
 
+    check_writable(root / run.id, "--out", folder=True)
     trackers = {} if track == "none" else {"log_with": track, "project_dir": root / "trackers"}
-    accelerator = Accelerator(cpu=device == "cpu", **trackers)
+    accelerator = Accelerator(cpu=needs_cpu(device), **trackers)
     record = Record(root, run)
     env = environments.build(run.env)
     data = env.fingerprint()
@@ -46,22 +50,30 @@ def execute(
     done = record.result
     accelerator.wait_for_everyone()  # all have looked before anyone writes
     if done:
+        if accelerator.is_main_process:
+            checkpoint.remove(record.home / "checkpoint")  # where a kill came between the result and this
         return done
+    lock = root / f"{run.id}.lock"
+    if accelerator.is_main_process:
+        check_alone(lock)
     torch.manual_seed(run.seed)
     reasoner = begin(run, env, root)
     problems = test_problems(run, env)
-    must_fit(reasoner, env, run, problems)
+    for line in check(reasoner, env, run, problems):
+        say({"stage": "note", "said": line})
     reasoner.method.to(accelerator.device)
-    lock = alone(root / f"{run.id}.lock") if accelerator.is_main_process else nullcontext()
-    with lock:  # only now: what is refused writes nothing
-        return _fit(run, root, env, Trainer(reasoner, record, accelerator, say), problems, data, command, track)
+    trainer = Trainer(reasoner, record, accelerator, say)
+    trainer.selection = Selection(env, run)
+    trainer.choose_start()
+    with alone(lock) if accelerator.is_main_process else nullcontext():  # only now: what is refused writes nothing
+        return _fit(run, root, env, trainer, problems, data, command, track)
 
 
 def _fit(run, root, env, trainer, problems, data, command, track) -> dict:
     """Everything of `execute` that writes."""
     reasoner, record, accelerator = trainer.reasoner, trainer.record, trainer.accelerator
     if accelerator.is_main_process:
-        record.open(data, command)
+        record.open(data, command, trainer.start.step if trainer.start else 0)
     if track != "none":
         named = {} if track == "tensorboard" else {track: {"name": run.id}}
         if track == "wandb":  # whose files would lie in the working directory
@@ -71,24 +83,26 @@ def _fit(run, root, env, trainer, problems, data, command, track) -> dict:
         accelerator.init_trackers(place, config=flat(plain(run)), init_kwargs=named)
     accelerator.wait_for_everyone()
     (rlvr if isinstance(run.train, RLVR) else distill).fit(trainer, env)
-    result = {}
-    if accelerator.is_main_process:
-        lora.merge(reasoner.method.backbone.lm)
-        hub.save(reasoner, record.home / "model")
-        result = final(run, env, problems, reasoner, record, trainer.say) | {
-            "core_seconds": trainer.core_seconds,
-            "updates": trainer.done,
-            "latents": reasoner.method.trained_steps,
-            "steps_written": reasoner.method.steps_written(env.chain_steps),
-            "parameters": sum(p.numel() for p in reasoner.method.parameters()),
-        }
-        card.write(record, result)
-        curves.draw(record.home)
-        record.finish(result)
-        checkpoint.remove(record.home / "checkpoint")
+    result = trainer.selection.choose(trainer)
+    with while_one_works(accelerator):
+        if accelerator.is_main_process:
+            lora.merge(reasoner.method.backbone.lm)
+            part = record.home / f"model{PART}"
+            hub.save(reasoner, part)
+            put_folder(part, record.home / "model")
+            result |= final(run, env, problems, reasoner, record, trainer.say) | {
+                "core_seconds": trainer.core_seconds,
+                "updates": trainer.done,
+                "latents": reasoner.method.trained_steps,
+                "steps_written": reasoner.method.steps_written(env.chain_steps),
+                "parameters": sum(p.numel() for p in reasoner.method.parameters()),
+            }
+            card.write(record, result)
+            curves.draw(record.home)
+            record.finish(result)
+            checkpoint.remove(record.home / "checkpoint")
     for tracker in accelerator.trackers:
         tracker.finish()
-    accelerator.wait_for_everyone()
     return result
 
 
@@ -132,7 +146,9 @@ def prepare(run: Run, body: backbone.Backbone) -> None:
 def same_model(run: Run, place: Path) -> None:
     """Raise ValueError where a run asks for another model than that of the run it starts from."""
     written = place / "config.json"
-    old = json.loads(written.read_text()).get("model") if written.exists() else None
+    old = read_json(written).get("model") if written.exists() else None
+    if not isinstance(old, dict | None):
+        raise ValueError(f"{written}: field 'model' must be an object, got {old!r:.40}")
     new = plain(run.model)
     how = ("bf16", "recompute", "lora_rank", "lora_alpha")  # it is trained, not what it is
     odd = [k for k in new if k not in how and old is not None and old.get(k) != new[k]]
@@ -162,30 +178,6 @@ def test_problems(run: Run, env: Environment) -> list[Problem]:
         raise ValueError("the environment has no test problems")
     others = [lv for lv in env.levels() if lv != env.main_level]
     return main + [p for lv in others for p in env.problems("test", lv, run.judge.level_items)]
-
-
-def must_fit(reasoner: Reasoner, env: Environment, run: Run, test: list[Problem]) -> None:
-    """Raise ValueError, before anything is written, for a problem longer than the model's positions."""
-    codec, method, has = reasoner.codec, reasoner.method, reasoner.method.backbone.positions
-    train = env.splits["train"] if isinstance(env, Finite) else env.train_batch(run.seed, 0, run.train.batch)
-    wider = max([0, *(k - method.steps for k in run.judge.sweep)]) * getattr(method, "stride", 0)
-    for p in test + train:
-        prompt = len(codec.question(p.question))
-        answer = max(len(codec.answer(p.answer)), reasoner.answer_tokens)
-        steps = [len(codec.step(s)) for s in p.steps]
-        if not isinstance(run.train, RLVR):
-            method.must_take(steps)
-        needs = method.needs(prompt, steps, answer) + wider
-        if needs > has:
-            raise ValueError(
-                f"problem {p.key} needs {needs} positions ({prompt} to read, the rest to think and answer), "
-                f"the model has {has} (--model.n-positions)"
-            )
-    if not isinstance(run.train, RLVR):
-        buffers = {name: b.clone() for name, b in method.named_buffers()}
-        with torch.no_grad(), torch.random.fork_rng():
-            method.loss(Batch.of(train[:2], codec))  # what a method itself has to object to
-        method.load_state_dict(buffers, strict=False)
 
 
 def final(run: Run, env: Environment, problems: list[Problem], reasoner: Reasoner, record: Record, say) -> dict:

@@ -121,7 +121,7 @@ def tiny(asked: Speed) -> list[dict]:
     def learn(i: int) -> None:
         sample(i)
         now = score(policy, rolled["now"], 1.0)
-        step(policy, optimizer, policy_loss(now, detached(now), torch.randn(1024), (0.2, 0.28), 0.0)[0])
+        step(policy, optimizer, policy_loss(now, detached(now), torch.randn(1024), (0.2, 0.28), 0.0)[0].taken())
 
     t = rounds(asked.rounds, arms) | rounds(asked.rounds, {"sample": sample, "learn": learn})
     who = "trained" if asked.run else "untrained"
@@ -160,7 +160,7 @@ def gpt2() -> list[dict]:
 
         def latent(i: int) -> None:
             thought = method.think(Prompt(ids[:batch]), Greedy())
-            text_loss(method.backbone, thought, Text(answer, None))[0].backward()
+            text_loss(method.backbone, thought, Text(answer, None))[0].taken().backward()
             method.zero_grad()
 
         def plain(i: int) -> None:

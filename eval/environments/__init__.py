@@ -1,6 +1,6 @@
 """The environments, one file each; `build` makes one from its config."""
 
-import json
+from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
@@ -12,6 +12,7 @@ from eval.environments.gsm8k import GSM8K
 from eval.environments.math500 import Math500
 from eval.environments.prontoqa import ProntoQA
 from eval.environments.prosqa import ProsQA
+from latent.files import field, read_json
 
 EnvConfig = Cups | ProsQA | GSM8K | ProntoQA | Countdown | Math500
 
@@ -35,16 +36,19 @@ def of_run(folder: str | Path) -> Environment | None:
     """The environment that a run was trained in, by its folder or its model's; None where it is not known."""
     for place in (Path(folder), Path(folder).parent):
         path = place / "config.json"
-        about = json.loads(path.read_text()) if path.exists() else {}
+        about = read_json(path) if path.exists() else {}
         if about.get("class") == "Run":
-            said = dict(about["env"])
-            cls = {c.__name__: c for c in get_args(EnvConfig)}.get(said.pop("class"))
+            said = dict(field(about, "env", dict, path))
+            cls = {c.__name__: c for c in get_args(EnvConfig)}.get(str(said.pop("class", None)))
             if cls is not None:
                 try:
                     config = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in said.items()})
-                except TypeError as e:
+                    for f in fields(config):
+                        if f.default is not None and type(getattr(config, f.name)) is not type(f.default):
+                            raise TypeError(f"env.{f.name} is {getattr(config, f.name)!r:.40}")
+                    return build(config)
+                except (TypeError, AttributeError) as e:
                     raise ValueError(f"{path} does not fit this version: {e}") from None
-                return build(config)
     return None
 
 

@@ -1,11 +1,16 @@
 """What an environment is: problems by split, a verifier that is the only judge, the floors a score is read beside."""
 
+import logging
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import blake2b
 
 from eval.environments.files import json_rows
+
+log = logging.getLogger(__name__)
+SPLITS = ("train", "valid", "test")
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,7 @@ class Generated(Environment):
         return self.draw(rng, rng.choice(self.levels()))
 
     def problems(self, split, level, n):
+        check_split(split)
         if level not in self.levels():
             raise ValueError(f"no level {level}: this environment has {self.levels()}")
         rng, found, idle = random.Random(f"{split} {level}"), {}, 0
@@ -125,10 +131,23 @@ def split_of(key: str) -> str:
     return "test" if part < 2 else "valid" if part == 2 else "train"
 
 
-class Finite(Environment):
-    """An environment over lists of problems, which subclasses `read`. What is in both splits is only tested on.
+@lru_cache(maxsize=1024)
+def _say_once(message: str) -> None:
+    """A warning, once: environments are built again wherever they are needed."""
+    log.warning(message)
 
-    There is no "valid" split: published sets come with two.
+
+def check_split(split: str) -> None:
+    """Raise ValueError for what is no split."""
+    if split not in SPLITS:
+        raise ValueError(f"no split {split!r}: there are {', '.join(SPLITS)}")
+
+
+class Finite(Environment):
+    """An environment over lists of problems, which subclasses `read`. Problems in both splits stay in test only.
+
+    "valid" is cut from train: the sixteenth part of its problems with the smallest keys, one at least where there are
+    two. A key is a hash, so the order of the file plays no part.
     """
 
     splits: dict[str, list[Problem]]
@@ -136,12 +155,32 @@ class Finite(Environment):
     def read(self, train: str | None, test: str | None, parse: Callable[[dict, str], Problem]) -> None:
         """Keep the problems of two sources; without one to test on the first tenth is held out.
 
-        Without one to train on, there are problems to test on only. Raises ValueError for rows that `parse` refuses,
-        and where nothing is left in a split.
+        Without one to train on, there are problems to test on only. A question that comes again counts once, as it came
+        first; one that comes again with another answer is said in a line of the log that names file and line. Raises
+        ValueError for rows that `parse` refuses, and where nothing is left in a split.
         """
         if not train and not test:
             raise ValueError("env.train or env.test must name a file, or hub:NAME[:SPLIT[:CONFIG]]")
-        both = [[parse(row, place) for row, place in json_rows(s)] if s else None for s in (train, test)]
+        first: dict[str, tuple[Problem, str]] = {}
+        again = []
+        both: list[list[Problem] | None] = [None, None]
+        for i, source in ((1, test), (0, train)):  # test first: of two answers the one in test counts
+            if source is None or source == "":
+                continue
+            both[i] = []
+            for row, place in json_rows(source):
+                problem = parse(row, place)
+                both[i].append(problem)
+                earlier, where = first.setdefault(problem.key, (problem, place))
+                if earlier.answer != problem.answer:
+                    again.append((place, problem, where, earlier))
+        if again:
+            place, problem, where, earlier = again[0]
+            more = f", and so do {len(again) - 1} more rows" if len(again) > 1 else ""
+            _say_once(
+                f"{place} answers {problem.answer!r:.60} to the question of {where}, which says "
+                f"{earlier.answer!r:.60}; the latter counts{more}"
+            )
         self.hold(*both)
 
     def hold(self, train: list[Problem] | None, test: list[Problem] | None) -> None:
@@ -157,13 +196,16 @@ class Finite(Environment):
         for p in train:
             if p.key not in tested:
                 trained.setdefault(p.key, p)
-        self.splits = {"train": list(trained.values()), "valid": [], "test": list(tested.values())}
+        aside = max(1, len(trained) // 16) if len(trained) > 1 else 0
+        valid = {key: trained.pop(key) for key in sorted(trained)[:aside]}
+        self.splits = {"train": list(trained.values()), "valid": list(valid.values()), "test": list(tested.values())}
         for name in ("train", "test"):
             if not self.splits[name] and not (test_only and name == "train"):
                 raise ValueError(f"no problem is left to {name} on (a problem in both files counts as one to test on)")
         self._order: tuple = (None, [])
 
     def problems(self, split, level, n):
+        check_split(split)
         return self.splits[split][:n]
 
     def train_batch(self, seed, index, size):
@@ -183,7 +225,7 @@ class Finite(Environment):
         return next((p for p in everything if p.question.split() == question.split()), None)
 
     def fingerprint(self) -> str:
-        keys = " ".join(p.key for name in ("train", "test") for p in self.splits[name])
+        keys = " ".join(p.key for name in SPLITS for p in self.splits[name])
         return blake2b(keys.encode(), digest_size=8).hexdigest()
 
     def _shuffled(self, seed: int | str, epoch: int) -> list[Problem]:
@@ -192,11 +234,6 @@ class Finite(Environment):
             random.Random(f"epoch {seed} {epoch}").shuffle(order)
             self._order = ((seed, epoch), order)
         return self._order[1]
-
-
-def after_mark(text: str) -> str:
-    """What a text says after its last ###, where an answer stands; empty without one."""
-    return text.rsplit("###", 1)[-1].strip() if "###" in text else ""
 
 
 def iterate(items: list, size: int) -> Iterator[list]:

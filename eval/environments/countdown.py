@@ -5,16 +5,17 @@ The chain is the operations one by one, the answer one expression. Any expressio
 the oracle's.
 """
 
-import ast
 import random
 import re
 from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
 
-from eval.environments.base import Generated, Problem, Verdict, after_mark
+from eval.environments.answers import after_mark, fold
+from eval.environments.base import Generated, Problem, Verdict
 
 LARGEST_TARGET = 999
+LONGEST_EXPRESSION, DEEPEST = 200, 50  # characters, brackets in each other
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,9 @@ class CountdownEnvironment(Generated):
         return Problem(f"Numbers {numbers} . Target {target} .\n", tuple(steps), answer, level, data)
 
     def verify(self, problem, text):
-        said = after_mark(text)
         try:
-            value, used = evaluate(said)
-        except (ValueError, SyntaxError, ZeroDivisionError, RecursionError, MemoryError) as e:
+            value, used = evaluate(without_dress(after_mark(text)))
+        except (ValueError, ZeroDivisionError) as e:
             return Verdict(0.0, False, False, f"no expression after ###: {e}")
         if Counter(used) != Counter(problem.data["numbers"]):
             return Verdict(0.0, False, True, f"uses {used}, not each of {problem.data['numbers']} once")
@@ -84,30 +84,75 @@ class CountdownEnvironment(Generated):
         )
 
 
+SIGNS = str.maketrans({"×": "*", "÷": "/", "·": "*", "∙": "*", "⋅": "*"})
+TOKEN = re.compile(r"\s*(?:(\d+)|([-+*/()]))", re.ASCII)
+
+
+def typed(text: str) -> str:
+    """A text with the signs that a keyboard has."""
+    text = re.sub(r"\\(?:times|cdot|ast)(?![a-zA-Z])", "*", fold(text).translate(SIGNS))
+    return re.sub(r"\\div(?![a-zA-Z])", "/", text)
+
+
+def without_dress(said: str) -> str:
+    """An expression without LaTeX and typesetting around its numbers and signs, and without "= value" at its end.
+
+    Raises ValueError where the value after = is not what stands before it.
+    """
+    said = typed(said)
+    said = re.sub(r"\\(?:left|right|[()\[\],;:! ])|\$", " ", said).strip()
+    if said.startswith("\\boxed{") and said.endswith("}"):
+        said = said[len("\\boxed{") : -1]
+    said, equals, claim = said.partition("=")
+    if equals and evaluate(said)[0] != evaluate(claim.rstrip(" ."))[0]:
+        raise ValueError(f"it does not come to {claim.strip():.20}")
+    return said.rstrip(" .")
+
+
 def evaluate(text: str) -> tuple[Fraction, list[int]]:
     """The value of an expression of whole numbers, + - * / and brackets, and the numbers in it.
 
-    Raises ValueError or SyntaxError for anything else, ZeroDivisionError where it divides by zero.
+    Precedence climbing over at most LONGEST_EXPRESSION characters. Raises ValueError for anything else (a sign before a
+    number, numbers side by side, more than DEEPEST brackets in each other), ZeroDivisionError where it divides by zero.
     """
-    if not re.fullmatch(r"[\d\s+\-*/()]{1,200}", text, re.ASCII):
-        raise ValueError("it is more than numbers, + - * / and brackets, or longer than 200 characters")
+    if len(text) > LONGEST_EXPRESSION:
+        raise ValueError(f"it is longer than {LONGEST_EXPRESSION} characters")
+    tokens, at = [], 0
+    text = text.strip()
+    while at < len(text):
+        m = TOKEN.match(text, at)
+        if m is None:
+            raise ValueError("it is more than numbers, + - * / and brackets")
+        tokens.append(m[1] or m[2])
+        at = m.end()
+    tokens.reverse()  # the next one is last
     used: list[int] = []
 
-    def walk(node) -> Fraction:
-        match node:
-            case ast.Expression(body=body):
-                return walk(body)
-            case ast.Constant(value=int() as n) if not isinstance(n, bool):
-                used.append(n)
-                return Fraction(n)
-            case ast.BinOp(left=left, op=ast.Add(), right=right):
-                return walk(left) + walk(right)
-            case ast.BinOp(left=left, op=ast.Sub(), right=right):
-                return walk(left) - walk(right)
-            case ast.BinOp(left=left, op=ast.Mult(), right=right):
-                return walk(left) * walk(right)
-            case ast.BinOp(left=left, op=ast.Div(), right=right):
-                return walk(left) / walk(right)
-        raise ValueError(f"{type(node).__name__} is not allowed")
+    def operand(depth: int) -> Fraction:
+        token = tokens.pop() if tokens else "its end"
+        if token == "(" and depth < DEEPEST:
+            value = expression(depth + 1)
+            if not tokens or tokens.pop() != ")":
+                raise ValueError("a bracket is not closed")
+            return value
+        if not token.isdigit():
+            raise ValueError(f"no number where {token} stands")
+        used.append(int(token))
+        return Fraction(used[-1])
 
-    return walk(ast.parse(text, mode="eval")), used
+    def product(depth: int) -> Fraction:
+        value = operand(depth)
+        while tokens and tokens[-1] in "*/":
+            value = value * operand(depth) if tokens.pop() == "*" else value / operand(depth)
+        return value
+
+    def expression(depth: int) -> Fraction:
+        value = product(depth)
+        while tokens and tokens[-1] in "+-":
+            value = value + product(depth) if tokens.pop() == "+" else value - product(depth)
+        return value
+
+    value = expression(0)
+    if tokens:
+        raise ValueError(f"it goes on with {tokens[-1]}")
+    return value, used

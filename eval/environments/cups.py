@@ -6,11 +6,15 @@ arrangements: a model that cannot compose swaps ends at 2 / k!.
 """
 
 import random
+import re
 from dataclasses import dataclass
 from itertools import combinations
 from math import factorial
 
 from eval.environments.base import Generated, Problem, Verdict
+
+ROW = re.compile(r"\d+(?:\s+\d+)*", re.ASCII)
+GLUE = tuple("-+.,/_")  # before a row, they make its first number another one
 
 
 @dataclass(frozen=True)
@@ -67,11 +71,22 @@ class CupsEnvironment(Generated):
         return tuple(steps)
 
     def verify(self, problem, text):
-        said = text.split()[-self.config.cups :]
+        said = self.last_arrangement(text)
         if sorted(said) != self._valid:
             return Verdict(0.0, False, False, "not an arrangement")
         correct = said == problem.answer.split()
         return Verdict(float(correct), correct, True, "" if correct else f"expected {problem.answer}")
+
+    def last_arrangement(self, text: str) -> list[str]:
+        """The last k places of the last row of numbers in a text; nothing where they are a piece of something longer.
+
+        The row is one arrangement or several, so its digits are a multiple of k: "5 4 2 1 3" does not end in one.
+        """
+        k, backwards = self.config.cups, text[::-1]
+        row = ROW.search(backwards)  # the last one, in a text read from its end
+        if row is None or sum(map(str.isdigit, row[0])) % k or backwards[row.end() : row.end() + 1] in GLUE:
+            return []
+        return row[0][::-1].split()[-k:]
 
     def codec(self, model):
         from latent.text import word_codec

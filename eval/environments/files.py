@@ -8,13 +8,16 @@ from pathlib import Path
 def json_rows(source: str) -> Iterator[tuple[dict, str]]:
     """Rows of a JSON list, of JSON lines, or of hub:NAME[:SPLIT[:CONFIG]], each with where it stands.
 
-    Raises ValueError for a missing file, for what is not JSON (file and line), and for an empty set.
+    Raises ValueError, naming file and line, for a missing file, for what is not JSON, for rows that are no objects and
+    for text that is not Unicode (half of a surrogate pair), and for an empty set.
     """
     rows = _hub_rows(source) if source.startswith("hub:") else _file_rows(Path(source))
     n = 0
     for row, place in rows:
         if not isinstance(row, dict):
             raise ValueError(f"{place}: expected an object, got {type(row).__name__}")
+        for key in row:
+            _check_unicode(row[key], f"{place}: field {key!r:.40}")
         n += 1
         yield row, place
     if n == 0:
@@ -25,22 +28,62 @@ def _file_rows(path: Path) -> Iterator[tuple[object, str]]:
     if not path.is_file():
         raise ValueError(f"no such data file: {path}")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as e:
         raise ValueError(f"{path} is not text: {e}") from None
+    except OSError as e:
+        raise ValueError(f"cannot read {path}: {e.strerror}") from None
     if text.lstrip().startswith("["):
-        try:
-            rows = json.loads(text)
-        except json.JSONDecodeError as e:
-            raise ValueError(f"{path}, line {e.lineno}: not JSON: {e.msg}") from None
-        yield from ((row, f"{path}, item {i}") for i, row in enumerate(rows, 1))
+        yield from ((row, f"{path}, item {i}") for i, row in enumerate(_loads(text, path, 1), 1))
         return
     for i, line in enumerate(text.split("\n"), 1):  # splitlines would cut at U+2028, which JSON allows
         if line.strip():
+            yield _loads(line, path, i), f"{path}, line {i}"
+
+
+def _loads(text: str, path: Path, line: int):
+    """JSON that begins at a line of a file. Raises ValueError naming the line."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as e:
+        raise ValueError(f"{path}, line {line + e.lineno - 1}: not JSON: {e.msg}") from None
+    except RecursionError:
+        raise ValueError(f"{path}, line {line}: not JSON that can be read: nested too deeply") from None
+    except ValueError as e:  # a number of more digits than Python reads
+        raise ValueError(f"{path}, line {line}: not JSON that can be read: {e}") from None
+
+
+def _check_unicode(value, place: str) -> None:
+    """Raise ValueError for a string anywhere in a value that no tokenizer can encode."""
+    if isinstance(value, str):
+        if not value.isascii():
             try:
-                yield json.loads(line), f"{path}, line {i}"
-            except json.JSONDecodeError as e:
-                raise ValueError(f"{path}, line {i}: not JSON: {e.msg}") from None
+                value.encode()
+            except UnicodeEncodeError as e:
+                raise ValueError(
+                    f"{place} is not Unicode text: half of a surrogate pair at character {e.start}"
+                ) from None
+    elif isinstance(value, (list, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            _check_unicode(part, place)
+
+
+def text_field(row: dict, key: str, place: str) -> str:
+    """A field that must be a string with something in it, without blanks around."""
+    value = row.get(key)
+    if not isinstance(value, str):
+        raise ValueError(f"{place}: field {key!r} must be a string, got {value!r:.40}")
+    if not value.strip():
+        raise ValueError(f"{place}: field {key!r} is empty")
+    return value.strip()
+
+
+def steps_field(row: dict, place: str) -> list[str]:
+    """Field "steps", a list of strings, without blanks around. Empty ones, which GSM8K-Aug has, are no steps."""
+    value = row.get("steps")
+    if not isinstance(value, list) or not all(isinstance(step, str) for step in value):
+        raise ValueError(f"{place}: field 'steps' must be a list of strings, got {value!r:.40}")
+    return [step.strip() for step in value if step.strip()]
 
 
 def _hub_rows(source: str) -> Iterator[tuple[object, str]]:

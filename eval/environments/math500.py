@@ -1,17 +1,23 @@
 """MATH-500: competition problems with answers in LaTeX (Hendrycks et al. 2021, arXiv:2103.03874; the 500 of Lightman et
 al. 2023, arXiv:2305.20050). Rows are {problem, solution, answer}, the chain is the solution's sentences.
 
-An answer is right when it is the reference's after both are brought to one spelling, as the MATH paper judges:
-spaces, sizes of brackets, units in \\text, dollar and per cent signs do not count; 1/2, \\frac12, \\dfrac{1}{2} and
-0.5 are one number. Nothing is simplified: 2/4 is not 1/2.
+The answer stands after the last ### or in the last \\boxed; a heading (### Step 1) is no answer. It is right when it
+says what the reference says (equivalence.py), and with `verifier` "math-verify" also where that library finds two
+expressions equal, (x+1)^2 and x^2 + 2x + 1. Where the answer stands, its structure, numbers, units and words are ours
+with either. The default is ours alone: the same verdict with every installation, in microseconds.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Literal
 
-from eval.environments.base import Finite, Problem, Verdict, after_mark
+from eval.environments.answers import HEADING, LONGEST, last_number, marked
+from eval.environments.base import Finite, Problem, Verdict
+from eval.environments.equivalence import same
+from eval.environments.files import text_field
 
 
 @dataclass(frozen=True)
@@ -26,70 +32,110 @@ class Math500:
     """Longest answer in tokens."""
     max_chain: int = 512
     """Longest chain in tokens, for methods that write one."""
+    verifier: Literal["spelling", "math-verify"] = "spelling"
+    """What makes two answers one: how they are written, or math-verify's algebra too (the extra `math`)."""
+
+    def __post_init__(self):
+        if self.verifier not in ("spelling", "math-verify"):
+            raise ValueError(f"env.verifier must be spelling or math-verify, got {self.verifier!r}")
 
 
 class Math500Environment(Finite):
     chain_steps = 16
+    algebra = False
 
     def __init__(self, config: Math500):
         self.answer_tokens, self.chain_tokens = config.max_answer, config.max_chain
+        self.algebra = config.verifier == "math-verify"
+        if self.algebra and find_spec("math_verify") is None:
+            raise ValueError("env.verifier math-verify needs the math extra: pip install 'latent-reasoning[math]'")
         self.read(config.train, config.test, parse)
 
     def verify(self, problem, text):
         said = final(text)
         if not said:
             return Verdict(0.0, False, False, "nothing after ### and no \\boxed")
-        correct = spelt(said) == spelt(problem.data["gold"])
-        return Verdict(float(correct), correct, True, "" if correct else f"expected {problem.data['gold']}")
+        gold, late = problem.data["gold"], []
+        correct = same(said, gold, self._equal(late) if self.algebra else None)
+        reason = f"expected {gold}" + (f" ({late[0]})" if late else "")
+        return Verdict(float(correct), correct, True, "" if correct else reason)
+
+    @staticmethod
+    def _equal(late: list[str]):
+        """math-verify's answer about two expressions. `late` gets the reason where it gives none; no more are asked."""
+        from eval.environments.algebra import equal
+
+        def ask(said: str, gold: str) -> bool:
+            try:
+                return not late and equal(said, gold)
+            except TimeoutError as e:
+                late.append(str(e))
+                return False
+
+        return ask
+
+
+_SENTENCE = re.compile(r"\banswers?\s*(?:is|are|:|=)\s*:?\s*", re.IGNORECASE)
+_INNER = r"(?:[^$\\]|\\[^()\[\]])"
+_MATH = re.compile(rf"\$\$?([^$]+)\$|\\\(({_INNER}+)\\\)|\\\[({_INNER}+)\\\]")
 
 
 def final(text: str) -> str:
-    """The last answer in a text: after ###, or in \\boxed{...}; empty where there is none."""
-    if "###" in text:
-        return after_mark(text)
-    start = text.rfind("\\boxed{")
-    if start < 0:
-        return ""
-    depth, begin = 0, start + len("\\boxed")
-    for i in range(begin, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[i], 0)
-        if depth == 0:
-            return text[begin + 1 : i].strip()
-    return ""
+    """The last answer in a text that is marked: after ### or in \\boxed{...}; empty where there is none.
+
+    A box inside the line of a mark is that line's answer. Words after ### that more text follows are a heading, which
+    is an answer only where there is no other.
+    """
+    places = marked(text)
+    weak = ""
+    for place in reversed(places):
+        if place.boxed:
+            return place.text
+        if "\\boxed" in place.text or "\\fbox" in place.text:
+            continue  # its box comes later in this loop, or was never closed
+        if place.closing or not _is_heading(place.text):
+            return place.text
+        weak = weak or place.text
+    return weak
 
 
-def spelt(answer: str) -> str:
-    """One spelling of an answer in LaTeX."""
-    s = answer.strip().strip("$").rstrip(".")
-    s = re.sub(r"\\(?:left|right|quad|displaystyle)(?![a-zA-Z])|\\[,!;: ]", "", s)
-    for mark in ("\\$", "\\%", "%", "^\\circ", "^{\\circ}"):
-        s = s.replace(mark, "")
-    s = re.sub(r"\\(?:dfrac|tfrac)(?![a-zA-Z])", r"\\frac", s).strip()
-    unit = re.fullmatch(r"([^\\a-zA-Z]+)\\text\s*\{\s*([a-zA-Z. ]+?)\s*\}(?:\^\{?\d\}?)?", s)  # 5\text{ cm}^2
-    if unit and unit[2].lower().replace(".", "") not in ("am", "pm"):
-        s = unit[1]
-    s = re.sub(r"\\(?:text|mbox|mathrm|textbf)\s*\{([^{}]*)\}", r"\1", s)
-    s = re.sub(r"^[a-zA-Z]\s*(?:=|\\in)\s*", "", s.strip())
-    s = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", s)
-    s = re.sub(r"\s+", "", s)
-    s = re.sub(r"\\frac(\w)(\w)", r"\\frac{\1}{\2}", s)
-    s = re.sub(r"\\frac(\w)\{", r"\\frac{\1}{", s)
-    s = re.sub(r"\\frac\{([^{}]*)\}(\w)", r"\\frac{\1}{\2}", s)
-    s = re.sub(r"\\sqrt(\w)", r"\\sqrt{\1}", s)
-    s = re.sub(r"^(-?)(\d+)/(\d+)$", r"\1\\frac{\2}{\3}", s)
-    if s in ("0.5", ".5", "0.50"):
-        return "\\frac{1}{2}"
-    if number := re.fullmatch(r"\+?(-?)0*(\d*)(?:\.(\d*?)0*)?", s):
-        sign, whole, part = number[1], number[2] or "0", number[3] or ""
-        return f"{sign}{whole}" + (f".{part}" if part else "") if any(c.isdigit() for c in s) else s
-    return s
+def _is_heading(line: str) -> bool:
+    """Whether a line reads as words, or as a number before words: "Step 1", "2. Solve for x"."""
+    return bool(HEADING.match(line)) or bool(re.match(r"[^\W\d_]{2}", line))
+
+
+def last_answer(text: str) -> str:
+    """The last thing in a text that looks like an answer; empty where there is none.
+
+    What is marked; else what a sentence says the answer is, a formula first; else the last formula between dollars or
+    the last number, whichever comes later.
+    """
+    if said := final(text):
+        return said
+    text = text[-TAIL:]
+    sentences = list(_SENTENCE.finditer(text))
+    if sentences:
+        rest = text[sentences[-1].end() :]
+        if m := _MATH.match(rest):
+            return next(filter(None, m.groups())).strip()
+        return last_number(rest[:LONGEST].split("\n")[0]) or re.split(r"[.!?](?:\s|$)|\n", rest)[0].strip()
+    formulas = list(_MATH.finditer(text))
+    if formulas and not any(c.isdecimal() for c in text[formulas[-1].end() :]):
+        return next(filter(None, formulas[-1].groups())).strip()
+    return last_number(text)
+
+
+TAIL = 4 * LONGEST
+"""Characters at the end of a text in which an answer without a mark is looked for."""
 
 
 def parse(row: dict, place: str) -> Problem:
     """A row. Raises ValueError naming place and field."""
-    for key in ("problem", "answer"):
-        if not isinstance(row.get(key), str) or not row[key].strip():
-            raise ValueError(f"{place}: field {key!r} must be a string, got {row.get(key)!r:.40}")
-    steps = tuple(s.strip() + "\n" for s in re.split(r"(?<=[.!?])\s+", row.get("solution") or "") if s.strip())
-    gold = row["answer"].strip()
-    return Problem(row["problem"].strip() + "\n", steps, f"### {gold}", 0, {"gold": gold})
+    problem, gold = text_field(row, "problem", place), text_field(row, "answer", place)
+    if len(gold) > LONGEST:
+        raise ValueError(f"{place}: field 'answer' is longer than {LONGEST} characters")
+    solution = row.get("solution") or ""
+    if not isinstance(solution, str):
+        raise ValueError(f"{place}: field 'solution' must be a string, got {solution!r:.40}")
+    steps = tuple(s.strip() + "\n" for s in re.split(r"(?<=[.!?])\s+", solution) if s.strip())
+    return Problem(problem + "\n", steps, f"### {gold}", 0, {"gold": gold})

@@ -11,10 +11,13 @@ Coconut's JSON, {question, steps, answer}.
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 
-from eval.environments.base import Environment, Finite, Generated, Problem, Verdict, after_mark
+from eval.environments.answers import LONGEST, after_mark
+from eval.environments.base import Environment, Finite, Generated, Problem, Verdict
+from eval.environments.files import steps_field, text_field
 from eval.environments.prosqa import CONCEPTS, ENTITIES
 
 PROPERTIES = """aggressive amenable angry bitter blue bright brown cold discordant dull earthy feisty floral fruity
@@ -44,8 +47,8 @@ class _ProntoQA(Environment):
     answer_tokens = 8
 
     def verify(self, problem, text):
-        said = after_mark(text)
-        if said not in ("True", "False"):
+        said = truth(after_mark(text))
+        if said is None:
             return Verdict(0.0, False, False, "neither ### True nor ### False")
         correct = f"### {said}" == problem.answer
         return Verdict(float(correct), correct, True, "" if correct else f"expected {problem.answer[4:]}")
@@ -53,6 +56,14 @@ class _ProntoQA(Environment):
     def floors(self, problems):
         yes = sum(p.answer == "### True" for p in problems) / len(problems)
         return {"chance": 0.5, "always the same": max(yes, 1 - yes)}
+
+
+def truth(line: str) -> bool | None:
+    """The truth value with which a line begins; None without one, and where it names both or goes on as a clause."""
+    if len(line) > LONGEST or not (first := re.match(r"(true|false)\s*(?:[.,;:!]|$)", line, re.IGNORECASE)):
+        return None
+    named = {word.lower() for word in re.findall(r"\b(?:true|false)\b", line, re.IGNORECASE)}
+    return first[1].lower() == "true" if len(named) == 1 else None
 
 
 class GeneratedProntoQA(_ProntoQA, Generated):
@@ -99,13 +110,14 @@ class OfficialProntoQA(_ProntoQA, Finite):
 
 def parse(row: dict, place: str) -> Problem:
     """A row of Coconut's JSON. Raises ValueError naming place and field."""
-    for key, kind in (("question", str), ("answer", str), ("steps", list)):
-        if not isinstance(row.get(key), kind):
-            raise ValueError(f"{place}: field {key!r} must be a {kind.__name__}, got {row.get(key)!r:.40}")
-    if row["answer"].strip() not in ("True", "False"):
-        raise ValueError(f"{place}: field 'answer' must be True or False, got {row['answer']!r:.40}")
-    steps = tuple(f"{s}".strip() + "\n" for s in row["steps"])
-    return Problem(row["question"].strip() + "\n", steps, f"### {row['answer'].strip()}", 0)
+    question, answer, steps = (
+        text_field(row, "question", place),
+        text_field(row, "answer", place),
+        steps_field(row, place),
+    )
+    if answer not in ("True", "False"):
+        raise ValueError(f"{place}: field 'answer' must be True or False, got {answer!r:.40}")
+    return Problem(question + "\n", tuple(step + "\n" for step in steps), f"### {answer}", 0)
 
 
 def build(config: ProntoQA) -> Environment:

@@ -13,12 +13,14 @@ is wrong for the other; then one of the two is asked about at random.
 from __future__ import annotations
 
 import random
+import re
 from collections import deque
 from dataclasses import dataclass
 from itertools import pairwise
 
-from eval.environments.base import Environment, Finite, Generated, Problem, Verdict, after_mark
-from eval.environments.files import whole_number
+from eval.environments.answers import LONGEST, after_mark
+from eval.environments.base import Environment, Finite, Generated, Problem, Verdict
+from eval.environments.files import steps_field, text_field, whole_number
 
 ENTITIES = "Alex Bob Carol Davis Eva Fae Gabriel Jack Max Oliver Polly Rex Sally Sam Stella Tom Wren".split()
 STEMS = """bom boom brim chor dum fel fom ger gor grim gwom hil im jel jom ker lem lor num quim rem rom ror scrom shum
@@ -59,12 +61,11 @@ class _ProsQA(Environment):
     chain_steps = 6
 
     def verify(self, problem, text):
-        said = after_mark(text).rstrip(".").strip()
         right = problem.answer.removeprefix("### ").rstrip(". ")
-        words = said.split()
-        if len(words) != 4 or words[1:3] != ["is", "a"]:
+        said = statement(after_mark(text))
+        if said is None:
             return Verdict(0.0, False, False, 'not of the form "### X is a Y ."')
-        correct = words == right.split()
+        correct = said == statement(right)
         return Verdict(float(correct), correct, True, "" if correct else f"expected {right}")
 
     def frontier(self, problem, step):
@@ -88,6 +89,16 @@ class _ProsQA(Environment):
     def floors(self, problems):
         rights = [shortcuts(Graph(**p.data)) for p in problems]
         return {"chance": 0.5} | {name: sum(r[name] for r in rights) / len(rights) for name in rights[0]}
+
+
+STATEMENT = re.compile(r"(\w+) is an? (\w+)\s*(?:[.,;:!]|$)")
+
+
+def statement(line: str) -> tuple[str, str] | None:
+    """Entity and concept of "X is a Y", with which a line begins; None without it, and where X is another thing too."""
+    if len(line) > LONGEST or not (said := STATEMENT.match(line)):
+        return None
+    return said.groups() if {said[2]} == set(re.findall(rf"\b{said[1]} is an? (\w+)", line)) else None
 
 
 class GeneratedProsQA(_ProsQA, Generated):
@@ -269,21 +280,25 @@ def _subject(name: str) -> str:
 
 def parse(row: dict, place: str) -> Problem:
     """An official problem. Raises ValueError naming place and field."""
-    for key, kind in (("question", str), ("answer", str), ("steps", list), ("edges", list), ("idx_to_symbol", list)):
-        if not isinstance(row.get(key), kind):
-            raise ValueError(f"{place}: field {key!r} must be a {kind.__name__}, got {row.get(key)!r:.40}")
-    if not all(isinstance(step, str) for step in row["steps"]):
-        raise ValueError(f"{place}: field 'steps' must be a list of strings, got {row['steps']!r:.40}")
+    for key in ("edges", "idx_to_symbol"):
+        if not isinstance(row.get(key), list):
+            raise ValueError(f"{place}: field {key!r} must be a list, got {row.get(key)!r:.40}")
+    question, answer, steps = (
+        text_field(row, "question", place),
+        text_field(row, "answer", place),
+        steps_field(row, place),
+    )
+    if statement(answer) is None:
+        raise ValueError(f"{place}: field 'answer' must be of the form \"X is a Y.\", got {answer!r:.40}")
     n = len(row["idx_to_symbol"])
     nodes = {key: whole_number(row, key, place, n) for key in ("root", "target", "neg_target")}
     for edge in row["edges"]:
-        if not (isinstance(edge, list) and len(edge) == 2 and all(isinstance(i, int) and 0 <= i < n for i in edge)):
+        if not (isinstance(edge, list) and len(edge) == 2 and all(type(i) is int and 0 <= i < n for i in edge)):
             raise ValueError(f"{place}: field 'edges' must hold pairs of nodes below {n}, got {edge!r:.40}")
     data = {"n": n, "edges": [tuple(e) for e in row["edges"]], "root": nodes["root"]}
     data |= {"target": nodes["target"], "other": nodes["neg_target"]}
     apart = lambda text: text.replace(".", " .").replace("?", " ?")  # noqa: E731
-    steps = tuple(apart(s) + "\n" for s in row["steps"])
-    return Problem(apart(row["question"]), steps, f"### {apart(row['answer'])}", 0, data)
+    return Problem(apart(question), tuple(apart(s) + "\n" for s in steps), f"### {apart(answer)}", 0, data)
 
 
 def build(config: ProsQA) -> Environment:

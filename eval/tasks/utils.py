@@ -2,13 +2,15 @@
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import fields
 
 from datasets import Dataset
 
 from eval import environments
-from eval.environments import GSM8K, Countdown, Cups, Environment, Math500, Problem, ProntoQA, ProsQA
-from eval.environments.countdown import evaluate
+from eval.environments import GSM8K, Countdown, Cups, Environment, Math500, Problem, ProntoQA, ProsQA, answers
+from eval.environments.countdown import evaluate, typed
+from eval.environments.math500 import last_answer
 from eval.judge import verify
 
 _made: dict[str, Environment] = {}  # the environment of each task that was loaded, by what stands in its rows
@@ -108,50 +110,52 @@ def judge(doc: dict, results: list[str]) -> dict[str, float]:
     return {"exact_match": float(verify(_made[doc["env"]], problem, results[0]).correct)}
 
 
-def _last(pattern: str, put: str = "### {}"):
-    """A filter: the last match of a pattern in each completion, in the form that the verifier asks for."""
+def _filter(pick: Callable[[str], str]):
+    """A filter of lm-eval that puts what `pick` finds in place of each completion; empty where it finds nothing."""
 
     def apply(resps: list[list[str]], docs: list[dict]) -> list[list[str]]:
-        found = [[re.findall(pattern, text) for text in texts] for texts in resps]
-        return [
-            [put.format(match[-1].rstrip(".,").replace("$", "")) if match else "" for match in row] for row in found
-        ]
+        return [[pick(text) for text in texts] for texts in resps]
 
     return apply
 
 
-last_number = _last(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
-last_arrangement = _last(r"\d(?: \d)+", "{}")
-last_membership = _last(r"[A-Z][a-z]+ is an? [a-z]+")
+def _marked(said: str) -> str:
+    return f"### {' '.join(said.split())}" if said else ""
 
 
-def last_truth(resps: list[list[str]], docs: list[dict]) -> list[list[str]]:
-    """A filter: the last "true" or "false" in each completion."""
-    found = [[re.findall(r"\b(?:true|false)\b", text, re.IGNORECASE) for text in texts] for texts in resps]
-    return [[f"### {match[-1].capitalize()}" if match else "" for match in row] for row in found]
+def _arrangement(text: str) -> str:
+    """The last row of numbers, with or without commas."""
+    rows = re.findall(r"(?<!\d)\d++(?:(?:,\s*|\s+)\d++)+", text, re.ASCII)
+    return rows[-1].replace(",", " ") if rows else ""
 
 
-def last_expression(resps: list[list[str]], docs: list[dict]) -> list[list[str]]:
-    """A filter: the last thing in each completion that is an expression with an operation in it."""
-
-    def pick(text: str) -> str:
-        for said in reversed(re.findall(r"[\d(][\d\s+\-*/()]*", text)):
-            try:
-                if len(evaluate(said.strip())[1]) > 1:
-                    return f"### {said.strip()}"
-            except (ValueError, SyntaxError, ArithmeticError):
-                continue
-        return ""
-
-    return [[pick(text) for text in texts] for texts in resps]
+def _membership(text: str) -> str:
+    """The last "X is a y" that is not one of two: "Tom is a y or z" is none."""
+    found = re.findall(r"([A-Z][a-z]+ is an? [a-z]++)(\s+(?:or|and)\b)?", text)
+    return _marked(found[-1][0]) if found and not found[-1][1] else ""
 
 
-def last_latex(resps: list[list[str]], docs: list[dict]) -> list[list[str]]:
-    """A filter: what is in the last \\boxed or after the last ###, else the last number."""
-    from eval.environments.math500 import final
+def _truth(text: str) -> str:
+    """The last "true" or "false" that is neither denied nor one of two: "not true", "true or false" are none."""
+    found = re.findall(r"(\b(?:not|or|and)\s)?\b(true|false)\b", text, re.IGNORECASE)
+    return _marked(found[-1][1].capitalize()) if found and not found[-1][0] else ""
 
-    numbers = last_number(resps, docs)
-    return [
-        [f"### {final(text)}" if final(text) else number for text, number in zip(texts, row)]
-        for texts, row in zip(resps, numbers)
-    ]
+
+def _expression(text: str) -> str:
+    """The last expression with an operation in it, in the last 10,000 characters."""
+    pieces = re.findall(r"[\d(][\d\s+\-*/()]*", typed(text[-10_000:]), re.ASCII)
+    for said in reversed(pieces):
+        try:
+            if len(evaluate(said)[1]) > 1:
+                return _marked(said)
+        except (ValueError, ArithmeticError):
+            continue
+    return ""
+
+
+last_number = _filter(lambda text: _marked(answers.last_number(text)))
+last_arrangement = _filter(_arrangement)
+last_membership = _filter(_membership)
+last_truth = _filter(_truth)
+last_expression = _filter(_expression)
+last_latex = _filter(lambda text: _marked(last_answer(text)))

@@ -1,4 +1,4 @@
-"""The methods, one file each: two verbs, `think(prompt) -> Thought` and `loss(batch) -> (loss, metrics)`."""
+"""The methods, one file each: two verbs, `think(prompt) -> Thought` and `terms(batch) -> (loss's terms, metrics)`."""
 
 from latent.backbone import Backbone
 from latent.config import Coconut, CoT, FixedEmbedding, MethodConfig, NoCoT, Pause, Recurrent, Sim

@@ -1,6 +1,7 @@
-"""The two verbs of a method, the loop along the sequence that most of them share, and the loss of a text after it."""
+"""What a method does, the loop along the sequence that most of them share, and the loss of a text after it."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +14,29 @@ from latent.config import MethodConfig, _Sequence
 from latent.text import Batch, Text
 from latent.thought import Chooser, Prompt, Thought
 
+
+@dataclass
+class Mean:
+    """A mean that is not taken yet: the sum `total` over `count` things.
+
+    Whoever has only a share of a batch sums its totals and its counts with those of the others before dividing: a mean
+    of means is right only where all have equally many. `weight`: of a term in a loss.
+    """
+
+    total: Tensor
+    count: int | Tensor
+    weight: float = 1.0
+
+    def taken(self) -> Tensor:
+        """The mean over this share alone; 0 of nothing."""
+        return self.total / self.count if self.count else self.total
+
+
 Edit = Callable[[int, Tensor], Tensor]  # what goes into latent step i (from 0), changed by a diagnostic
 
 
 class Method(nn.Module):
-    """How a backbone thinks. Subclasses write `think` and `loss`.
+    """How a backbone thinks. Subclasses write `think` and `terms`.
 
     `steps` is the number of latent steps when answering. `parallel_answer`: tokens of an answer that is read off in
     parallel, None where the text is written one by one. `made_from`: the config that `build` makes it from again.
@@ -76,12 +95,33 @@ class Method(nn.Module):
         """Positions that a problem needs at most, given the tokens of its prompt, its chain's steps and its answer."""
         raise NotImplementedError  # each method's own
 
-    def must_take(self, steps: list[int]) -> None:
-        """Raise ValueError for a chain, given the tokens of its steps, that `loss` cannot be trained on."""
+    def must_take(self, steps: list[int], answer: int) -> None:
+        """Raise ValueError for a chain and answer, given the tokens of each, that `terms` cannot be trained on."""
+
+    def terms(self, batch: Batch) -> tuple[list[Mean], dict[str, Mean]]:
+        """The training loss, the weighted sum of the terms' means, and what to log.
+
+        Each term has a count of its own (tokens of the text, tokens of the steps), and as many terms come back for
+        every share of a batch, so that they can be summed over processes.
+        """
+        raise NotImplementedError  # each method's own
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The training loss, a scalar, and what to log."""
-        raise NotImplementedError  # each method's own
+        """The loss of a batch that is all there is, a scalar, and what to log."""
+        terms, logged = self.terms(batch)
+        loss = sum(term.weight * term.taken() for term in terms)
+        return loss, {name: mean.taken().detach() for name, mean in logged.items()}
+
+    def learned(self, logged: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Told after `terms` what was logged, over all processes: where a curriculum goes on.
+
+        Returns what else to log.
+        """
+        return {}
+
+    def written(self, steps: list[int]) -> int:
+        """Tokens of a chain, given those of its steps, that the text still holds once training has ended."""
+        return 0
 
 
 class AlongSequence(Method):
@@ -215,18 +255,23 @@ def text_hidden(backbone: Backbone, thought: Thought, ids_UT: Tensor, row_U: Ten
     return torch.cat([h_UTD, rest_UTD], 1)
 
 
-def text_loss(backbone: Backbone, thought: Thought, text: Text) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean cross-entropy (nats a token) of a text after a thought; logits only where there is a token.
+def text_loss(backbone: Backbone, thought: Thought, text: Text) -> tuple[Mean, dict[str, Mean]]:
+    """Cross-entropy (nats a token) of a text after a thought; logits only where there is a token.
 
     Logs `ce` and `exact`, the share of rows whose every token is the most likely one, teacher-forced.
     """
     h_BTD = text_hidden(backbone, thought, text.ids_BT)
     loss, hit_BT = token_loss(backbone, h_BTD, text)
-    return loss, {"ce": loss.detach(), "exact": hit_BT.all(1).float().mean()}
+    return loss, {"ce": loss, "exact": share(hit_BT.all(1))}
 
 
-def token_loss(backbone: Backbone, h_BTD: Tensor, text: Text) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy of tokens given their hidden states, and where the most likely one is right (B, T)."""
+def share(yes_N: Tensor) -> Mean:
+    """The share of N things for which something holds."""
+    return Mean(yes_N.sum(), len(yes_N))
+
+
+def token_loss(backbone: Backbone, h_BTD: Tensor, text: Text) -> tuple[Mean, Tensor]:
+    """Cross-entropy of tokens given their hidden states, and where the most likely one is right (B, T)."""
     if text.mask_BT is None:
         h_ND, ids_N = h_BTD.flatten(0, 1), text.ids_BT.flatten()
     else:
@@ -237,4 +282,4 @@ def token_loss(backbone: Backbone, h_BTD: Tensor, text: Text) -> tuple[Tensor, T
         hit_BT = hit_N.view_as(text.ids_BT)
     else:
         hit_BT = torch.ones_like(text.mask_BT).masked_scatter(text.mask_BT, hit_N)
-    return -logp_N.mean(), hit_BT
+    return Mean(-logp_N.sum(), len(logp_N)), hit_BT

@@ -27,6 +27,7 @@ class Coconut(AlongSequence):
         self.register_buffer("stage", torch.tensor(config.first_stage if config.n_latent else self.last))
         self.register_buffer("in_stage", torch.zeros((), dtype=torch.long))
         self.register_buffer("exact", torch.zeros(2))  # the sum and the weight of a moving average
+        self.drawn = 0  # the stage that the last batch was trained on
 
     def latents(self, stage: int) -> int:
         """Latents in a stage."""
@@ -46,23 +47,25 @@ class Coconut(AlongSequence):
     def trained_steps(self):
         return self.latents(int(self.stage))
 
-    def loss(self, batch):
+    def terms(self, batch):
         stage = int(self.stage)
-        earlier = stage > 0 and torch.rand(()) < self.config.earlier
-        drawn = int(torch.randint(stage, ())) if earlier else stage
+        earlier = stage > 0 and batch.draw() < self.config.earlier
+        self.drawn = drawn = batch.draw_below(stage) if earlier else stage
         text = batch.chain(skip=drawn if drawn < self.last else max(map(len, batch.steps)))
         k = self.latents(drawn)
         thought = self.loop(batch.prompt, Greedy(), 1, k, k, stop=None)
-        loss, metrics = text_loss(self.backbone, thought, text)
-        self._advance(None if drawn < stage else metrics["exact"])
-        return loss, {**metrics, "stage": self.stage.float()}
+        loss, logged = text_loss(self.backbone, thought, text)
+        return [loss], logged
 
-    def _advance(self, exact) -> None:
+    def learned(self, logged):
+        """Go on to the next stage, where this one is learned; batches of earlier stages do not count for that."""
         self.in_stage += 1
-        if exact is not None:
+        if self.drawn == self.stage:
+            exact = logged["exact"]
             self.exact.lerp_(torch.stack([exact, torch.ones_like(exact)]).to(self.exact), 1 - _MEMORY)
         good = self.exact[0] > self.config.advance_at * self.exact[1] and self.in_stage >= _FEWEST
         if self.stage < self.last and (good or self.in_stage == self.config.stage_steps):
             self.stage += 1
             self.in_stage.zero_()
             self.exact.zero_()
+        return {"stage": self.stage.float()}

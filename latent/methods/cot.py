@@ -12,7 +12,12 @@ class CoT(AlongSequence):
         return len(one_in(self.config.every, [0] * chain))
 
     def needs(self, prompt, steps, answer):
-        return prompt + sum(one_in(self.config.every, steps)) + answer - 1
+        return prompt + self.written(steps) + answer - 1
 
-    def loss(self, batch):
-        return text_loss(self.backbone, self.think(batch.prompt, Greedy()), batch.chain(every=self.config.every))
+    def written(self, steps):
+        return sum(one_in(self.config.every, steps))
+
+    def terms(self, batch):
+        text = batch.chain(every=self.config.every)
+        loss, logged = text_loss(self.backbone, self.think(batch.prompt, Greedy()), text)
+        return [loss], logged

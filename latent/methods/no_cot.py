@@ -8,6 +8,7 @@ from latent.thought import Greedy
 class NoCoT(AlongSequence):
     """Reads the prompt and answers; trained on the answer alone."""
 
-    def loss(self, batch):
+    def terms(self, batch):
         text = pad_right(batch.answers, batch.pad, batch.prompt.ids_BT.device)
-        return text_loss(self.backbone, self.think(batch.prompt, Greedy()), text)
+        loss, logged = text_loss(self.backbone, self.think(batch.prompt, Greedy()), text)
+        return [loss], logged

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from latent import halting
 from latent.backbone import positions
-from latent.methods.base import Edit, Method, token_loss
+from latent.methods.base import Edit, Method, share, token_loss
 from latent.text import Batch, Text
 from latent.thought import Chooser, Greedy, Prompt, Thought
 
@@ -108,27 +108,31 @@ class Recurrent(Method):
         h_BTD = self.backbone.loop(s_BTD, self.coda, place.pos_BT, place.mask_BT)
         return self.backbone.layers.norm(h_BTD[:, -self.config.answer_tokens :])
 
-    def loss(self, batch):
-        r = int(torch.randint(self.config.r_min, self.config.r_max + 1, ()))
+    def terms(self, batch):
+        r = self.config.r_min + batch.draw_below(self.config.r_max + 1 - self.config.r_min)
         trace, place, _ = self.run(batch.prompt, Greedy(), 1, r, stop=None)
         states_NTD = torch.stack(trace[1:], 1).flatten(0, 1)  # row b * r + i - 1
         rows_N = torch.arange(len(place.pos_BT), device=place.pos_BT.device).repeat_interleave(r)
         h_NTD = self.read_out(states_NTD, place.rows(rows_N))
         loss, hit_NT = token_loss(self.backbone, h_NTD, self.targets(batch, r))
-        exact_BR = hit_NT.all(1).float().view(-1, r)
-        return loss, {"ce": loss.detach(), "exact": exact_BR[:, -1].mean(), "step_exact": exact_BR.mean()}
+        exact_BR = hit_NT.all(1).view(-1, r)
+        return [loss], {"ce": loss, "exact": share(exact_BR[:, -1]), "step_exact": share(exact_BR.flatten())}
 
-    def targets(self, batch: Batch, r: int) -> Text:
-        """What each of r recurrences should read out: step i, and the answer beyond the chain."""
-        rows = []
-        for steps, answer in zip(batch.steps, batch.answers):
-            rows += (steps[:r] + [answer] * (r - len(steps))) if self.config.supervise == "steps" else [answer] * r
-        wrong = {len(row) for row in rows} - {self.config.answer_tokens}
+    def must_take(self, steps, answer):
+        asked = steps[: self.config.r_max] if self.config.supervise == "steps" else []
+        wrong = {answer, *asked} - {self.config.answer_tokens}
         if wrong:
             raise ValueError(
                 f"every step and answer must have method.answer_tokens = {self.config.answer_tokens} tokens "
                 f"to be read off a recurrence, got one of {min(wrong)}"
             )
+
+    def targets(self, batch: Batch, r: int) -> Text:
+        """What each of r recurrences should read out: step i, and the answer beyond the chain."""
+        rows = []
+        for steps, answer in zip(batch.steps, batch.answers):
+            self.must_take([len(step) for step in steps], len(answer))
+            rows += (steps[:r] + [answer] * (r - len(steps))) if self.config.supervise == "steps" else [answer] * r
         return Text(torch.tensor(rows, device=batch.prompt.ids_BT.device), None)
 
 

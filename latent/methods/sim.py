@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from latent.methods.base import AlongSequence, text_loss, token_loss
+from latent.methods.base import AlongSequence, Mean, share, text_loss, token_loss
 from latent.text import Batch, Text, pad_right
 from latent.thought import Greedy
 
@@ -25,7 +25,7 @@ class Sim(AlongSequence):
         super().__init__(config, backbone)
         self.decoder = StepDecoder(backbone.width, config.step_tokens)
 
-    def loss(self, batch):
+    def terms(self, batch):
         device = batch.prompt.ids_BT.device
         k = self.config.n_latent
         thought = self.loop(batch.prompt, Greedy(), 1, k, k, stop=None)
@@ -33,17 +33,24 @@ class Sim(AlongSequence):
             used_B = self.early_stops(batch, device)
             h_B1D, context = self.stopped(thought.states_UKD, thought.context, used_B)
             thought = replace(thought, h_UTD=h_B1D, context=context, used_U=used_B)
-        loss, metrics = text_loss(self.backbone, thought, pad_right(batch.answers, batch.pad, device))
-        if k == 0 or not any(batch.steps):
-            return loss, metrics
+        loss, logged = text_loss(self.backbone, thought, pad_right(batch.answers, batch.pad, device))
+        if k == 0:
+            return [loss], logged
+        step_loss, hit_N = self.step_loss(batch, thought.states_UKD, device)
+        step_loss.weight = self.config.step_weight
+        return [loss, step_loss], {**logged, "step_ce": step_loss, "step_exact": share(hit_N)}
+
+    def step_loss(self, batch: Batch, states_BKD: Tensor, device) -> tuple[Mean, Tensor]:
+        """Cross-entropy of the steps given their latents, and which of the steps are right (N,)."""
+        if not any(batch.steps):
+            return Mean(states_BKD.new_zeros(()), 0), torch.zeros(0, dtype=torch.bool, device=device)
         rows_N, text = self.step_targets(batch, device)
-        latents_ND = thought.states_UKD[:, 1:].flatten(0, 1)
+        latents_ND = states_BKD[:, 1:].flatten(0, 1)
         if rows_N is not None:
             latents_ND = latents_ND[rows_N]
         h_NTD = self.decoder(latents_ND, text.ids_BT.shape[1])
         step_loss, hit_NT = token_loss(self.backbone, h_NTD, text)
-        metrics |= {"step_ce": step_loss.detach(), "step_exact": hit_NT.all(1).float().mean()}
-        return loss + self.config.step_weight * step_loss, metrics
+        return step_loss, hit_NT.all(1)
 
     def early_stops(self, batch: Batch, device) -> Tensor:
         """Latents used (B,) in training a model that will not always use all of them: any number that suffices.
@@ -58,10 +65,9 @@ class Sim(AlongSequence):
             while n > 1 and len(steps) <= k and steps[n - 2] == steps[-1]:
                 n -= 1
             enough.append(n)
-        b = len(enough)
         low_B = torch.tensor(enough, device=device)
-        used_B = low_B + (torch.rand(b, device=device) * (k + 1 - low_B)).long()
-        used_B[torch.rand(b, device=device) < 0.5] = k
+        used_B = low_B + (batch.draw_rows() * (k + 1 - low_B)).long()
+        used_B[batch.draw_rows() < 0.5] = k
         return used_B
 
     def dealt(self, n: int) -> list[tuple[int, int]]:
@@ -73,7 +79,7 @@ class Sim(AlongSequence):
         dealt = self.dealt(chain)
         return dealt[latent - 1][1] if latent <= len(dealt) else chain
 
-    def must_take(self, steps):
+    def must_take(self, steps, answer):
         longest = max((sum(steps[first:last]) for first, last in self.dealt(len(steps))), default=0)
         if longest > self.config.step_tokens:
             raise ValueError(f"a latent's step has {longest} tokens, method.step_tokens is {self.config.step_tokens}")

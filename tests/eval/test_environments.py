@@ -196,8 +196,8 @@ def test_bad_data_names_file_line_and_field(message, tmp_path):
 def test_numbers_are_compared_as_numbers(tmp_path):
     env = build(GSM8K(train=gsm_file(tmp_path)))
     problem = Problem("q", (), "### 1200", 0, {"gold": "1200"})
-    right = {"### 1200", "### 1,200", "### 1200.0", "<<a>>\n### 1200 "}
-    wrong = {"### 120", "1200", "### 1200 apples", "### ", "### 1200 ### 3", "### 1.200"}
+    right = {"### 1200", "### 1,200", "### 1200.0", "<<a>>\n### 1200 ", "### 1200 apples"}
+    wrong = {"### 120", "1200", "### 1200 or 1300 apples", "### ", "### 1200 ### 3", "### 1.200"}
     assert all(env.verify(problem, t).correct for t in right) and not any(env.verify(problem, t).correct for t in wrong)
 
 

@@ -71,7 +71,7 @@ def test_two_runs_are_compared_on_the_same_problems(home, capsys):
     ],
 )
 def test_bad_input_is_one_line(args, message, home, capsys):
-    assert runs.main(["--out", str(home), *args]) == 2
+    assert runs.main([*([] if "--out" in args else ["--out", str(home)]), *args]) == 2
     err = capsys.readouterr().err.strip()
     assert message in err and "\n" not in err
 
@@ -109,3 +109,54 @@ def test_a_talk_with_nobody_is_one_line(args, message, capsys):
     assert chat.main(args) == 2
     err = capsys.readouterr().err.strip()
     assert message in err and "\n" not in err
+
+
+def test_a_damaged_run_is_named_and_the_others_are_listed(home, capsys):
+    (home / "aaa111" / "result.json").write_text('{"main": 3}')
+    (home / "ccc333" / "metrics.jsonl").write_text("[1]\n")
+    assert runs.main(["--out", str(home)]) == 0
+    told = capsys.readouterr()
+    assert "bbb222" in told.out and not any(name in told.out for name in ("aaa111", "ccc333", "half"))
+    assert "aaa111 is damaged and left out" in told.err and "result.json has no field 'main.accuracy'" in told.err
+    assert "metrics.jsonl, line 1 must hold an object, got a list" in told.err and "half is damaged" in told.err
+    assert runs.main(["--out", str(home), "--compare", "aaa", "bbb"]) == 2
+    assert capsys.readouterr().err.startswith("error: aaa is damaged")
+
+
+WRONG = [None, [], "x", -1, {"a": 1}, 1e30, True]
+
+
+@pytest.mark.parametrize("name", ["config.json", "result.json", "env.json", "metrics.jsonl"])
+def test_no_value_of_a_record_is_a_traceback(name, home, capsys):
+    """Every field of every file in turn, in place of what it should be each of what it should not."""
+    folder = home / "aaa111"
+    (folder / "env.json").write_text(json.dumps({"starts": [{"time": "2026-01-02T03:04:05+00:00"}]}))
+    good = json.loads((folder / name).read_text().splitlines()[-1])
+
+    def fields(data, at=()):
+        yield at
+        for key in data if isinstance(data, dict) else range(len(data))[:1] if isinstance(data, list) else ():
+            yield from fields(data[key], (*at, key))
+
+    def put(data, at, value):
+        if not at:
+            return value
+        copy = data.copy()
+        copy[at[0]] = put(data[at[0]], at[1:], value)
+        return copy
+
+    for at in fields(good):
+        for value in WRONG:
+            (folder / name).write_text(json.dumps(put(good, at, value)) + "\n")
+            for args in ([], ["--sort", "accuracy"], ["--compare", "aaa", "bbb"]):
+                assert runs.main(["--out", str(home), *args]) in (0, 2)
+    (folder / name).write_bytes(b"\xff\x00[")
+    assert runs.main(["--out", str(home)]) == 0
+    assert "aaa111 is damaged" in capsys.readouterr().err
+
+
+def test_a_run_is_dated_by_its_first_start(home, capsys):
+    start = {"time": "2001-02-03T12:00:00+00:00"}
+    (home / "aaa111" / "env.json").write_text(json.dumps({"starts": [start, {"time": "2030-01-01T00:00:00+00:00"}]}))
+    (home / "aaa111" / "diagnostics.json").write_text("{}")  # which makes no run newer
+    assert "aaa111  2001-02-03" in shown(capsys, home)[2]

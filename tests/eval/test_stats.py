@@ -4,7 +4,8 @@ from math import erfc
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_rel
+from scipy.special import stdtr, stdtrit
+from scipy.stats import ttest_1samp, ttest_rel
 
 from eval.stats import bootstrap, holm, interval, mcnemar, paired, wilson
 
@@ -64,6 +65,117 @@ def test_seeds_alone_are_a_t_test():
     assert paired(a, b, 100).p == pytest.approx(ttest_rel(a[:, 0], b[:, 0]).pvalue)
     d = paired([[1.0], [3.0], [3.0], [3.0], [3.0]], np.zeros((5, 1)))
     assert d.high > 3.0  # five seeds need not hold the largest value there is
+    x = np.random.default_rng(2).normal(1, 1, size=(4, 1))
+    d, plain = paired(x, np.zeros((4, 1)), 50), ttest_1samp(x[:, 0], 0)
+    assert d.p == pytest.approx(plain.pvalue)
+    low, high = plain.confidence_interval(0.95)
+    assert d.low <= low + 1e-12 and d.high >= high - 1e-12
+
+
+@pytest.mark.parametrize("s, p", [(2, 2 / np.pi * np.arctan(1 / np.sqrt(8))), (3, 1 - np.sqrt(12 / 14))])
+def test_seeds_that_agree_show_what_so_few_can(s, p):
+    """Their spread counts as half of what they agree on: t = 2 sqrt(S), 1 and 2 degrees of freedom in closed form."""
+    t = 2 * np.sqrt(s)
+    quantile = {2: np.tan(np.pi * 0.475), 3: 0.95 * np.sqrt(2 / (1 - 0.95**2))}[s]
+    for a, b in ((0.5, 0.0), (0.75, 0.25), (8.0, 6.0), (-3.0, 1.0)):
+        d = paired(np.full((s, 1), a), np.full((s, 1), b))
+        assert d.mean == a - b and d.p == pytest.approx(p)
+        half = abs(a - b) / t * quantile
+        assert (d.low, d.high) == pytest.approx((a - b - half, a - b + half))
+    nearly = paired([[0.9], [0.8]], [[0.8], [0.7]])  # the same difference but for rounding
+    assert nearly.p == pytest.approx(2 / np.pi * np.arctan(1 / np.sqrt(8))) and nearly.low < -0.3
+
+
+def test_a_known_unit_says_how_far_seeds_that_agree_may_be_apart():
+    d = paired(np.full((5, 1), 4.0), np.full((5, 1), 3.0), unit=0.1)
+    half = stdtrit(4, 0.975) * 0.05 / np.sqrt(5)
+    assert (d.low, d.high) == pytest.approx((1 - half, 1 + half))
+    assert d.p == pytest.approx(2 * stdtr(4, -1 / (0.05 / np.sqrt(5)))) and d.p > 0
+    apart = paired([[4.0], [4.2], [4.4]], [[3.0], [3.0], [3.0]], unit=0.1)
+    assert apart.p == pytest.approx(ttest_1samp([1.0, 1.2, 1.4], 0).pvalue)  # more than half a unit: its own spread
+
+
+def test_nothing_but_one_number_shows_nothing():
+    d = paired([[1.0]], [[0.0]])
+    assert (d.mean, d.low, d.high, d.p) == (1.0, -np.inf, np.inf, 1.0)
+    same = paired([[8.0]] * 3, [[8.0]] * 3, unit=0.5)
+    half = stdtrit(2, 0.975) * 0.25 / np.sqrt(3)
+    assert (same.low, same.high, same.p) == (pytest.approx(-half), pytest.approx(half), 1.0)
+    with pytest.raises(ValueError, match=r"got \(2, 3\) and \(2, 4\)"):
+        paired(np.ones((2, 3)), np.ones((2, 4)))
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 5])
+@pytest.mark.parametrize("items", [50, 1000, 5000])
+def test_all_right_against_all_wrong_is_no_certainty(seeds, items):
+    d = paired(np.ones((seeds, items)), np.zeros((seeds, items)))
+    assert 0 < d.p < 0.05 and d.high == 1.0
+    assert d.low <= 1 - wilson(0, items)[1] + 1e-3 / items and d.low > 0
+    back = paired(np.zeros((seeds, items)), np.ones((seeds, items)))
+    assert (back.mean, back.low, back.high, back.p) == pytest.approx((-1, -1, -d.low, d.p))
+
+
+def test_two_seeds_that_agree_are_no_better_than_their_items():
+    """The same share in both: items alone speak, and a seed's share is not known to the last problem."""
+    rng = np.random.default_rng(4)
+    once = rng.permutation(np.repeat([1, 0], [60, 40]))
+    a, b = np.array([once, once]), np.zeros((2, 100))
+    d = paired(a, b, 50)
+    items, step = once.std(ddof=1) / 10, 0.005 / np.sqrt(2)
+    half = np.hypot(stdtrit(99, 0.975) * items, stdtrit(1, 0.975) * step)
+    assert d.low <= 0.6 - half + 1e-12 and d.high >= 0.6 + half - 1e-12
+    at_p = np.hypot(stdtrit(99, 1 - d.p / 2) * items, stdtrit(1, 1 - d.p / 2) * step)
+    assert at_p == pytest.approx(0.6)  # the p-value is the level of the interval that ends at zero
+
+
+@pytest.mark.parametrize("few", [1, 2, 3])
+def test_an_interval_holds_a_rate_that_was_not_seen(few):
+    a = np.zeros((5, 1000), int)
+    a[:, :few] = 1
+    d = paired(a, np.zeros_like(a), 50)
+    unseen = wilson(0, 1000)[1]
+    assert d.low <= few / 1000 - unseen and d.high >= few / 1000 + unseen and d.p > 0.05
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_interval_holds_the_bootstraps_which_sees_skew(sign):
+    x = sign * np.array([[0.0] * 99 + [100.0]])
+    low, high = bootstrap(x, 2000)
+    d, half = paired(x, np.zeros_like(x), 2000), stdtrit(99, 0.975) * x.std(ddof=1) / 10
+    assert (d.low, d.high) == pytest.approx((min(low, x.mean() - half), max(high, x.mean() + half)))
+    assert (high > x.mean() + half) if sign > 0 else (low < x.mean() - half)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("between", [0.0, 0.1, 0.4, 2.0])
+def test_intervals_cover_and_p_values_hold_with_few_seeds(seeds, between):
+    """No effect on the whole, seeds and items crossed: 1,500 draws; misses at .05 and .01 at most as often as that."""
+    rng = np.random.default_rng(seeds)
+    p, misses = [], 0
+    for _ in range(1500):
+        x = between * rng.normal(size=(seeds, 1)) + rng.normal(size=(1, 40)) + rng.normal(size=(seeds, 40))
+        d = paired(x, np.zeros_like(x), n_boot=2)
+        p.append(d.p)
+        misses += not d.low <= 0 <= d.high
+    p = np.array(p)
+    three = lambda level: level + 3 * np.sqrt(level * (1 - level) / 1500)  # noqa: E731  standard errors
+    assert misses / 1500 < three(0.05) and (p < 0.05).mean() < three(0.05) and (p < 0.01).mean() < three(0.01)
+    if between == 2.0:
+        assert misses / 1500 > 0.03  # seeds alone: neither wider than need be
+
+
+def test_shares_of_right_answers_hold_their_level():
+    """Accuracies of two arms that are equally good, of 2 and 5 seeds on 200 items of different difficulty."""
+    rng = np.random.default_rng(9)
+    for seeds in (2, 5):
+        p = []
+        for _ in range(800):
+            ease = 1 + rng.normal(size=(1, 200))
+            a, b = (
+                rng.random((seeds, 200)) < 1 / (1 + np.exp(-ease - 0.3 * rng.normal(size=(seeds, 1)))) for _ in "ab"
+            )
+            p.append(paired(a, b, n_boot=2).p)
+        assert np.mean(np.array(p) < 0.05) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 800)
 
 
 def test_mcnemar_is_the_exact_binomial():

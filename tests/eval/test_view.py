@@ -148,3 +148,27 @@ def test_what_cannot_be_shown_is_one_line(method, args, message, tmp_path, capsy
     assert view.main([str(tmp_path / "aaa"), "--probe-items", "10", *args]) == 2
     err = capsys.readouterr().err.strip()
     assert message in err and "\n" not in err
+
+
+HOSTILE = "<!-- <script> </script> --> ]]> &amp; \u2028 \u2029 \\ /*DATA*/ null"
+
+
+def test_no_text_of_a_problem_breaks_the_page():
+    """HTML's parser leaves a script only at its end tag, and reads on in another way after `<!--` and `<script`."""
+    text = view.page({"problems": [{"question": HOSTILE}]})
+    script = text.partition("<script>")[2]
+    line = next(line for line in script.split("\n") if line.startswith("const data = "))
+    assert not set("<>&\u2028\u2029") & set(line)
+    assert json.loads(line.removeprefix("const data = ").removesuffix(";"))["problems"][0]["question"] == HOSTILE
+    bare = view.page({})
+    for mark in ("<script", "</script", "<!--"):
+        assert text.count(mark) == bare.count(mark)
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_a_look(tmp_path, capsys, monkeypatch):
+    kept(tmp_path, "aaa", Sim(n_latent=1, stride=4))
+    monkeypatch.setattr(view, "look", lambda options: pytest.fail("looked first"))
+    for out in (tmp_path / "aaa", tmp_path / "aaa" / "config.json" / "x.html", "/proc/x.html"):
+        assert view.main([str(tmp_path / "aaa"), "--out", str(out)]) == 2
+        err = capsys.readouterr().err.strip()
+        assert err.startswith(f"error: --out {out}") and "\n" not in err

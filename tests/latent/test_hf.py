@@ -242,8 +242,8 @@ def test_an_answer_read_off_in_parallel_can_be_learned_from_labels(tmp_path):
     torch.testing.assert_close(got, expected)
 
 
-def test_a_tokenizer_of_another_make_adds_nothing_to_a_prompt(tmp_path):
-    """Llama's tokenizer puts a first token before every text; the codec does not, and so neither may the saved one."""
+def test_a_saved_tokenizer_begins_a_prompt_as_the_codec_did(tmp_path):
+    """Whatever was done to it since: what the codec puts before a text was settled when it was made."""
     from tokenizers.processors import TemplateProcessing
 
     reasoner = small_reasoner(Sim(n_latent=2))

@@ -1,7 +1,10 @@
 """What big pretrained backbones need: adapters, gradient checkpointing, bfloat16, chat templates, odd tokenizers."""
 
 import dataclasses
+import io
 import json
+import shutil
+import sys
 
 import pytest
 import torch
@@ -197,3 +200,40 @@ def test_what_does_not_go_together(pretrained, tmp_path):
     with pytest.raises(ValueError, match=r"the tokenizer of .* ids, the model 50: not of one make"):
         backbone.from_pretrained(str(tmp_path / "foreign"))
     assert build(GSM8K(train=str(pretrained / "data.json"))).splits["train"]
+
+
+def test_no_code_of_a_checkpoint_is_run_or_asked_about(pretrained, tmp_path, monkeypatch):
+    """A tokenizer, a model and a reasoner that bring code of their own: refused in one line, with nothing read from
+    stdin, where our own classes cannot open them; else opened by those."""
+    ran = tmp_path / "ran"
+    code = f"open({str(ran)!r}, 'w')\nfrom transformers import PreTrainedTokenizerFast, GPT2Config\n"
+    code += "class Tok(PreTrainedTokenizerFast): pass\nclass Conf(GPT2Config): model_type = 'evil'\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    monkeypatch.setattr("builtins.input", lambda *args: pytest.fail("asked"))
+
+    def spoil(folder, name, **change):
+        path = folder / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        (folder / "evil.py").write_text(code)
+
+    tokens = {"auto_map": {"AutoTokenizer": [None, "evil.Tok"]}, "tokenizer_class": "Tok"}
+    shutil.copytree(pretrained / "model", tmp_path / "tokenizer")
+    spoil(tmp_path / "tokenizer", "tokenizer_config.json", **tokens)
+    shutil.copytree(pretrained / "model", tmp_path / "model")
+    spoil(tmp_path / "model", "config.json", model_type="evil", auto_map={"AutoConfig": "evil.Conf"})
+    for name in ("tokenizer", "model"):
+        try:
+            backbone.from_pretrained(str(tmp_path / name))
+        except ValueError as e:
+            assert "\n" not in str(e) and name in str(e)
+    run = dataclasses.replace(settings(pretrained), train=SFT(steps=0))
+    runs.execute(run, tmp_path, device="cpu")
+    spoil(tmp_path / run.id / "model", "tokenizer_config.json", **tokens)
+    inner = {"auto_map": {"AutoModelForCausalLM": "evil.Conf"}}
+    about = json.loads((tmp_path / run.id / "model" / "config.json").read_text())
+    spoil(tmp_path / run.id / "model", "config.json", backbone=about["backbone"] | inner)
+    try:
+        load(tmp_path / run.id)
+    except ValueError as e:
+        assert "\n" not in str(e)
+    assert not ran.exists() and sys.stdin.read() == "y\n" * 9

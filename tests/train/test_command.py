@@ -1,12 +1,19 @@
 """`python -m train.latent` as its user meets it."""
 
 import json
+import os
+import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+
+from train import latent as main_job
+from train import run as runs
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -67,33 +74,137 @@ def test_an_experiment_ends_in_a_table_and_a_figure_and_is_not_repeated(tmp_path
         (["gsm8k", "--env.train", "README.md"], "README.md, line 1: not JSON"),
         (["gsm8k", "--model.pretrained", "nowhere", "--env.train", "{data}"], "cannot load a causal LM from 'nowhere'"),
         (["recurrent", "--method.coda", 1], "need 3 layers, the model has 2"),
+        (["sim", "--train.lr", "nan"], "train.lr must be > 0, got nan"),
+        (["sim", "--train.lr", "inf"], "train.lr must be finite, got inf"),
+        (["sim", "--train.decay-to", "nan"], "train.decay_to must be in [0, 1], got nan"),
+        (["sim", "--train.weight-decay", "nan"], "train.weight_decay must be finite, got nan"),
+        (["sim", "--train.stop-at", "7"], "train.stop_at must be in [0, 1], got 7"),
+        (["sim", "--method.step-weight", "-inf"], "method.step_weight must be finite, got -inf"),
+        (["cups-rlvr", "--arms.rlvr.train.kl", "inf"], "arms.rlvr.train.kl must be finite, got inf"),
+        (["sim", "--seed", -1], "seed must be in 0..4294967295, got -1"),
+        (["sim", "--seed", 2**32], "seed must be in 0..4294967295"),
+        (["sim", "--train.steps", 10**20], "train.steps must fit into 64 bits"),
+        (["sim", "--train.keep", 0], "train.keep must be at least 1, got 0"),
+        (["sim", "--train.batch", 10**9], "train.batch 1000000000 is more than this machine holds: 1e+09 rows"),
+        (["cups-rlvr", "--arms.rlvr.train.group", 10**9], "train.group 1000000000 is more than this machine holds"),
+        (["sim", "--model.n-layer", 10**8], "model.n_layer 100000000 is more than this machine holds: 4.92e+12 param"),
+        (["sim", "--model.n-embd", 2**24], "model.n_embd 16777216 is more than this machine holds"),
+        (["sim", "--judge.items", 10**12], "judge.items 1000000000000 is more than this machine holds"),
+        (["sim", "--train.lr", 1, "--train.lr", 2], "--train.lr is given twice"),
+        (["sim", "--train.log-every=3", "--train.log_every", 4], "--train.log_every is given twice"),
+        (["sim", "--no-latency", "--latency"], "--latency is given twice"),
+        (["sim", "--init", ""], "--init has an empty value"),
+        (["sim", "--model.pretrained="], "--model.pretrained has an empty value"),
     ],
 )
-def test_bad_input_is_one_line_and_writes_nothing(args, message, tmp_path):
+def test_bad_input_is_one_line_and_writes_nothing(args, message, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(ROOT)
     data = tmp_path / "data.jsonl"
     data.write_text("".join(f'{{"question": "{i}", "answer": "#### {i}"}}\n' for i in range(20)))
     out = tmp_path / "out"
-    done = command(*[str(a).replace("{data}", str(data)) for a in args], "--out", out)
-    assert done.returncode == 2
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1 and message in lines[0], done.stderr
+    args = [str(a).replace("{data}", str(data)) for a in args]
+    assert main_job.main([*args, "--out", str(out)]) == 2
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.strip()]
+    assert len(lines) == 1 and message in lines[0], lines
     assert not out.exists()
 
 
-def test_two_processes_train_what_one_does(tmp_path):
-    """The same problems an update, split over two processes: the same weights up to rounding."""
+@pytest.mark.parametrize("out", ["", "  ", "README.md", "README.md/runs", "/proc/runs"])
+def test_a_folder_that_cannot_be_written_is_refused_at_once(out, capfd, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert main_job.main(["sim", "--train.steps", "1", "--out", out]) == 2
+    (said,) = [line for line in capfd.readouterr().err.splitlines() if line.strip()]
+    assert said.startswith("error: --out")
+
+
+LONG = ["sim", *TINY, "--train.steps", 150, "--train.batch", 8, "--train.log-every", 10, "--no-latency"]
+
+
+def told_to_end(args: list, out: Path, number: int, begun: str) -> tuple[subprocess.CompletedProcess, float]:
+    """A command that gets a signal as soon as it has printed a line that begins so; and the seconds until its end."""
+    process = subprocess.Popen(
+        [*map(str, args), "--out", str(out)],
+        cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    for line in process.stdout:
+        if line.startswith(begun):
+            break
+    at = time.monotonic()
+    # a terminal's ^C goes to all of its processes
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(args, process.returncode, stdout, stderr), time.monotonic() - at
+
+
+def losses(out: Path) -> list[tuple]:
+    (log,) = out.glob("*/metrics.jsonl")
+    return [(row["step"], row["loss"]) for row in map(json.loads, log.read_text().splitlines())]
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_says_how_to_go_on(number, code, tmp_path):
+    """It is gone within ten seconds, and the run of the command that it names ends as one that was never stopped."""
+    args = [sys.executable, "-m", "train.latent", *LONG]
+    done, seconds = told_to_end(args, tmp_path / "a", number, "[sim] train 10/")
+    assert done.returncode == code and seconds < 10, done.stderr
+    (said,) = done.stderr.splitlines()
+    again = shlex.split(said.partition("this goes on from the last checkpoint: ")[2])
+    assert again[:3] == ["python", "-m", "train.latent"]
+    _, run, options = main_job.parse(again[3:])
+    assert list((options.out / run.id / "checkpoint").glob("step-*/state.pt"))  # none is due before step 500
+    if number == signal.SIGTERM:
+        for out in (options.out, tmp_path / "b"):
+            runs.execute(run, out, device="cpu")
+        assert losses(tmp_path / "a") == losses(tmp_path / "b") and losses(tmp_path / "a")[-1][0] == 150
+
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "train.latent"]
+
+
+def test_two_processes_train_what_one_does_and_go_on_where_they_were_told_to_end(tmp_path):
+    """The same problems an update, split over two processes: the same weights and log up to rounding, with what
+    either had measured when they were stopped between log lines."""
     from latent import load
 
-    args = ["no-cot", *TINY, "--train.steps", 4, "--train.batch", 8, "--device", "cpu", "--no-latency"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "train.latent"]
-    two = [*torchrun, *map(str, args), "--out", str(tmp_path / "two")]
+    args = ["no-cot", *TINY, "--train.steps", 60, "--train.batch", 8, "--train.log-every", 25, "--no-latency"]
+    done, seconds = told_to_end([*TORCHRUN, *args], tmp_path / "two", signal.SIGTERM, "train 25/60")
+    assert done.returncode != 0 and seconds < 15
+    named = f"this goes on from the last checkpoint: torchrun --nproc_per_node 2 -m train.latent {args[0]}"
+    assert done.stderr.count(named) == 1
+    (step,) = [int(p.name[5:]) for p in (tmp_path / "two").glob("*/checkpoint/step-*")]
+    assert 25 <= step < 60
+    two = [*TORCHRUN, *map(str, args), "--out", str(tmp_path / "two")]
     done = subprocess.run(two, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert command(*args, "--out", tmp_path / "one").returncode == 0
-    (a,), (b,) = ([p.parent for p in (tmp_path / n).glob("*/result.json")] for n in ("one", "two"))
-    assert a.name == b.name
-    one, two = (load(home).method.state_dict() for home in (a, b))
+    _, run, _ = main_job.parse([*map(str, args)])
+    runs.execute(run, tmp_path / "one", device="cpu")
+    for (at, mine), (step, theirs) in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
+        assert at == step and theirs == pytest.approx(mine, rel=1e-4)
+    one, two = (load(tmp_path / name / run.id).method.state_dict() for name in ("one", "two"))
     for name in one:
-        torch.testing.assert_close(one[name], two[name], rtol=0, atol=2e-4)
-    for home in (a, b):
-        assert json.loads((home / "metrics.jsonl").read_text())["step"] == 4
+        torch.testing.assert_close(one[name], two[name], rtol=0, atol=2e-3)
+
+
+def test_under_a_launcher_an_error_appears_once(tmp_path):
+    two = [*TORCHRUN, "no-cot", "--train.batch", "3", "--out", str(tmp_path / "out")]
+    done = subprocess.run(two, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and not (tmp_path / "out").exists()
+    said = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert said == ["error: train.batch must be a multiple of the 2 processes, got 3"]
+
+
+@pytest.mark.parametrize(
+    "set, said",
+    [
+        ({"WORLD_SIZE": "2"}, ""),
+        ({"RANK": "0"}, ""),
+        ({"WORLD_SIZE": "x", "RANK": "0"}, "WORLD_SIZE must be a whole number"),
+    ],
+)
+def test_a_shell_with_half_a_launchers_variables(set, said, tmp_path, capfd, monkeypatch):
+    for name, value in set.items():
+        monkeypatch.setenv(name, value)
+    args = ["no-cot", *TINY, "--train.steps", 2, "--no-latency", "--out", tmp_path]
+    assert main_job.main([*map(str, args)]) == (2 if said else 0)
+    err = capfd.readouterr().err
+    assert said in err and "Traceback" not in err and len(err.splitlines()) <= 1

@@ -47,9 +47,10 @@ def test_policy_loss_is_the_sum_written_out():
                     free, bounded = rho * adv[b], min(max(rho, 0.8), 1.28) * adv[b]
                     total, count, clipped = total + min(free, bounded), count + 1, clipped + int(free > bounded)
     loss, metrics = policy_loss(now, old, adv, (0.2, 0.28), entropy=0.01)
-    assert float(loss) == pytest.approx(float(-total / count - 0.01 * 0.3))
-    assert float(metrics["clipped"]) == pytest.approx(clipped / count)
-    assert float(metrics["entropy_halt"]) == pytest.approx(0.3)
+    assert int(loss.count) == count
+    assert float(loss.taken()) == pytest.approx(float(-total / count - 0.01 * 0.3))
+    assert float(metrics["clipped"].taken()) == pytest.approx(clipped / count)
+    assert float(metrics["entropy_halt"].taken()) == pytest.approx(0.3)
 
 
 def test_policy_gradient_is_that_of_the_expected_reward():
@@ -65,8 +66,8 @@ def test_policy_gradient_is_that_of_the_expected_reward():
         now = Decision("token", torch.tensor([[action]]), logp, torch.zeros_like(logp), mask)
         old = Decision("token", torch.tensor([[action]]), logp.detach(), torch.zeros_like(logp), mask)
         loss, metrics = policy_loss([now], [old], reward[action : action + 1], (0.2, 0.2), 0.0)
-        assert float(metrics["ratio"]) == 1.0
-        got += logp.exp().detach()[0, 0] * torch.autograd.grad(-loss, logits, retain_graph=True)[0]
+        assert float(metrics["ratio"].taken()) == 1.0
+        got += logp.exp().detach()[0, 0] * torch.autograd.grad(-loss.taken(), logits, retain_graph=True)[0]
     torch.testing.assert_close(got, want, atol=1e-12, rtol=0)
 
 
@@ -75,7 +76,8 @@ def test_kl_estimate_is_unbiased():
     p, q = (torch.randn(7, dtype=torch.float64).log_softmax(0) for _ in range(2))
     want = (p.exp() * (p - q)).sum()
     got = sum(
-        p[i].exp() * kl_to_reference([decisions(p[i].view(1, 1))], [decisions(q[i].view(1, 1))]) for i in range(7)
+        p[i].exp() * kl_to_reference([decisions(p[i].view(1, 1))], [decisions(q[i].view(1, 1))]).taken()
+        for i in range(7)
     )
     torch.testing.assert_close(got, want)
-    assert kl_to_reference([decisions(p[None])], [decisions(p[None])]) == 0
+    assert kl_to_reference([decisions(p[None])], [decisions(p[None])]).taken() == 0

@@ -1,0 +1,62 @@
+"""What our tasks share beside their verifiers: data for each task, costs as metrics, settings that are only usual.
+
+lm-eval loads this file with a task's YAML. Where that is given by its path (`--tasks PATH/cups.yaml`) it does so before
+it looks for the model, and so the stock command knows `--model latent` from here.
+"""
+
+import logging
+from dataclasses import fields
+from functools import partial
+
+import latent  # noqa: F401  makes --model latent known to lm-eval
+from eval.environments import GSM8K, Countdown, Cups, Math500, ProntoQA, ProsQA
+from eval.tasks import utils
+from eval.usual import Number, Words
+
+log = logging.getLogger(__name__)
+PARAGRAPH, GAP = Words(["\n\n"]), Words(["\n\n\n"])
+SHORT, MIDDLE, LONG = Number(36), Number(160), Number(1024)
+SOURCES = {"latent_gsm8k": "gsm8k"}  # where a task and its problems bear different names
+CONFIGS = {
+    "cups": Cups,
+    "prosqa": ProsQA,
+    "prosqa_closed": ProsQA,
+    "prontoqa": ProntoQA,
+    "countdown": Countdown,
+    "math_500": Math500,
+}  # of environments; of all others GSM8K
+_read: dict[str, str] = {}  # the task that last read a file which was given to all
+
+
+def rows(task: str, **given):
+    """The problems of a task. `given`: --metadata, for all tasks, and under a task's name for that one alone.
+
+    Raises ValueError for a setting of one task that it does not have.
+    """
+    own, names = given.get(task, {}), {f.name for f in fields(CONFIGS.get(task, GSM8K))} - {"train", "test"}
+    if not isinstance(own, dict):
+        raise ValueError(
+            f'--metadata {task} must be an object, as in \'{{"{task}": {{"file": "PATH"}}}}\', got {own!r}'
+        )
+    if strange := set(own) - {"file", "items", "level"} - names:
+        raise ValueError(f"--metadata {task}: there is no setting {sorted(strange)[0]!r}")
+    file = given.get("file")
+    if "file" not in own and file is not None and _read.setdefault(str(file), task) != task:
+        log.warning(
+            '%s reads %s, as %s did: --metadata \'{"%s": {"file": ...}}\' is for one', task, file, _read[file], task
+        )
+    return getattr(utils, SOURCES.get(task, task))(**{**given, **own})
+
+
+def __getattr__(task: str):
+    """The problems of every task in this folder, by its name."""
+    if hasattr(utils, SOURCES.get(task, task)):
+        return partial(rows, task)
+    raise AttributeError(f"module {__name__!r} has no attribute {task!r}")
+
+
+def judged(doc: dict, results: list[str]) -> dict[str, float]:
+    """The environment's verdict, and what the text cost where the model says so: latents used, tokens, MFLOP."""
+    text = results[0]
+    cost = {} if not hasattr(text, "used") else {"latents": text.used, "tokens": text.tokens, "mflop": text.flops / 1e6}
+    return utils.judge(doc, results) | cost

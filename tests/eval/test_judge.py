@@ -1,0 +1,66 @@
+"""The judge on answers that are known: what is counted, by level, with what it cost."""
+
+import pytest
+import torch
+
+from eval.environments import Cups, Verdict, build
+from eval.judge import Item, by_level, judge, summary, text_lengths, verify
+from eval.stats import wilson
+from latent.config import CoT, ModelConfig, NoCoT, Sim
+from tests.helpers import small_reasoner
+
+ENV = build(Cups())
+
+
+def item(level: int, correct: bool, used: int, tokens: int) -> Item:
+    return Item(f"{level}{correct}{used}", level, "", correct, correct - 0.5, True, "", used, tokens)
+
+
+ITEMS = [item(1, True, 2, 4), item(1, False, 4, 6), item(2, True, 6, 8), item(2, True, 8, 10), item(2, False, 0, 2)]
+
+
+def test_a_summary_is_counted_by_hand():
+    s = summary(ITEMS)
+    assert (s["n"], s["accuracy"], s["used"], s["tokens"]) == (5, 0.6, 4.0, 6.0)
+    assert (s["low"], s["high"]) == wilson(3, 5) and s["reward"] == pytest.approx(0.1) and s["parsed"] == 1.0
+    levels = by_level(ITEMS)
+    assert list(levels) == [1, 2] and [levels[k]["n"] for k in levels] == [2, 3]
+    assert (
+        levels[1]["accuracy"] == 0.5 and levels[2]["accuracy"] == pytest.approx(2 / 3) and levels[2]["used"] == 14 / 3
+    )
+
+
+def test_lengths_count_the_end_token():
+    assert text_lengths(torch.tensor([[5, 9, 9], [5, 6, 7], [9, 9, 9]]), 9) == [2, 3, 1]
+    assert text_lengths(torch.tensor([[5, 9, 9]]), None) == [3]
+
+
+@pytest.mark.parametrize("method, steps", [(NoCoT(), None), (CoT(), None), (Sim(n_latent=4, stride=2), 2)])
+def test_an_item_is_its_own_answer_verified(method, steps):
+    """Rows of every level, batched, against each question asked alone; dropout is off, and on again afterwards."""
+    torch.manual_seed(0)
+    reasoner = small_reasoner(method, ModelConfig(n_layer=2, n_embd=32, n_head=2, n_positions=64))
+    for module in reasoner.method.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    reasoner.method.train()
+    problems = [p for level in (2, 5, 8) for p in ENV.problems("test", level, 5)]
+    told = []
+    items = judge(reasoner, ENV, problems, 4, steps, told.append)
+    assert reasoner.method.training and told == [4, 4, 4, 3]
+    for p, i in zip(problems, items, strict=True):
+        text = reasoner.answer([p.question], steps)[0]
+        v = ENV.verify(p, text)
+        assert (i.key, i.level, i.text) == (p.key, p.level, text)
+        assert (i.correct, i.reward, i.parsed, i.reason) == (v.correct, v.reward, v.parsed, v.reason)
+        assert i.used == (steps or 0) and i.tokens == len(text.split())
+
+
+def test_a_verifier_that_fails_ends_the_run_and_names_the_problem():
+    class Broken:
+        def verify(self, problem, text) -> Verdict:
+            raise KeyError("gold")
+
+    (problem,) = ENV.problems("test", 3, 1)
+    with pytest.raises(RuntimeError, match=f"the verifier failed on problem {problem.key}: KeyError: 'gold'"):
+        verify(Broken(), problem, "1 2 3 4")

@@ -1,0 +1,146 @@
+"""What is said or refused before a run trains: texts that do not fit, golds that a tokenizer loses."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+import torch
+from tokenizers import normalizers
+
+from eval import environments
+from eval.environments import GSM8K, Countdown, Cups, Math500, ProntoQA, ProsQA
+from latent import backbone, methods
+from latent.config import Coconut, CoT, ModelConfig, NoCoT, Recurrent, Sim
+from latent.generate import Reasoner
+from latent.text import Codec
+from tests.latent.test_plain_text import tokenizer_of
+from train import checks
+from train import run as runs
+from train.config import RLVR, SFT, Judge, Run
+
+MODEL = ModelConfig(n_layer=1, n_embd=16, n_head=2, n_positions=2048, vocab_size=300)
+
+
+def checked(run: Run, codec=None) -> list[str]:
+    """What is said of a run, with another codec than that of its data if given."""
+    env = environments.build(run.env)
+    codec = codec or env.codec(run.model)
+    method = methods.build(run.method, backbone.from_scratch(run.model, codec.size, codec.pad, codec.end))
+    reasoner = Reasoner(method, codec, env.answer_tokens, env.chain_tokens, env.chain_steps)
+    return checks.check(reasoner, env, run, runs.test_problems(run, env))
+
+
+def of(env, method=None, train=None) -> Run:
+    return Run(env, MODEL, method or NoCoT(), train or SFT(steps=1, batch=4), Judge(items=100, level_items=10))
+
+
+@pytest.fixture
+def words(tmp_path):
+    """40 word problems, one in ten (one of the four that are judged) with a chain and an answer that are long."""
+    rows = [
+        {"question": f"{i}?", "steps": [f"<<{i}+{i}={2 * i}>>"] * (20 if i % 10 == 3 else 1),
+         "answer": str(i * 10**20 if i % 10 == 3 else i)}
+        for i in range(10, 50)
+    ]  # fmt: skip
+    path = tmp_path / "words.json"
+    path.write_text(json.dumps(rows))
+    return GSM8K(train=str(path), max_answer=12, max_chain=96)
+
+
+@pytest.mark.parametrize(
+    "method", [NoCoT(), CoT(), CoT(every=2), Sim(n_latent=2, step_tokens=200), Coconut(n_latent=2)]
+)
+def test_texts_longer_than_what_is_decoded_are_said_with_the_flag_that_would_do(method, words):
+    run = of(words, method)
+    (said,) = checked(run)
+    chain = isinstance(method, CoT)
+    assert said.startswith("2 of 34 problems to train on and 1 of 4 to judge cannot be right")
+    flags = dict(re.findall(r"--env\.(max-\w+) (\d+)", said))
+    assert set(flags) == ({"max-answer", "max-chain"} if chain else {"max-answer"})
+    enough = {k.replace("-", "_"): int(v) for k, v in flags.items()}
+    assert checked(dataclasses.replace(run, env=dataclasses.replace(words, **enough))) == []
+    fewer = {k: v - 1 for k, v in enough.items()}
+    if method == CoT(every=2):
+        return  # the share of steps that are written changes with max_chain: enough is more than needed
+    assert checked(dataclasses.replace(run, env=dataclasses.replace(words, **fewer))) != []
+
+
+def test_a_run_says_it_before_it_trains(words, tmp_path):
+    events = []
+    runs.execute(of(words), tmp_path, events.append, "cpu")
+    assert events[0]["stage"] == "note" and "--env.max-answer" in events[0]["said"]
+    assert {e["stage"] for e in events[1:]} == {"train", "judge"}
+
+
+def test_a_run_in_which_nothing_can_be_right_is_refused(words, tmp_path):
+    short = dataclasses.replace(words, max_answer=2)
+    for train in (SFT(steps=1, batch=4), RLVR(steps=1, batch=4, group=2)):
+        with pytest.raises(ValueError, match=r"4 of 4 to judge cannot be right: .* 2 are decoded \(--env.max-answer"):
+            runs.execute(of(short, train=train), tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_answer_that_cannot_be_read_off_in_parallel_is_refused_wherever_it_stands(words, tmp_path):
+    rows = [{"question": f"{i}?", "steps": [], "answer": "7" if i == 38 else "17"} for i in range(10, 50)]
+    (tmp_path / "w.json").write_text(json.dumps(rows))
+    run = of(GSM8K(train=str(tmp_path / "w.json")), Recurrent(prelude=0, answer_tokens=4))
+    codec = environments.build(run.env).codec(MODEL)
+    size = len(codec.answer("### 17"))
+    with pytest.raises(ValueError, match=rf"must have method.answer_tokens = {size} tokens .* got one of {size - 1}"):
+        checked(of(run.env, Recurrent(prelude=0, answer_tokens=size)))
+
+
+def lossy(normalizer) -> Codec:
+    tokenizer = tokenizer_of()
+    tokenizer.backend_tokenizer.normalizer = normalizer
+    return Codec(tokenizer)
+
+
+def test_a_tokenizer_that_loses_case_is_refused_where_case_counts():
+    env = ProsQA()
+    with pytest.raises(ValueError, match=r"the gold answers of (\d+) of \1 problems are judged wrong") as e:
+        checked(of(env), lossy(normalizers.Lowercase()))
+    assert re.search(r"'### [A-Z].*comes back from the tokenizer as '### [a-z]", str(e.value))
+    assert all("tokens of an answer are decoded" in line for line in checked(of(env), lossy(None)))
+
+
+@pytest.mark.parametrize(
+    "env, method", [(Cups(), NoCoT()), (ProntoQA(), NoCoT()), (Countdown(), NoCoT()), (Countdown(), CoT())]
+)
+def test_a_tokenizer_that_loses_case_serves_where_there_is_none(env, method):
+    """And one that needs more tokens than the environment's own vocabulary gets them."""
+    run = of(env, method)
+    said = checked(run, codec := lossy(normalizers.Lowercase()))
+    built = environments.build(env)
+    most = max(len(codec.answer(p.answer)) for lv in built.levels() for p in built.problems("test", lv, 10))
+    if most - 1 > built.answer_tokens:
+        (line,) = said
+        assert int(re.search(r"up to (\d+) tokens of an answer", line)[1]) >= most - 1
+
+
+def test_a_normaliser_that_spoils_some_golds_is_refused_with_their_share(tmp_path):
+    rows = [{"problem": f"{i}?", "answer": "x²" if i % 4 == 0 else f"{i}"} for i in range(8)]
+    (tmp_path / "m.json").write_text(json.dumps(rows))
+    run = of(Math500(train=str(tmp_path / "m.json"), test=str(tmp_path / "m.json").replace("m.json", "t.json")))
+    (tmp_path / "t.json").write_text(json.dumps([{"problem": "t?", "answer": "3"}]))
+    assert checked(run, lossy(None)) == []
+    with pytest.raises(ValueError, match=r"gold answers of 2 of 8 problems are judged wrong.*'### x²', comes back"):
+        checked(run, lossy(normalizers.Replace("²", "")))
+
+
+def test_the_chain_before_a_gold_is_read_back_too(words):
+    """A chain that ends in the answer's mark would be taken for it, whatever follows is judged."""
+    run = of(dataclasses.replace(words, max_chain=400, max_answer=40), CoT())
+    assert checked(run) == []
+    env = environments.build(run.env)
+    spoilt = [dataclasses.replace(p, answer=p.answer.replace("###", "")) for p in env.splits["test"]]
+    codec = env.codec(MODEL)
+    reasoner = Reasoner(
+        methods.build(CoT(), backbone.from_scratch(MODEL, codec.size, codec.pad, codec.end)), codec, 9, 9, 1
+    )
+    with pytest.raises(ValueError, match="is not accepted even as it stands"):
+        checks.golds_survive(reasoner, env, spoilt)
+    (text,) = checks.read_back(codec, env.splits["test"][:1], chain=True)
+    assert text == "".join(env.splits["test"][0].steps) + env.splits["test"][0].answer
+    assert torch.is_grad_enabled()

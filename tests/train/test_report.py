@@ -1,0 +1,70 @@
+"""What a person sees at the end: every number beside what it is read with, on a terminal of 100 columns."""
+
+import pytest
+
+from eval.environments import Cups
+from latent.config import ModelConfig, NoCoT
+from train import report
+from train.config import SFT, Run
+
+LEVELS = {
+    "1": {"accuracy": 1.0, "used": 2.0},
+    "2": {"accuracy": 0.5, "used": 4.0},
+    "3": {"accuracy": 0.25, "used": 6.0},
+}
+
+
+def row(arm: str, levels: dict, **more) -> report.Row:
+    run = Run(Cups(), ModelConfig(), NoCoT(), SFT())
+    main = {"accuracy": 0.25, "low": 0.125, "high": 0.375, "n": 1000, "used": 6.0}
+    result = {"main": main, "levels": levels, "used_mean": 4.0, "sweep": {}, "floors": {"the parity of swaps": 0.0833}}
+    result |= {"steps": 1234.5, "flops": 123456.78e6, "core_seconds": 1234567.0, "steps_written": 0, **more}
+    return report.Row(arm, run, result, {1: 12.3456, 64: 123.456})
+
+
+@pytest.mark.parametrize("arm", ["cot", "an arm with quite a long name " * 4])
+@pytest.mark.parametrize("levels", [LEVELS, {"3": LEVELS["3"]}])
+def test_the_printed_table_fits_a_terminal_and_shows_accuracy_beside_latents(arm, levels):
+    out = report.printed([row(arm, levels), row("b", levels)])
+    assert max(map(len, out)) <= 100
+    head, rule, first, *_ = out
+    shown = dict(zip(_cells(head), _cells(first)))
+    assert set(rule) == {"-"} and shown["accuracy"] == "0.250" and shown["95 % interval"] == "0.125-0.375"
+    assert shown["latents"] == "6.00"
+    if len(levels) > 1:  # over levels: (1 + .5 + .25) / 3 right at 4 latents on the mean
+        assert shown["accuracy, levels"] == "0.583" and shown["latents, levels"] == "4.00"
+    else:
+        assert "levels" not in head
+    assert any("floor: the parity of swaps" in line and "0.083" in line for line in out)
+    costs = out[out.index("") + 1 :]
+    assert costs[0].split()[-1] == "run" and len(costs) == 4 and "123456.78" in costs[2]
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.split("  ") if cell.strip()]
+
+
+def test_the_saved_table_holds_every_column():
+    table = report.lines([row("a", LEVELS)])
+    shown = dict(zip(table[0], table[1]))
+    assert shown == {
+        "arm": "a",
+        "accuracy": "0.250",
+        "95 % interval": "0.125-0.375",
+        "items": "1000",
+        "accuracy, levels": "0.583",
+        "latents": "6.00",
+        "latents, levels": "4.00",
+        "steps": "1234.5",
+        "MFLOP": "123456.78",
+        "ms, batch 1": "12345.6",
+        "ms, batch 64": "123456.0",
+        "core-s": "1234567",
+        "run": row("a", LEVELS).run.id,
+    }
+
+
+def test_a_selected_checkpoint_is_said():
+    said = report.notes([row("a", LEVELS, selected={"step": 160, "valid": 0.873})], 60)
+    assert "a: weights of update 160, best on the validation split, 0.873" in said
+    assert not any("validation" in line for line in report.notes([row("a", LEVELS)], 60))

@@ -1,0 +1,114 @@
+"""The best weights by the validation split: against those of runs that end there, through kills, never by the test."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from eval.environments import GSM8K, Cups, build
+from eval.judge import judge
+from latent import load
+from latent.config import Coconut, LearnedStop, ModelConfig, NoCoT, Sim
+from train import run as runs
+from train.config import SFT, Judge, Run, plain
+from train.selection import valid_problems
+
+MODEL = ModelConfig(n_layer=2, n_embd=32, n_head=2)
+TRAIN = SFT(steps=24, batch=16, lr=0.02, warmup=1, log_every=12, save_every=9, valid_every=6, valid_items=64)
+BASE = Run(Cups(), MODEL, NoCoT(), TRAIN, Judge(items=20, level_items=2, batch=16))
+
+
+def changed(run: Run, **train) -> Run:
+    return dataclasses.replace(run, train=dataclasses.replace(run.train, **train))
+
+
+def lines(root, run: Run) -> list[dict]:
+    return [json.loads(line) for line in (root / run.id / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(root, run: Run) -> dict:
+    return load(root / run.id).method.state_dict()
+
+
+def same(a, b) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_the_best_weights_are_those_of_a_run_that_ends_with_them(tmp_path):
+    """A run that diverges after its best: `best` ends as the run that was stopped there, `last` as ever."""
+    best, last = changed(BASE, select="best", decay=0.0), changed(BASE, decay=0.0)
+    results = {run.train.select: runs.execute(run, tmp_path, device="cpu") for run in (best, last)}
+    valid = {line["step"]: line["valid"] for line in lines(tmp_path, best) if "valid" in line}
+    assert list(valid) == [6, 12, 18, 24] and "selected" not in results["last"]
+    assert [x for x in lines(tmp_path, last) if "valid" in x] == [x for x in lines(tmp_path, best) if "valid" in x]
+    at = max(valid, key=lambda step: (valid[step], step))
+    assert results["best"]["selected"] == {"step": at, "valid": valid[at]}
+    stopped = changed(BASE, decay=0.0, steps=at, valid_every=0)
+    runs.execute(stopped, tmp_path, device="cpu")
+    assert same(weights(tmp_path, best), weights(tmp_path, stopped))
+    plain_run = changed(BASE, decay=0.0, valid_every=0)
+    runs.execute(plain_run, tmp_path, device="cpu")
+    assert same(weights(tmp_path, last), weights(tmp_path, plain_run))  # looking changes nothing
+    env = build(Cups())
+    problems = valid_problems(env, 64)
+    items = judge(load(tmp_path / best.id), env, problems, 16)
+    assert sum(i.correct for i in items) / len(items) == valid[at]
+
+
+@pytest.mark.parametrize(
+    "method", [Coconut(n_latent=2, stage_steps=4), Sim(n_latent=2, step_tokens=16, halt=LearnedStop())]
+)
+def test_a_killed_run_selects_as_one_that_was_not(method, tmp_path):
+    run = changed(dataclasses.replace(BASE, method=method), steps=24, select="best", valid_every=5, save_every=8)
+    whole = runs.execute(run, tmp_path / "a", device="cpu")
+
+    class Killed(BaseException):
+        pass
+
+    def say(event):
+        if event["stage"] == "train" and event["done"] == 22:
+            raise Killed
+
+    with pytest.raises(Killed):
+        runs.execute(run, tmp_path / "b", say, "cpu")
+    again = runs.execute(run, tmp_path / "b", device="cpu")
+    assert again["selected"] == whole["selected"] and again["correct"] == whole["correct"]
+    assert same(weights(tmp_path / "a", run), weights(tmp_path / "b", run))
+    seen = [[(x["step"], x["valid"]) for x in lines(tmp_path / root, run) if "valid" in x] for root in "ab"]
+    assert seen[0] == seen[1] and [step for step, _ in seen[0]] == [5, 10, 15, 20, 24]
+
+
+def test_validation_problems_are_neither_trained_nor_tested_on(tmp_path):
+    rows = [{"question": f"{i}+1?", "answer": f"#### {i + 1}"} for i in range(160)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    env = build(GSM8K(train=str(path)))
+    keys = {name: {p.key for p in env.splits[name]} for name in ("train", "valid", "test")}
+    assert [len(keys[name]) for name in ("train", "valid", "test")] == [135, 9, 16]
+    assert not keys["valid"] & (keys["train"] | keys["test"])
+    trained = {p.key for i in range(20) for p in env.train_batch(0, i, 8)}
+    assert trained <= keys["train"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in reversed(rows)))
+    back = build(GSM8K(train=None, test=str(path)))
+    with pytest.raises(ValueError, match=r"train\.valid_every needs problems to validate on"):
+        valid_problems(back, 8)
+    cups = valid_problems(build(Cups()), 64)
+    levels = [p.level for p in cups]
+    assert {levels.count(level) for level in build(Cups()).levels()[2:]} == {-(-64 // len(build(Cups()).levels()))}
+
+
+def test_a_choice_that_was_always_made_so_is_in_no_id():
+    train = plain(SFT())
+    assert not {"select", "valid_every", "valid_items"} & set(train)
+    assert plain(SFT(select="best", valid_every=5))["select"] == "best"
+    assert changed(BASE, valid_every=5).id != changed(BASE, valid_every=10).id
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [({"select": "best"}, r"train\.select best needs train\.valid_every"), ({"valid_items": 0}, r"train\.valid_items")],
+)
+def test_bad_input_is_named(more, message):
+    with pytest.raises(ValueError, match=message):
+        SFT(**more)

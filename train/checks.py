@@ -1,0 +1,123 @@
+"""What is checked of a run's problems before anything is trained or written: do they fit, and can they be right?"""
+
+import torch
+
+from eval.environments.base import Environment, Finite, Problem, iterate
+from eval.judge import verify
+from latent.generate import Reasoner
+from latent.text import Batch, Codec, pad_right
+from train.config import RLVR, Run
+
+GOLDS = 1000  # training problems whose gold is read back; of those that are judged, all are
+
+
+def check(reasoner: Reasoner, env: Environment, run: Run, test: list[Problem]) -> list[str]:
+    """Raise ValueError for what training or judging would fail on, in silence or late. Returns what is to be said."""
+    codec = reasoner.codec
+    train = env.splits["train"] if isinstance(env, Finite) else env.train_batch(run.seed, 0, run.train.batch)
+    golds_survive(reasoner, env, train[:GOLDS], test)
+    taught = not isinstance(run.train, RLVR)
+    if taught:
+        for p in test + train:
+            reasoner.method.must_take([len(codec.step(s)) for s in p.steps], len(codec.answer(p.answer)))
+    said = must_be_decoded(reasoner, run, train, test)
+    must_fit(reasoner, run, train, test)
+    if taught:
+        with torch.no_grad(), torch.random.fork_rng():
+            reasoner.method.loss(Batch.of(train[:2], codec))  # what a method itself has to object to
+    return said
+
+
+def must_fit(reasoner: Reasoner, run: Run, train: list[Problem], test: list[Problem]) -> None:
+    """Raise ValueError for a problem longer than the model's positions."""
+    codec, method, has = reasoner.codec, reasoner.method, reasoner.method.backbone.positions
+    wider = max([0, *(k - method.steps for k in run.judge.sweep)]) * getattr(method, "stride", 0)
+    for p in test + train:
+        prompt, answer = len(codec.question(p.question)), len(codec.answer(p.answer))
+        steps = [len(codec.step(s)) for s in p.steps]
+        needs = method.needs(prompt, steps, max(answer, reasoner.answer_tokens)) + wider
+        if needs > has:
+            raise ValueError(
+                f"problem {p.key} needs {needs} positions ({prompt} to read, the rest to think and answer), "
+                f"the model has {has} (--model.n-positions)"
+            )
+
+
+def must_be_decoded(reasoner: Reasoner, run: Run, train: list[Problem], test: list[Problem]) -> list[str]:
+    """Say how many gold texts are longer than what is decoded, which then cannot be right, and which flag would do.
+
+    Counted as the method writes once it is trained: the chain's steps that it does not think, and the answer. In an
+    environment without such flags, whose lengths are those of its own vocabulary, the reasoner's are set to what the
+    tokenizer needs, and a quarter more for problems not seen here. Raises ValueError where none of the problems to
+    judge, or of those that RL learns from, can be right.
+    """
+    codec, method = reasoner.codec, reasoner.method
+    in_steps = method.written([1] * reasoner.chain_steps)
+    has = reasoner.answer_tokens + -(-reasoner.chain_tokens * in_steps // reasoner.chain_steps)
+    has = has if method.parallel_answer is None else min(has, method.parallel_answer)
+    ends = codec.end is not None  # the end token need not be written
+    sizes = {
+        name: [
+            (len(codec.answer(p.answer)) - ends, method.written([len(codec.step(s)) for s in p.steps]))
+            for p in problems
+        ]
+        for name, problems in (("train", train), ("judge", test))
+    }
+    cut = {name: sum(answer + chain > has for answer, chain in each) for name, each in sizes.items()}
+    if not any(cut.values()):
+        return []
+    both = [size for each in sizes.values() for size in each]
+    answer = max(reasoner.answer_tokens, *(a for a, _ in both))
+    chain = max(a + c for a, c in both) - answer
+    chain = -(-chain * reasoner.chain_steps // in_steps) if in_steps else 0
+    flags = []
+    if method.parallel_answer is not None and answer > method.parallel_answer:
+        flags = [f"--method.answer-tokens {answer}"]
+    elif not hasattr(run.env, "max_answer"):
+        reasoner.answer_tokens = answer * 5 // 4
+        reasoner.chain_tokens = max(reasoner.chain_tokens, chain * 5 // 4)
+        more = f" and {reasoner.chain_tokens} of a chain" if in_steps else ""
+        return [f"up to {reasoner.answer_tokens} tokens of an answer{more} are decoded, for this tokenizer needs them"]
+    if hasattr(run.env, "max_answer"):
+        flags += [f"--env.max-answer {answer}"] * (answer > reasoner.answer_tokens)
+        flags += [f"--env.max-chain {chain}"] * (chain > reasoner.chain_tokens)
+    said = (
+        f"{cut['train']} of {len(train)} problems to train on and {cut['judge']} of {len(test)} to judge cannot be "
+        f"right: their gold texts have up to {max(a + c for a, c in both)} tokens, {has} are decoded "
+        f"({' '.join(flags)})"
+    )
+    if cut["judge"] == len(test) or (isinstance(run.train, RLVR) and cut["train"] == len(train)):
+        raise ValueError(said)
+    return [said]
+
+
+def golds_survive(reasoner: Reasoner, env: Environment, *parts: list[Problem]) -> None:
+    """Raise ValueError where a gold text, written by a perfect model, would be judged wrong.
+
+    Gold -> ids -> text -> verify: a tokenizer that lower-cases, normalises or lacks characters loses what the verifier
+    asks for, and every score would be 0. With the chain before it, where the method writes one.
+    """
+    codec, method = reasoner.codec, reasoner.method
+    chain = method.written([1]) > 0
+    problems = [p for part in parts for p in part]
+    lost = []
+    for part in iterate(problems, 256):
+        for p, text in zip(part, read_back(codec, part, chain)):
+            verdict = verify(env, p, text)
+            if not verdict.correct:
+                lost.append((p, text, verdict.reason))
+    if not lost:
+        return
+    p, text, why = lost[0]
+    alone = verify(env, p, p.answer)
+    where = "comes back from the tokenizer as" if alone.correct else "is not accepted even as it stands:"
+    raise ValueError(
+        f"the gold answers of {len(lost)} of {len(problems)} problems are judged wrong: that of problem {p.key}, "
+        f"{p.answer!r:.60}, {where} {text[-60:]!r} ({why or alone.reason})"
+    )
+
+
+def read_back(codec: Codec, problems: list[Problem], chain: bool) -> list[str]:
+    """The gold texts of problems as a model that writes exactly them would be read."""
+    rows = [sum((codec.step(s) for s in p.steps), ()) * chain + codec.answer(p.answer) for p in problems]
+    return codec.texts(pad_right(rows, codec.pad).ids_BT)

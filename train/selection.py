@@ -1,0 +1,85 @@
+"""Which weights a run ends with: its last ones, or those that did best on the validation split.
+
+Problems of the split "valid" are answered greedily, as many at each level, by the judge and within its budget; the test
+split plays no part. The best weights so far are kept with the trainer's counters, so that a resume goes on with them.
+Nothing is drawn at random: the updates are the same with it and without.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from eval.environments.base import Environment, Problem
+from eval.judge import judge
+from train.config import Run
+
+if TYPE_CHECKING:
+    from train.loop import Trainer
+
+
+class Selection:
+    """The validation of one run: `after` every update, `choose` when all are made, on all processes alike."""
+
+    def __init__(self, env: Environment, run: Run):
+        self.env, self.config, self.batch = env, run.train, run.judge.batch
+        self.problems = valid_problems(env, self.config.valid_items) if self.config.valid_every else []
+
+    def after(self, trainer: Trainer) -> None:
+        """Validate, where it is time to."""
+        if self.config.valid_every and trainer.done % self.config.valid_every == 0:
+            self._validate(trainer)
+
+    def choose(self, trainer: Trainer) -> dict:
+        """Give the method its best weights, where they are selected; the last are looked at, too, before.
+
+        Returns what to say of it in the result.
+        """
+        if not self.config.valid_every:
+            return {}
+        if trainer.counters.get("validated") != trainer.done:
+            self._validate(trainer)
+        best = trainer.counters.get("best")
+        if best is None:
+            return {}
+        trainer.method.load_state_dict(best["method"])
+        return {"selected": {"step": best["step"], "valid": best["valid"]}}
+
+    def _validate(self, trainer: Trainer) -> None:
+        """Log the accuracy on the validation problems; keep the weights if they are to be selected by it.
+
+        Of equally good ones the later are kept: they were trained longer, and RL with a cost makes them cheaper.
+        """
+        accelerator, counters = trainer.accelerator, trainer.counters
+        mine = self.problems[accelerator.process_index :: accelerator.num_processes]
+        items = judge(trainer.reasoner, self.env, mine, self.batch)
+        hits = torch.tensor(float(sum(i.correct for i in items)), device=accelerator.device)
+        if accelerator.num_processes > 1:
+            hits = accelerator.reduce(hits, "sum")
+        accuracy = hits.item() / len(self.problems)
+        line = {"step": trainer.done, "valid": accuracy}
+        if accelerator.is_main_process:
+            trainer.record.log(line)
+        accelerator.log(line, trainer.done)
+        counters["validated"], best = trainer.done, counters.get("best")
+        if self.config.select == "best" and (best is None or accuracy >= best["valid"]):
+            counters["best"] = {**line, "method": copied(trainer.method.state_dict())}
+
+
+def copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights and buffers as they are now, in main memory."""
+    return {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
+
+
+def valid_problems(env: Environment, n: int) -> list[Problem]:
+    """About n validation problems, as many at each level, fewer where a level has fewer.
+
+    Raises ValueError where the environment has none.
+    """
+    levels = env.levels()
+    found = [p for level in levels for p in env.problems("valid", level, -(-n // len(levels)))]
+    if not found:
+        raise ValueError("train.valid_every needs problems to validate on: this environment has none")
+    return found

@@ -58,6 +58,7 @@ CUT = {f"CoT, 1 step in {n}": {"method": CoT(every=n), "train.steps": 2300} for 
 ABLATIONS: dict[str, Ablation] = {
     "latents": Ablation(
         claim="A latent for every step of the oracle solves more than fewer latents, and than its controls.",
+        first_claim="The more latents, up to one a step of the oracle, the more problems are solved.",
         base="sim",
         axes=(NUMBERS,),
         controls=(*USUAL, "pause, 4 latents"),
@@ -70,11 +71,13 @@ ABLATIONS: dict[str, Ablation] = {
             Contrast("8 latents", "pause", claim="more"),
             Contrast("8 latents", "fixed", claim="more"),
             Contrast("4 latents", "pause, 4 latents"),
+            Contrast("4 latents", "pause, 4 latents", metric="pooled.accuracy"),
             Contrast("8 latents", "CoT"),
         ),
     ),
     "feedback": Ablation(
         claim="A norm or a projection of the hidden state, or soft tokens, fed back, solve more than the raw state.",
+        first_claim="It does not matter whether the raw hidden state, its norm or a projection of it is fed back.",
         base="sim",
         axes=(over("method.feedback", "hidden", "norm", "project", "soft"),),
         controls=USUAL,
@@ -129,6 +132,7 @@ ABLATIONS: dict[str, Ablation] = {
     ),
     "halting": Ablation(
         claim="A cost on latents makes RL stop earlier.",
+        first_claim="A cost on latents makes RL stop earlier at no loss of accuracy, up to a point.",
         base="cups",
         axes=({f"cost {c:g}": {"arms.latent-rlvr.train.latent_cost": c} for c in (0.0, 0.01, 0.02, 0.05)},),
         arms=("latent", "latent-rlvr"),
@@ -151,6 +155,8 @@ ABLATIONS: dict[str, Ablation] = {
     ),
     "budget": Ablation(
         claim="At equal sequential steps latents solve more than a chain cut to that budget.",
+        first_claim="At equal sequential steps, and at equal FLOPs, latents solve more than a chain cut to that "
+        "budget.",
         base="sim",
         axes=(NUMBERS | CUT,),
         controls=USUAL,
@@ -165,6 +171,7 @@ ABLATIONS: dict[str, Ablation] = {
     ),
     "rl": Ablation(
         claim="RL on verified answers helps where the start is right often enough; SFT of equal compute helps more.",
+        first_claim="RL on verified answers helps where the start is right sometimes; SFT of equal compute helps more.",
         base="cups-rlvr",
         axes=(STARTS,),
         controls=(*USUAL, "pause, half-trained", "pause, rlvr", "fixed, half-trained", "fixed, rlvr"),
@@ -186,6 +193,8 @@ ABLATIONS: dict[str, Ablation] = {
     ),
     "depth": Ablation(
         claim="A loop along the depth trained with 4 to 12 recurrences holds at 16; with 8 or 12, it fails.",
+        first_claim="A loop along the depth trained with a random number of recurrences holds beyond the trained "
+        "number.",
         base="recurrent",
         axes=(
             {

@@ -19,6 +19,7 @@ from typing import Annotated
 import tyro
 
 from eval.cli import guarded, parse, program
+from eval.stats import interval
 from latent.files import write_text
 from paper import figures, records, tables
 from paper.ablations import ABLATIONS, CONTROLS
@@ -27,6 +28,17 @@ from paper.records import OUT
 
 HERE = Path(__file__).parent
 MARKS = "<!-- results: made by python -m paper.build -->", "<!-- end of results -->"
+MAIN_MARKS = "<!-- main: made by python -m paper.build -->", "<!-- end of main -->"
+MAIN = {  # of the README's first table: rows of the ablation `halting`, and what it calls them
+    "no-CoT": "answers at once",
+    "CoT": "writes the chain",
+    "latent": "thinks in 8 latents",
+    "pause": "*pause*: learned tokens in place of the latents",
+    "fixed": "*fixed*: as many passes, nothing fed back",
+    "cost 0.02": "latents, then RL at .02 a latent",
+    "pause, cost 0.02": "*pause*, then the same RL",
+    "fixed, cost 0.02": "*fixed*, then the same RL",
+}
 N_BOOT = 4000  # resamples behind each interval
 ENGINES = ("latexmk", "tectonic", "pdflatex")
 
@@ -138,20 +150,55 @@ def macros(known: dict[str, str]) -> str:
 
 
 def readme(path: Path, made: list[tables.Table]) -> str:
-    """The README with the claims and their contrasts between its marks. Raises ValueError where it has none."""
-    text = path.read_text()
-    if not all(mark in text for mark in MARKS):
-        raise ValueError(f"{path} has no block between {MARKS[0]} and {MARKS[1]}")
-    out = ["| ablation | claim | by these runs | contrasts |", "|---|---|---|---|"]
+    """The README with its first table, and the claims with the contrasts that they name, between its marks.
+
+    Raises ValueError where it lacks a mark.
+    """
+    out = ["| ablation | claim | by these runs | what it rests on |", "|---|---|---|---|"]
     for table in made:
         found = "; ".join(
-            f"{c.name}: {tables.effect(d, p, c.metric or table.ablation.metric)}" for c, d, p in table.contrasts
+            f"{c.name}: {tables.effect(d, p, c.metric or table.ablation.metric)}"
+            for c, d, p in table.contrasts
+            if c.claim
         )
-        out.append(
-            f"| [{table.name}](paper/tables/{table.name}.md) | {table.ablation.claim} | {table.verdict} | {found} |"
-        )
-    before, _, rest = text.partition(MARKS[0])
-    return before + "\n".join([MARKS[0], *out, MARKS[1]]) + rest.partition(MARKS[1])[2]
+        claim = table.ablation.claim + (" *" if table.ablation.first_claim else "")
+        out.append(f"| [{table.name}](paper/tables/{table.name}.md) | {claim} | {table.verdict} | {found} |")
+    text = between(path, path.read_text(), MARKS, out)
+    return between(path, text, MAIN_MARKS, main_rows({table.name: table for table in made}["halting"]))
+
+
+def main_rows(table: tables.Table) -> list[str]:
+    """The README's first table: what each arm of the main job's task reaches, and what it costs."""
+    head = [
+        "",
+        "accuracy at 8 swaps",
+        "over 2 to 8 swaps",
+        "latents",
+        "sequential steps",
+        "MFLOP",
+        "core-s of training",
+    ]
+    lines = [f"| {' | '.join(head)} |", "|---|" + "---|" * (len(head) - 1)]
+    for label, name in MAIN.items():
+        row = table.rows[label]
+        hardest = row.results(metric=tables.ACCURACY)
+        low, high = interval(hardest, table.n_boot)
+        latents = f"{row.mean('main.used'):.1f}, {row.mean('pooled.used'):.1f}"
+        cells = [
+            name, f"{hardest.mean():.3f} ({low:.3f} to {high:.3f})",
+            f"{row.value:.3f} ({row.interval[0]:.3f} to {row.interval[1]:.3f})", latents,
+            *(tables.amount(row, cost) for cost in ("steps", "flops", "core_seconds")),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def between(path: Path, text: str, marks: tuple[str, str], lines: list[str]) -> str:
+    """A text with `lines` between two marks. Raises ValueError where it has none."""
+    if not all(mark in text for mark in marks):
+        raise ValueError(f"{path} has no block between {marks[0]} and {marks[1]}")
+    before, _, rest = text.partition(marks[0])
+    return before + "\n".join([marks[0], *lines, marks[1]]) + rest.partition(marks[1])[2]
 
 
 def compile(folder: Path) -> str:

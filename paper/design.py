@@ -54,7 +54,8 @@ class Ablation:
     a preset with several, those that make rows. `controls`: names of `CONTROLS`, rows that are read beside.
     `core_minutes`: its budget, for all cells that no other ablation has before it. `diagnose`: the use that is made of
     the latents is tested, too. `contrasts`: the differences that the claim rests on. `figure`: accuracies row by row,
-    against the first two costs, or by latent steps when answering.
+    against the first two costs, or by latent steps when answering. `first_claim`: how the claim read before any of its
+    runs, where it was reworded after some of them were seen.
     """
 
     claim: str
@@ -69,6 +70,7 @@ class Ablation:
     diagnose: bool = False
     contrasts: tuple[Contrast, ...] = ()
     figure: Literal["rows", "costs", "sweep"] = "rows"
+    first_claim: str | None = None
 
 
 @dataclass(frozen=True)

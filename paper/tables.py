@@ -209,13 +209,21 @@ def caption(table: Table) -> str:
     still = "; ".join(f"{label} still writes {steps:.1f} steps of the chain" for label, steps in left.items())
     what = table.metric[0].upper() + table.metric[1:]
     return (
-        f"Claim: {table.ablation.claim} By these runs: {table.verdict}. {what}, greedy, with the 95 % interval of the "
-        f"two-level bootstrap over {table.seeds} seeds and {table.items} held-out problems; contrasts on the same "
-        "problems, p-values corrected for their number (Holm). Core-seconds include those of a run's start. "
+        f"Claim: {table.ablation.claim} By these runs: {table.verdict}. {reworded(table.ablation)}{what}, greedy, with "
+        f"the 95 % interval of the two-level bootstrap over {table.seeds} seeds and {table.items} held-out problems; "
+        "contrasts on the same problems, p-values corrected for their number (Holm). Core-seconds include those of a "
+        "run's start. "
         + (SOONER if "sooner" in table.ablation.costs else "")
         + "Controls are in italics."
         + (f" Note: {still}." if still else "")
     )
+
+
+def reworded(ablation: Ablation) -> str:
+    """That a claim was not always worded so, if it was not."""
+    if ablation.first_claim is None:
+        return ""
+    return f"Reworded after some of its runs were seen; before them it read: {ablation.first_claim} "
 
 
 def body(table: Table) -> tuple[list[list[str]], list[list[str]]]:

@@ -27,6 +27,7 @@ from latent.config import Coconut, Converged, CoT, ModelConfig, NoCoT, Recurrent
 from latent.generate import Reasoner
 from latent.hf import LatentForCausalLM
 from latent.methods.base import text_hidden
+from latent.text import Batch
 from latent.thought import Greedy
 from tests.helpers import small_reasoner
 
@@ -183,6 +184,19 @@ def test_long_and_short_contexts_share_a_batch(folders):
         assert abs(a - b) < 1e-5
 
 
+def test_what_just_fits_is_read_whole(folders):
+    """64 positions, 12 of them for thoughts: 49 tokens, the think token, and all but the last of 3 to score."""
+    context, continuation = " ".join(["01", "23", "12", "13", "02", "03", "01"] * 7), " 4 2 1"
+    lm, reasoner = LatentLM(str(folders["sim"])), load(folders["sim"])
+    ((got, _),) = lm.loglikelihood(asked("loglikelihood", [(context, continuation)]), disable_tqdm=True)
+    thought = reasoner.method.think(reasoner.codec.prompt([context]), Greedy())
+    ids = torch.tensor([reasoner.codec.step(continuation)])
+    with torch.no_grad():
+        h = text_hidden(reasoner.method.backbone, thought, ids)
+        each, _, _ = reasoner.method.backbone.logprob(h[0], ids[0])
+    assert abs(float(each.sum()) - got) < 1e-5
+
+
 def test_without_latents_long_texts_are_the_plain_models_too(folders):
     text = " ".join(["01", "12", "3"] * 50)
     lms = (LatentLM(str(folders["no-cot"])), HFLM(str(folders["no-cot"]), device="cpu"))
@@ -225,7 +239,9 @@ def pens(n: int) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-@pytest.mark.parametrize("method", [NoCoT(), CoT(), Sim(n_latent=3, halt=Converged(below=10.0, hits=1))])
+@pytest.mark.parametrize(
+    "method", [NoCoT(), CoT(), Sim(n_latent=3, step_tokens=16, halt=Converged(below=10.0, hits=1))]
+)
 def test_texts_and_costs_are_the_judges_in_word_problems_too(method, tmp_path):
     """An untrained model rambles to its budget: it is the checkpoint's, not the task's, and latents stop as they do."""
     (tmp_path / "rows.jsonl").write_text(pens(30))
@@ -235,8 +251,14 @@ def test_texts_and_costs_are_the_judges_in_word_problems_too(method, tmp_path):
     codec = build(GSM8K(train=str(tmp_path / "rows.jsonl"))).codec(model)
     body = backbone.from_scratch(model, codec.size, codec.pad, codec.end)
     reasoner = Reasoner(methods.build(method, body), codec, env.answer_tokens, env.chain_tokens, env.chain_steps)
+    problems = env.problems("test", 0, 30)
+    batch, adam = Batch.of(problems[:12], codec), torch.optim.AdamW(reasoner.method.parameters(), 1e-2)
+    for _ in range(30):  # until some texts end by themselves, and some do not
+        adam.zero_grad()
+        reasoner.method.loss(batch)[0].backward()
+        adam.step()
     hub.save(reasoner, tmp_path / "model")
-    items = judge(reasoner, env, env.problems("test", 0, 30))
+    items = judge(reasoner, env, problems)
     manager = TaskManager(
         include_path=str(harness.TASKS), include_defaults=False, metadata={"file": str(tmp_path / "rows.jsonl")}
     )
@@ -246,7 +268,7 @@ def test_texts_and_costs_are_the_judges_in_word_problems_too(method, tmp_path):
         assert [s["resps"][0][0] for s in samples] == [i.text for i in items]
         assert [s["latents"] for s in samples] == [i.used for i in items]
         assert [s["tokens"] for s in samples] == [i.tokens for i in items]
-    assert max(i.tokens for i in items) == reasoner.max_tokens < 160
+    assert max(i.tokens for i in items) == reasoner.max_tokens < 160 and len({i.tokens for i in items}) > 1
     out = simple_evaluate(
         lm, tasks=["gsm8k_aug"], task_manager=manager, bootstrap_iters=0, gen_kwargs={"max_gen_toks": 3}
     )

@@ -451,22 +451,16 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
         mask_BT = kwargs.pop("attention_mask", None)
         if mask_BT is None:
             mask_BT = mask_of(ids_BT, self.config, ends=True).long()
-        if self.config.latent_id is not None and bool((ids_BT == self.config.latent_id).any()):
-            raise ValueError(
-                "a prompt holds <latent>, which generate itself puts after it: say num_latents instead, and encode "
-                "text that may hold the word with split_special_tokens=True"
-            )
+        given = self._placeholders(ids_BT)
         if not bool(mask_BT[:, -1].all()):
             raise ValueError("generate needs prompts padded on the left (tokenizer.padding_side = 'left')")
         last, steps = set(ids_BT[:, -1].tolist()), num_recurrences if num_latents is None else num_latents
         if len(last) > 1 and self.config.think_id in last:
             raise ValueError("either all prompts of a batch end in <think>, or none")
-        if len(last) > 1 and self.config.latent_id in last:
-            raise ValueError("either all prompts of a batch end in <latent>, or none")
-        if self.config.latent_id in last:
+        if given:
             if steps is not None:
                 raise ValueError("the prompts end in <latent> placeholders: num_latents must not be given")
-            steps, added = int((ids_BT[0] == self.config.latent_id).sum()), []
+            steps, added = given, []
         else:
             added = self.thinking(steps, last.pop())
             steps = added.count(self.config.latent_id)
@@ -486,6 +480,25 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
             used_B = out["sequences"].new_zeros(b) if held.used_B is None else held.used_B[:: len(held.used_B) // b]
             out["latents_used"] = used_B.repeat_interleave(len(out["sequences"]) // b)
         return out
+
+    def _placeholders(self, ids_BT: Tensor) -> int:
+        """How many <latent> each prompt ends in, after <think>. Raises ValueError for others, and where they differ."""
+        if self.config.latent_id is None:
+            return 0
+        held_BT = ids_BT == self.config.latent_id
+        counts_B = held_BT.sum(1)
+        k = int(counts_B[0])
+        if not bool(counts_B.any()):
+            return 0
+        if bool((counts_B != k).any()):
+            raise ValueError("either all prompts of a batch end in as many <latent>, or none has any")
+        t = ids_BT.shape[1]
+        if not bool(held_BT[:, t - k :].all()) or k == t or bool((ids_BT[:, t - k - 1] != self.config.think_id).any()):
+            raise ValueError(
+                "a prompt holds <latent> elsewhere than at its end, after <think>: say num_latents instead, and encode "
+                "text that may hold the word with split_special_tokens=True"
+            )
+        return k
 
     def _settings(self, kwargs: dict, config, t: int, n: int, steps: int) -> dict:
         """Stock arguments for a prompt of t columns and n more that the caller does not see; kwargs before config."""

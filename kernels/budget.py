@@ -1,9 +1,9 @@
 """What every kernel costs on each architecture, found by compiling it, without a GPU.
 
 `python -m kernels.budget` compiles what the ops would launch at the shapes of real models, writes registers, spilled
-bytes and shared memory to `kernels/budget.csv`, and exits with 1 if a kernel spills or does not fit. With `--check` it
-writes nothing and exits with 1 if anything got worse than the table; under another Triton than the table's only if the
-table lacks a kernel.
+bytes and shared memory to `kernels/budget.csv`, and exits with 1 if a kernel spills or does not fit; `--ops` and
+`--archs` confine it, and leave the table's other rows. With `--check` it writes nothing and exits with 1 if anything
+got worse than the table; under another Triton than the table's only if the table lacks a kernel.
 
 The launches are taken from the ops themselves: they run on tensors without data, and where a kernel would start, its
 arguments are noted instead.
@@ -187,9 +187,8 @@ class Launch:
         """Where it may be launched: an op falls back to torch on AMD where its kernel would spill there."""
         if self.made_for:
             return [self.made_for]
-        return [
-            a for a in TARGETS if not (a == "gfx942" and self.kernel in NOT_AMD and self.constant("BLOCK_D") > 1024)
-        ]
+        amd = self.op != "decode_step" and not (self.kernel in NOT_AMD and self.constant("BLOCK_D") > 1024)
+        return [a for a in TARGETS if amd or a != "gfx942"]
 
     def constant(self, name: str) -> int:
         return dict(self.constants)[name]
@@ -280,16 +279,17 @@ def compiled(launch: Launch, arch: str) -> dict:
 
 
 def variant(launch: Launch) -> str:
-    """The kernel's name with the constants that tell its compilations apart."""
+    """The kernel's name with the dtypes and constants that tell its compilations apart."""
+    floats = dict.fromkeys(kind[1:] for _, kind in launch.signature if kind in ("*bf16", "*fp16", "*fp32"))
     sizes = ",".join(f"{k.removeprefix('BLOCK_').lower()}={v:d}" for k, v in launch.constants if v is not None)
     warps = dict(launch.options).get("num_warps", 4)
-    return f"{launch.kernel}({sizes},warps={warps})"
+    return f"{launch.kernel}({'/'.join(sorted(floats))},{sizes},warps={warps})"
 
 
-def measure() -> list[dict]:
-    """The whole table: one row a kernel, its shapes and an architecture."""
-    needed = launches()
-    jobs = [(launch, arch) for launch in needed for arch in launch.archs()]
+def measure(ops: list[str] | None = None, archs: list[str] | None = None) -> list[dict]:
+    """The table, or the part of some ops and architectures: one row a kernel, its shapes and an architecture."""
+    needed = {launch: names for launch, names in launches().items() if not ops or launch.op in ops}
+    jobs = [(launch, arch) for launch in needed for arch in launch.archs() if not archs or arch in archs]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         results = list(pool.map(compiled, *zip(*jobs), chunksize=4))
     rows = [
@@ -318,11 +318,10 @@ def read() -> tuple[str, list[dict]]:
         return version, list(csv.DictReader(f))
 
 
-def worse(rows: list[dict]) -> list[str]:
+def worse(rows: list[dict], table: list[dict], version: str) -> list[str]:
     """What is not in the table, or takes more than it says; with another Triton only the kernels' presence counts."""
     import triton
 
-    version, table = read()
     key = lambda r: (r["op"], r["kernel"], r["arch"])  # noqa: E731
     old = {key(r): r for r in table}
     found = [f"{' '.join(k)} is not in {TABLE.name}" for r in rows if (k := key(r)) not in old]
@@ -339,20 +338,29 @@ def worse(rows: list[dict]) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m kernels.budget", description=__doc__.split("\n\n")[0])
     parser.add_argument("--check", action="store_true", help="compare with the table instead of writing it")
+    parser.add_argument("--ops", nargs="*", help="only these ops")
+    parser.add_argument("--archs", nargs="*", choices=TARGETS, help="only these architectures")
     asked = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         print("error: TRITON_INTERPRET=1 is set: interpreted kernels are not compiled", file=sys.stderr)
         return 2
     import triton
 
-    rows = measure()
-    found = faults(rows)
+    def mine(row: dict) -> bool:
+        return (not asked.ops or row["op"] in asked.ops) and (not asked.archs or row["arch"] in asked.archs)
+
+    rows = measure(asked.ops, asked.archs)
+    found, (version, table) = faults(rows), read()
     if asked.check:
-        if read()[0] != triton.__version__:  # another compiler allots registers otherwise
+        if version != triton.__version__:  # another compiler allots registers otherwise
             print("\n".join(f"note: {line}" for line in found))
             found = []
-        found += worse(rows)
+        found += worse(rows, [r for r in table if mine(r)], version)
     else:
+        if version != triton.__version__ and (asked.ops or asked.archs):
+            print(f"error: the table is of Triton {version}: make all of it anew", file=sys.stderr)
+            return 2
+        rows = sorted([*rows, *(r for r in table if not mine(r))], key=lambda r: [str(r[f]) for f in FIELDS[:4]])
         with TABLE.open("w", newline="") as f:
             f.write(f"# triton {triton.__version__}\n")
             writer = csv.DictWriter(f, FIELDS, lineterminator="\n")

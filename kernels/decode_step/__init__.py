@@ -31,7 +31,8 @@ class LatentDecoder:
     def __init__(self, decoder: Decoder, impl: dispatch.Impl | None = None):
         weight = decoder.norm[0]
         self.decoder = decoder
-        self.impl = dispatch.choose("decode_step", impl, weight, dispatch.not_floats(weight) or decoder.mixed())
+        amd = "it is made for NVIDIA's GPUs" if torch.version.hip else None
+        self.impl = dispatch.choose("decode_step", impl, weight, dispatch.not_floats(weight) or amd or decoder.mixed())
         self._steps: dict[int, object] = {}
         self._graphs: dict[tuple, _Graph] = {}
 

@@ -301,7 +301,8 @@ def leave_kernel(
 def attend_kernel(
     qkv, q_weight, k_weight, cos, sin, k_cache, v_cache, hidden, out, parts, stats, arrived, N, size, room, eps, scale,
     H: tl.constexpr, H_KV: tl.constexpr, D: tl.constexpr, NORM: tl.constexpr, ROPE: tl.constexpr, PARTS: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr, PDL: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):  # fmt: skip
     """One row, one head and one part of the cache: prepare q, k, v of the new position and attend.
 
@@ -341,12 +342,15 @@ def attend_kernel(
         total += 1.0
         acc += v.to(tl.float32)
     for start in range(low, high, BLOCK_S):
+        if not AHEAD and start > low:
+            k_tile, v_tile, seen = cache_tile(k_cache, v_cache, hidden, cache, row * room, start, high, d, D, BLOCK_S)
         k_now = k_tile
         v_now = v_tile
         shown = seen
-        k_tile, v_tile, seen = cache_tile(
-            k_cache, v_cache, hidden, cache, row * room, start + BLOCK_S, high, d, D, BLOCK_S
-        )
+        if AHEAD:
+            k_tile, v_tile, seen = cache_tile(
+                k_cache, v_cache, hidden, cache, row * room, start + BLOCK_S, high, d, D, BLOCK_S
+            )
         score = tl.where(shown, tl.sum(k_now.to(tl.float32) * q, 1), -1e38)
         new = tl.maximum(m, tl.max(score, 0))
         p = tl.where(shown, tl.exp(score - new), 0.0)
@@ -436,7 +440,10 @@ class Step:
         tile = {"TILES": self.tiles, "BLOCK_T": triton.next_power_of_2(self.tiles)}
         room = kv[0][0].shape[2]
         parts = min(len(self.parts), triton.cdiv(room, 64))
-        attention = {"BLOCK_S": 64} if self.few else {"BLOCK_S": max(16, 2048 // wide_d), "num_warps": 1}
+        halves = 2 if x_BD.dtype == torch.float32 else 1  # as many bytes a tile, whatever the dtype
+        attention = {"BLOCK_S": 64 // halves, "AHEAD": False}
+        if not self.few:  # programs enough: of one warp, which reads the next positions while it attends these
+            attention = {"BLOCK_S": 16 // halves, "AHEAD": True, "num_warps": 1}
         enter_kernel[(n,)](
             x_BD, add_BD, dec.layers[0].norm_1[0], self.stream, self.scaled, self.sums, n, **row, **tile, **plain
         )
@@ -467,6 +474,9 @@ class Step:
             block_c = self.narrow_c
         else:
             block_c = max(1, self.columns(*weights) // (2 if gated else 1)) if self.few else 32
+        full = w.dtype == torch.float32  # multiplied without tensor cores: small tiles, or they spill
+        if full and not self.few:
+            block_c = 16
         pad = lambda xs: (*xs, *[None] * (3 - len(xs)))  # noqa: E731
         tensors = (
             x, self.sums, *(norm or (None, None)), *pad(weights), *pad(biases), *w.stride(),
@@ -478,12 +488,14 @@ class Step:
         }  # fmt: skip
         tiles = sum(triton.cdiv(wide, block_c) for wide in widths)
         if self.few:
-            chunk = CHUNK * max(1, WARPS // block_c)  # no two warps have the same
-            options = options | {"num_warps": WARPS}
+            held = block_c * w.shape[0] * w.element_size() // 4 // 32  # registers of a warp's threads for the tile
+            warps = WARPS if n <= 2 or held <= 128 * WARPS else 2 * WARPS
+            chunk = CHUNK * max(1, warps // block_c)  # no two warps have the same
+            options = options | {"num_warps": warps}
             vector_kernel[(tiles,)](*tensors, self.decoder.eps, N=n, CHUNK=chunk, **shape, **options)
             return
-        block_n = 16 if n <= 16 else 32 if n <= 32 else 64
-        chunk, stages = (64, 3) if w.dtype == torch.float32 else (256, 4) if n <= 16 else (128, 4)
+        block_n = 16 if n <= 16 or full else 32 if n <= 32 else 64
+        chunk, stages = (64, 3) if full else (256, 4) if n <= 16 else (64 if shape["NORM"] == 2 else 128, 4)
         options = {k: v for k, v in options.items() if k != "PDL"}
         matrix_kernel[(tiles, triton.cdiv(n, block_n))](
             *tensors, n, self.decoder.eps, BLOCK_N=block_n, CHUNK=chunk, num_stages=stages, **shape, **options

@@ -205,6 +205,24 @@ def test_the_readmes_block_is_replaced_and_nothing_else(tmp_path):
         build.readme(path, [table])
 
 
+def test_the_first_table_is_the_records_of_its_arms():
+    """Accuracies of the README's rows against means taken here from the records, arm by arm."""
+    lines, _ = records.read(PAPER / "records")
+    ablation = ABLATIONS["halting"]
+    table = tables.gather("halting", ablation, cells(ablation, CONTROLS), lines, 200)
+    rows = {row.split(" | ")[0].removeprefix("| "): row.split(" | ")[1:] for row in build.main_rows(table)[2:]}
+    of = {"answers at once": "NoCoT", "writes the chain": "CoT"}
+    for name, method in of.items():
+        found = [
+            line["result"] for line in lines.values()
+            if line["config"]["method"]["class"] == method and line["config"]["method"].get("every", 1) == 1
+        ]  # fmt: skip
+        assert len(found) == 5
+        at_8, over = (np.mean([r[part]["accuracy"] for r in found]) for part in ("main", "pooled"))
+        assert rows[name][0].startswith(f"{at_8:.3f} (") and rows[name][1].startswith(f"{over:.3f} (")
+        assert rows[name][3:5] == [f"{found[0]['steps']:.1f}", f"{found[0]['flops'] / 1e6:.1f}"]
+
+
 def test_a_missing_cell_is_named(home, tmp_path, capsys):
     lines, _ = records.read(home)
     gone = next(c for c in cells(FIVE, {}) if c.row == "2 latents" and c.seed == 3)
@@ -241,7 +259,7 @@ def test_an_installed_package_is_not_written_into(tmp_path):
         left_out = shutil.ignore_patterns("records", "figures", "tables", "__pycache__")
         shutil.copytree(PAPER.parent / name, site / name, ignore=left_out)
     code = "from paper import build, run; print(build.Options().out, run.Options().records, build.Options().records)"
-    for home, out in ((site, Path("paper")), (PAPER.parent, PAPER)):
+    for home, out in ((site, Path("latent-paper")), (PAPER.parent, PAPER)):
         env = os.environ | {"PYTHONPATH": str(home)}
         done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.stdout.split() == [str(out), str(out / "records"), str(home / "paper" / "records")], done.stderr

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from kernels import bench, budget
+from kernels.bench_cases import planned
 
 README = Path(__file__).parent / "README.md"
 
@@ -82,7 +83,7 @@ def measured() -> list[str]:
         lines.append("")
     done = {(r["op"], r["shape"], int(r["batch"]), r["dtype"]) for r in rows if r["impl"] == "triton"}
     missing: dict[str, list[str]] = {}
-    for p in bench.planned():
+    for p in planned():
         if (p.op, p.shape.name, p.batch, p.dtype) not in done:
             missing.setdefault(f"{p.op}, {p.dtype}", []).append(f"{p.shape.name} B={p.batch}")
     if missing:

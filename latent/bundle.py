@@ -17,6 +17,7 @@ _LEFT_OUT = (
     "latent/lm_eval_door.py",
     "latent/startup.py",
     "kernels/bench.py",
+    "kernels/bench_cases.py",
     "kernels/budget.py",
     "kernels/report.py",
 )

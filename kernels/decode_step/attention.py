@@ -1,0 +1,103 @@
+"""Attention of a decoder layer at one position over a cache, cut into parts where there are few rows."""
+
+import triton
+import triton.language as tl
+
+from kernels.decode_step.projection import follow
+from kernels.layer_tiles import head_vectors
+from kernels.tiles import narrow
+
+
+@triton.jit(do_not_specialize=["size", "room", "N"])
+def attend_kernel(
+    qkv, q_weight, k_weight, cos, sin, k_cache, v_cache, hidden, out, parts, stats, arrived, N, size, room, eps, scale,
+    H: tl.constexpr, H_KV: tl.constexpr, D: tl.constexpr, NORM: tl.constexpr, ROPE: tl.constexpr, PARTS: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
+    UPCAST: tl.constexpr,
+):  # fmt: skip
+    """One row, one head and one part of the cache: prepare q, k, v of the new position and attend.
+
+    The first part also attends the new position, and of the heads that share a k and v the first one appends them.
+    Where there are several parts, the one that is last puts them together, in their order.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
+    part = tl.program_id(2)
+    kv_head = head // (H // H_KV)
+    d = tl.arange(0, BLOCK_D)
+    one = tl.zeros((1,), tl.int32)
+    cache = (row * H_KV + kv_head) * room * D
+    each = tl.cdiv(tl.cdiv(size, PARTS), BLOCK_S) * BLOCK_S
+    low = part * each
+    high = tl.minimum(low + each, size)
+    # positions of earlier steps: nothing that still runs writes them
+    k_tile, v_tile, seen = cache_tile(k_cache, v_cache, hidden, cache, row * room, low, high, d, D, BLOCK_S)
+    follow(PDL)
+    base = qkv + row * (H + 2 * H_KV) * D
+    turn = row * D + d[None, :]
+    ok = d[None, :] < D
+    q = head_vectors(base, one + head, one == 0, q_weight, cos, sin, turn, ok, d, D, eps, NORM, ROPE) * scale
+    m = tl.full((1,), -1e38, tl.float32)
+    total = tl.zeros((1,), tl.float32)
+    acc = tl.zeros((1, BLOCK_D), tl.float32)
+    if part == 0:
+        k = head_vectors(base, one + H + kv_head, one == 0, k_weight, cos, sin, turn, ok, d, D, eps, NORM, ROPE)
+        v = head_vectors(base, one + H + H_KV + kv_head, one == 0, k_weight, cos, sin, turn, ok, d, D, eps, 0, 0)
+        at = cache + (size + one[:, None]) * D + d[None, :]
+        k = narrow(k, k_cache.dtype.element_ty, UPCAST)
+        v = narrow(v, k_cache.dtype.element_ty, UPCAST)
+        if head % (H // H_KV) == 0:
+            tl.store(k_cache + at, k, mask=ok)
+            tl.store(v_cache + at, v, mask=ok)
+        m = tl.sum(q * k.to(tl.float32), 1)
+        total += 1.0
+        acc += v.to(tl.float32)
+    for start in range(low, high, BLOCK_S):
+        if not AHEAD and start > low:
+            k_tile, v_tile, seen = cache_tile(k_cache, v_cache, hidden, cache, row * room, start, high, d, D, BLOCK_S)
+        k_now = k_tile
+        v_now = v_tile
+        shown = seen
+        if AHEAD:
+            k_tile, v_tile, seen = cache_tile(
+                k_cache, v_cache, hidden, cache, row * room, start + BLOCK_S, high, d, D, BLOCK_S
+            )
+        score = tl.where(shown, tl.sum(k_now.to(tl.float32) * q, 1), -1e38)
+        new = tl.maximum(m, tl.max(score, 0))
+        p = tl.where(shown, tl.exp(score - new), 0.0)
+        fade = tl.exp(m - new)
+        total = total * fade + tl.sum(p, 0)
+        acc = acc * fade[:, None] + tl.sum(p[:, None] * v_now.to(tl.float32), 0)[None, :]
+        m = new
+    mine = row * H + head
+    if PARTS == 1:
+        tl.store(out + mine * D + d[None, :], narrow(acc / total[:, None], out.dtype.element_ty, UPCAST), mask=ok)
+    else:
+        here = part * N * H + mine
+        tl.store(stats + 2 * here + one, m)
+        tl.store(stats + 2 * here + 1 + one, total)
+        tl.store(parts + here * D + d[None, :], acc, mask=ok)
+        tl.debug_barrier()
+        if tl.atomic_add(arrived + mine, 1, sem="acq_rel", scope="gpu") == PARTS - 1:
+            i = tl.arange(0, BLOCK_P)
+            at_P = i * N * H + mine
+            m_P = tl.load(stats + 2 * at_P, mask=i < PARTS, other=-1e38, cache_modifier=".cg")
+            total_P = tl.load(stats + 2 * at_P + 1, mask=i < PARTS, other=0.0, cache_modifier=".cg")
+            there = (i[:, None] < PARTS) & ok
+            acc_PD = tl.load(parts + at_P[:, None] * D + d[None, :], mask=there, other=0.0, cache_modifier=".cg")
+            fade_P = tl.exp(m_P - tl.max(m_P, 0))
+            acc_D = tl.sum(acc_PD * fade_P[:, None], 0) / tl.sum(total_P * fade_P, 0)
+            tl.store(out + mine * D + d, narrow(acc_D, out.dtype.element_ty, UPCAST), mask=d < D)
+            tl.store(arrived + mine, 0)
+
+
+@triton.jit
+def cache_tile(k_cache, v_cache, hidden, cache, hidden_row, start, high, d, D: tl.constexpr, BLOCK_S: tl.constexpr):
+    """K and V of some positions, and which of them may be attended; past L1, which other programs' writes leave old."""
+    s = start + tl.arange(0, BLOCK_S)
+    there = (s[:, None] < high) & (d[None, :] < D)
+    at = cache + s[:, None] * D + d[None, :]
+    k_tile = tl.load(k_cache + at, mask=there, other=0.0, cache_modifier=".cg")
+    v_tile = tl.load(v_cache + at, mask=there, other=0.0, cache_modifier=".cg")
+    seen = (tl.load(hidden + hidden_row + s, mask=s < high, other=1) == 0) & (s < high)
+    return k_tile, v_tile, seen

@@ -35,7 +35,6 @@ from latent.hf import LatentForCausalLM
 from latent.text import Codec
 
 log = logging.getLogger(__name__)
-OURS = {path.stem for path in (Path(__file__).parent / "tasks").glob("*.yaml")}
 NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # of a model on the hub
 LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # lm-eval's order
 
@@ -147,10 +146,11 @@ class LatentLM(HFLM):
         with self._for("rolling"):
             return super().loglikelihood_rolling(requests, disable_tqdm)
 
-    def apply_chat_template(self, *args, **kwargs) -> str:
-        """As of any model; the template's control tokens are then read as such."""
-        self.tokenizer.split_special_tokens = False
-        return super().apply_chat_template(*args, **kwargs)
+    def apply_chat_template(self, chat_history, *args, **kwargs) -> str:
+        """As of any model; control tokens that are spelt in the turns are marked, and read as letters by `_read`."""
+        if self.thinks:
+            chat_history = [turn | {"content": self.codec.marked(turn["content"])} for turn in chat_history]
+        return super().apply_chat_template(chat_history, *args, **kwargs)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """The context as generation reads it, its thoughts, and the continuation by itself, as training reads it."""
@@ -163,8 +163,12 @@ class LatentLM(HFLM):
         return context_ids + self.model.thinking(self.num_latents, context_ids[-1]), continuation_ids
 
     def _read(self, context: str) -> list[int]:
-        """A context's ids, as the judge reads a question; of a chat, whose template lm-eval puts in, as it encodes."""
-        return self.tok_encode(context) if self.model.config.chat else list(self.codec.question(context)[:-1])
+        """A context's ids, as the judge reads a question; of a chat, whose template lm-eval puts in, what it gave."""
+        if not self.model.config.chat:
+            return list(self.codec.question(context)[:-1])
+        ids = self.codec.rendered(context)
+        begun = ids[: len(self.codec.begin)] == self.codec.begin
+        return [*(() if begun else self.codec.begin), *ids]
 
     def _model_call(self, inps, attn_mask=None, labels=None):
         if not self.thinks:
@@ -181,7 +185,7 @@ class LatentLM(HFLM):
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
         """The text after each context, a `Written` each where the model thinks."""
         if not self.thinks:
-            return super().generate_until([_without_usual(r) for r in requests], disable_tqdm)
+            return super().generate_until([_without_latents(r) for r in requests], disable_tqdm)
         planned = [self._planned(*r.args) for r in requests]
         alike = defaultdict(list)
         for i, p in enumerate(planned):
@@ -332,7 +336,7 @@ def _said(value) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _without_usual(request):
+def _without_latents(request):
     """A request to a model of another make, to which latents mean nothing."""
     context, how = request.args
     steps = _steps(how.get("num_latents"), how.get("num_recurrences"))

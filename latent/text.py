@@ -62,6 +62,7 @@ class Codec:
         self._control = special | set(tokenizer.all_special_ids) | ours | {self.pad}
         if tokenizer.unk_token_id not in (self.end, self.pad, tokenizer.bos_token_id):
             self._control.discard(tokenizer.unk_token_id)  # that of a character it does not know
+        self._words: str | None = None
         self._piece = lru_cache(1 << 16)(self._plain)  # steps and answers of symbol tasks come again and again
 
     @property
@@ -74,6 +75,7 @@ class Codec:
         if LATENT not in self.tokenizer.get_vocab():
             self.tokenizer.add_tokens([AddedToken(LATENT, special=True)], special_tokens=True)
         self._control.add(latent := self.tokenizer.convert_tokens_to_ids(LATENT))
+        self._words = None
         return latent
 
     def _encode(self, text: str, split: bool) -> list[int]:
@@ -120,18 +122,39 @@ class Codec:
 
     def _turn(self, text: str) -> tuple[int, ...]:
         """Ids of a question as the user's turn of the chat template, whose own control tokens count as such."""
-        names = [self.tokenizer.convert_ids_to_tokens(i) for i in self._control]
-        control = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
-        marked = control.sub(rf"{_OPEN}\g<0>{_CLOSE}", text)
-        if marked != text and (_OPEN in text or _CLOSE in text):
-            raise ValueError(f"cannot encode {text!r:.60}: it holds a control token beside U+E000 or U+E001")
+        marked = self.marked(text)
         turn = [{"role": "user", "content": marked}]
         said = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        if marked == text:
-            return tuple(self._encode(said, split=False))
-        pieces = re.split(f"{_OPEN}(.*?){_CLOSE}", said)  # template, token, template, token, ..., template
-        if any(_OPEN in p or _CLOSE in p for p in pieces):
+        if marked != text and any(said.count(mark) < marked.count(mark) for mark in (_OPEN, _CLOSE)):
             raise ValueError(f"cannot encode {text!r:.60}: the chat template cuts a control token in it")
+        return self.rendered(said)
+
+    def marked(self, text: str) -> str:
+        """A turn's text for a chat template, with marks around what is spelt like a control token.
+
+        `rendered` reads it as letters then. Raises ValueError where the text holds both such a word and our marks.
+        """
+        marked = re.sub(self._control_words(), rf"{_OPEN}\g<0>{_CLOSE}", text)
+        if marked != text and (_OPEN in text or _CLOSE in text):
+            raise ValueError(f"cannot encode {text!r:.60}: it holds a control token beside U+E000 or U+E001")
+        return marked
+
+    def _control_words(self) -> str:
+        """A pattern of what control tokens are spelt like, the longest first."""
+        if self._words is None:
+            names = [self.tokenizer.convert_ids_to_tokens(i) for i in self._control]
+            self._words = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+        return self._words
+
+    def rendered(self, said: str) -> tuple[int, ...]:
+        """Ids of a chat as its template gives it: control tokens are such, but for those that are `marked`.
+
+        Raises ValueError where the template cut a mark off.
+        """
+        words = self._control_words()
+        pieces = re.split(f"{_OPEN}({words}){_CLOSE}", said)  # template, token, template, token, ..., template
+        if any(re.search(f"{_OPEN}(?:{words})|(?:{words}){_CLOSE}", p) for p in pieces):
+            raise ValueError(f"cannot encode {said!r:.60}: the chat template cuts a control token in it")
         ids = [self._plain(p) if i % 2 else self._encode(p, split=False) for i, p in enumerate(pieces) if p]
         return tuple(i for piece in ids for i in piece)
 

@@ -6,7 +6,7 @@ from latent.files import PART, named, read_lines
 
 PANELS = {
     "loss": ("loss", "ce", "step_ce"),
-    "share": ("exact", "step_exact", "correct", "parsed", "flat_groups", "clipped"),
+    "share": ("exact", "step_exact", "valid", "correct", "parsed", "flat_groups", "clipped"),
     "reward": ("reward",),
     "latents": ("used", "stage"),
     "entropy (nats)": ("entropy_halt", "entropy_token", "kl"),

@@ -16,7 +16,7 @@ def fit(trainer: Trainer, env: Environment) -> None:
         batch = Batch.of(trainer.problems(env, step), codec, device, **share)
         with torch.autocast(device.type, torch.bfloat16, enabled=trainer.record.run.model.bf16):
             loss, logged = trainer.over_processes(*trainer.method.terms(batch))
-        logged |= trainer.method.learned(logged)
-        return {**logged, "grad_norm": trainer.descend(loss)}
+        norm = trainer.descend(loss)
+        return {**logged, **trainer.method.learned(logged), "grad_norm": norm}
 
     trainer.fit(update)

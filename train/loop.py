@@ -19,7 +19,7 @@ from latent.methods.base import Mean
 from latent.thought import Greedy
 from train import checkpoint
 from train.config import SFT
-from train.process import amid_update
+from train.process import Stopped, amid_update
 from train.record import Record
 from train.selection import Selection
 
@@ -118,7 +118,7 @@ class Trainer:
         loss.backward()
         self._sync()
         norm = torch.nn.utils.clip_grad_norm_(self.params, self.config.clip)
-        if not math.isfinite(float(norm)) or not math.isfinite(loss.item()):
+        if not self.all_agree(math.isfinite(float(norm)) and math.isfinite(loss.item())):
             raise Diverged(f"loss {loss.item()}, gradient norm {float(norm)}")
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -185,15 +185,16 @@ class Trainer:
                     if self.accelerator.is_main_process:
                         self.record.log(line)
                     self.accelerator.log(line, self.done)
-                if self.selection:
+                leave = not self.all_agree(not told_to_end())
+                if self.selection and not leave:
                     self.selection.after(self)
                 self.say(event)
-                if self.enough or (c.stop_at and event.get("metrics", {}).get("exact", 0.0) >= c.stop_at):
-                    break
-                leave = not self.all_agree(not told_to_end())
-                if leave or (self.done % c.save_every == 0 and self.done < total):
+                ended = self.enough or (c.stop_at and event.get("metrics", {}).get("exact", 0.0) >= c.stop_at)
+                if leave or (self.done % c.save_every == 0 and self.done < total and not ended):
                     self._save()
                 if leave:
+                    raise Stopped  # on every process, whichever was told
+                if ended:
                     break
         self._check_weights()
         self.method.eval()

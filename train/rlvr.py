@@ -26,8 +26,6 @@ def fit(trainer: Trainer, env: Environment) -> None:
     """
     c: RLVR = trainer.config
     reasoner, method = trainer.reasoner, trainer.method
-    if trainer.share % c.minibatches:
-        raise ValueError(f"{trainer.share} prompts a process cannot be cut into {c.minibatches} minibatches")
     reference = copy.deepcopy(method).requires_grad_(False).eval() if c.kl else None
 
     def update(step: int) -> dict:

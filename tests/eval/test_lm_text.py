@@ -6,8 +6,9 @@ import pytest
 from lm_eval.api.instance import Instance
 
 from eval.environments import GSM8K, build
+from eval.harness import own_tasks
 from eval.judge import judge
-from eval.lm import OURS, LatentLM
+from eval.lm import LatentLM
 from latent import hub, load
 from latent.config import Sim
 from tests.latent.test_plain_text import PLAIN, WITH_BOS, reasoner_of, tokenizer_of
@@ -32,14 +33,12 @@ def lost(text: str) -> str:
 def test_texts_are_the_reasoners(bos, template, tmp_path):
     hub.save(reasoner_of(tokenizer_of(bos, template), Sim(n_latent=2), chat=template is not None), tmp_path)
     reasoner, lm = load(tmp_path), LatentLM(str(tmp_path), batch_size=2)
-    contexts = QUESTIONS
-    if template is not None:  # in a chat lm-eval hands over one string: what is spelt in it is the template's
-        contexts = QUESTIONS[:1]
-        turns = [[{"role": "user", "content": q}] for q in contexts]
-        chats = [lm.apply_chat_template(turn) for turn in turns]
-    got = said(lm, contexts if template is None else chats, "latent_gsm8k")
-    assert got == [lost(t) for t in reasoner.answer(contexts)]
-    assert "latent_gsm8k" in OURS
+    chats = QUESTIONS
+    if template is not None:
+        chats = [lm.apply_chat_template([{"role": "user", "content": q}]) for q in QUESTIONS]
+    assert said(lm, chats, "latent_gsm8k") == [lost(t) for t in reasoner.answer(QUESTIONS)]
+    assert [tuple(lm._read(c)) for c in chats] == [reasoner.codec.question(q)[:-1] for q in QUESTIONS]
+    assert "latent_gsm8k" in own_tasks()
 
 
 def test_the_budget_of_our_tasks_is_the_judges(tmp_path):

@@ -102,8 +102,13 @@ class Copy:
             place.write_bytes(before)
 
     def end(self) -> None:
-        self.worker.send_signal(signal.SIGINT)
-        self.worker.wait()
+        """End the process; where it runs tests, those too."""
+        self.worker.stdin.close()
+        try:
+            self.worker.wait(1)
+        except subprocess.TimeoutExpired:
+            self.worker.send_signal(signal.SIGINT)
+            self.worker.wait()
 
 
 def baseline(mutants: list[Mutant], copies: list[Copy], pool: ThreadPoolExecutor) -> None:

@@ -6,10 +6,31 @@ An old text is in its file exactly once. The tests are the narrowest that should
 OPTIMIZER, BY_HAND_SFT, BY_HAND_RL = (f"tests/train/test_{name}.py" for name in ("optimizer", "wiring", "wiring_rl"))
 LOSSES, PROCESSES, CHECKS = (f"tests/train/test_{name}.py" for name in ("losses", "processes", "checks"))
 SELECTION, DISK, RUNS = (f"tests/train/test_{name}.py" for name in ("selection", "persistence", "runs"))
+DAMAGED = f"{DISK}::test_a_checkpoint_that_is_not_what_was_written_is_refused_for_the_one_before_it"
+EDITED, CUT = f"{DISK}::test_a_log_that_was_edited_is_said", f"{DISK}::test_a_log_that_does_not_go_with_its_checkpoint_is_said"
 RESUME = f"{RUNS}::test_a_killed_run_goes_on_as_if_never_stopped"
 BEST = f"{SELECTION}::test_the_best_weights_are_those_of_a_run_that_ends_with_them"
 METHODS, CONTROLS, CURRICULUM = (f"tests/latent/test_{name}.py" for name in ("methods", "controls", "curriculum"))
 VERIFY, DATA, ENVIRONMENTS = (f"tests/eval/test_{name}.py" for name in ("verify", "verify_data", "environments"))
+FORMS, E = f"{VERIFY}::test_the_table_of_forms_is_true", f"{ENVIRONMENTS}::test"
+SAME = f"{FORMS} {E}_math_answers_are_compared_in_one_spelling"
+CUPS = (
+    f"{VERIFY}::test_cups_accepts_one_arrangement_of_all {FORMS} {E}_cups_oracle_composes_swaps"
+    f" {E}_cups_parity_floor_is_the_best_guess_that_knows_the_parity {E}_cups_levels_have_so_many_live_swaps"
+)
+COUNTDOWN = (
+    f"{VERIFY}::test_countdown_takes_the_target_exactly_and_each_number_once {FORMS}"
+    f" {VERIFY}::test_countdown_reads_what_python_reads {E}_countdown_takes_any_right_expression_and_nothing_else"
+)
+WORDS = (
+    f"{VERIFY}::test_gsm8k_takes_its_number_and_no_neighbour {FORMS} {E}_numbers_are_compared_as_numbers"
+    f" {E}_sets_to_test_on_are_read_in_their_own_formats"
+)
+PROSQA = (
+    f"{VERIFY}::test_prosqa_takes_the_target_alone {FORMS} {E}_prosqa_problems_are_what_they_say"
+    f" {E}_closed_prosqa_has_no_shortcut_left {E}_options_come_in_either_order"
+)
+PRONTOQA = f"{VERIFY}::test_prontoqa_takes_one_of_two {FORMS} {E}_prontoqa_answers_follow_from_its_sentences"
 STATS, JUDGE, COST, LM = (f"tests/eval/test_{name}.py" for name in ("stats", "judge", "cost", "lm"))
 COMMITTED = "tests/paper/test_build.py::test_what_is_committed_is_what_the_records_make"
 
@@ -61,7 +82,7 @@ TRAIN = (
     ("train/loop.py", f"{DISK}::test_rl_saves_no_weights_that_are_not_finite_either", (
         ("a second run sees the first one's data again", "run.seed if run.init is None", "run.seed if True"),
     )),
-    ("train/loop.py", f"{DISK}::test_a_log_that_was_edited_is_said", (
+    ("train/loop.py", EDITED, (
         ("save_every counts from 1", "self.done % c.save_every == 0", "self.done % c.save_every == 1"),
     )),
     ("train/loop.py", PROCESSES, (
@@ -119,8 +140,10 @@ TRAIN = (
         ("updates without a signal need not be in a row", '.get("flat", 0) + 1 if no_signal else 0', '.get("flat", 0) + no_signal'),
         ("sampler and trainer may differ", "if not gap <= LARGEST_GAP:", "if False:"),
     )),
-    ("train/checkpoint.py", DISK, (
+    ("train/checkpoint.py", f"{DISK}::test_the_last_checkpoints_are_kept_and_their_number_changes_no_id", (
         ("one checkpoint kept", "mine[:keep]", "mine[:1]"),
+    )),
+    ("train/checkpoint.py", f"{DAMAGED} {EDITED}", (
         ("the oldest checkpoint first", "reverse=True", "reverse=False"),
         ("checksums not compared", "if digest(folder / name) != checksum:", "if False:"),
         ("another run's checkpoint taken", 'if about["run"] != run:', "if False:"),
@@ -128,7 +151,7 @@ TRAIN = (
         ("the log not compared", 'if why := unfit(about["logs"]):', "if why := None:"),
         ("the manifest not compared", "path.read_text() != rendered(about)", "False"),
     )),
-    ("train/record.py", DISK, (
+    ("train/record.py", f"{CUT} {EDITED} {DISK}::test_a_kill_amid_judging_doubles_no_sample", (
         ("earlier starts forgotten", "[*before, now]", "[now]"),
         ("a log that was cut is not seen as such", 'if has < end["bytes"]:', "if False:"),
         ("a log that was edited is taken", 'if digest(path, end["bytes"]) != end["sha256"]:', "if False:"),
@@ -155,7 +178,9 @@ TRAIN = (
     ("train/config.py", f"{RUNS}::test_an_arm_starts_from_the_run_of_the_arm_it_names", (
         ("arms start from no run", "runs[arm.init].id if arm.init in runs else arm.init", "arm.init"),
     )),
-    ("train/run.py", RUNS, (
+    ("train/run.py", f"{RUNS}::test_the_seed_says_which_weights_a_run_begins_with"
+     f" {RUNS}::test_a_run_is_judged_at_every_level_and_number_of_steps_asked_for"
+     f" {RUNS}::test_an_arm_starts_from_the_run_of_the_arm_it_names", (
         ("a run does not take over weights", "inherit(method, started.method, run.init)", "pass"),
         ("runs of all seeds begin with the same weights", "torch.manual_seed(run.seed)", "torch.manual_seed(0)"),
         ("the other levels not judged", "return main + [p for", "return main or [p for"),
@@ -254,7 +279,7 @@ LATENT = (
 )  # fmt: skip
 
 EVAL = (
-    ("eval/environments/cups.py", f"{VERIFY} {ENVIRONMENTS}", (
+    ("eval/environments/cups.py", CUPS, (
         ("any arrangement is right", "correct = said == problem.answer.split()", "correct = True"),
         ("what is no arrangement is read", "if sorted(said) != self._valid:", "if not said:"),
         ("the first arrangement counts", ".split()[-k:]", ".split()[:k]"),
@@ -263,7 +288,7 @@ EVAL = (
         ("the floor of parity", '"parity": 2 / arrangements', '"parity": 1 / arrangements'),
         ("padding counts as a swap", "rng.choices(self._names, k=level)", "rng.choices(self._names, k=level - 1) + [self._names[0]]"),
     )),
-    ("eval/environments/countdown.py", f"{VERIFY} {ENVIRONMENTS}", (
+    ("eval/environments/countdown.py", COUNTDOWN, (
         ("numbers used as often as one likes", "if Counter(used) != Counter(problem.data", "if set(used) != set(problem.data"),
         ("beyond the target", 'value == problem.data["target"]', 'value >= problem.data["target"]'),
         ("what stands after = is not compared", "if equals and evaluate(", "if False and evaluate("),
@@ -271,7 +296,7 @@ EVAL = (
         ("no precedence", 'while tokens and tokens[-1] in "*/":', 'while tokens and tokens[-1] in "*/+-" and False:'),
         ("more than the expression", "    if tokens:\n        raise", "    if False:\n        raise"),
     )),
-    ("eval/environments/gsm8k.py", f"{VERIFY} {ENVIRONMENTS}", (
+    ("eval/environments/gsm8k.py", WORDS, (
         ("a tolerance of .5", '.get("within", 0)', '.get("within", "0.5")'),
         ("smaller is right", "abs(said - Fraction(", "(said - Fraction("),
         ("GSM-Hard within a hundredth", '{"within": "0.001"}', '{"within": "0.1"}'),
@@ -285,11 +310,11 @@ EVAL = (
     ("eval/environments/gsm8k.py", DATA, (
         ("thousands of a reference", 'gold = gold.replace(",", "")', 'gold = gold.split(",")[0]'),
     )),
-    ("eval/environments/math500.py", f"{VERIFY} {ENVIRONMENTS}", (
+    ("eval/environments/math500.py", VERIFY, (
         ("headings are answers", "if place.closing or not _is_heading(place.text):", "if True:"),
         ("the first mark counts", "in reversed(places)", "in places"),
     )),
-    ("eval/environments/equivalence.py", f"{VERIFY} {ENVIRONMENTS}", (
+    ("eval/environments/equivalence.py", SAME, (
         ("an interval is a tuple", "said.kind != gold.kind or", ""),
         ("a part of a list is enough", "or len(said.parts) != len(gold.parts)", ""),
         ("sets are in order", 'if said.kind not in ("set", "union"):', "if True:"),
@@ -297,13 +322,13 @@ EVAL = (
         ("variables do not count", "if said.variable and gold.variable and said.variable != gold.variable:", "if False:"),
         ("fractions need no lowest terms", "(said.reduced or said.value != gold.value)", "True"),
     )),
-    ("eval/environments/answers.py", f"{VERIFY} {ENVIRONMENTS}", (
+    ("eval/environments/answers.py", SAME, (
         ("thousands are a list", r"(?:,\d{3})+(?:\.\d+)?", r"(?:,\d{9})+(?:\.\d+)?"),
         ("a mixed number is its first half", "whole + Fraction(part, parts)", "whole"),
         ("a minus lost", 'sign = -1 if m["sign"] == "-" else 1', "sign = 1"),
         ("the mark's line is not left", 'line = text.find("\\n", begin, until)', "line = -1"),
     )),
-    ("eval/environments/prosqa.py", f"{VERIFY} {ENVIRONMENTS}", (
+    ("eval/environments/prosqa.py", PROSQA, (
         ("either option is right", "correct = said == statement(right)", "correct = said[0] == statement(right)[0]"),
         ("of whom it is said does not count", "correct = said == statement(right)", "correct = said[1] == statement(right)[1]"),
         ("two answers at once", 'if {said[2]} == set(re.findall(rf"\\b{said[1]} is an? (\\w+)", line)) else None', ""),
@@ -314,7 +339,7 @@ EVAL = (
     ("eval/environments/prosqa.py", "tests/eval/test_diagnostics.py::test_the_frontier_is_the_graphs_breadth_first_search", (
         ("the frontier goes back", "for b in out.get(a, ())} - seen", "for b in out.get(a, ())}"),
     )),
-    ("eval/environments/prontoqa.py", f"{VERIFY} {ENVIRONMENTS}", (
+    ("eval/environments/prontoqa.py", PRONTOQA, (
         ("any truth is right", 'correct = f"### {said}" == problem.answer', "correct = True"),
         ("both at once", "if len(named) == 1 else None", "if named else None"),
         ("not does not count", "{has != negated}", "{has}"),
@@ -330,7 +355,7 @@ EVAL = (
         ("the training file's answer counts", "for i, source in ((1, test), (0, train)):", "for i, source in ((0, train), (1, test)):"),
         ("a tenth from the end", "train, test = train[cut:], train[:cut]", "train, test = train[:-cut], train[-cut:]"),
     )),
-    ("eval/environments/base.py", f"{ENVIRONMENTS} {DATA}", (
+    ("eval/environments/base.py", f"{E}_batches_depend_on_seed_and_epoch {E}_splits_share_no_key_and_repeat_exactly[gsm8k] {DATA}", (
         ("every seed has the same order", 'random.Random(f"epoch {seed} {epoch}")', 'random.Random(f"epoch {epoch}")'),
         ("every epoch has the same order", 'random.Random(f"epoch {seed} {epoch}")', 'random.Random(f"epoch {seed}")'),
         ("every seed draws the same batches", 'random.Random(f"train {seed} {index}")', 'random.Random(f"train {index}")'),

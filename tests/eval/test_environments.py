@@ -79,6 +79,25 @@ def test_splits_share_no_key_and_repeat_exactly(env):
     assert env.train_batch(1, 7, 16) == train[7 * 16 : 8 * 16] != env.train_batch(2, 7, 16)
 
 
+@pytest.mark.parametrize("config", [Cups(), Countdown(), None])
+def test_batches_depend_on_seed_and_epoch(config, tmp_path):
+    """Every seed has an order of its own; an epoch of a finite set holds each problem once, in another order."""
+    env = build(config or GSM8K(train=gsm_file(tmp_path)))
+    batches = [tuple(p.key for p in env.train_batch(seed, i, 17)) for seed in (0, 1) for i in range(4)]
+    assert len(set(batches)) == 8 and all(set(a) != set(b) for a, b in pairwise(batches))
+    if config is None:
+        n = len(env.splits["train"])
+        epochs = [tuple(p.key for p in env.train_batch(3, i, n)) for i in range(3)]
+        assert len(set(epochs)) == 3 and all(len(set(e)) == n for e in epochs)
+        assert env.train_batch(3, 1, 2 * n)[-n:] == env.train_batch(3, 3, n)
+
+
+def test_options_come_in_either_order():
+    """The target of ProsQA is named first in about half of the questions, 4 standard errors of 200."""
+    first = [p.question.split()[-4] == p.answer.split()[-2] for p in build(ProsQA(graphs=8)).train_batch(0, 0, 200)]
+    assert abs(sum(first) / 200 - 0.5) < 4 * 0.5 / 200**0.5
+
+
 def test_cups_oracle_composes_swaps():
     env = build(Cups(cups=5, swaps=6))
     for problem in env.problems("test", 6, 40):

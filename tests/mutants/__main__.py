@@ -1,12 +1,11 @@
 """`python -m tests.mutants`: does the suite notice when the code is wrong? One change at a time, in a copy of the tree.
 
-Every mutant of mutants_list.py is put into a copy of the tracked files, and the tests that should notice are run there;
+Every mutant (listed.py) is put into a copy of the tracked files, and the tests that should notice are run there;
 the files of this tree are only read. A mutant survives where they pass. Exits 1 where fewer than 95 % are killed, where
 a mutant's text is not there exactly once, or where the tests do not pass without any.
 """
 
 import argparse
-import ast
 import json
 import math
 import os
@@ -19,54 +18,16 @@ import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
-from tests.mutants_list import GROUPS
+from tests.mutants.listed import AREAS, MUTANTS, ROOT, Mutant
 
-ROOT = Path(__file__).parent.parent
 ENOUGH = 0.95
 LIMIT = 300  # seconds that the tests of a mutant may take; an endless loop is noticed too
-AREAS = ("train/", "latent/methods/", "eval/environments/", "eval/stats.py")
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """`old`, which is in a file exactly once, becomes `new`; `tests` are the pytest ids that should notice."""
-
-    file: str
-    what: str
-    old: str
-    new: str
-    tests: tuple[str, ...]
-
-    @property
-    def area(self) -> str:
-        return next((area for area in AREAS if self.file.startswith(area)), "others")
-
-    def text(self, root: Path = ROOT) -> str:
-        """The file's text with the change. Raises ValueError where it does not apply, or is no Python any more."""
-        before = (root / self.file).read_text(encoding="utf-8")
-        times = before.count(self.old)
-        if times != 1:
-            raise ValueError(f"{self}: its old text is there {times} times")
-        after = before.replace(self.old, self.new)
-        if self.file.endswith(".py"):
-            try:
-                ast.parse(after)
-            except SyntaxError as e:
-                raise ValueError(f"{self}: it is no Python: {e}") from None
-        return after
-
-    def __str__(self) -> str:
-        return f"{self.file}: {self.what}"
-
-
-MUTANTS = [Mutant(file, *each, tuple(tests.split())) for file, tests, changes in GROUPS for each in changes]
 
 
 class Copy:
-    """A copy of the tracked files as they are now, with a process that runs tests in it (mutants_worker.py)."""
+    """A copy of the tracked files as they are now, with a process that runs tests in it (worker.py)."""
 
     def __init__(self, home: Path):
         self.home = home
@@ -78,7 +39,7 @@ class Copy:
         env = {"PYTHONPATH": str(home), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
         env |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}  # as conftest.py has it, before any import
         self.worker = subprocess.Popen(
-            [sys.executable, "-P", str(Path(__file__).with_name("mutants_worker.py"))],
+            [sys.executable, "-P", str(Path(__file__).with_name("worker.py"))],
             cwd=home, env=os.environ | env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What mutants.py runs, one a copy: lines of JSON in, [seconds, [pytest ids]]; [exit code, what failed first] out.
+"""What the command runs, one a copy: lines of JSON in, [seconds, [pytest ids]]; [exit code, what failed first] out.
 
 Every question is answered by a fork of this process. It has imported what the tests need of other packages, which
 takes longer than most tests, and nothing of ours: the modules under test are imported after the fork, as they are then.

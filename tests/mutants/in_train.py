@@ -69,11 +69,11 @@ GROUPS = (
          "whole[(rank * parts + i) * own :]"),
     )),
     ("train/distill.py", PROCESSES, (
+        ("a batch draws from the global generator", '"generator": trainer.drawing(step), ', ""),
         ("every process draws for the first rows", '"first": rank * trainer.share', '"first": 0'),
     )),
     ("train/distill.py", BY_HAND_SFT, (
         ("a curriculum is told nothing", "trainer.method.learned(logged)", "{}"),
-        ("a batch draws from the global generator", '"generator": trainer.drawing(step), ', ""),
     )),
     ("train/losses.py", LOSSES, (
         ("the sample's standard deviation", "correction=0", "correction=1"),

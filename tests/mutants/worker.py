@@ -35,9 +35,12 @@ def answer(limit: float, ids: list[str]) -> tuple[int, str]:
             os.dup2(out.fileno(), 2)
             import pytest
 
-            code = pytest.main(["-x", "-q", "-o", "addopts=", "-p", "no:cacheprovider", *ids])
-            sys.stdout.flush()
-            os._exit(code)
+            code = pytest.ExitCode.INTERNAL_ERROR
+            try:
+                code = pytest.main(["-x", "-q", "-o", "addopts=", "-p", "no:cacheprovider", *ids])
+            finally:  # whatever comes, the fork does not go on as its parent
+                sys.stdout.flush()
+                os._exit(code)
         until, status = time.monotonic() + limit, None
         try:
             while status is None and time.monotonic() < until:

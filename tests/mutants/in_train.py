@@ -110,7 +110,6 @@ GROUPS = (
         ("latents cost nothing", "- c.latent_cost * used_B", ""),
         ("scored at temperature 1", "now = score(method, part, c.temperature)", "now = score(method, part, 1.0)"),
         ("one epoch", "range(c.epochs)", "range(1)"),
-        ("answers judged by other problems", "problems[i // c.group]", "problems[i % len(problems)]"),
     )),
     ("train/rlvr.py", f"{RUNS}::test_groups_without_spread_stop_the_run", (
         ("a run that cannot learn goes on", "if not all_right:", "if False:"),
@@ -119,15 +118,18 @@ GROUPS = (
     ("train/rlvr.py", "tests/train/test_watch.py", (
         ("updates without a signal need not be in a row", '.get("flat", 0) + 1 if no_signal else 0',
          '.get("flat", 0) + no_signal'),
+        ("answers judged by other problems", "problems[i // c.group]", "problems[i % len(problems)]"),
         ("sampler and trainer may differ", "if not gap <= LARGEST_GAP:", "if False:"),
     )),
     ("train/checkpoint.py", f"{DISK}::test_the_last_checkpoints_are_kept_and_their_number_changes_no_id", (
         ("one checkpoint kept", "mine[:keep]", "mine[:1]"),
     )),
+    ("train/checkpoint.py", f"{DISK}::test_a_checkpoint_of_another_run_is_refused_whatever_its_log", (
+        ("another run's checkpoint taken", 'if about["run"] != run:', "if False:"),
+    )),
     ("train/checkpoint.py", f"{DAMAGED} {EDITED}", (
         ("the oldest checkpoint first", "reverse=True", "reverse=False"),
         ("checksums not compared", "if digest(folder / name) != checksum:", "if False:"),
-        ("another run's checkpoint taken", 'if about["run"] != run:', "if False:"),
         ("the folder's name believed", "if folder.name != f\"step-{about['step']}\":", "if False:"),
         ("the log not compared", 'if why := unfit(about["logs"]):', "if why := None:"),
         ("the manifest not compared", "path.read_text() != rendered(about)", "False"),
@@ -140,10 +142,14 @@ GROUPS = (
     ("train/record.py", f"{RUNS}::test_a_run_is_not_taken_for_one_on_other_data", (
         ("other data taken for the run's", "if path.exists() and field(", "if False and field("),
     )),
+    ("train/selection.py", f"{SELECTION}::test_of_equally_good_weights_the_later_are_kept", (
+        ("of equally good ones the first", 'accuracy >= best["valid"]', 'accuracy > best["valid"]'),
+    )),
+    ("train/selection.py", f"{SELECTION}::test_what_is_validated_on_is_the_validation_split", (
+        ("validated on test problems", 'env.problems("valid", level', 'env.problems("test", level'),
+    )),
     ("train/selection.py", BEST, (
         ("the worst weights selected", 'accuracy >= best["valid"]', 'accuracy <= best["valid"]'),
-        ("of equally good ones the first", 'accuracy >= best["valid"]', 'accuracy > best["valid"]'),
-        ("validated on test problems", 'env.problems("valid", level', 'env.problems("test", level'),
         ("the last weights, whatever was selected", 'trainer.method.load_state_dict(best["method"])', "pass"),
         ("the best weights are not copied", '.to("cpu", copy=True)', '.to("cpu")'),
     )),

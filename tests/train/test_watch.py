@@ -1,10 +1,12 @@
-"""What RL watches over: updates that teach nothing, and a sampler that is not the trainer's policy."""
+"""What RL watches over: updates that teach nothing, a sampler that is not the policy, which problem an answer is to."""
+
+import json
 
 import pytest
 import torch
 
 from eval.environments import Cups
-from latent.config import ModelConfig, Sim
+from latent.config import LearnedStop, ModelConfig, Sim
 from latent.thought import Decision
 from tests.train.by_hand import trainer_of
 from train import rlvr
@@ -42,3 +44,22 @@ def test_a_sampler_that_is_not_the_trainers_policy_is_an_error(gap, said):
         rlvr.on_policy(metrics, [scored(1, gap)], [sampled])
     assert rlvr.on_policy(metrics, [scored(2, 0.02)], [sampled]) == 0.0
     assert rlvr.on_policy(metrics, [scored(0, 5e-4)], [sampled]) == pytest.approx(5e-4, rel=1e-3)
+
+
+def test_every_rollout_is_judged_by_its_own_problem(tmp_path):
+    """Two cups, one swap or two: samples of two problems with different answers, judged again from their keys."""
+    env = Cups(cups=2, swaps=2, min_swaps=1)
+    how = RLVR(steps=3, batch=4, group=48, log_every=1, latent_cost=0.25)
+    run = Run(env, ModelConfig(n_layer=1, n_embd=16, n_head=2), Sim(n_latent=2, halt=LearnedStop(bias=0.0)), how)
+    trainer, env, _ = trainer_of(run, tmp_path)
+    rlvr.fit(trainer, env)
+    known = [{p.key: p for p in env.train_batch(0, step, 4)} for step in range(3)]
+    samples = [json.loads(line) for line in (tmp_path / run.id / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 3 * 2 * 48
+    for i, s in enumerate(samples):
+        p = env.train_batch(0, i // 96, 4)[i % 96 // 48]
+        verdict = env.verify(p, s["text"])
+        assert (s["key"], s["correct"], s["parsed"]) == (p.key, verdict.correct, verdict.parsed)
+        assert s["reward"] == pytest.approx(verdict.reward - 0.25 * s["used"])
+    assert any(len({p.answer for p in each.values()}) == 2 for each in known)
+    assert 3 < sum(s["correct"] for s in samples) < len(samples) / 2

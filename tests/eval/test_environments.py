@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 from itertools import pairwise, permutations
 
 import pytest
@@ -122,6 +123,14 @@ def test_cups_levels_have_so_many_live_swaps():
             assert sum(m != "." for m in p.question.split()) == level == p.level
     with pytest.raises(ValueError, match="no level 9"):
         env.problems("test", 9, 1)
+
+
+def test_every_place_has_every_swap_as_often():
+    """Six swaps of four cups, uniform and independent of where they stand: 5 standard errors of 1,200 draws."""
+    problems = build(Cups()).problems("test", 8, 1200)
+    for place in range(8):
+        said = Counter(p.question.split()[place] for p in problems)
+        assert len(said) == 6 and all(abs(n / 1200 - 1 / 6) < 5 * (5 / 36 / 1200) ** 0.5 for n in said.values())
 
 
 @pytest.mark.parametrize("closed", [False, True])
@@ -249,6 +258,7 @@ def test_prontoqa_answers_follow_from_its_sentences():
         assert problem.answer == f"### {claim in held}"
         # the two concepts with the asked property or its opposite look alike: both are the kind of one other, at least
         about = [r[1] for r in rules if r[0] == "Every" and r[-1] == claim[1]]
+        assert {r[-2] for r in rules if r[0] == "Every" and r[-1] == claim[1]} == {"is", "not"}  # one has it, one has not
         assert len(about) == 2 and all(any(r[-2:] == ["a", c] for r in rules) for c in about)
 
 

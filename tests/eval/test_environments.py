@@ -258,7 +258,7 @@ def test_prontoqa_answers_follow_from_its_sentences():
         assert problem.answer == f"### {claim in held}"
         # the two concepts with the asked property or its opposite look alike: both are the kind of one other, at least
         about = [r[1] for r in rules if r[0] == "Every" and r[-1] == claim[1]]
-        assert {r[-2] for r in rules if r[0] == "Every" and r[-1] == claim[1]} == {"is", "not"}  # one has it, one has not
+        assert {r[-2] for r in rules if r[0] == "Every" and r[-1] == claim[1]} == {"is", "not"}  # one has it
         assert len(about) == 2 and all(any(r[-2:] == ["a", c] for r in rules) for c in about)
 
 

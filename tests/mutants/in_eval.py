@@ -130,7 +130,7 @@ GROUPS = (
     )),
     ("eval/stats.py", STATS, (
         ("Wilson without its correction", "z2 / (4 * n * n)", "z2 / (2 * n * n)"),
-        ("all right is 1 but for rounding", "(0.0 if hits == 0 else low)", "low"),
+        ("none right is 0 but for rounding", "(0.0 if hits == 0 else low)", "low"),
         ("90 % intervals", "level: float = 0.95, seed", "level: float = 0.90, seed"),
         ("the narrower of two intervals", "return min(low, least), max(high, most)",
          "return max(low, least), min(high, most)"),

@@ -116,14 +116,16 @@ def table(killed: dict[Mutant, bool]) -> str:
 def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time, each in a copy of its own")
-    parser.add_argument("--only", default="", metavar="TEXT", help="those whose file or name has this text in it")
+    parser.add_argument(
+        "--only", action="append", metavar="TEXT", help="those with this text in file or name; may be given again"
+    )
     parser.add_argument("--list", action="store_true", help="only name them, with their tests")
     options = parser.parse_args(args)
     if options.jobs < 1:
         parser.error(f"--jobs must be at least 1, got {options.jobs}")
-    mutants = [m for m in MUTANTS if options.only in str(m)]
+    mutants = [m for m in MUTANTS if any(text in str(m) for text in options.only or [""])]
     if not mutants:
-        parser.error(f"--only {options.only}: no mutant has that in its file or name")
+        parser.error(f"--only {' --only '.join(options.only)}: no mutant has that in its file or name")
     if options.list:
         for mutant in mutants:
             print(mutant, *mutant.tests, sep="\n    ")

@@ -25,7 +25,7 @@ STATS, JUDGE, COST, LM = (f"tests/eval/test_{name}.py" for name in ("stats", "ju
 COMMITTED = "tests/paper/test_build.py::test_what_is_committed_is_what_the_records_make"
 FRONTIER = "tests/eval/test_diagnostics.py::test_the_frontier_is_the_graphs_breadth_first_search"
 WRITTEN = (
-    f"{LM}::test_the_score_is_the_judges_and_the_results_say_how_it_thought"
+    f"{LM}::test_texts_and_costs_are_the_judges_in_word_problems_too"
     f" {LM}::test_what_generation_is_asked_for_counts_for_its_own_requests"
 )
 

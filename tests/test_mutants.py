@@ -8,11 +8,14 @@ from tests.mutants.listed import AREAS, MUTANTS, ROOT
 
 
 def test_every_mutant_applies():
-    """Its old text is in the file exactly once, and the file is Python afterwards and not what it was."""
+    """Its old text is in the file exactly once, and the new one is another."""
     for mutant in MUTANTS:
-        assert mutant.text() != (ROOT / mutant.file).read_text(encoding="utf-8"), mutant
+        assert mutant.applied() and mutant.old != mutant.new, mutant
+    first = MUTANTS[0]
     with pytest.raises(ValueError, match="its old text is there 0 times"):
-        type(MUTANTS[0])(MUTANTS[0].file, "nothing", "no such text", "", ()).text()
+        type(first)(first.file, "nothing", "no such text", "", ()).text()
+    with pytest.raises(ValueError, match="it is no Python"):
+        type(first)(first.file, "nothing", first.old, "def", ()).text()
 
 
 def test_every_mutant_has_a_name_and_tests_of_its_own():

@@ -139,8 +139,8 @@ def main(args: list[str] | None = None) -> int:
             copies += (Copy(Path(home) / str(i)) for i in range(min(options.jobs, len(mutants))))
             baseline(mutants, copies, pool)
             killed = judge(mutants, copies, pool)
-        except ValueError as e:
-            print(e, file=sys.stderr)
+        except (ValueError, KeyboardInterrupt) as e:
+            print(str(e) or "stopped", file=sys.stderr)
             return 1
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

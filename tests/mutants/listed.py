@@ -28,13 +28,17 @@ class Mutant:
     def area(self) -> str:
         return next((area for area in AREAS if self.file.startswith(area)), "others")
 
-    def text(self, root: Path = ROOT) -> str:
-        """The file's text with the change. Raises ValueError where it does not apply, or is no Python any more."""
+    def applied(self, root: Path = ROOT) -> str:
+        """The file's text with the change. Raises ValueError where the old text is not there exactly once."""
         before = (root / self.file).read_text(encoding="utf-8")
         times = before.count(self.old)
         if times != 1:
             raise ValueError(f"{self}: its old text is there {times} times")
-        after = before.replace(self.old, self.new)
+        return before.replace(self.old, self.new)
+
+    def text(self, root: Path = ROOT) -> str:
+        """`applied`; raises ValueError where that is no Python any more, too."""
+        after = self.applied(root)
         if self.file.endswith(".py"):
             try:
                 ast.parse(after)

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 from itertools import pairwise, permutations
 
 import pytest
@@ -79,6 +80,25 @@ def test_splits_share_no_key_and_repeat_exactly(env):
     assert env.train_batch(1, 7, 16) == train[7 * 16 : 8 * 16] != env.train_batch(2, 7, 16)
 
 
+@pytest.mark.parametrize("config", [Cups(), Countdown(), None])
+def test_batches_depend_on_seed_and_epoch(config, tmp_path):
+    """Every seed has an order of its own; an epoch of a finite set holds each problem once, in another order."""
+    env = build(config or GSM8K(train=gsm_file(tmp_path)))
+    batches = [tuple(p.key for p in env.train_batch(seed, i, 17)) for seed in (0, 1) for i in range(4)]
+    assert len(set(batches)) == 8 and all(set(a) != set(b) for a, b in pairwise(batches))
+    if config is None:
+        n = len(env.splits["train"])
+        epochs = [tuple(p.key for p in env.train_batch(3, i, n)) for i in range(3)]
+        assert len(set(epochs)) == 3 and all(len(set(e)) == n for e in epochs)
+        assert env.train_batch(3, 1, 2 * n)[-n:] == env.train_batch(3, 3, n)
+
+
+def test_options_come_in_either_order():
+    """The target of ProsQA is named first in about half of the questions, 4 standard errors of 200."""
+    first = [p.question.split()[-4] == p.answer.split()[-2] for p in build(ProsQA(graphs=8)).train_batch(0, 0, 200)]
+    assert abs(sum(first) / 200 - 0.5) < 4 * 0.5 / 200**0.5
+
+
 def test_cups_oracle_composes_swaps():
     env = build(Cups(cups=5, swaps=6))
     for problem in env.problems("test", 6, 40):
@@ -103,6 +123,14 @@ def test_cups_levels_have_so_many_live_swaps():
             assert sum(m != "." for m in p.question.split()) == level == p.level
     with pytest.raises(ValueError, match="no level 9"):
         env.problems("test", 9, 1)
+
+
+def test_every_place_has_every_swap_as_often():
+    """Six swaps of four cups, uniform and independent of where they stand: 5 standard errors of 1,200 draws."""
+    problems = build(Cups()).problems("test", 8, 1200)
+    for place in range(8):
+        said = Counter(p.question.split()[place] for p in problems)
+        assert len(said) == 6 and all(abs(n / 1200 - 1 / 6) < 5 * (5 / 36 / 1200) ** 0.5 for n in said.values())
 
 
 @pytest.mark.parametrize("closed", [False, True])
@@ -230,6 +258,7 @@ def test_prontoqa_answers_follow_from_its_sentences():
         assert problem.answer == f"### {claim in held}"
         # the two concepts with the asked property or its opposite look alike: both are the kind of one other, at least
         about = [r[1] for r in rules if r[0] == "Every" and r[-1] == claim[1]]
+        assert {r[-2] for r in rules if r[0] == "Every" and r[-1] == claim[1]} == {"is", "not"}  # one has it
         assert len(about) == 2 and all(any(r[-2:] == ["a", c] for r in rules) for c in about)
 
 

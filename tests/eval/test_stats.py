@@ -19,6 +19,8 @@ def test_wilson_is_newcombes_table():
         (1, 29, 0.0061, 0.1718),
     ):
         assert wilson(hits, n) == pytest.approx((low, high), abs=5e-5)
+    for n in range(1, 400):  # a proportion has ends, which rounding does not move
+        assert wilson(0, n)[0] == 0.0 < wilson(0, n)[1] and wilson(n, n)[1] == 1.0 > wilson(n, n)[0]
     with pytest.raises(ValueError, match="got 3 of 2"):
         wilson(3, 2)
 

@@ -118,3 +118,18 @@ def test_a_run_ends_at_the_first_log_line_that_reaches_stop_at(tmp_path):
     log = [json.loads(line) for line in (tmp_path / run.id / "metrics.jsonl").read_text().splitlines()]
     assert trainer.done == log[-1]["step"] < 400 and log[-1]["exact"] >= 0.3
     assert all(line["exact"] < 0.3 for line in log[:-1])
+
+
+def test_a_log_line_is_the_mean_of_the_updates_since_the_last_one(tmp_path):
+    """The same run logged after every update and after every third: eight updates, three lines."""
+    logs = []
+    for every in (1, 3):
+        run = dataclasses.replace(RUN, train=dataclasses.replace(HOW, log_every=every))
+        distill.fit(trainer_of(run, tmp_path), build(run.env))
+        text = (tmp_path / run.id / "metrics.jsonl").read_text()
+        logs.append([json.loads(line) for line in text.splitlines()])
+    each, lines = logs
+    assert [line["step"] for line in lines] == [3, 6, 8]
+    for line, part in zip(lines, (each[:3], each[3:6], each[6:]), strict=True):
+        for name in ("loss", "grad_norm", "exact", "step_exact"):
+            assert line[name] == pytest.approx(sum(x[name] for x in part) / len(part), abs=1e-12)

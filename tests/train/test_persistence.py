@@ -340,3 +340,10 @@ def test_a_loss_that_is_no_number_leaves_the_state_before_it(tmp_path, monkeypat
     assert dumped["step"] == 5 and all(v.isfinite().all() for v in dumped["method"].values())
     saved, wrong = checkpoint.newest(home / "checkpoint", run.id, lambda ends: None)
     assert saved.step == 4 and not wrong
+
+
+def test_a_checkpoint_of_another_run_is_refused_whatever_its_log(tmp_path):
+    checkpoint.save(tmp_path, {"step": 3}, "a", {}, 2)
+    assert checkpoint.newest(tmp_path, "a", lambda ends: None)[0].step == 3
+    found, (why,) = checkpoint.newest(tmp_path, "b", lambda ends: None)
+    assert found is None and why == f"{tmp_path / 'step-3'} is of run a, this is run b"

@@ -138,6 +138,37 @@ def test_record_holds_what_was_asked_and_what_came_out(tmp_path):
     assert runs.execute(run, tmp_path, device="cpu") == result  # nothing is trained twice
 
 
+def test_the_seed_says_which_weights_a_run_begins_with(tmp_path):
+    seen = []
+    for seed in (0, 1):
+        run = dataclasses.replace(sft(STOPPING, steps=0), seed=seed)
+        runs.execute(run, tmp_path, device="cpu")
+        torch.manual_seed(seed)
+        begun = runs.begin(run, runs.environments.build(Cups()), tmp_path).method.state_dict()
+        seen.append(weights(tmp_path, run))
+        assert all(torch.equal(seen[-1][k], begun[k]) for k in seen[-1])  # without what is trained alone
+    assert not same(*seen)
+
+
+def test_a_run_is_judged_at_every_level_and_number_of_steps_asked_for(tmp_path):
+    run = dataclasses.replace(
+        sft(Sim(n_latent=3, step_tokens=12)), judge=Judge(items=24, level_items=5, batch=7, sweep=(0, 1, 3))
+    )
+    result = runs.execute(run, tmp_path, device="cpu")
+    env, reasoner = runs.environments.build(Cups()), load(tmp_path / run.id)
+    right = lambda p, steps=None: env.verify(p, reasoner.answer([p.question], steps)[0]).correct  # noqa: E731
+    main = env.problems("test", 8, 24)
+    assert result["correct"] == [right(p) for p in main] and set(result["sweep"]) == {"0", "1"}
+    for k in (0, 1):
+        assert result["sweep"][str(k)]["correct"] == [right(p, k) for p in main]
+        assert result["sweep"][str(k)]["used"] == k
+    assert list(result["levels"]) == [str(level) for level in env.levels()]
+    for level in env.levels()[:-1]:
+        problems = env.problems("test", level, 5)
+        assert result["levels"][str(level)]["accuracy"] == sum(map(right, problems)) / len(problems)
+    assert result["used_mean"] == 3.0
+
+
 def test_ids_tell_configs_apart():
     base = sft(Sim())
     others = [sft(Sim(n_latent=7)), sft(Coconut()), sft(Sim(), lr=1e-3), dataclasses.replace(base, seed=1)]

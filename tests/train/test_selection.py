@@ -112,3 +112,20 @@ def test_a_choice_that_was_always_made_so_is_in_no_id():
 def test_bad_input_is_named(more, message):
     with pytest.raises(ValueError, match=message):
         SFT(**more)
+
+
+def test_of_equally_good_weights_the_later_are_kept(tmp_path):
+    """A rate so small that no answer changes: all validations say the same."""
+    run = changed(BASE, select="best", steps=12, lr=1e-12)
+    result = runs.execute(run, tmp_path, device="cpu")
+    valid = [line["valid"] for line in lines(tmp_path, run) if "valid" in line]
+    assert len(valid) == 2 and len(set(valid)) == 1
+    assert result["selected"] == {"step": 12, "valid": valid[0]}
+
+
+def test_what_is_validated_on_is_the_validation_split():
+    """By the hash that says a problem's split, and the first of each level."""
+    env = build(Cups())
+    found = valid_problems(env, 64)
+    assert {int(p.key[0], 16) for p in found} == {2}
+    assert found == [p for level in env.levels() for p in env.problems("valid", level, 10)]

@@ -1,0 +1,193 @@
+"""Mutants of eval/, and of what paper/ makes from the records."""
+
+VERIFY, DATA, ENVIRONMENTS = (f"tests/eval/test_{name}.py" for name in ("verify", "verify_data", "environments"))
+FORMS, E = f"{VERIFY}::test_the_table_of_forms_is_true", f"{ENVIRONMENTS}::test"
+SAME = f"{FORMS} {E}_math_answers_are_compared_in_one_spelling"
+CUPS = (
+    f"{VERIFY}::test_cups_accepts_one_arrangement_of_all {FORMS} {E}_cups_oracle_composes_swaps"
+    f" {E}_cups_parity_floor_is_the_best_guess_that_knows_the_parity {E}_cups_levels_have_so_many_live_swaps"
+    f" {E}_every_place_has_every_swap_as_often"
+)
+COUNTDOWN = (
+    f"{VERIFY}::test_countdown_takes_the_target_exactly_and_each_number_once {FORMS}"
+    f" {VERIFY}::test_countdown_reads_what_python_reads {E}_countdown_takes_any_right_expression_and_nothing_else"
+)
+WORDS = (
+    f"{VERIFY}::test_gsm8k_takes_its_number_and_no_neighbour {FORMS} {E}_numbers_are_compared_as_numbers"
+    f" {E}_sets_to_test_on_are_read_in_their_own_formats"
+)
+PROSQA = (
+    f"{VERIFY}::test_prosqa_takes_the_target_alone {FORMS} {E}_prosqa_problems_are_what_they_say"
+    f" {E}_closed_prosqa_has_no_shortcut_left {E}_options_come_in_either_order"
+)
+PRONTOQA = f"{VERIFY}::test_prontoqa_takes_one_of_two {FORMS} {E}_prontoqa_answers_follow_from_its_sentences"
+STATS, JUDGE, COST, LM = (f"tests/eval/test_{name}.py" for name in ("stats", "judge", "cost", "lm"))
+COMMITTED = "tests/paper/test_build.py::test_what_is_committed_is_what_the_records_make"
+FRONTIER = "tests/eval/test_diagnostics.py::test_the_frontier_is_the_graphs_breadth_first_search"
+WRITTEN = (
+    f"{LM}::test_texts_and_costs_are_the_judges_in_word_problems_too"
+    f" {LM}::test_what_generation_is_asked_for_counts_for_its_own_requests"
+)
+
+GROUPS = (
+    ("eval/environments/cups.py", CUPS, (
+        ("any arrangement is right", "correct = said == problem.answer.split()", "correct = True"),
+        ("what is no arrangement is read", "if sorted(said) != self._valid:", "if not said:"),
+        ("the first arrangement counts", ".split()[-k:]", ".split()[:k]"),
+        ("the end of something longer counts", "if row is None or sum(map(str.isdigit, row[0])) % k or",
+         "if row is None or"),
+        ("swaps are not made", "cups[i], cups[j] = cups[j], cups[i]", "pass"),
+        ("the floor of parity", '"parity": 2 / arrangements', '"parity": 1 / arrangements'),
+        ("the last swap is always the same", "rng.choices(self._names, k=level)",
+         "rng.choices(self._names, k=level - 1) + [self._names[0]]"),
+    )),
+    ("eval/environments/countdown.py", COUNTDOWN, (
+        ("numbers used as often as one likes", "if Counter(used) != Counter(problem.data",
+         "if set(used) != set(problem.data"),
+        ("beyond the target", 'value == problem.data["target"]', 'value >= problem.data["target"]'),
+        ("what stands after = is not compared", "if equals and evaluate(", "if False and evaluate("),
+        ("division without a remainder", "else value / operand(depth)", "else Fraction(value // operand(depth))"),
+        ("no precedence", 'while tokens and tokens[-1] in "*/":', 'while tokens and tokens[-1] in "*/+-" and False:'),
+        ("more than the expression", "    if tokens:\n        raise", "    if False:\n        raise"),
+    )),
+    ("eval/environments/gsm8k.py", WORDS, (
+        ("a tolerance of .5", '.get("within", 0)', '.get("within", "0.5")'),
+        ("smaller is right", "abs(said - Fraction(", "(said - Fraction("),
+        ("GSM-Hard within a hundredth", '{"within": "0.001"}', '{"within": "0.01"}'),
+        ("the first mark counts", "in reversed(places)", "in places"),
+        ("an earlier answer makes up for two", "except SeveralNumbers:\n            return None",
+         "except SeveralNumbers:\n            continue"),
+        ("sides that differ", "if len(values) > 1 or", "if"),
+        ("ranges and lists", "_GOES_ON.match(rest) or", ""),
+        ("a currency's sign lost", 'return -value if currency and currency[1] == "-" else value', "return value"),
+        ("headings are answers", "if heading and int(heading[1]) in headings:", "if False:"),
+    )),
+    ("eval/environments/gsm8k.py", DATA, (
+        ("thousands of a reference", 'gold = gold.replace(",", "")', 'gold = gold.split(",")[0]'),
+    )),
+    ("eval/environments/math500.py", VERIFY, (
+        ("headings are answers", "if place.closing or not _is_heading(place.text):", "if True:"),
+        ("the first mark counts", "in reversed(places)", "in places"),
+    )),
+    ("eval/environments/equivalence.py", SAME, (
+        ("an interval is a tuple", "said.kind != gold.kind or", ""),
+        ("a part of a list is enough", "or len(said.parts) != len(gold.parts)", ""),
+        ("sets are in order", 'if said.kind not in ("set", "union"):', "if True:"),
+        ("units do not count", "if said.unit and gold.unit and said.unit != gold.unit:", "if False:"),
+        ("variables do not count", "if said.variable and gold.variable and said.variable != gold.variable:",
+         "if False:"),
+        ("fractions need no lowest terms", "(said.reduced or said.value != gold.value)", "True"),
+    )),
+    ("eval/environments/answers.py", SAME, (
+        ("thousands are a list", r"(?:,\d{3})+(?:\.\d+)?", r"(?:,\d{9})+(?:\.\d+)?"),
+        ("a mixed number is its first half", "whole + Fraction(part, parts)", "whole"),
+        ("a minus lost", 'sign = -1 if m["sign"] == "-" else 1', "sign = 1"),
+        ("the mark's line is not left", 'line = text.find("\\n", begin, until)', "line = -1"),
+    )),
+    ("eval/environments/prosqa.py", PROSQA, (
+        ("either option is right", "correct = said == statement(right)", "correct = said[0] == statement(right)[0]"),
+        ("of whom it is said does not count", "correct = said == statement(right)",
+         "correct = said[1] == statement(right)[1]"),
+        ("two answers at once", 'if {said[2]} == set(re.findall(rf"\\b{said[1]} is an? (\\w+)", line)) else None', ""),
+        ("the other option is reachable too", "and i not in from_away", ""),
+        ("closed problems have shortcuts", "balanced(rng, graph) if self.config.closed else", ""),
+        ("the target named first", "rng.sample([name[graph.target], name[graph.other]], 2)",
+         "[name[graph.target], name[graph.other]]"),
+    )),
+    ("eval/environments/prosqa.py", FRONTIER, (
+        ("the frontier goes back", "for b in out.get(a, ())} - seen", "for b in out.get(a, ())}"),
+    )),
+    ("eval/environments/prontoqa.py", PRONTOQA, (
+        ("any truth is right", 'correct = f"### {said}" == problem.answer', "correct = True"),
+        ("both at once", "if len(named) == 1 else None", "if named else None"),
+        ("not does not count", "{has != negated}", "{has}"),
+        ("the stranger has the property too", "{'not ' if has else ''}{asked} .\",\n        ]",
+         "{'' if has else 'not '}{asked} .\",\n        ]"),
+    )),
+    ("eval/environments/base.py", DATA, (
+        ("overlap of train and test kept", "if p.key not in tested:", "if True:"),
+        ("training draws test problems", 'if split_of(problem.key) == "train":', "if True:"),
+        ("splits do not count where problems are drawn", "if split_of(problem.key) == split and", "if"),
+        ("validation problems stay in train", "trained.pop(key)", "trained[key]"),
+        ("validation in the file's order", "for key in sorted(trained)[:aside]", "for key in list(trained)[:aside]"),
+        ("a question in test twice", "tested.setdefault(p.key, p)", "tested[p.key + str(len(tested))] = p"),
+        ("the training file's answer counts", "for i, source in ((1, test), (0, train)):",
+         "for i, source in ((0, train), (1, test)):"),
+        ("a tenth from the end", "train, test = train[cut:], train[:cut]", "train, test = train[:-cut], train[-cut:]"),
+    )),
+    ("eval/environments/base.py", f"{E}_batches_depend_on_seed_and_epoch {DATA}", (
+        ("every seed has the same order", 'random.Random(f"epoch {seed} {epoch}")', 'random.Random(f"epoch {epoch}")'),
+        ("every epoch has the same order", 'random.Random(f"epoch {seed} {epoch}")', 'random.Random(f"epoch {seed}")'),
+        ("every seed draws the same batches", 'random.Random(f"train {seed} {index}")',
+         'random.Random(f"train {index}")'),
+    )),
+    ("eval/environments/files.py", DATA, (
+        ("places counted from 0", 'in enumerate(text.split("\\n"), 1)', 'in enumerate(text.split("\\n"), 0)'),
+        ("empty fields taken", "if not value.strip():", "if False:"),
+        ("an empty file taken", "if n == 0:", "if False:"),
+        ("half of a surrogate pair taken", "if not value.isascii():", "if False:"),
+        ("an index too far", "not 0 <= value < below", "not 0 <= value <= below + 9"),
+    )),
+    ("eval/stats.py", STATS, (
+        ("Wilson without its correction", "z2 / (4 * n * n)", "z2 / (2 * n * n)"),
+        ("none right is 0 but for rounding", "(0.0 if hits == 0 else low)", "low"),
+        ("90 % intervals", "level: float = 0.95, seed", "level: float = 0.90, seed"),
+        ("the narrower of two intervals", "return min(low, least), max(high, most)",
+         "return max(low, least), min(high, most)"),
+        ("few seeds are not widened", "np.sqrt(s / (s - 1)) * stdtrit(s - 1, 0.975) / Z95", "1.0"),
+        ("seeds are not drawn", "rng.integers(s, size=s)", "np.arange(s)"),
+        ("items are not drawn", "rng.integers(n, size=n)", "np.arange(n)"),
+        ("a rate that was not seen is none", "unseen = wilson(0, n)[1]", "unseen = 0.0"),
+        ("half a unit is a whole one", "max(spread, step / 2)", "max(spread, step)"),
+        ("seeds that agree have no spread", "max(spread, step / 2)", "spread"),
+        ("the population's deviation", "means.std(ddof=1)", "means.std()"),
+        ("a degree of freedom too many", "/ sqrt(len(means)), len(means) - 1", "/ sqrt(len(means)), len(means)"),
+        ("one-sided intervals", "half_width(errors, 0.05)", "half_width(errors, 0.1)"),
+        ("p of one side", "stdtrit(degrees, p / 2)", "stdtrit(degrees, p)"),
+        ("errors add up instead of their squares",
+         "hypot(*(error * float(stdtrit(degrees, p / 2)) for error, degrees in errors))",
+         "-sum(error * float(stdtrit(degrees, p / 2)) for error, degrees in errors)"),
+        ("the interval without the bootstrap's", "min(float(low), mean - half)", "mean - half"),
+        ("the interval without Student's", "max(float(high), mean + half)", "float(high)"),
+        ("Bonferroni for Holm", "(len(p) - rank) * p[i]", "len(p) * p[i]"),
+        ("Holm's values may fall", "worst = max(worst, min(1.0,", "worst = max(0.0, min(1.0,"),
+        ("McNemar of one side", "return min(1.0, 2 * tail)", "return min(1.0, tail)"),
+        ("McNemar counts those that both have", "only_a = sum(x and not y", "only_a = sum(x and y"),
+        ("a minus b is b minus a", "diff_SN = a_SN - b_SN", "diff_SN = b_SN - a_SN"),
+    )),
+    ("eval/judge.py", JUDGE, (
+        ("the end token not counted", "row.index(end) + 1 if end", "row.index(end) if end"),
+        ("latents and tokens exchanged", "v.reason, used, length))", "v.reason, length, used))"),
+        ("steps ignored", "reasoner.tokens([p.question for p in part], steps)",
+         "reasoner.tokens([p.question for p in part])"),
+        ("dropout stays on", "    reasoner.method.eval()\n", ""),
+        ("a verifier that fails is a wrong answer",
+         'raise RuntimeError(f"the verifier failed on problem {problem.key}: {type(e).__name__}: {e}") from e',
+         "return Verdict(0.0, False, False)"),
+        ("levels are one", "levels[item.level].append(item)", "levels[0].append(item)"),
+        ("parsed counts as right", '"accuracy": hits / n', '"accuracy": mean("parsed")'),
+    )),
+    ("eval/cost.py", COST, (
+        ("the head once", "+ head * tokens", "+ head"),
+        ("latents are free", "n = prompt + used + tokens - 1", "n = prompt + tokens - 1"),
+        ("attention to half of it", "len(layer) * 4 * d", "len(layer) * 2 * d"),
+        ("recurrences are free", "config.core * used)", "config.core)"),
+    )),
+    ("eval/lm.py", WRITTEN, (
+        ("the end token not counted", "len(row) + done", "len(row)"),
+        ("the text goes on after its end", "row = row[: row.index(end)] if done else row", "row = row"),
+        ("a request's steps ignored", "num_latents=first.steps,", "num_latents=self.num_latents,"),
+    )),
+    ("paper/numbers.tex", COMMITTED, (
+        ("a number altered by hand", r"\csname r@latents: seeds\endcsname{5}",
+         r"\csname r@latents: seeds\endcsname{6}"),
+    )),
+    ("README.md", COMMITTED, (
+        ("the first table altered by hand", "| answers at once | 0.", "| answers at once | 1."),
+        ("a claim's verdict altered by hand", "fewer latents, and than its controls. * | supported |",
+         "fewer latents, and than its controls. * | not shown |"),
+    )),
+    ("paper/tables/rl.md", COMMITTED, (
+        ("a table altered by hand", "| start at 0.5, rlvr | 0.", "| start at 0.5, rlvr | 1."),
+    )),
+)  # fmt: skip

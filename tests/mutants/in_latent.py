@@ -1,0 +1,103 @@
+"""Mutants of latent/methods/."""
+
+METHODS, CONTROLS, CURRICULUM = (f"tests/latent/test_{name}.py" for name in ("methods", "controls", "curriculum"))
+BY_HAND_SFT, RUNS = "tests/train/test_wiring.py", "tests/train/test_runs.py"
+
+GROUPS = (
+    ("latent/methods/sim.py", BY_HAND_SFT, (
+        ("steps supervised a latent early", "states_BKD[:, 1:].flatten(0, 1)", "states_BKD[:, :-1].flatten(0, 1)"),
+        ("steps supervised a latent late", "rows.append(b * k + i)", "rows.append(b * k + (i + 1) % k)"),
+        ("steps of another row", "rows.append(b * k + i)", "rows.append((b + 1) % len(batch.steps) * k + i)"),
+        ("step_weight ignored", "step_loss.weight = self.config.step_weight", "step_loss.weight = 1.0"),
+        ("no early stops in training", "used_B[batch.draw_rows() < 0.5] = k", "used_B[:] = k"),
+        ("stops before a number that suffices", "low_B + (batch.draw_rows()", "0 * low_B + (batch.draw_rows()"),
+        ("never all but the last", "(k + 1 - low_B)", "(k - low_B)"),
+        ("chains dealt unevenly", "(-(-i * n // k), -(-(i + 1) * n // k))", "(i * n // k, (i + 1) * n // k)"),
+        ("the step's tokens in reverse", "unflatten(-1, (t, -1))", "unflatten(-1, (t, -1)).flip(1)"),
+    )),
+    ("latent/methods/sim.py", CURRICULUM, (
+        ("a chain at rest needs all its latents", "while n > 1 and", "while False and"),
+        ("what a latent should have reached", "dealt[latent - 1][1]", "dealt[latent - 1][0]"),
+    )),
+    ("latent/methods/sim.py", f"{RUNS}::test_a_chain_that_no_latent_can_give_is_refused_before_training", (
+        ("steps that are too long are not refused", "if longest > self.config.step_tokens:", "if False:"),
+    )),
+    ("latent/methods/coconut.py", BY_HAND_SFT, (
+        ("earlier ignored", "batch.draw() < self.config.earlier", "False"),
+        ("earlier stages count for the next", "if self.drawn == self.stage:", "if True:"),
+        ("the drawn stage may be this one", "batch.draw_below(stage) if", "batch.draw_below(stage + 1) if"),
+    )),
+    ("latent/methods/coconut.py", METHODS, (
+        ("a stage more or less", "n_latent // config.latents_per_step + 1", "n_latent // config.latents_per_step"),
+        ("stage_steps an update late", "self.in_stage == self.config.stage_steps",
+         "self.in_stage > self.config.stage_steps"),
+        ("the count goes on in the next stage", "self.in_stage.zero_()", "pass"),
+        ("steps_written ignores the stage", "max(0, chain - int(self.stage))", "chain"),
+    )),
+    ("latent/methods/coconut.py", CURRICULUM, (
+        ("the last stage keeps the rest of a long chain", "drawn if drawn < self.last else max(map(len, batch.steps))",
+         "drawn"),
+        ("the average is believed at once", "self.in_stage >= _FEWEST", "True"),
+        ("a stage ends when it is not learned", "self.exact[0] > self.config", "self.exact[0] < self.config"),
+        ("the average goes on in the next stage", "self.exact.zero_()", "pass"),
+        ("a latent reaches one step, whatever its stage holds",
+         "min(-(-latent // self.config.latents_per_step), chain)",
+         "min(latent, chain)"),
+        ("latents_per_step ignored", "min(stage * self.config.latents_per_step,", "min(stage,"),
+    )),
+    ("latent/methods/base.py", METHODS, (
+        ("latents at contiguous positions", "self.backbone.step(x_PD[:, None], context.skip(self.stride - 1))",
+         "self.backbone.step(x_PD[:, None], context)"),
+        ("the text begins where the last latent is", "context.skip(self.stride * (room - len(states) + 1))", "context"),
+        ("later latents seen after a stop", ">= used_U[:, None]", "> used_U[:, None]"),
+        ("the text follows the last state", "device=used_U.device), used_U][:, None]",
+         "device=used_U.device), -1][:, None]"),
+        ("soft is hidden", "return self.backbone[0].mix(h_BD)", "return h_BD"),
+        ("the text is read a token late", "backbone.embed(ids_UT[:, :-1])", "backbone.embed(ids_UT[:, 1:])"),
+    )),
+    ("latent/methods/base.py", CURRICULUM, (
+        ("the norm's scale ignored", "F.rms_norm(h_BD, h_BD.shape[-1:], self.scale)",
+         "F.rms_norm(h_BD, h_BD.shape[-1:])"),
+        ("exact: one right token will do", "share(hit_BT.all(1))", "share(hit_BT.any(1))"),
+        ("fewer steps than in training begin the text elsewhere", "max(k, trained), self.stop", "k, self.stop"),
+    )),
+    ("latent/methods/base.py", BY_HAND_SFT, (
+        ("losses are means over rows", "Mean(-logp_N.sum(), len(logp_N))", "Mean(-logp_N.sum(), len(hit_BT))"),
+    )),
+    ("latent/methods/base.py", CONTROLS, (
+        ("known inputs cost a pass each", "(min(used, 1) if parallel else used)", "used"),
+    )),
+    ("latent/methods/cot.py", CONTROLS, (
+        ("every ignored in what is written", "sum(one_in(self.config.every, steps))", "sum(steps)"),
+    )),
+    ("latent/methods/cot.py", CURRICULUM, (
+        ("every ignored in training", "batch.chain(every=self.config.every)", "batch.chain()"),
+    )),
+    ("latent/methods/no_cot.py", METHODS, (
+        ("no-CoT is trained on the chain", "pad_right(batch.answers, batch.pad, batch.prompt.ids_BT.device)",
+         "batch.chain()"),
+    )),
+    ("latent/methods/fixed.py", f"{CONTROLS} {CURRICULUM}", (
+        ("the state is fed back after all", "return self.embedding.expand_as(h_BD)", "return h_BD"),
+        ("not at the vocabulary's scale", "scale * torch.randn", "torch.randn"),
+    )),
+    ("latent/methods/pause.py", f"{CONTROLS} {CURRICULUM}", (
+        ("tokens come again from the first", ".clamp(max=len(self.table) - 1)", " % len(self.table)"),
+        ("not at the vocabulary's scale", "scale * torch.randn", "torch.randn"),
+        ("all places have one token", "torch.arange(k, device=self.table.device)", "torch.zeros(k, dtype=torch.long)"),
+    )),
+    ("latent/methods/recurrent.py", METHODS, (
+        ("supervised on the step after", "(steps[:r] + [answer]", "(steps[1 : r + 1] + [answer]"),
+        ("nothing but the answer supervised", 'if self.config.supervise == "steps" else [answer] * r',
+         "if False else [answer] * r"),
+        ("the coda skipped", "self.backbone.loop(s_BTD, self.coda,", "self.backbone.loop(s_BTD, range(0),"),
+        ("no norm at the end", "self.backbone.layers.norm(h_BTD[:,", "(h_BTD[:,"),
+        ("the first positions read out", "-self.config.answer_tokens :])", ": self.config.answer_tokens])"),
+    )),
+    ("latent/methods/recurrent.py", CURRICULUM, (
+        ("always r_max in training", "self.config.r_min + batch.draw_below(self.config.r_max + 1 - self.config.r_min)",
+         "self.config.r_max"),
+        ("r_max never drawn", "(self.config.r_max + 1 - self.config.r_min)", "(self.config.r_max - self.config.r_min)"),
+        ("exact of the first recurrence", "share(exact_BR[:, -1])", "share(exact_BR[:, 0])"),
+    )),
+)  # fmt: skip

@@ -1,0 +1,177 @@
+"""Mutants of train/."""
+
+OPTIMIZER, BY_HAND_SFT, BY_HAND_RL = (f"tests/train/test_{name}.py" for name in ("optimizer", "wiring", "wiring_rl"))
+LOSSES, PROCESSES, CHECKS = (f"tests/train/test_{name}.py" for name in ("losses", "processes", "checks"))
+SELECTION, DISK, RUNS = (f"tests/train/test_{name}.py" for name in ("selection", "persistence", "runs"))
+DAMAGED = f"{DISK}::test_a_checkpoint_that_is_not_what_was_written_is_refused_for_the_one_before_it"
+EDITED = f"{DISK}::test_a_log_that_was_edited_is_said"
+CUT = f"{DISK}::test_a_log_that_does_not_go_with_its_checkpoint_is_said"
+RESUME = f"{RUNS}::test_a_killed_run_goes_on_as_if_never_stopped"
+BEST = f"{SELECTION}::test_the_best_weights_are_those_of_a_run_that_ends_with_them"
+
+GROUPS = (
+    ("train/loop.py", OPTIMIZER, (
+        ("the rate does not decay", "max(1, c.warmup)) * down", "max(1, c.warmup))"),
+        ("no warm-up", "min(1.0, (step + 1) / max(1, c.warmup)) * down", "down"),
+        ("warm-up an update late", "min(1.0, (step + 1)", "min(1.0, step"),
+        ("decay_to ignored", "(1 - c.decay_to) *", ""),
+        ("the decay begins at once", "c.steps * (1 - c.decay)", "0"),
+        ("weight decay ignored", "weight_decay=c.weight_decay", "weight_decay=0.0"),
+        ("beta2 ignored", "betas=(0.9, c.beta2)", "betas=(0.9, 0.999)"),
+        ("gradients not clipped", "clip_grad_norm_(self.params, self.config.clip)",
+         "clip_grad_norm_(self.params, 1e9)"),
+        ("gradients add up", "self.optimizer.zero_grad()", "pass"),
+        ("stop_at ignored", "(c.stop_at and", "(False and"),
+        ("the log has one update, not their mean", "mean(window))", "mean(window[-1:]))"),
+        ("the log's window is never emptied", "window.clear()", "pass"),
+        ("the same seed at every step", "torch.manual_seed(seed_of(self.record.run.seed, step,",
+         "torch.manual_seed(seed_of(self.record.run.seed, 0,"),
+        ("the same seed on every process", "torch.manual_seed(seed_of(self.record.run.seed, step, self.accelerator"
+         ".process_index))", "torch.manual_seed(seed_of(self.record.run.seed, step, 0))"),
+        ("the same seed in every run", "torch.manual_seed(seed_of(self.record.run.seed,",
+         "torch.manual_seed(seed_of(0,"),
+        ("seeds of steps and processes coincide", "(seed * 1_000_003 + step) * 1_009 + rank + 1",
+         "seed * 1_000_003 + step + rank + 1"),
+        ("the same problems at every step", "env.train_batch(stream, step,", "env.train_batch(stream, 0,"),
+    )),
+    ("train/loop.py", BY_HAND_SFT, (
+        ("one drawing for all steps", "seed_of(self.record.run.seed, step, 0)", "seed_of(self.record.run.seed, 0, 0)"),
+        ("weights of a loss's terms ignored", "[m.weight * Mean(", "[Mean("),
+        ("weights ignored in the logged loss", "sum(m.weight * mean for", "sum(mean for"),
+    )),
+    ("train/loop.py", BY_HAND_RL, (
+        ("stop_lr ignored", 'getattr(self.config, "stop_lr", 1.0)', "1.0"),
+        ("the groups' own rates ignored", 'c.lr * group["scale"]', "c.lr"),
+    )),
+    ("train/loop.py", RESUME, (
+        ("a resume forgets the weights", 'self.method.load_state_dict(state["method"])', "pass"),
+        ("a resume forgets the optimizer", 'self.optimizer.load_state_dict(state["optimizer"])', "pass"),
+        ("a resume begins at step 0", 'state["step"], state["core_seconds"]', '0, state["core_seconds"]'),
+        ("a resume leaves the later log", "self.record.go_back(self.start.ends if self.start else {})", "pass"),
+    )),
+    ("train/loop.py", f"{DISK}::test_a_loss_that_is_no_number_leaves_the_state_before_it", (
+        ("a loss that is no number is taken", "if not math.isfinite(float(norm)) or not math.isfinite(loss.item()):",
+         "if False:"),
+    )),
+    ("train/loop.py", f"{DISK}::test_weights_that_are_not_finite_are_saved_nowhere", (
+        ("weights that are not finite are saved", "if not self.all_agree(not odd):", "if False:"),
+    )),
+    ("train/loop.py", f"{DISK}::test_rl_saves_no_weights_that_are_not_finite_either", (
+        ("a second run sees the first one's data again", "run.seed if run.init is None", "run.seed if True"),
+    )),
+    ("train/loop.py", EDITED, (
+        ("save_every counts from 1", "self.done % c.save_every == 0", "self.done % c.save_every == 1"),
+    )),
+    ("train/loop.py", PROCESSES, (
+        ("each process divides by its own count", "counts = [int(n) for n in counts.tolist()]",
+         "counts = [m.count for m in given]"),
+        ("processes share batches, not minibatches", "whole[i * size + rank * own :]",
+         "whole[(rank * parts + i) * own :]"),
+    )),
+    ("train/distill.py", PROCESSES, (
+        ("a batch draws from the global generator", '"generator": trainer.drawing(step), ', ""),
+        ("every process draws for the first rows", '"first": rank * trainer.share', '"first": 0'),
+    )),
+    ("train/distill.py", BY_HAND_SFT, (
+        ("a curriculum is told nothing", "trainer.method.learned(logged)", "{}"),
+    )),
+    ("train/losses.py", LOSSES, (
+        ("the sample's standard deviation", "correction=0", "correction=1"),
+        ("std_floor ignored", "clamp(min=std_floor)", "clamp(min=1e-6)"),
+        ("the mean of all groups", "reward_PG - reward_PG.mean(1, keepdim=True)", "reward_PG - reward_PG.mean()"),
+        ("Dr. GRPO divides too", "            return centred_PG\n",
+         "            return centred_PG / reward_PG.std(1, keepdim=True)\n"),
+        ("rounding is a signal", "centred_PG.masked_fill(flat(reward_PG)[:, None], 0.0)", "centred_PG"),
+        ("the larger of the two, not the smaller", "torch.minimum(rho_BT", "torch.maximum(rho_BT"),
+        ("clip bounds swapped", "clamp(1 - clip[0], 1 + clip[1])", "clamp(1 - clip[1], 1 + clip[0])"),
+        ("entropy is punished", "gain + entropy * bonus", "gain - entropy * bonus"),
+        ("what was not decided counts", "torch.where(mask_BT, torch.minimum(rho_BT * adv_B1, bounded_BT), 0)",
+         "torch.minimum(rho_BT * adv_B1, bounded_BT)"),
+        ("divided by all places", "made = mask_BT.sum()", "made = torch.ones_like(mask_BT).sum()"),
+        ("clipped counts the others", "* adv_B1 > bounded_BT", "* adv_B1 < bounded_BT"),
+        ("KL in the other direction", "ref.logp_BT.detach() - new.logp_BT", "new.logp_BT - ref.logp_BT.detach()"),
+    )),
+    ("train/losses.py", BY_HAND_RL, (
+        ("KL as k1", "gap_BT.exp() - 1 - gap_BT", "-gap_BT"),
+        ("the ratio's old policy carries gradient", "was.logp_BT.detach()).exp()", "new.logp_BT.detach()).exp()"),
+    )),
+    ("train/rlvr.py", BY_HAND_RL, (
+        ("advantages of another minibatch", "adv_parts[i]", "adv_parts[i - 1]"),
+        ("KL dropped", "terms.append(replace(kl, weight=c.kl))", "pass"),
+        ("KL's sign", "weight=c.kl)", "weight=-c.kl)"),
+        ("KL's weight", "replace(kl, weight=c.kl)", "kl"),
+        ("the old policy is the current one", "was = detached(now) if old[i] is None else old[i]",
+         "was = detached(now)"),
+        ("the reference is the current policy", "ref = score(reference, part", "ref = score(method, part"),
+        ("clip bounds swapped where passed", "(c.clip_low, c.clip_high)", "(c.clip_high, c.clip_low)"),
+        ("std_floor not passed", "c.advantage, c.std_floor", "c.advantage"),
+        ("the advantage is always GRPO's", "advantages(reward_PG, c.advantage,", 'advantages(reward_PG, "grpo",'),
+        ("entropy not passed", "c.entropy)", "0.0)"),
+        ("latents cost nothing", "- c.latent_cost * used_B", ""),
+        ("scored at temperature 1", "now = score(method, part, c.temperature)", "now = score(method, part, 1.0)"),
+        ("one epoch", "range(c.epochs)", "range(1)"),
+    )),
+    ("train/rlvr.py", f"{RUNS}::test_groups_without_spread_stop_the_run", (
+        ("a run that cannot learn goes on", "if not all_right:", "if False:"),
+        ("patience ignored", "if streak < trainer.config.patience:", "if True:"),
+    )),
+    ("train/rlvr.py", "tests/train/test_watch.py", (
+        ("updates without a signal need not be in a row", '.get("flat", 0) + 1 if no_signal else 0',
+         '.get("flat", 0) + no_signal'),
+        ("answers judged by other problems", "problems[i // c.group]", "problems[i % len(problems)]"),
+        ("sampler and trainer may differ", "if not gap <= LARGEST_GAP:", "if False:"),
+    )),
+    ("train/checkpoint.py", f"{DISK}::test_the_last_checkpoints_are_kept_and_their_number_changes_no_id", (
+        ("one checkpoint kept", "mine[:keep]", "mine[:1]"),
+    )),
+    ("train/checkpoint.py", f"{DISK}::test_a_checkpoint_of_another_run_is_refused_whatever_its_log", (
+        ("another run's checkpoint taken", 'if about["run"] != run:', "if False:"),
+    )),
+    ("train/checkpoint.py", f"{DAMAGED} {EDITED}", (
+        ("the oldest checkpoint first", "reverse=True", "reverse=False"),
+        ("checksums not compared", "if digest(folder / name) != checksum:", "if False:"),
+        ("the folder's name believed", "if folder.name != f\"step-{about['step']}\":", "if False:"),
+        ("the log not compared", 'if why := unfit(about["logs"]):', "if why := None:"),
+        ("the manifest not compared", "path.read_text() != rendered(about)", "False"),
+    )),
+    ("train/record.py", f"{CUT} {EDITED} {DISK}::test_a_kill_amid_judging_doubles_no_sample", (
+        ("earlier starts forgotten", "[*before, now]", "[now]"),
+        ("a log that was cut is not seen as such", 'if has < end["bytes"]:', "if False:"),
+        ("a log that was edited is taken", 'if digest(path, end["bytes"]) != end["sha256"]:', "if False:"),
+    )),
+    ("train/record.py", f"{RUNS}::test_a_run_is_not_taken_for_one_on_other_data", (
+        ("other data taken for the run's", "if path.exists() and field(", "if False and field("),
+    )),
+    ("train/selection.py", f"{SELECTION}::test_of_equally_good_weights_the_later_are_kept", (
+        ("of equally good ones the first", 'accuracy >= best["valid"]', 'accuracy > best["valid"]'),
+    )),
+    ("train/selection.py", f"{SELECTION}::test_what_is_validated_on_is_the_validation_split", (
+        ("validated on test problems", 'env.problems("valid", level', 'env.problems("test", level'),
+    )),
+    ("train/selection.py", BEST, (
+        ("the worst weights selected", 'accuracy >= best["valid"]', 'accuracy <= best["valid"]'),
+        ("the last weights, whatever was selected", 'trainer.method.load_state_dict(best["method"])', "pass"),
+        ("the best weights are not copied", '.to("cpu", copy=True)', '.to("cpu")'),
+    )),
+    ("train/checks.py", CHECKS, (
+        ("golds not read back", "golds_survive(reasoner, env, train[:GOLDS], test)", "pass"),
+        ("a run where nothing can be right goes on", 'cut["judge"] == len(test) or', "False and"),
+        ("answers that a tokenizer makes long are cut", "reasoner.answer_tokens = answer * 5 // 4", "pass"),
+        ("half of the problems not looked at", "for p in test + train:\n            reasoner.method",
+         "for p in test:\n            reasoner.method"),
+    )),
+    ("train/config.py", SELECTION, (
+        ("new fields change old ids", "f.metadata != LATER or", "True or"),
+    )),
+    ("train/config.py", f"{RUNS}::test_an_arm_starts_from_the_run_of_the_arm_it_names", (
+        ("arms start from no run", "runs[arm.init].id if arm.init in runs else arm.init", "arm.init"),
+    )),
+    ("train/run.py", f"{RUNS}::test_the_seed_says_which_weights_a_run_begins_with"
+     f" {RUNS}::test_a_run_is_judged_at_every_level_and_number_of_steps_asked_for"
+     f" {RUNS}::test_an_arm_starts_from_the_run_of_the_arm_it_names", (
+        ("a run does not take over weights", "inherit(method, started.method, run.init)", "pass"),
+        ("runs of all seeds begin with the same weights", "torch.manual_seed(run.seed)", "torch.manual_seed(0)"),
+        ("the other levels not judged", "return main + [p for", "return main or [p for"),
+        ("the sweep is the trained number of steps", "steps=k, tick=tick)", "tick=tick)"),
+    )),
+)  # fmt: skip

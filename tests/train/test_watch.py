@@ -1,0 +1,65 @@
+"""What RL watches over: updates that teach nothing, a sampler that is not the policy, which problem an answer is to."""
+
+import json
+
+import pytest
+import torch
+
+from eval.environments import Cups
+from latent.config import LearnedStop, ModelConfig, Sim
+from latent.thought import Decision
+from tests.train.by_hand import trainer_of
+from train import rlvr
+from train.config import RLVR, Run
+
+
+def test_only_updates_in_a_row_are_counted(tmp_path):
+    run = Run(Cups(), ModelConfig(n_layer=1, n_embd=16, n_head=2), Sim(n_latent=2), RLVR(patience=3))
+    trainer, _, _ = trainer_of(run, tmp_path)
+    for no_signal in (True, True, False, True, True, False):
+        rlvr.watch(trainer, no_signal, all_right=False)
+    assert trainer.counters["flat"] == 0 and not trainer.enough
+    rlvr.watch(trainer, True, True)
+    rlvr.watch(trainer, True, True)
+    assert not trainer.enough
+    rlvr.watch(trainer, True, True)
+    assert trainer.enough
+    with pytest.raises(RuntimeError, match="no group had any spread of reward for 4 updates"):
+        rlvr.watch(trainer, True, False)
+
+
+@pytest.mark.parametrize("gap, said", [(0.02, "0.02"), (-0.005, "0.005"), (float("nan"), "nan")])
+def test_a_sampler_that_is_not_the_trainers_policy_is_an_error(gap, said):
+    """Where a decision was made; what is masked does not count."""
+    logp, mask = torch.tensor([[-1.0, -2.0, -3.0]]), torch.tensor([[True, True, False]])
+    sampled = Decision("token", torch.zeros_like(logp), logp, torch.zeros_like(logp), mask)
+    metrics = {"ratio_min": 1.0, "ratio_max": 1.0}
+
+    def scored(place: int, more: float) -> Decision:
+        other = logp.clone()
+        other[0, place] += more
+        return Decision("token", torch.zeros_like(logp), other, torch.zeros_like(logp), mask)
+
+    with pytest.raises(RuntimeError, match=f"sampler and trainer differ by {said} nats on one decision"):
+        rlvr.on_policy(metrics, [scored(1, gap)], [sampled])
+    assert rlvr.on_policy(metrics, [scored(2, 0.02)], [sampled]) == 0.0
+    assert rlvr.on_policy(metrics, [scored(0, 5e-4)], [sampled]) == pytest.approx(5e-4, rel=1e-3)
+
+
+def test_every_rollout_is_judged_by_its_own_problem(tmp_path):
+    """Two cups, one swap or two: samples of two problems with different answers, judged again from their keys."""
+    env = Cups(cups=2, swaps=2, min_swaps=1)
+    how = RLVR(steps=3, batch=4, group=48, log_every=1, latent_cost=0.25)
+    run = Run(env, ModelConfig(n_layer=1, n_embd=16, n_head=2), Sim(n_latent=2, halt=LearnedStop(bias=0.0)), how)
+    trainer, env, _ = trainer_of(run, tmp_path)
+    rlvr.fit(trainer, env)
+    known = [{p.key: p for p in env.train_batch(0, step, 4)} for step in range(3)]
+    samples = [json.loads(line) for line in (tmp_path / run.id / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 3 * 2 * 48
+    for i, s in enumerate(samples):
+        p = env.train_batch(0, i // 96, 4)[i % 96 // 48]
+        verdict = env.verify(p, s["text"])
+        assert (s["key"], s["correct"], s["parsed"]) == (p.key, verdict.correct, verdict.parsed)
+        assert s["reward"] == pytest.approx(verdict.reward - 0.25 * s["used"])
+    assert any(len({p.answer for p in each.values()}) == 2 for each in known)
+    assert 3 < sum(s["correct"] for s in samples) < len(samples) / 2

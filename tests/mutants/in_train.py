@@ -50,8 +50,8 @@ GROUPS = (
         ("a resume leaves the later log", "self.record.go_back(self.start.ends if self.start else {})", "pass"),
     )),
     ("train/loop.py", f"{DISK}::test_a_loss_that_is_no_number_leaves_the_state_before_it", (
-        ("a loss that is no number is taken", "if not math.isfinite(float(norm)) or not math.isfinite(loss.item()):",
-         "if False:"),
+        ("a loss that is no number is taken",
+         "if not self.all_agree(math.isfinite(float(norm)) and math.isfinite(loss.item())):", "if False:"),
     )),
     ("train/loop.py", f"{DISK}::test_weights_that_are_not_finite_are_saved_nowhere", (
         ("weights that are not finite are saved", "if not self.all_agree(not odd):", "if False:"),

@@ -239,11 +239,11 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
         accumulation steps, and of all devices where Trainer averages over them, count the same. Labels at placeholders
         add nothing to the sum.
 
-        Rows may be padded on either side, and each may think as often as it likes. Without a mask, the padding token
-        is padding. Without `prompt_logits` the columns
-        before a thought are left zero, which saves reading the prompt twice. Columns after the last token of an answer
-        that is read off in parallel are NaN. Raises ValueError for placeholders that do not follow each other, where
-        the positions do not suffice, and without a mask where padding cannot be told from text.
+        Rows may be padded on either side, and each may think as often as it likes. Without a mask, the padding token is
+        padding. Without `prompt_logits` the columns before a thought are left zero, which saves reading the prompt
+        twice. Columns after the last token of an answer that is read off in parallel are NaN. Raises ValueError for
+        placeholders that do not follow each other, where the positions do not suffice, and without a mask where padding
+        cannot be told from text.
         """
         if kwargs.get("position_ids") is not None or kwargs.get("inputs_embeds") is not None:
             raise ValueError("position_ids and inputs_embeds are not taken: positions follow from the attention mask")

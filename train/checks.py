@@ -8,6 +8,7 @@ from latent.generate import Reasoner
 from latent.text import Batch, Codec, pad_right
 from train.config import RLVR, Run
 
+Lengths = tuple[list[int], int]  # tokens of a problem's steps, and of its answer
 GOLDS = 1000  # training problems whose gold is read back; of those that are judged, all are
 
 
@@ -17,24 +18,29 @@ def check(reasoner: Reasoner, env: Environment, run: Run, test: list[Problem]) -
     train = env.splits["train"] if isinstance(env, Finite) else env.train_batch(run.seed, 0, run.train.batch)
     golds_survive(reasoner, env, train[:GOLDS], test)
     taught = not isinstance(run.train, RLVR)
-    if taught:
-        for p in test + train:
-            reasoner.method.must_take([len(codec.step(s)) for s in p.steps], len(codec.answer(p.answer)))
-    said = must_be_decoded(reasoner, run, train, test)
-    must_fit(reasoner, run, train, test)
+    judged = [lengths(codec, p) for p in test]
+    learned = [lengths(codec, p) for p in train]
+    for steps, answer in judged + learned if taught else ():
+        reasoner.method.must_take(steps, answer)
+    said = must_be_decoded(reasoner, run, learned, judged)
+    must_fit(reasoner, run, test + train, judged + learned)
     if taught:
         with torch.no_grad(), torch.random.fork_rng():
             reasoner.method.loss(Batch.of(train[:2], codec))  # what a method itself has to object to
     return said
 
 
-def must_fit(reasoner: Reasoner, run: Run, train: list[Problem], test: list[Problem]) -> None:
+def lengths(codec: Codec, problem: Problem) -> Lengths:
+    """How many tokens each of a problem's steps has, and its answer, closed by the end token if there is one."""
+    return [len(codec.step(s)) for s in problem.steps], len(codec.answer(problem.answer))
+
+
+def must_fit(reasoner: Reasoner, run: Run, problems: list[Problem], sizes: list[Lengths]) -> None:
     """Raise ValueError for a problem longer than the model's positions."""
     codec, method, has = reasoner.codec, reasoner.method, reasoner.method.backbone.positions
     wider = max([0, *(k - method.steps for k in run.judge.sweep)]) * getattr(method, "stride", 0)
-    for p in test + train:
-        prompt, answer = len(codec.question(p.question)), len(codec.answer(p.answer))
-        steps = [len(codec.step(s)) for s in p.steps]
+    for p, (steps, answer) in zip(problems, sizes, strict=True):
+        prompt = len(codec.question(p.question))
         needs = method.needs(prompt, steps, max(answer, reasoner.answer_tokens)) + wider
         if needs > has:
             raise ValueError(
@@ -43,7 +49,7 @@ def must_fit(reasoner: Reasoner, run: Run, train: list[Problem], test: list[Prob
             )
 
 
-def must_be_decoded(reasoner: Reasoner, run: Run, train: list[Problem], test: list[Problem]) -> list[str]:
+def must_be_decoded(reasoner: Reasoner, run: Run, train: list[Lengths], test: list[Lengths]) -> list[str]:
     """Say how many gold texts are longer than what is decoded, which then cannot be right, and which flag would do.
 
     Counted as the method writes once it is trained: the chain's steps that it does not think, and the answer. In an
@@ -57,11 +63,8 @@ def must_be_decoded(reasoner: Reasoner, run: Run, train: list[Problem], test: li
     has = has if method.parallel_answer is None else min(has, method.parallel_answer)
     ends = codec.end is not None  # the end token need not be written
     sizes = {
-        name: [
-            (len(codec.answer(p.answer)) - ends, method.written([len(codec.step(s)) for s in p.steps]))
-            for p in problems
-        ]
-        for name, problems in (("train", train), ("judge", test))
+        name: [(answer - ends, method.written(steps)) for steps, answer in each]
+        for name, each in (("train", train), ("judge", test))
     }
     cut = {name: sum(answer + chain > has for answer, chain in each) for name, each in sizes.items()}
     if not any(cut.values()):

@@ -179,7 +179,7 @@ class Trainer:
                 self.core_seconds += time.process_time() - start
                 event = {"stage": "train", "done": self.done, "total": total}
                 if self.done % c.log_every == 0 or self.done == total or self.enough:
-                    event["metrics"] = self._over_processes(mean(window))
+                    event["metrics"] = self._mean_over_processes(mean(window))
                     window.clear()
                     line = {"step": self.done, "core_seconds": self.core_seconds, **event["metrics"]}
                     if self.accelerator.is_main_process:
@@ -199,7 +199,7 @@ class Trainer:
         self._check_weights()
         self.method.eval()
 
-    def _over_processes(self, metrics: dict[str, float]) -> dict[str, float]:
+    def _mean_over_processes(self, metrics: dict[str, float]) -> dict[str, float]:
         """The mean over processes, so that all of them see, and act on, the same numbers."""
         if self.accelerator.num_processes == 1:
             return metrics

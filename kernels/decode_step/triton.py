@@ -42,11 +42,9 @@ PARTS = 16  # of the cache at most, attended by different programs
 @triton.jit(do_not_specialize=["N"])
 def enter_kernel(
     x, add, weight, stream, scaled, sums, N,
-    C: tl.constexpr, TILES: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr, PDL: tl.constexpr,
-    UPCAST: tl.constexpr,
+    C: tl.constexpr, TILES: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """The stream of one row begins: its input, and what the position adds."""
-    follow(PDL)
     row = tl.program_id(0)
     cols = tl.arange(0, BLOCK_C)
     ok = cols < C
@@ -123,8 +121,9 @@ class Step:
         `rope`: cosines and sines (B, d) in fp32. `hidden_BS`: uint8 (B, room), 1 = not to be attended.
         """
         dec, n = self.decoder, self.n
-        plain = {"PDL": False, "UPCAST": interpreted(), "num_warps": 4}
-        chained = plain | ({"PDL": True, "launch_pdl": True} if self.dependent else {})
+        # the first launch waits for all that came before it, weights included: those after may fetch theirs early
+        plain = {"UPCAST": interpreted(), "num_warps": 4}
+        chained = plain | {"PDL": self.dependent} | ({"launch_pdl": True} if self.dependent else {})
         wide_d = triton.next_power_of_2(dec.d)
         row = {"C": self.width, "BLOCK_C": triton.next_power_of_2(self.width)}
         tile = {"TILES": self.tiles, "BLOCK_T": triton.next_power_of_2(self.tiles)}

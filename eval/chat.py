@@ -17,6 +17,7 @@ from typing import Annotated
 import tyro
 
 from eval.cli import at_least, guarded, parse, program
+from kernels.errors import UserError
 
 HELP = "A problem, or: /sample (a held-out problem), /latents K (or /latents, as trained), /help, /quit"
 
@@ -39,7 +40,7 @@ def main(args: list[str] | None = None) -> int:
     def body() -> None:
         options = parse(Options, args, program("eval.chat", "latent-chat"), __doc__)
         if options.latents is not None and options.latents < 0:
-            raise ValueError(f"--latents must be at least 0, got {options.latents}")
+            raise UserError(f"--latents must be at least 0, got {options.latents}")
         at_least(options, top=1)
         talk(options)
 

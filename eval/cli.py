@@ -18,13 +18,14 @@ from urllib.request import getproxies
 
 import tyro
 
+from kernels.errors import UserError
 from latent.startup import end_quietly
 
 T = TypeVar("T")
 
 
 def parse(cls: type[T], args: list[str] | None, prog: str, description: str, **settings) -> T:
-    """An instance of a dataclass from flags. Raises ValueError for a wrong one, one that is given twice or without a
+    """An instance of a dataclass from flags. Raises UserError for a wrong one, one that is given twice or without a
     value, and a number that is none; --help prints and exits."""
     check_flags(sys.argv[1:] if args is None else args)
     complaint = io.StringIO()
@@ -33,17 +34,17 @@ def parse(cls: type[T], args: list[str] | None, prog: str, description: str, **s
             made = tyro.cli(cls, args=args, prog=prog, description=description, **settings)
     except SystemExit as e:
         if e.code:
-            raise ValueError(in_one_line(complaint.getvalue())) from None
+            raise UserError(in_one_line(complaint.getvalue())) from None
         raise
     for f in fields(made):
         value = getattr(made, f.name)
         if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"--{f.name.replace('_', '-')} must be finite, got {value}")
+            raise UserError(f"--{f.name.replace('_', '-')} must be finite, got {value}")
     return made
 
 
 def check_flags(args: list[str]) -> None:
-    """Raise ValueError for a flag that is given twice, of which the parser would take the last, and an empty value."""
+    """Raise UserError for a flag that is given twice, of which the parser would take the last, and an empty value."""
     seen = set()
     flag = "an argument"
     for arg in args:
@@ -52,12 +53,12 @@ def check_flags(args: list[str]) -> None:
             *group, last = flag.replace("_", "-").removeprefix("--").split(".")
             name = ".".join([*group, last.removeprefix("no-")])
             if name in seen:
-                raise ValueError(f"{flag} is given twice")
+                raise UserError(f"{flag} is given twice")
             seen.add(name)
             if equals and not value.strip():
-                raise ValueError(f"{flag} has an empty value")
+                raise UserError(f"{flag} has an empty value")
         elif not arg.strip():
-            raise ValueError(f"{flag} has an empty value")
+            raise UserError(f"{flag} has an empty value")
 
 
 def in_one_line(box: str) -> str:
@@ -109,7 +110,7 @@ def guarded(body: Callable[[], int | None]) -> int:
 def launched() -> tuple[int, int] | None:
     """This process's rank and how many there are, under a launcher of several; None elsewhere.
 
-    Raises ValueError for numbers that are none. A shell that has WORLD_SIZE alone, as on a cluster, is no launcher.
+    Raises UserError for numbers that are none. A shell that has WORLD_SIZE alone, as on a cluster, is no launcher.
     """
     found = []
     for name in ("RANK", "WORLD_SIZE"):
@@ -117,7 +118,7 @@ def launched() -> tuple[int, int] | None:
         if value is None:
             return None
         if not value.isdecimal():
-            raise ValueError(f"{name} must be a whole number, got {value!r}: it is set by launchers, unset it")
+            raise UserError(f"{name} must be a whole number, got {value!r}: it is set by launchers, unset it")
         found.append(int(value))
     return (found[0], found[1]) if found[1] > 1 else None
 
@@ -142,10 +143,10 @@ def program(module: str, script: str) -> str:
 
 
 def at_least(options, **least: int) -> None:
-    """Raise ValueError for an option below its least value."""
+    """Raise UserError for an option below its least value."""
     for name, n in least.items():
         if getattr(options, name) < n:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least {n}, got {getattr(options, name)}")
+            raise UserError(f"--{name.replace('_', '-')} must be at least {n}, got {getattr(options, name)}")
 
 
 def aligned(rows: list[list[str]]) -> list[str]:

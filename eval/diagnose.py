@@ -20,6 +20,7 @@ import tyro
 
 from eval.cli import aligned, at_least, guarded, parse, program
 from eval.runs import finished_beside
+from kernels.errors import UserError
 from latent.files import check_writable, field, read_json, write_text
 
 
@@ -71,7 +72,7 @@ def main(args: list[str] | None = None) -> int:
 def controls_of(run: Path) -> dict[str, Path]:
     """The pause and fixed-embedding runs in the folder of a run that are its controls, by name.
 
-    Raises ValueError where there are several of a kind.
+    Raises UserError where there are several of a kind.
     """
     apart = lambda method: {k: v for k, v in method.items() if k != "feedback"}  # noqa: E731
     mine = apart(field(read_json(run / "config.json"), "method", dict, run / "config.json"))
@@ -81,13 +82,13 @@ def controls_of(run: Path) -> dict[str, Path]:
         if kind is None or not isinstance(method.get("of"), dict) or apart(method["of"]) != mine:
             continue
         if kind in found:
-            raise ValueError(f"{found[kind].name} and {folder.name} are both {kind} controls: say --beside")
+            raise UserError(f"{found[kind].name} and {folder.name} are both {kind} controls: say --beside")
         found[kind] = folder
     return found
 
 
 def diagnose(run: Path, options: Options) -> dict:
-    """Every number of the suite for one run. Raises ValueError where it cannot be had."""
+    """Every number of the suite for one run. Raises UserError where it cannot be had."""
     import torch
 
     from eval import diagnostics
@@ -116,7 +117,7 @@ def diagnose(run: Path, options: Options) -> dict:
 
 
 def opened(run: Path, device: str, purpose: str):
-    """A run's reasoner, which thinks, and its environment. Raises ValueError where there is nothing for a purpose."""
+    """A run's reasoner, which thinks, and its environment. Raises UserError where there is nothing for a purpose."""
     import torch
 
     from eval import environments
@@ -124,10 +125,10 @@ def opened(run: Path, device: str, purpose: str):
 
     reasoner = load(run, "cuda" if device == "auto" and torch.cuda.is_available() else "cpu")
     if not reasoner.method.trained_steps:
-        raise ValueError(f"{run} thinks in no latents ({type(reasoner.method).__name__}): nothing to {purpose}")
+        raise UserError(f"{run} thinks in no latents ({type(reasoner.method).__name__}): nothing to {purpose}")
     env = environments.of_run(run)
     if env is None:
-        raise ValueError(f"{run} is not a run's folder: its problems are not known")
+        raise UserError(f"{run} is not a run's folder: its problems are not known")
     return reasoner, env
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from eval.environments.base import Environment, Problem, iterate
 from eval.judge import verify
+from kernels.errors import UserError
 from latent.generate import Reasoner, decode, rollout, score
 from latent.methods.base import Edit
 from latent.thought import Greedy, Thought
@@ -114,7 +115,7 @@ def intervened(reasoner: Reasoner, was: Untouched, kind: str, seed: int) -> list
                 return mixed
             case "other problem":
                 return was.given(i)
-        raise ValueError(f"intervention must be one of {', '.join(INTERVENTIONS)}, got {kind!r}")
+        raise UserError(f"intervention must be one of {', '.join(INTERVENTIONS)}, got {kind!r}")
 
     if kind == "removed":
         return answer(reasoner, was.problems, Greedy(), steps=0)[0]
@@ -134,16 +135,16 @@ def causal(reasoner: Reasoner, env: Environment, problems: list[Problem], batch:
     Returns 0/1 results item by item, `intact` and for each intervention `correct` with `changed`, the share of texts
     that differ from the intact ones; for each patched latent, among the `n` rows that think it, `flipped`, the share of
     changed texts, and `donor`, the share that became the donor's of those that were not; and `sweep`, correct results
-    by latent steps, as far as the positions go. Raises ValueError for a loop along the depth on prompts of different
+    by latent steps, as far as the positions go. Raises UserError for a loop along the depth on prompts of different
     lengths, between which no states can be exchanged.
     """
     method = reasoner.method
     trained = method.trained_steps
     prompts = [len(reasoner.codec.question(p.question)) for p in problems]
     if method.parallel_answer is not None and min(prompts) != max(prompts):
-        raise ValueError("states of a loop along the depth can be exchanged only between prompts of the same length")
+        raise UserError("states of a loop along the depth can be exchanged only between prompts of the same length")
     if len(problems) % batch == 1:
-        raise ValueError(f"{len(problems)} problems in batches of {batch} leave one without another to take from")
+        raise UserError(f"{len(problems)} problems in batches of {batch} leave one without another to take from")
     found: dict = {"intact": [], "keys": [p.key for p in problems]}
     kinds = {kind: {"correct": [], "changed": 0.0} for kind in INTERVENTIONS}
     patches: list[dict] = []
@@ -274,7 +275,7 @@ def probe(reasoner: Reasoner, train: States, test: States, ridge: float = 1e-2) 
     `accuracy` is over places and problems, `majority` that of the commonest token. The control task has no structure:
     each step's text has tokens drawn for it from those that occur at the place. `selectivity` is what the probe adds to
     the majority there and here, (accuracy - majority) - (control - control's majority), on steps that occur in both
-    sets; it is left out where there are fewer than 20. Problems without steps are left out. Raises ValueError where
+    sets; it is left out where there are fewer than 20. Problems without steps are left out. Raises UserError where
     none is left.
     """
     found = []
@@ -282,7 +283,7 @@ def probe(reasoner: Reasoner, train: States, test: States, ridge: float = 1e-2) 
         sides = [steps_reached(reasoner, where, i) for where in (train, test)]
         if not all(len(steps) for _, steps in sides):
             if i == 1:
-                raise ValueError("a probe needs the oracle's steps, and no problem has any")
+                raise UserError("a probe needs the oracle's steps, and no problem has any")
             break
         seen = set(sides[0][1])
         real, common, chosen, gains = [], [], [], []

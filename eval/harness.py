@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from eval.cli import do_not_wait_for_the_hub
+from kernels.errors import UserError
 from latent.files import check_writable
 
 TASKS = Path(__file__).parent / "tasks"
@@ -47,7 +48,7 @@ def main(args: list[str] | None = None) -> int:
                 check_writable(Path(path), "--output_path", folder=not path.endswith(".json"))
             named = set(" ".join(asked.tasks or ["all"]).replace(",", " ").split())
             if getattr(asked, "cache_requests", None) and named & own_tasks():
-                raise ValueError("--cache_requests does not see --metadata: leave it out with tasks of ours")
+                raise UserError("--cache_requests does not see --metadata: leave it out with tasks of ours")
             if not theirs and named <= own_tasks():  # reading the thousands of others takes five seconds
                 tasks.TaskManager = partial(everything, include_defaults=False)
         cli.execute(asked)

@@ -29,6 +29,7 @@ import latent  # noqa: F401  its checkpoints are known to transformers from here
 from eval.cost import method_flops
 from eval.environments.base import iterate
 from eval.usual import Usual
+from kernels.errors import UserError
 from latent import hub
 from latent.generate import Reasoner
 from latent.hf import LatentForCausalLM
@@ -63,7 +64,7 @@ class LatentLM(HFLM):
 
     `pretrained` may also be a `Reasoner`, or a `LatentForCausalLM` with its `tokenizer`. `num_latents` (or
     `num_recurrences`) defaults to what the checkpoint was trained with, and is a request's own where `--gen_kwargs` say
-    so. A plain causal LM opens too, with none. Raises ValueError for a folder that is no checkpoint, a foreign
+    so. A plain causal LM opens too, with none. Raises UserError for a folder that is no checkpoint, a foreign
     tokenizer, and more latents than the positions hold.
     """
 
@@ -78,7 +79,7 @@ class LatentLM(HFLM):
             if folder.is_dir() and not plain(folder):
                 pretrained = str(hub.find(folder))
             elif not folder.is_dir() and not NAME.fullmatch(pretrained):
-                raise ValueError(f"{pretrained} is neither a folder nor a name on the hub")
+                raise UserError(f"{pretrained} is neither a folder nor a name on the hub")
             kwargs = {"device": "cuda" if torch.cuda.is_available() else "cpu", **kwargs}
         same = ("batch_size", "max_batch_size", "device", "tokenizer")  # what changes no answer, or is checked
         self.settings = {k: str(v) for k, v in sorted(kwargs.items()) if k not in same}
@@ -89,7 +90,7 @@ class LatentLM(HFLM):
         if self.thinks:
             hub.check_tokenizer(pretrained, self.tokenizer, self.model.config)
         elif steps:
-            raise ValueError(f"{pretrained} is a plain causal LM: num_latents must be 0, got {steps}")
+            raise UserError(f"{pretrained} is a plain causal LM: num_latents must be 0, got {steps}")
         self.num_latents: int = (self.model.num_latents if steps is None else steps) if self.thinks else 0
         if not self.thinks:
             return
@@ -97,7 +98,7 @@ class LatentLM(HFLM):
         self.tokenizer.split_special_tokens = not self.model.config.chat
         self.codec = Codec(self.tokenizer, self.model.config.fixed_answer)
         if isinstance(self.think_end_token, int):
-            raise ValueError("think_end_token must be text, not a token's number")
+            raise UserError("think_end_token must be text, not a token's number")
         if self.model.config.chat:
             log.warning("this checkpoint was trained on questions in a chat template: give --apply_chat_template")
         self._check(self.num_latents)
@@ -105,12 +106,12 @@ class LatentLM(HFLM):
     thinks, doing = False, "text"  # until the model is there: HFLM's constructor asks for max_length
 
     def _check(self, steps: int) -> None:
-        """Raise ValueError for a number of latents that the model does not have, or has no room for."""
+        """Raise UserError for a number of latents that the model does not have, or has no room for."""
         self.model.thinking(steps)
         if self.model.method.parallel_answer is not None and steps == 0:
-            raise ValueError("a loop along the depth needs at least one recurrence, got 0")
+            raise UserError("a loop along the depth needs at least one recurrence, got 0")
         if self._positions(steps) < 2:
-            raise ValueError(
+            raise UserError(
                 f"num_latents={steps} leaves no room for text: the model has "
                 f"{self.model.method.backbone.positions} positions"
             )
@@ -159,7 +160,7 @@ class LatentLM(HFLM):
         context_ids, continuation_ids = self._read(context), list(self.codec.step(continuation))
         longest = self.model.method.parallel_answer
         if longest is not None and len(continuation_ids) > longest:
-            raise ValueError(f"this model reads off {longest} tokens, {continuation!r:.40} has {len(continuation_ids)}")
+            raise UserError(f"this model reads off {longest} tokens, {continuation!r:.40} has {len(continuation_ids)}")
         return context_ids + self.model.thinking(self.num_latents, context_ids[-1]), continuation_ids
 
     def _read(self, context: str) -> list[int]:
@@ -212,7 +213,7 @@ class LatentLM(HFLM):
         far as there is room, and a context that leaves none is a ValueError.
         """
         if "max_length" in how:
-            raise ValueError("max_length is not taken, as thoughts are not counted: give max_gen_toks")
+            raise UserError("max_length is not taken, as thoughts are not counted: give max_gen_toks")
         rest = {k: v for k, v in how.items() if k not in ("num_latents", "num_recurrences", "until", *LIMITS)}
         steps = _steps(how.get("num_latents"), how.get("num_recurrences"))
         steps = self.num_latents if steps is None else steps
@@ -222,18 +223,18 @@ class LatentLM(HFLM):
         said = next((how[name] for name in LIMITS if how.get(name) is not None), None)
         ids = self._read(context)
         if not ids:
-            raise ValueError("a context of no tokens cannot be gone on with")
+            raise UserError("a context of no tokens cannot be gone on with")
         think = self.model.thinking(0, ids[-1])
         room = (self._max_length or self._positions(steps)) + 1 - len(ids) - len(think)
         needs = self.model.generation_config.max_new_tokens
         if said is None or isinstance(said, Usual) or int(said) >= room + len(ids):
             if room < 1:
-                raise ValueError(f"a context of {len(ids)} tokens and {steps} thoughts leave no room for text")
+                raise UserError(f"a context of {len(ids)} tokens and {steps} thoughts leave no room for text")
             limit = min(needs, room)
         else:
             limit = int(said) if self.model.longest is None else min(int(said), self.model.longest)
             if limit < 1:
-                raise ValueError(f"max_gen_toks must be at least 1, got {said}")
+                raise UserError(f"max_gen_toks must be at least 1, got {said}")
             if limit > room:
                 log.warning("a context of %d tokens is cut from the left to %d", len(ids), len(ids) + room - limit)
                 ids = ids[limit - room :]
@@ -294,7 +295,7 @@ class LatentLM(HFLM):
             mine, key = self.fingerprint(), "fingerprint of the model"
             theirs = db.get(key)
             if theirs != mine and (theirs is not None or len(db) > 0):
-                raise ValueError(
+                raise UserError(
                     f"--use_cache {db.filename} holds answers of another checkpoint or of other settings: "
                     "give another path"
                 )
@@ -317,9 +318,9 @@ class LatentLM(HFLM):
 
 
 def _steps(num_latents, num_recurrences) -> int | None:
-    """The number of latent steps that is asked for, None where nothing is. Raises ValueError for what is no number."""
+    """The number of latent steps that is asked for, None where nothing is. Raises UserError for what is no number."""
     if num_latents is not None and num_recurrences is not None:
-        raise ValueError("num_latents and num_recurrences are one setting: give one of them")
+        raise UserError("num_latents and num_recurrences are one setting: give one of them")
     steps = num_recurrences if num_latents is None else num_latents
     if steps is None:
         return None
@@ -328,7 +329,7 @@ def _steps(num_latents, num_recurrences) -> int | None:
         if whole != float(steps) or whole < 0:
             raise ValueError
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"num_latents must be a whole number, at least 0, got {_said(steps)}") from None
+        raise UserError(f"num_latents must be a whole number, at least 0, got {_said(steps)}") from None
     return whole
 
 
@@ -341,7 +342,7 @@ def _without_latents(request):
     context, how = request.args
     steps = _steps(how.get("num_latents"), how.get("num_recurrences"))
     if steps:
-        raise ValueError(f"this is a plain causal LM: num_latents must be 0, got {steps}")
+        raise UserError(f"this is a plain causal LM: num_latents must be 0, got {steps}")
     if steps is None:
         return request
     request = copy(request)

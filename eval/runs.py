@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from eval.cli import guarded, parse, program
+from kernels.errors import UserError
 from latent.files import field, read_json, read_lines
 
 
@@ -36,7 +37,7 @@ def main(args: list[str] | None = None) -> int:
     def body() -> None:
         options = parse(Options, args, program("eval.runs", "latent-runs"), __doc__)
         if not options.out.is_dir():
-            raise ValueError(f"no folder {options.out}")
+            raise UserError(f"no folder {options.out}")
         runs, damaged = [], {}
         for path in sorted(options.out.glob("*/config.json")):
             try:
@@ -47,7 +48,7 @@ def main(args: list[str] | None = None) -> int:
                 damaged[path.parent.name] = str(e)
         for name in options.compare or ():
             if spoilt := next((why for id, why in damaged.items() if id.startswith(name)), None):
-                raise ValueError(f"{name} is damaged: {spoilt}")
+                raise UserError(f"{name} is damaged: {spoilt}")
         print(*(comparison(options, runs) if options.compare else listing(options, runs)), sep="\n")
         for name, why in damaged.items():
             print(f"{name} is damaged and left out: {why}", file=sys.stderr)
@@ -77,7 +78,7 @@ class Found:
 
 
 def read(home: Path) -> Found | None:
-    """A run's record; None for a folder that holds something else. Raises ValueError naming a file that is damaged."""
+    """A run's record; None for a folder that holds something else. Raises UserError naming a file that is damaged."""
     path = home / "config.json"
     config = read_json(path)
     if config.get("class") != "Run":
@@ -99,14 +100,14 @@ def begun(home: Path) -> float:
     try:
         return datetime.fromisoformat(starts[0]["time"]).timestamp()
     except (TypeError, KeyError, IndexError, ValueError):
-        raise ValueError(f"{path} does not say when the run was begun: starts[0].time") from None
+        raise UserError(f"{path} does not say when the run was begun: starts[0].time") from None
 
 
 NUMBER = (int, float)
 
 
 def check(run: Found) -> None:
-    """Raise ValueError, naming file and field, where what is listed and compared of a run is not there."""
+    """Raise UserError, naming file and field, where what is listed and compared of a run is not there."""
     field(run.config, "train.class", str, run.home / "config.json")
     field(run.config, "train.steps", int, run.home / "config.json")
     field(run.config, "seed", int, run.home / "config.json")
@@ -115,7 +116,7 @@ def check(run: Found) -> None:
         for name in ("main.accuracy", "main.low", "main.high", "main.used", "steps", "flops", "core_seconds"):
             field(run.result, name, NUMBER, path)
         if any(hit not in (0, 1) for hit in field(run.result, "correct", list, path)):
-            raise ValueError(f"{path}: field 'correct' must hold 0 and 1")
+            raise UserError(f"{path}: field 'correct' must hold 0 and 1")
 
 
 def finished_beside(run: Path, same: tuple[str, ...]) -> Iterator[tuple[Path, dict]]:
@@ -147,9 +148,9 @@ def listing(options: Options, runs: list[Found]) -> list[str]:
     for wish in options.where:
         key, sep, value = wish.partition("=")
         if not sep:
-            raise ValueError(f"--where takes NAME=VALUE, got {wish!r}")
+            raise UserError(f"--where takes NAME=VALUE, got {wish!r}")
         if key not in names:
-            raise ValueError(f"no run has a field {key!r}; there are {', '.join(names)}")
+            raise UserError(f"no run has a field {key!r}; there are {', '.join(names)}")
         runs = [run for run in runs if str(run.flat.get(key)).lower() == value.lower()]
     if not runs:
         return [f"no runs in {options.out}" + (" that match" if options.where else "")]
@@ -204,10 +205,10 @@ def comparison(options: Options, runs: list[Found]) -> list[str]:
 
 
 def pick(runs: list[Found], name: str) -> Found:
-    """The one run whose id begins so. Raises ValueError for none or several."""
+    """The one run whose id begins so. Raises UserError for none or several."""
     found = [run for run in runs if run.id.startswith(name)]
     if len(found) != 1:
-        raise ValueError(f"{len(found)} runs begin with {name!r}" + "".join(f" {run.id}" for run in found))
+        raise UserError(f"{len(found)} runs begin with {name!r}" + "".join(f" {run.id}" for run in found))
     return found[0]
 
 

@@ -6,16 +6,18 @@ from math import comb, exp, hypot, log, sqrt
 
 import numpy as np
 
+from kernels.errors import UserError
+
 Z95 = 1.959963984540054
 
 
 def wilson(hits: int, n: int, z: float = Z95) -> tuple[float, float]:
     """Wilson's score interval for a proportion (Wilson 1927, JASA 22); 95 % unless z says otherwise.
 
-    Raises ValueError unless 0 <= hits <= n and n > 0.
+    Raises UserError unless 0 <= hits <= n and n > 0.
     """
     if not 0 <= hits <= n or n == 0:
-        raise ValueError(f"expected 0 <= hits <= n and n > 0, got {hits} of {n}")
+        raise UserError(f"expected 0 <= hits <= n and n > 0, got {hits} of {n}")
     p, z2 = hits / n, z * z
     middle, half = p + z2 / (2 * n), z * sqrt(p * (1 - p) / n + z2 / (4 * n * n))
     low, high = (middle - half) / (1 + z2 / n), (middle + half) / (1 + z2 / n)
@@ -102,7 +104,7 @@ def paired(a_SN, b_SN, n_boot: int = 10_000, seed: int = 0, unit: float | None =
     """
     a_SN, b_SN = (np.atleast_2d(np.asarray(x, dtype=np.float64)) for x in (a_SN, b_SN))
     if a_SN.shape != b_SN.shape or not a_SN.size:
-        raise ValueError(f"expected results of the same seeds on the same items, got {a_SN.shape} and {b_SN.shape}")
+        raise UserError(f"expected results of the same seeds on the same items, got {a_SN.shape} and {b_SN.shape}")
     diff_SN = a_SN - b_SN
     mean, n = float(diff_SN.mean()), diff_SN.shape[1]
     counts = n > 1 and all(np.isin(x, (0, 1)).all() for x in (a_SN, b_SN))
@@ -166,7 +168,7 @@ def mcnemar(a, b) -> float:
     Under the null the items on which just one is right split evenly (McNemar 1947, Psychometrika 12).
     """
     if len(a) != len(b):
-        raise ValueError(f"expected results on the same items, got {len(a)} and {len(b)}")
+        raise UserError(f"expected results on the same items, got {len(a)} and {len(b)}")
     only_a = sum(x and not y for x, y in zip(a, b))
     only_b = sum(y and not x for x, y in zip(a, b))
     n = only_a + only_b

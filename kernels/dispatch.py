@@ -13,6 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from kernels.errors import UserError
+
 Impl = Literal["auto", "torch", "triton"]
 IMPLS = ("auto", "torch", "triton")
 log = logging.getLogger("kernels")
@@ -20,10 +22,10 @@ _told: set[str] = set()
 
 
 def asked(impl: Impl | None) -> str:
-    """The setting: an op's own, the environment's, or `auto`. Raises ValueError for anything else than those known."""
+    """The setting: an op's own, the environment's, or `auto`. Raises UserError for anything else than those known."""
     found = impl or os.environ.get("LATENT_KERNELS") or "auto"
     if found not in IMPLS:
-        raise ValueError(f"kernels must be one of {', '.join(IMPLS)}, got {found!r}")
+        raise UserError(f"kernels must be one of {', '.join(IMPLS)}, got {found!r}")
     return found
 
 
@@ -31,7 +33,7 @@ def choose(op: str, impl: Impl | None, x: Tensor, unless: str | None = None) -> 
     """The implementation to run for tensors like `x`.
 
     `unless` says why the Triton kernel cannot serve this call: then `auto` takes torch and logs the reason once, and
-    `triton` raises ValueError, as it does without a GPU.
+    `triton` raises UserError, as it does without a GPU.
     """
     wanted = asked(impl)
     if wanted == "torch":
@@ -42,7 +44,7 @@ def choose(op: str, impl: Impl | None, x: Tensor, unless: str | None = None) -> 
     if unless is None:
         return "triton"
     if wanted == "triton":
-        raise ValueError(f"{op}: Triton asked for, but {unless}")
+        raise UserError(f"{op}: Triton asked for, but {unless}")
     if (told := f"{op}: {unless}; plain torch is used") not in _told:
         _told.add(told)
         log.warning(told)

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from kernels import dispatch
 from kernels.decode_step import Feed, LatentDecoder
 from kernels.decoder import Decoder
+from kernels.errors import UserError
 from kernels.exit_criterion import step_kl
 from kernels.latent_chain import LatentChain
 from kernels.linear_logprob import linear_logprob
@@ -29,7 +30,7 @@ from latent.layers import known_layers
 class Backbone(nn.Module):
     """A causal LM whose hidden states can be read, fed back and turned into logits.
 
-    `lm` is any `transformers` causal LM with a cache of K and V for every layer. Raises ValueError for one without.
+    `lm` is any `transformers` causal LM with a cache of K and V for every layer. Raises UserError for one without.
     """
 
     def __init__(self, lm: nn.Module):
@@ -44,7 +45,7 @@ class Backbone(nn.Module):
         self.positions: int = config.max_position_embeddings
         self.vocab: int = lm.get_output_embeddings().weight.shape[0]
         if self.layers is None and not getattr(self.decoder[0], "layers", None):
-            raise ValueError(f"{type(lm).__name__} is not a causal LM with a K/V cache a layer")
+            raise UserError(f"{type(lm).__name__} is not a causal LM with a K/V cache a layer")
 
     @property
     def device(self) -> torch.device:
@@ -228,9 +229,9 @@ class Backbone(nn.Module):
         return decoder and LatentChain.of(decoder, [(c.k, c.v) for c in context.past], self.recompute)
 
     def must_hold(self, length: int) -> None:
-        """Raise ValueError where prompt, thoughts and text together need more positions than there are."""
+        """Raise UserError where prompt, thoughts and text together need more positions than there are."""
         if length > self.positions:
-            raise ValueError(f"prompt, thoughts and text need {length} positions, the model has {self.positions}")
+            raise UserError(f"prompt, thoughts and text need {length} positions, the model has {self.positions}")
 
     def _run(self, x_BTD, pos_BT, past, mask_BS, keep):
         """The decoder over T new positions: final hidden states of at least the last `keep`, and the layers' caches."""
@@ -255,7 +256,7 @@ class Backbone(nn.Module):
         renamed = hasattr(type(self.lm), "is_activation_checkpointing")
         theirs = self.lm.is_activation_checkpointing if renamed else self.lm.is_gradient_checkpointing
         if torch.is_grad_enabled() and (self.recompute or theirs):
-            raise ValueError(
+            raise UserError(
                 f"gradient checkpointing of {type(self.lm).__name__} loses the gradient of what is cached: turn it off"
             )
         cache = DynamicCache()
@@ -268,7 +269,7 @@ class Backbone(nn.Module):
             inputs_embeds=x_BTD, attention_mask=mask_BS, position_ids=pos_BT, use_cache=True, **{named: cache}
         )
         if any(not hasattr(c, "keys") or c.keys is None for c in cache.layers):
-            raise ValueError(f"{type(self.lm).__name__} keeps something else than K and V in its cache: not supported")
+            raise UserError(f"{type(self.lm).__name__} keeps something else than K and V in its cache: not supported")
         return out.last_hidden_state, [LayerCache(c.keys, c.values) for c in cache.layers]
 
     def loop(
@@ -368,16 +369,16 @@ def from_scratch(config, vocab: int, pad: int, eos: int | None) -> Backbone:
 
 
 def check_finite(model: nn.Module, name: str) -> None:
-    """Raise ValueError, naming the tensor, for weights that are not finite: every answer would be noise."""
+    """Raise UserError, naming the tensor, for weights that are not finite: every answer would be noise."""
     for key, p in model.named_parameters():
         if p.is_floating_point() and not p.is_meta and not bool(p.isfinite().all()):
-            raise ValueError(f"{name} has weights that are not finite: {key}")
+            raise UserError(f"{name} has weights that are not finite: {key}")
 
 
 def from_pretrained(name: str) -> tuple[Backbone, object]:
     """A pretrained causal LM in fp32 and its tokenizer, by hub name or directory.
 
-    Raises ValueError for what is neither, for weights that are missing or not finite, and for a tokenizer of more ids
+    Raises UserError for what is neither, for weights that are missing or not finite, and for a tokenizer of more ids
     than the model has.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -388,12 +389,12 @@ def from_pretrained(name: str) -> tuple[Backbone, object]:
             name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
     except (OSError, ValueError) as e:
-        raise ValueError(f"cannot load a causal LM from {name!r}: {str(e).splitlines()[0]}") from None
+        raise UserError(f"cannot load a causal LM from {name!r}: {str(e).splitlines()[0]}") from None
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
-        raise ValueError(f"{name!r} lacks weights of a {type(lm).__name__}: {', '.join(missing[:3])} ...")
+        raise UserError(f"{name!r} lacks weights of a {type(lm).__name__}: {', '.join(missing[:3])} ...")
     check_finite(lm, repr(name))
     rows = lm.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
-        raise ValueError(f"the tokenizer of {name!r} has {len(tokenizer)} ids, the model {rows}: not of one make")
+        raise UserError(f"the tokenizer of {name!r} has {len(tokenizer)} ids, the model {rows}: not of one make")
     return Backbone(lm), tokenizer

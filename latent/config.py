@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from kernels.errors import UserError
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -39,9 +41,9 @@ class ModelConfig:
         _at_least(self, "lora_rank", 0)
         for name in ("lora_rank", "chat_template"):
             if getattr(self, name) and self.pretrained is None:
-                raise ValueError(f"model.{name} needs a pretrained backbone (--model.pretrained)")
+                raise UserError(f"model.{name} needs a pretrained backbone (--model.pretrained)")
         if self.n_embd % (2 * self.n_head):
-            raise ValueError(
+            raise UserError(
                 f"model.n_embd must be an even multiple of model.n_head, got {self.n_embd} and {self.n_head}"
             )
 
@@ -75,7 +77,7 @@ class Converged:
     def __post_init__(self):
         _at_least(self, "hits", 1)
         if not self.below > 0:
-            raise ValueError(f"method.halt.below must be positive, got {self.below}")
+            raise UserError(f"method.halt.below must be positive, got {self.below}")
 
 
 @dataclass(frozen=True)
@@ -134,14 +136,14 @@ class Coconut(_Sequence):
         _at_least(self, "latents_per_step", 1)
         _at_least(self, "stage_steps", 0)
         if not 0 <= self.first_stage <= self.n_latent // self.latents_per_step + 1:
-            raise ValueError(f"method.first_stage must be one of the stages, got {self.first_stage}")
+            raise UserError(f"method.first_stage must be one of the stages, got {self.first_stage}")
         if self.n_latent % self.latents_per_step:
-            raise ValueError(
+            raise UserError(
                 f"method.n_latent must be a multiple of method.latents_per_step, "
                 f"got {self.n_latent} and {self.latents_per_step}"
             )
         if not 0 <= self.earlier <= 1:
-            raise ValueError(f"method.earlier must be in [0, 1], got {self.earlier}")
+            raise UserError(f"method.earlier must be in [0, 1], got {self.earlier}")
 
 
 @dataclass(frozen=True)
@@ -216,17 +218,17 @@ def pack(config) -> dict:
 
 
 def unpack(data: dict):
-    """The inverse of `pack`. Raises ValueError for a class or a field that this version does not have."""
+    """The inverse of `pack`. Raises UserError for a class or a field that this version does not have."""
     cls = globals().get(data.get("class"))
     if not hasattr(cls, "__dataclass_fields__"):
-        raise ValueError(f"this version has no method {data.get('class')!r}")
+        raise UserError(f"this version has no method {data.get('class')!r}")
     try:
         return cls(**{k: unpack(v) if isinstance(v, dict) else v for k, v in data.items() if k != "class"})
     except TypeError as e:
-        raise ValueError(f"a config of {cls.__name__} does not fit this version: {e}") from None
+        raise UserError(f"a config of {cls.__name__} does not fit this version: {e}") from None
 
 
 def _at_least(config, name: str, least: int) -> None:
     value = getattr(config, name)
     if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
+        raise UserError(f"{name} must be at least {least}, got {value}")

@@ -13,50 +13,52 @@ from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
+from kernels.errors import UserError
+
 PART = ".part"  # how the name of what is not whole yet ends
 
 
 def read_json(path: Path) -> dict:
-    """An object from a file. Raises ValueError for what cannot be read, is not JSON or is another thing."""
+    """An object from a file. Raises UserError for what cannot be read, is not JSON or is another thing."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
-        raise ValueError(f"{path} cannot be read: {e.strerror}") from None
+        raise UserError(f"{path} cannot be read: {e.strerror}") from None
     except (ValueError, RecursionError) as e:  # also what is not UTF-8, and what is nested without end
-        raise ValueError(f"{path} is not JSON: {e}") from None
+        raise UserError(f"{path} is not JSON: {e}") from None
     if not isinstance(data, dict):
-        raise ValueError(f"{path} must hold an object, got a {type(data).__name__}")
+        raise UserError(f"{path} must hold an object, got a {type(data).__name__}")
     return data
 
 
 def read_lines(path: Path) -> list[dict]:
-    """Objects from a file of JSON lines, none where there is no file. Raises ValueError naming the line."""
+    """Objects from a file of JSON lines, none where there is no file. Raises UserError naming the line."""
     try:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
     except (OSError, ValueError) as e:
-        raise ValueError(f"{path} cannot be read: {e}") from None
+        raise UserError(f"{path} cannot be read: {e}") from None
     rows = []
     for i, line in enumerate(text.split("\n")[:-1], 1):  # what a kill left of the last line does not end in one
         try:
             rows.append(json.loads(line))
         except (ValueError, RecursionError) as e:
-            raise ValueError(f"{path}, line {i} is not JSON: {e}") from None
+            raise UserError(f"{path}, line {i} is not JSON: {e}") from None
         if not isinstance(rows[-1], dict):
-            raise ValueError(f"{path}, line {i} must hold an object, got a {type(rows[-1]).__name__}")
+            raise UserError(f"{path}, line {i} must hold an object, got a {type(rows[-1]).__name__}")
     return rows
 
 
 def field(data: dict, name: str, kind: type | tuple[type, ...], path: Path):
-    """A field of what was read from `path`, by dotted name. Raises ValueError where it is missing or another kind."""
+    """A field of what was read from `path`, by dotted name. Raises UserError where it is missing or another kind."""
     at: object = data
     for key in name.split("."):
         if not isinstance(at, dict) or key not in at:
-            raise ValueError(f"{path} has no field {name!r}")
+            raise UserError(f"{path} has no field {name!r}")
         at = at[key]
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if not isinstance(at, kinds) or (isinstance(at, bool) and bool not in kinds):
         wanted = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
-        raise ValueError(f"{path}: field {name!r} must be {wanted}, got {at!r:.40}")
+        raise UserError(f"{path}: field {name!r} must be {wanted}, got {at!r:.40}")
     return at
 
 
@@ -154,16 +156,16 @@ def named(path: Path) -> Iterator[None]:
 
 
 def check_writable(path: Path, what: str, folder: bool = False) -> None:
-    """Raise ValueError where a file, or a folder with its files, could not be written. Nothing is left there."""
+    """Raise UserError where a file, or a folder with its files, could not be written. Nothing is left there."""
     place = path
     while not place.exists() and place != place.parent:
         place = place.parent
     if path.is_dir() and not folder:
-        raise ValueError(f"{what} {path} is a folder")
+        raise UserError(f"{what} {path} is a folder")
     try:
         if place == path and not folder:
             path.open("ab").close()
         else:
             tempfile.TemporaryFile(dir=place).close()
     except OSError as e:
-        raise ValueError(f"{what} {path} cannot be written: {place}: {e.strerror}") from None
+        raise UserError(f"{what} {path} cannot be written: {place}: {e.strerror}") from None

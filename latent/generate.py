@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical
 
+from kernels.errors import UserError
 from latent.methods.base import Method, text_hidden
 from latent.text import Codec
 from latent.thought import Chooser, Decision, Greedy, Prompt, Replay, Rollout, Sample, Thought
@@ -114,7 +115,7 @@ class Reasoner:
     def tokens(self, questions: list[str], steps: int | None = None) -> tuple[Tensor, Thought]:
         """Greedy completions of one batch, and the thoughts before them."""
         if steps is not None and steps < 0:
-            raise ValueError(f"the number of latent steps must be at least 0, got {steps}")
+            raise UserError(f"the number of latent steps must be at least 0, got {steps}")
         prompt = self.codec.prompt(questions, self.method.backbone.device)
         choose = Greedy()
         thought = self.method.think(prompt, choose, steps=steps)

@@ -22,6 +22,7 @@ from transformers.generation import StoppingCriteriaList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import logging
 
+from kernels.errors import UserError
 from latent import bundle, methods
 from latent.backbone import Backbone, check_finite
 from latent.cache import Context
@@ -77,7 +78,7 @@ class LatentCache(DynamicCache):
             self.ahead_BTD = self.ahead_BTD[indices.to(self.ahead_BTD.device)]
 
     def crop(self, *_) -> None:
-        raise ValueError("a thought cannot be cropped: assisted generation is not supported")
+        raise UserError("a thought cannot be cropped: assisted generation is not supported")
 
 
 @dataclass
@@ -129,7 +130,7 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, name, *args, output_loading_info: bool = False, **kwargs):
-        """As of any model. Raises ValueError where weights are missing or not finite.
+        """As of any model. Raises UserError where weights are missing or not finite.
 
         Warns where lm-eval opens it as `--model hf`, which scores continuations without what stands before them.
         """
@@ -138,7 +139,7 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
         model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
         missing = sorted(map(str, [*info["missing_keys"], *info.get("mismatched_keys", ())]))
         if missing:
-            raise ValueError(f"{name} lacks weights: {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}")
+            raise UserError(f"{name} lacks weights: {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}")
         check_finite(model, name)
         return (model, info) if output_loading_info else model
 
@@ -209,14 +210,14 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
     def thinking(self, steps: int | None, after: int | None = None) -> list[int]:
         """The ids that make a prompt whose last id is `after` think: the think token where it lacks, k placeholders.
 
-        Raises ValueError for a negative number.
+        Raises UserError for a negative number.
         """
         k = self.num_latents if steps is None else steps
         if k < 0:
-            raise ValueError(f"num_latents must be at least 0, got {k}")
+            raise UserError(f"num_latents must be at least 0, got {k}")
         c = self.config
         if k and c.latent_id is None:
-            raise ValueError("this model has no <latent> token: num_latents must be 0")
+            raise UserError("this model has no <latent> token: num_latents must be 0")
         ready = c.think_id is None or after == c.think_id
         return ([] if ready else [c.think_id]) + [c.latent_id] * k
 
@@ -241,12 +242,12 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
 
         Rows may be padded on either side, and each may think as often as it likes. Without a mask, the padding token is
         padding. Without `prompt_logits` the columns before a thought are left zero, which saves reading the prompt
-        twice. Columns after the last token of an answer that is read off in parallel are NaN. Raises ValueError for
+        twice. Columns after the last token of an answer that is read off in parallel are NaN. Raises UserError for
         placeholders that do not follow each other, where the positions do not suffice, and without a mask where padding
         cannot be told from text.
         """
         if kwargs.get("position_ids") is not None or kwargs.get("inputs_embeds") is not None:
-            raise ValueError("position_ids and inputs_embeds are not taken: positions follow from the attention mask")
+            raise UserError("position_ids and inputs_embeds are not taken: positions follow from the attention mask")
         past = cache if cache is not None else past_key_values
         if use_cache and past is None:
             past = LatentCache()
@@ -270,7 +271,7 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             if logits_to_keep:
-                raise ValueError("labels need all logits: logits_to_keep must be 0")
+                raise UserError("labels need all logits: logits_to_keep must be 0")
             target = labels[:, 1:].masked_fill(labels[:, 1:] == latent, -100) if latent is not None else labels[:, 1:]
             how = "mean" if num_items_in_batch is None else "sum"
             loss = F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), target.flatten(), reduction=how)
@@ -282,13 +283,13 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
     def _go_on(self, ids_BT: Tensor, past: LatentCache) -> Tensor:
         """Final hidden states of text after what the cache holds."""
         if self.config.latent_id is not None and bool((ids_BT == self.config.latent_id).any()):
-            raise ValueError("a thought cannot begin after a cached one: give the whole text at once")
+            raise UserError("a thought cannot begin after a cached one: give the whole text at once")
         t = ids_BT.shape[1]
         past.seen += t
         if past.ahead_BTD is not None:
             past.ahead_BTD = past.ahead_BTD[:, t:]
             if past.ahead_BTD.shape[1] == 0:
-                raise ValueError(f"this model reads off {self.method.parallel_answer} tokens, more were asked for")
+                raise UserError(f"this model reads off {self.method.parallel_answer} tokens, more were asked for")
             return past.ahead_BTD[:, :1]
         backbone = self.method.backbone
         h_BTD, past.context = backbone.step(backbone.embed(ids_BT), past.context)
@@ -300,7 +301,7 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
         """Final hidden states (B, T, D) of whole rows, at the columns of their ids. Marks what is not read off."""
         strange = (ids_BT >= self.method.backbone.vocab) & (ids_BT != self.config.latent_id)
         if bool(strange.any()):
-            raise ValueError(
+            raise UserError(
                 f"token {int(ids_BT[strange][0])} is not in the model's vocabulary of {self.method.backbone.vocab}"
             )
         mask = None if mask_BT is None or bool(mask_BT.all()) else mask_BT.bool()
@@ -313,7 +314,7 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
         if past is not None:
             past.seen = ids_BT.shape[1]
             if len(groups) > 1:
-                raise ValueError("rows that share a cache must think equally often")
+                raise UserError("rows that share a cache must think equally often")
         for steps, members in groups.items():
             at = torch.tensor(members, device=ids_BT.device)
             if steps is None:
@@ -325,7 +326,7 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
             else:
                 parts = self._fitting([(b, rows[b]) for b in members], steps)
                 if past is not None and len(parts) > 1:
-                    raise ValueError("rows that share a cache must be padded on the left")
+                    raise UserError("rows that share a cache must be padded on the left")
                 for part in parts:
                     h_BTD = self._thinking_rows(h_BTD, ids_BT, part, steps, past, prompts)
                 for b in members:
@@ -354,14 +355,14 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
             if latents:
                 first, last = real.index(latents[0]), real.index(latents[-1])
                 if last - first + 1 != len(latents) or first == 0:
-                    raise ValueError(f"row {b}: <latent> placeholders must follow a prompt, and each other")
+                    raise UserError(f"row {b}: <latent> placeholders must follow a prompt, and each other")
                 found.append(_Row(real[:first], latents, real[last + 1 :], len(latents)))
                 continue
             ends = [i for i, c in enumerate(real) if row[c] == think] if slots and think is not None else []
             if ends:
                 found.append(_Row(real[: ends[-1] + 1], [], real[ends[-1] + 1 :], 0))
             elif self.method.parallel_answer is not None:
-                raise ValueError("a model that loops along the depth reads nothing without <latent> placeholders")
+                raise UserError("a model that loops along the depth reads nothing without <latent> placeholders")
             else:
                 found.append(_Row(real, [], [], None))
         return found
@@ -423,7 +424,7 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
                 put([(rows[j][0], rows[j][1].text[i]) for j, i in there], h_BtD[list(js), list(ts)])
             if past is not None:
                 if any(len(row.text) != t for _, row in rows):
-                    raise ValueError("rows that share a cache must be padded on the left")
+                    raise UserError("rows that share a cache must be padded on the left")
                 past.context = context
         at = (torch.tensor(place_b, device=device), torch.tensor(place_c, device=device))
         return h_BTD.index_put(at, torch.cat(values).to(h_BTD.dtype))
@@ -447,19 +448,19 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
         """
         ids_BT = inputs if inputs is not None else kwargs.pop("input_ids", None)
         if ids_BT is None or ids_BT.dim() != 2 or ids_BT.shape[1] == 0:
-            raise ValueError("generate needs input_ids (B, T) with at least one token a row")
+            raise UserError("generate needs input_ids (B, T) with at least one token a row")
         mask_BT = kwargs.pop("attention_mask", None)
         if mask_BT is None:
             mask_BT = mask_of(ids_BT, self.config, ends=True).long()
         given = self._placeholders(ids_BT)
         if not bool(mask_BT[:, -1].all()):
-            raise ValueError("generate needs prompts padded on the left (tokenizer.padding_side = 'left')")
+            raise UserError("generate needs prompts padded on the left (tokenizer.padding_side = 'left')")
         last, steps = set(ids_BT[:, -1].tolist()), num_recurrences if num_latents is None else num_latents
         if len(last) > 1 and self.config.think_id in last:
-            raise ValueError("either all prompts of a batch end in <think>, or none")
+            raise UserError("either all prompts of a batch end in <think>, or none")
         if given:
             if steps is not None:
-                raise ValueError("the prompts end in <latent> placeholders: num_latents must not be given")
+                raise UserError("the prompts end in <latent> placeholders: num_latents must not be given")
             steps, added = given, []
         else:
             added = self.thinking(steps, last.pop())
@@ -482,7 +483,7 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
         return out
 
     def _placeholders(self, ids_BT: Tensor) -> int:
-        """How many <latent> each prompt ends in, after <think>. Raises ValueError for others, and where they differ."""
+        """How many <latent> each prompt ends in, after <think>. Raises UserError for others, and where they differ."""
         if self.config.latent_id is None:
             return 0
         held_BT = ids_BT == self.config.latent_id
@@ -491,10 +492,10 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
         if not bool(counts_B.any()):
             return 0
         if bool((counts_B != k).any()):
-            raise ValueError("either all prompts of a batch end in as many <latent>, or none has any")
+            raise UserError("either all prompts of a batch end in as many <latent>, or none has any")
         t = ids_BT.shape[1]
         if not bool(held_BT[:, t - k :].all()) or k == t or bool((ids_BT[:, t - k - 1] != self.config.think_id).any()):
-            raise ValueError(
+            raise UserError(
                 "a prompt holds <latent> elsewhere than at its end, after <think>: say num_latents instead, and encode "
                 "text that may hold the word with split_special_tokens=True"
             )
@@ -508,7 +509,7 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
 
         for name in ("prefill_chunk_size", "guidance_scale", "prompt_lookup_num_tokens", "assistant_model"):
             if asked(name) is not None:
-                raise ValueError(f"{name} is not supported: a thought is read with its prompt, once")
+                raise UserError(f"{name} is not supported: a thought is read with its prompt, once")
         if asked("max_length") is not None and asked("max_new_tokens") is None:
             kwargs["max_new_tokens"] = asked("max_length") - t
         kwargs.pop("max_length", None)
@@ -525,7 +526,7 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
         if asked("stop_strings"):
             tokenizer = kwargs.get("tokenizer")
             if tokenizer is None:
-                raise ValueError("stop_strings needs the tokenizer: generate(..., stop_strings=..., tokenizer=...)")
+                raise UserError("stop_strings needs the tokenizer: generate(..., stop_strings=..., tokenizer=...)")
             if type(tokenizer.backend_tokenizer.model).__name__ == "WordLevel":
                 ends.append(Strings(asked("stop_strings"), kwargs.pop("tokenizer"), t + n))
                 kwargs["stop_strings"] = None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from transformers import PreTrainedConfig
 
+from kernels.errors import UserError
+
 FORMAT = 2  # of a checkpoint; 1 was not a Hugging Face folder
 CODE = "modeling_latent"  # the file that opens a checkpoint without this package
 
@@ -38,7 +40,7 @@ class LatentConfig(PreTrainedConfig):
         **kwargs,
     ):
         if not isinstance(format, int) or format > FORMAT:
-            raise ValueError(f"the checkpoint has format {format}, this version reads up to {FORMAT}")
+            raise UserError(f"the checkpoint has format {format}, this version reads up to {FORMAT}")
         self.backbone, self.method = backbone or {}, method or {}
         self.latent_id, self.think_id, self.num_latents = latent_id, think_id, num_latents
         self.fixed_answer, self.chat, self.answer_tokens = fixed_answer, chat, answer_tokens

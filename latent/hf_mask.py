@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from kernels.errors import UserError
+
 
 def mask_of(ids_BT: Tensor, config, ends: bool = False) -> Tensor:
     """False on padding (B, T): where a row begins with the padding token, and with `ends` where it ends with it.
@@ -22,7 +24,7 @@ def mask_of(ids_BT: Tensor, config, ends: bool = False) -> Tensor:
     ends_B = torch.isin(ids_BT[:, -1], unsure) if ends else torch.zeros_like(begins_B)
     if wide and bool((begins_B | ends_B).any()):
         where = "begins" if bool(begins_B.any()) else "ends"
-        raise ValueError(
+        raise UserError(
             f"a row {where} with the end or padding token, which may be padding or text: give attention_mask"
         )
     if not own:

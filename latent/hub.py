@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from tokenizers.processors import TemplateProcessing
 
+from kernels.errors import UserError
 from latent.config import pack
 from latent.files import named, read_json
 from latent.generate import Reasoner
@@ -97,29 +98,29 @@ def as_the_codec(tokenizer, codec: Codec) -> None:
 def find(folder: str | Path) -> Path:
     """The checkpoint in a folder: the folder itself, or that of a run that has finished (`runs/<id>`).
 
-    Raises ValueError for anything else, saying what is missing.
+    Raises UserError for anything else, saying what is missing.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder")
+        raise UserError(f"{folder} is not a folder")
     config = folder / "config.json"
     about = read_json(config) if config.exists() else {}  # raises for what is not JSON
     if about.get("class") == "Run":
         if not (folder / "model" / "config.json").exists():
-            raise ValueError(f"{folder} has no finished model yet: run its command again to go on")
+            raise UserError(f"{folder} has no finished model yet: run its command again to go on")
         folder = folder / "model"
         about = read_json(folder / "config.json")
     if about.get("model_type") != "latent" or not isinstance(about.get("backbone"), dict) or not about["backbone"]:
-        raise ValueError(f"{folder} is not a run or a saved reasoner: it has no config.json of one")
+        raise UserError(f"{folder} is not a run or a saved reasoner: it has no config.json of one")
     if not any(folder.glob("model*.safetensors")):
-        raise ValueError(f"{folder} is not a run or a saved reasoner: it has no model.safetensors")
+        raise UserError(f"{folder} is not a run or a saved reasoner: it has no model.safetensors")
     return folder
 
 
 def load(folder: str | Path, device: str = "cpu") -> Reasoner:
     """Open a saved reasoner in fp32: a folder written by `save`, or a run that has finished (`runs/<id>`).
 
-    Raises ValueError for anything else, saying what is missing.
+    Raises UserError for anything else, saying what is missing.
     """
     from safetensors import SafetensorError
 
@@ -130,14 +131,14 @@ def load(folder: str | Path, device: str = "cpu") -> Reasoner:
         try:
             model = LatentForCausalLM.from_pretrained(folder, dtype=torch.float32)
         except SafetensorError as e:
-            raise ValueError(f"the weights in {folder} cannot be read: {e}") from None
+            raise UserError(f"the weights in {folder} cannot be read: {e}") from None
         except Exception as e:  # a config of other widths than the weights, or spoilt in any of a hundred ways
             what = next(iter(str(e).strip().splitlines()), "")
-            raise ValueError(f"{folder} cannot be opened: {type(e).__name__}: {what}") from e
+            raise UserError(f"{folder} cannot be opened: {type(e).__name__}: {what}") from e
     c = model.config
     for name in ("answer_tokens", "chain_tokens", "chain_steps"):
         if type(getattr(c, name)) is not int or not 0 <= getattr(c, name) < 2**31:
-            raise ValueError(
+            raise UserError(
                 f"{folder}/config.json: field {name!r} must be a whole number, got {getattr(c, name)!r:.40}"
             )
     codec = Codec(load_tokenizer(folder, c), c.fixed_answer, c.chat)
@@ -145,26 +146,26 @@ def load(folder: str | Path, device: str = "cpu") -> Reasoner:
 
 
 def load_tokenizer(folder: Path, config):
-    """The tokenizer of a checkpoint. Raises ValueError for a foreign one, in which its special tokens are others."""
+    """The tokenizer of a checkpoint. Raises UserError for a foreign one, in which its special tokens are others."""
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as e:  # whatever transformers and tokenizers raise of files that are missing or spoilt
         what = next(iter(str(e).strip().splitlines()), "")
-        raise ValueError(f"{folder} has no tokenizer that can be read: {type(e).__name__}: {what}") from e
+        raise UserError(f"{folder} has no tokenizer that can be read: {type(e).__name__}: {what}") from e
     check_tokenizer(folder, tokenizer, config)
     return tokenizer
 
 
 def check_tokenizer(name, tokenizer, config) -> None:
-    """Raise ValueError for a tokenizer that gives the special tokens other ids than the model was trained with."""
+    """Raise UserError for a tokenizer that gives the special tokens other ids than the model was trained with."""
     for token, want in ((THINK, config.think_id), (LATENT, config.latent_id)):
         got = tokenizer.get_vocab().get(token)
         if want is not None and got != want:
-            raise ValueError(f"{name} has a foreign tokenizer: {token} is {got}, the model was trained with {want}")
+            raise UserError(f"{name} has a foreign tokenizer: {token} is {got}, the model was trained with {want}")
     if config.vocabulary is not None and vocabulary(tokenizer) != config.vocabulary:
-        raise ValueError(f"{name} has a foreign tokenizer: its vocabulary is not the one the model was trained with")
+        raise UserError(f"{name} has a foreign tokenizer: its vocabulary is not the one the model was trained with")
 
 
 def vocabulary(tokenizer) -> str:

@@ -2,16 +2,18 @@
 
 from torch import nn
 
+from kernels.errors import UserError
+
 
 def add(lm: nn.Module, rank: int, alpha: float) -> None:
     """Put adapters on every linear layer but the head, and freeze the rest of the backbone.
 
-    What a method adds of its own stays trainable. Raises ValueError where peft is not installed.
+    What a method adds of its own stays trainable. Raises UserError where peft is not installed.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise ValueError("model.lora_rank needs the lora extra: pip install 'latent-reasoning[lora]'") from None
+        raise UserError("model.lora_rank needs the lora extra: pip install 'latent-reasoning[lora]'") from None
     conv = any(type(m).__name__ == "Conv1D" for m in lm.modules())  # GPT-2's, whose weights are (in, out)
     head = lm.get_output_embeddings()
     linear = [n for n, m in lm.named_modules() if type(m).__name__ in ("Linear", "Conv1D") and m is not head]

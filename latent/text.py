@@ -9,6 +9,7 @@ import torch
 from tokenizers import AddedToken
 from torch import Tensor
 
+from kernels.errors import UserError
 from latent.thought import Prompt
 
 THINK, END, PAD = "<think>", "<end>", "<pad>"
@@ -34,7 +35,7 @@ class Codec:
     def __init__(self, tokenizer, fixed_answer: int | None = None, chat: bool = False):
         self.tokenizer, self.fixed_answer, self.chat = tokenizer, fixed_answer, chat
         if chat and not tokenizer.chat_template:
-            raise ValueError("model.chat_template: this tokenizer has no chat template")
+            raise UserError("model.chat_template: this tokenizer has no chat template")
         self._raw = tokenizer.backend_tokenizer
         self._raw.no_truncation()  # a tokenizer.json may have been saved with it
         self._raw.no_padding()
@@ -84,25 +85,25 @@ class Codec:
         try:
             ids = self._raw.encode(text, add_special_tokens=False).ids
         except Exception as e:  # the tokenizers library raises nothing narrower
-            raise ValueError(f"cannot encode {text!r:.60}: {e}") from None
+            raise UserError(f"cannot encode {text!r:.60}: {e}") from None
         finally:
             self._raw.encode_special_tokens = False
         if self.unknown is not None and self.unknown in ids:
-            raise ValueError(f"cannot encode {text!r:.60}: it has a word outside the vocabulary")
+            raise UserError(f"cannot encode {text!r:.60}: it has a word outside the vocabulary")
         return ids
 
     def _plain(self, text: str) -> tuple[int, ...]:
-        """Ids of a text in which nothing is a control token. Raises ValueError where that cannot be."""
+        """Ids of a text in which nothing is a control token. Raises UserError where that cannot be."""
         ids = self._encode(text, split=True)
         if not self._control.isdisjoint(ids):  # added tokens that are not marked special are never split
             try:
                 ids = self._spelt(text)
             except Exception as e:
-                raise ValueError(f"cannot encode {text!r:.60}: {e}") from None
+                raise UserError(f"cannot encode {text!r:.60}: {e}") from None
             found = self._control.intersection(ids)
             if found:
                 name = self.tokenizer.convert_ids_to_tokens(min(found))
-                raise ValueError(f"cannot encode {text!r:.60}: it holds {name!r}, which is a control token here")
+                raise UserError(f"cannot encode {text!r:.60}: it holds {name!r}, which is a control token here")
         return tuple(ids)
 
     def _spelt(self, text: str) -> list[int]:
@@ -126,17 +127,17 @@ class Codec:
         turn = [{"role": "user", "content": marked}]
         said = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
         if marked != text and any(said.count(mark) < marked.count(mark) for mark in (_OPEN, _CLOSE)):
-            raise ValueError(f"cannot encode {text!r:.60}: the chat template cuts a control token in it")
+            raise UserError(f"cannot encode {text!r:.60}: the chat template cuts a control token in it")
         return self.rendered(said)
 
     def marked(self, text: str) -> str:
         """A turn's text for a chat template, with marks around what is spelt like a control token.
 
-        `rendered` reads it as letters then. Raises ValueError where the text holds both such a word and our marks.
+        `rendered` reads it as letters then. Raises UserError where the text holds both such a word and our marks.
         """
         marked = re.sub(self._control_words(), rf"{_OPEN}\g<0>{_CLOSE}", text)
         if marked != text and (_OPEN in text or _CLOSE in text):
-            raise ValueError(f"cannot encode {text!r:.60}: it holds a control token beside U+E000 or U+E001")
+            raise UserError(f"cannot encode {text!r:.60}: it holds a control token beside U+E000 or U+E001")
         return marked
 
     def _control_words(self) -> str:
@@ -149,12 +150,12 @@ class Codec:
     def rendered(self, said: str) -> tuple[int, ...]:
         """Ids of a chat as its template gives it: control tokens are such, but for those that are `marked`.
 
-        Raises ValueError where the template cut a mark off.
+        Raises UserError where the template cut a mark off.
         """
         words = self._control_words()
         pieces = re.split(f"{_OPEN}({words}){_CLOSE}", said)  # template, token, template, token, ..., template
         if any(re.search(f"{_OPEN}(?:{words})|(?:{words}){_CLOSE}", p) for p in pieces):
-            raise ValueError(f"cannot encode {said!r:.60}: the chat template cuts a control token in it")
+            raise UserError(f"cannot encode {said!r:.60}: the chat template cuts a control token in it")
         ids = [self._plain(p) if i % 2 else self._encode(p, split=False) for i, p in enumerate(pieces) if p]
         return tuple(i for piece in ids for i in piece)
 
@@ -178,12 +179,12 @@ class Codec:
         return self.tokenizer.batch_decode(rows)
 
     def prompt(self, questions: Iterable[str], device="cpu") -> Prompt:
-        """Left-padded prompts. Raises ValueError for what is no list of texts."""
+        """Left-padded prompts. Raises UserError for what is no list of texts."""
         if isinstance(questions, str):
-            raise ValueError(f"questions must be a list of texts, got one text: give [{questions!r:.40}]")
+            raise UserError(f"questions must be a list of texts, got one text: give [{questions!r:.40}]")
         rows = [self.question(q) for q in questions]
         if not rows:
-            raise ValueError("there is no question to read")
+            raise UserError("there is no question to read")
         longest = max(map(len, rows))
         if min(map(len, rows)) == longest:
             return Prompt(torch.tensor(rows, device=device))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from kernels.errors import UserError
 from latent.cache import Context
 
 
@@ -78,7 +79,7 @@ class Chooser:
 
     def __init__(self, temperature: float = 1.0, used_B: Tensor | None = None):
         if not temperature > 0:
-            raise ValueError(f"temperature must be > 0, got {temperature} (for greedy decoding use Greedy)")
+            raise UserError(f"temperature must be > 0, got {temperature} (for greedy decoding use Greedy)")
         self.temperature = temperature
         self._used_B, self._asked = used_B, 0
         self._made: dict[str, list[Decision]] = {}

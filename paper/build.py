@@ -20,6 +20,7 @@ import tyro
 
 from eval.cli import guarded, parse, program
 from eval.stats import interval
+from kernels.errors import UserError
 from latent.files import write_text
 from paper import figures, records, tables
 from paper.ablations import ABLATIONS, CONTROLS
@@ -64,14 +65,14 @@ def main(args: list[str] | None = None) -> int:
     def body() -> None:
         options = parse(Options, args, program("paper.build", "latent-paper-build"), __doc__)
         if unknown := [name for name in options.names if name not in ABLATIONS]:
-            raise ValueError(f"no ablation {unknown[0]!r}; there are {', '.join(ABLATIONS)}")
+            raise UserError(f"no ablation {unknown[0]!r}; there are {', '.join(ABLATIONS)}")
         build(options)
 
     return guarded(body)
 
 
 def build(options: Options) -> None:
-    """Make everything. Raises ValueError naming what is missing."""
+    """Make everything. Raises UserError naming what is missing."""
     lines, left_out = records.read(options.records)
     all_cells = {name: cells(ablation, CONTROLS, options.smoke) for name, ablation in ABLATIONS.items()}
     asked = {name: all_cells[name] for name in options.names or ABLATIONS}
@@ -121,10 +122,10 @@ def texts(made: list[tables.Table], known: dict[str, str] | None) -> dict[str, s
 
 
 def quoted(path: Path, known: dict[str, str]) -> None:
-    """Raise ValueError where a text quotes a number that there is not."""
+    """Raise UserError where a text quotes a number that there is not."""
     keys = [" ".join(key.split()) for key in re.findall(r"\\result\{([^}]*)\}", path.read_text())]
     if unknown := [key for key in keys if key not in known]:
-        raise ValueError(f"{path} quotes a number that there is not: {unknown[0]!r}")
+        raise UserError(f"{path} quotes a number that there is not: {unknown[0]!r}")
 
 
 def about(lines: list[dict]) -> dict[str, str]:
@@ -153,7 +154,7 @@ def macros(known: dict[str, str]) -> str:
 def readme(path: Path, made: list[tables.Table]) -> str:
     """The README with its first table, and the claims with the contrasts that they name, between its marks.
 
-    Raises ValueError where it lacks a mark.
+    Raises UserError where it lacks a mark.
     """
     out = ["| ablation | claim | by these runs | what it rests on |", "|---|---|---|---|"]
     for table in made:
@@ -197,15 +198,15 @@ def main_rows(made: dict[str, tables.Table]) -> list[str]:
 
 
 def between(path: Path, text: str, marks: tuple[str, str], lines: list[str]) -> str:
-    """A text with `lines` between two marks. Raises ValueError where it has none."""
+    """A text with `lines` between two marks. Raises UserError where it has none."""
     if not all(mark in text for mark in marks):
-        raise ValueError(f"{path} has no block between {marks[0]} and {marks[1]}")
+        raise UserError(f"{path} has no block between {marks[0]} and {marks[1]}")
     before, _, rest = text.partition(marks[0])
     return before + "\n".join([marks[0], *lines, marks[1]]) + rest.partition(marks[1])[2]
 
 
 def compile(folder: Path) -> str:
-    """The PDF, where a LaTeX engine is installed. Says what was done. Raises ValueError where LaTeX complains."""
+    """The PDF, where a LaTeX engine is installed. Says what was done. Raises UserError where LaTeX complains."""
     engine = next((e for e in ENGINES if shutil.which(e)), None)
     if engine is None:
         return "no PDF: install latexmk (with TeX Live), tectonic or pdflatex, and run the same command again"
@@ -220,7 +221,7 @@ def compile(folder: Path) -> str:
         done = subprocess.run(args, cwd=folder, env=os.environ | same, capture_output=True, text=True, check=False)
         if done.returncode:
             said = done.stdout.splitlines() or done.stderr.splitlines() or [""]
-            raise ValueError(f"{args[0]}: {next((line for line in said if line.startswith('!')), said[-1])}")
+            raise UserError(f"{args[0]}: {next((line for line in said if line.startswith('!')), said[-1])}")
     return f"{folder}/main.pdf"
 
 

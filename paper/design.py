@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import product
 from typing import Literal
 
+from kernels.errors import UserError
 from latent.config import Coconut, CoT, FixedEmbedding, NoCoT, Pause
 from train.config import Experiment, Run
 from train.presets import PRESETS
@@ -98,7 +99,7 @@ def over(path: str, *values) -> Axis:
 
 
 def changed(config, change: Change):
-    """A config with fields replaced. Raises ValueError for a path that does not exist."""
+    """A config with fields replaced. Raises UserError for a path that does not exist."""
     for path, value in change.items():
         config = _put(config, path.split("."), value, path)
     return config
@@ -110,12 +111,12 @@ def _put(config, names: list[str], value, path: str):
     first, *rest = names
     if isinstance(config, dict):
         if first not in config:
-            raise ValueError(f"{path}: there is no {first!r}, there are {', '.join(config)}")
+            raise UserError(f"{path}: there is no {first!r}, there are {', '.join(config)}")
         return {**config, first: _put(config[first], rest, value, path)}
     known = [f.name for f in fields(config)] if is_dataclass(config) else []
     if first not in known:
         there = f", it has {', '.join(known)}" if known else ""
-        raise ValueError(f"{path}: {type(config).__name__} has no field {first!r}{there}")
+        raise UserError(f"{path}: {type(config).__name__} has no field {first!r}{there}")
     return replace(config, **{first: _put(getattr(config, first), rest, value, path)})
 
 
@@ -151,21 +152,21 @@ def cells(ablation: Ablation, controls: dict[str, Control], smoke: bool = False)
             add(point, {arm: arm if arm in shared else label if alone else f"{label}, {arm}" for arm in shown})
         for name in ablation.controls:
             if name not in controls:
-                raise ValueError(f"no control {name!r}; there are {', '.join(controls)}")
+                raise UserError(f"no control {name!r}; there are {', '.join(controls)}")
             control = controls[name]
             point = changed(replace(_preset(control.base), seed=seed), control.change)
             if (control.arm is None) != isinstance(point, Run):
-                raise ValueError(f"control {name!r}: arm {control.arm!r} of the preset {control.base!r}")
+                raise UserError(f"control {name!r}: arm {control.arm!r} of the preset {control.base!r}")
             add(point, {control.arm or "": name}, control=True)
     twice = [key for key, n in Counter((c.row, c.seed) for c in found.values() if c.row).items() if n > 1]
     if twice:
-        raise ValueError(f"two different runs are both called {twice[0][0]!r}, seed {twice[0][1]}")
+        raise UserError(f"two different runs are both called {twice[0][0]!r}, seed {twice[0][1]}")
     return list(found.values())
 
 
 def _preset(name: str) -> Run | Experiment:
     if name not in PRESETS:
-        raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+        raise UserError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
     return PRESETS[name]()
 
 
@@ -186,7 +187,7 @@ def wanted(experiment: Experiment, arms: tuple[str, ...]) -> dict[str, Run]:
     for arm in arms:
         while arm is not None and arm not in needed:
             if arm not in experiment.arms:
-                raise ValueError(f"no arm {arm!r}; there are {', '.join(experiment.arms)}")
+                raise UserError(f"no arm {arm!r}; there are {', '.join(experiment.arms)}")
             needed.add(arm)
             arm = experiment.arms[arm].init if experiment.arms[arm].init in experiment.arms else None
     return {name: run for name, run in experiment.runs().items() if name in needed}

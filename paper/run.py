@@ -20,6 +20,7 @@ from typing import Annotated, Literal
 import tyro
 
 from eval.cli import at_least, guarded, parse, program
+from kernels.errors import UserError
 from latent.files import write_json
 from paper import records
 from paper.ablations import ABLATIONS, CONTROLS
@@ -62,7 +63,7 @@ def main(args: list[str] | None = None) -> int:
         at_least(options, jobs=1)
         names = list(ABLATIONS) if options.name in ("", "all") else [options.name]
         if unknown := [name for name in names if name not in ABLATIONS]:
-            raise ValueError(f"no ablation {unknown[0]!r}; there are {', '.join(ABLATIONS)}, and all")
+            raise UserError(f"no ablation {unknown[0]!r}; there are {', '.join(ABLATIONS)}, and all")
         if options.smoke:
             with tempfile.TemporaryDirectory() as scratch:
                 home = Path(scratch)
@@ -227,7 +228,7 @@ def in_jobs(
     try:
         import submitit
     except ImportError:
-        raise ValueError(f"--launcher {options.launcher} needs submitit (pip install '.[slurm]')") from None
+        raise UserError(f"--launcher {options.launcher} needs submitit (pip install '.[slurm]')") from None
     executor = submitit.AutoExecutor(options.out / "jobs", cluster=options.launcher)
     executor.update_parameters(timeout_min=options.timeout, cpus_per_task=1, slurm_array_parallelism=options.jobs)
     if options.partition:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from eval.stats import Difference, bootstrap, holm, interval, paired
+from kernels.errors import UserError
 from paper import records
 from paper.design import Ablation, Cell, Contrast
 
@@ -43,12 +44,12 @@ class Row:
     def results(self, steps: int | None = None, metric: str | None = None) -> np.ndarray:
         """What is claimed about, (S, N) by seed and problem: 0/1 of accuracy, other metrics (S, 1) by seed alone.
 
-        `steps`: of answers in so many latent steps, where that was swept. Raises ValueError for steps of anything but
+        `steps`: of answers in so many latent steps, where that was swept. Raises UserError for steps of anything but
         accuracy.
         """
         metric = metric or self.metric
         if metric != ACCURACY and steps is not None:
-            raise ValueError(f"{self.label}: only accuracy was swept over latent steps, not {metric}")
+            raise UserError(f"{self.label}: only accuracy was swept over latent steps, not {metric}")
         if metric not in ITEMS:
             return named(metric)[1] * np.array([[value] for value in self.each(metric)])
         found = [line["result"] for line in self.lines]
@@ -57,7 +58,7 @@ class Row:
         if steps is not None:
             missing = [r for r in found if str(steps) not in r["sweep"] and steps != r["latents"]]
             if missing:
-                raise ValueError(f"{self.label}: not all of its runs were judged at {steps} latent steps")
+                raise UserError(f"{self.label}: not all of its runs were judged at {steps} latent steps")
             found = [r["sweep"].get(str(steps), r) for r in found]
         return np.array([records.unpack(r["correct"]) for r in found])
 
@@ -91,7 +92,7 @@ class Row:
             value = line["result"]
             for part in name.split("."):
                 if part not in value:
-                    raise ValueError(f"{self.label}: run {line['id']} has no result {name!r}")
+                    raise UserError(f"{self.label}: run {line['id']} has no result {name!r}")
                 value = value[part]
             values.append(value)
         return values
@@ -138,12 +139,12 @@ def named(result: str) -> tuple[str, float]:
 
 
 def gather(name: str, ablation: Ablation, cells: list[Cell], lines: dict[str, dict], n_boot: int) -> Table:
-    """The table of an ablation. Raises ValueError naming a cell whose record is missing."""
+    """The table of an ablation. Raises UserError naming a cell whose record is missing."""
     missing = [c for c in cells if not c.done(lines)]
     if missing:
         c = missing[0]
         lacks = "no record" if c.run.id not in lines else "no diagnosis"
-        raise ValueError(
+        raise UserError(
             f"table {name}: {lacks} of {c.row or 'a start'!r}, seed {c.seed} (run {c.run.id}) and {len(missing) - 1} "
             f"more; python -m paper.run {name}"
         )
@@ -154,7 +155,7 @@ def gather(name: str, ablation: Ablation, cells: list[Cell], lines: dict[str, di
         rows.setdefault(c.row, Row(c.row, c.control, ablation.metric, c.diagnose, [])).lines.append(line)
     problems = {line["result"]["pooled"]["problems"] for row in rows.values() for line in row.lines}
     if len(problems) > 1:
-        raise ValueError(f"table {name}: its runs were judged on different problems")
+        raise UserError(f"table {name}: its runs were judged on different problems")
     order = sorted(rows.values(), key=lambda row: row.control)
     table = Table(name, ablation, {row.label: row for row in order}, n_boot)
     for row in order:
@@ -163,7 +164,7 @@ def gather(name: str, ablation: Ablation, cells: list[Cell], lines: dict[str, di
     for contrast in ablation.contrasts:
         for label in (contrast.a, contrast.b):
             if label not in rows:
-                raise ValueError(f"table {name}: no row {label!r}; there are {', '.join(rows)}")
+                raise UserError(f"table {name}: no row {label!r}; there are {', '.join(rows)}")
         a = rows[contrast.a].results(contrast.steps, contrast.metric)
         b = rows[contrast.b].results(contrast.steps_b or contrast.steps, contrast.metric)
         unit = rows[contrast.a].unit(contrast.metric or ablation.metric)

@@ -6,6 +6,7 @@ import inspect
 import json
 from pathlib import Path
 
+from kernels.errors import UserError
 from latent.files import read_json, write_text
 from train.record import Record
 
@@ -73,22 +74,22 @@ Data: {type(run.env).__name__} `{json.dumps(data)}`.{start} {result["updates"]} 
 
 
 def may_publish() -> None:
-    """Raise ValueError, before anything is trained for it, where the hub does not know who would upload."""
+    """Raise UserError, before anything is trained for it, where the hub does not know who would upload."""
     from huggingface_hub import HfApi
 
     try:
         HfApi().whoami()
     except Exception as e:  # no login, no network
-        raise ValueError(f"--push-to-hub: {str(e).strip().splitlines()[0]}") from None
+        raise UserError(f"--push-to-hub: {str(e).strip().splitlines()[0]}") from None
 
 
 def publish(record: Record, name: str) -> str:
-    """Upload the run's model folder to the hub as `name`; returns its address. Raises ValueError where that fails."""
+    """Upload the run's model folder to the hub as `name`; returns its address. Raises UserError where that fails."""
     from huggingface_hub import HfApi
 
     try:
         address = HfApi().create_repo(name, exist_ok=True)
         HfApi().upload_folder(repo_id=name, folder_path=record.home / "model")
     except Exception as e:  # whatever the hub's client raises: no login, no network, no such name
-        raise ValueError(f"cannot upload to {name!r}: {str(e).strip().splitlines()[0]}") from None
+        raise UserError(f"cannot upload to {name!r}: {str(e).strip().splitlines()[0]}") from None
     return str(address)

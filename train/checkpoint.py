@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from kernels.errors import UserError
 from latent.files import PART, digest, drop_folder, drop_parts, named, put_folder, read_json, write_text
 
 STATE, MANIFEST = "state.pt", "manifest.json"
@@ -104,22 +105,22 @@ def newest(home: Path, run: str, unfit: Callable[[dict], str | None]) -> tuple[S
 
 
 def checked(folder: Path, run: str, unfit: Callable[[dict], str | None]) -> Saved:
-    """A checkpoint of `run`. Raises ValueError naming the file that is not what was written, or another run's."""
+    """A checkpoint of `run`. Raises UserError naming the file that is not what was written, or another run's."""
     path = folder / MANIFEST
     about = read_json(path).get("manifest")
     if not isinstance(about, dict) or path.read_text() != rendered(about):
-        raise ValueError(f"{path} is damaged: its checksum is another")
+        raise UserError(f"{path} is damaged: its checksum is another")
     if about["run"] != run:
-        raise ValueError(f"{folder} is of run {about['run']}, this is run {run}")
+        raise UserError(f"{folder} is of run {about['run']}, this is run {run}")
     if folder.name != f"step-{about['step']}":
-        raise ValueError(f"{folder} holds step {about['step']}, which is not what it is named")
+        raise UserError(f"{folder} holds step {about['step']}, which is not what it is named")
     for name, checksum in about["files"].items():
         if not (folder / name).is_file():
-            raise ValueError(f"{folder / name} is missing")
+            raise UserError(f"{folder / name} is missing")
         if digest(folder / name) != checksum:
-            raise ValueError(f"{folder / name} is damaged: its checksum is another")
+            raise UserError(f"{folder / name} is damaged: its checksum is another")
     if why := unfit(about["logs"]):
-        raise ValueError(f"{folder} does not go with the log: {why}")
+        raise UserError(f"{folder} does not go with the log: {why}")
     return Saved(folder, about["step"], about["logs"])
 
 

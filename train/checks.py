@@ -4,6 +4,7 @@ import torch
 
 from eval.environments.base import Environment, Finite, Problem, iterate
 from eval.judge import verify
+from kernels.errors import UserError
 from latent.generate import Reasoner
 from latent.text import Batch, Codec, pad_right
 from train.config import RLVR, Run
@@ -13,7 +14,7 @@ GOLDS = 1000  # training problems whose gold is read back; of those that are jud
 
 
 def check(reasoner: Reasoner, env: Environment, run: Run, test: list[Problem]) -> list[str]:
-    """Raise ValueError for what training or judging would fail on, in silence or late. Returns what is to be said."""
+    """Raise UserError for what training or judging would fail on, in silence or late. Returns what is to be said."""
     codec = reasoner.codec
     train = env.splits["train"] if isinstance(env, Finite) else env.train_batch(run.seed, 0, run.train.batch)
     golds_survive(reasoner, env, train[:GOLDS], test)
@@ -36,14 +37,14 @@ def lengths(codec: Codec, problem: Problem) -> Lengths:
 
 
 def must_fit(reasoner: Reasoner, run: Run, problems: list[Problem], sizes: list[Lengths]) -> None:
-    """Raise ValueError for a problem longer than the model's positions."""
+    """Raise UserError for a problem longer than the model's positions."""
     codec, method, has = reasoner.codec, reasoner.method, reasoner.method.backbone.positions
     wider = max([0, *(k - method.steps for k in run.judge.sweep)]) * getattr(method, "stride", 0)
     for p, (steps, answer) in zip(problems, sizes, strict=True):
         prompt = len(codec.question(p.question))
         needs = method.needs(prompt, steps, max(answer, reasoner.answer_tokens)) + wider
         if needs > has:
-            raise ValueError(
+            raise UserError(
                 f"problem {p.key} needs {needs} positions ({prompt} to read, the rest to think and answer), "
                 f"the model has {has} (--model.n-positions)"
             )
@@ -54,7 +55,7 @@ def must_be_decoded(reasoner: Reasoner, run: Run, train: list[Lengths], test: li
 
     Counted as the method writes once it is trained: the chain's steps that it does not think, and the answer. In an
     environment without such flags, whose lengths are those of its own vocabulary, the reasoner's are set to what the
-    tokenizer needs, and a quarter more for problems not seen here. Raises ValueError where none of the problems to
+    tokenizer needs, and a quarter more for problems not seen here. Raises UserError where none of the problems to
     judge, or of those that RL learns from, can be right.
     """
     codec, method = reasoner.codec, reasoner.method
@@ -90,12 +91,12 @@ def must_be_decoded(reasoner: Reasoner, run: Run, train: list[Lengths], test: li
         f"({' '.join(flags)})"
     )
     if cut["judge"] == len(test) or (isinstance(run.train, RLVR) and cut["train"] == len(train)):
-        raise ValueError(said)
+        raise UserError(said)
     return [said]
 
 
 def golds_survive(reasoner: Reasoner, env: Environment, *parts: list[Problem]) -> None:
-    """Raise ValueError where a gold text, written by a perfect model, would be judged wrong.
+    """Raise UserError where a gold text, written by a perfect model, would be judged wrong.
 
     Gold -> ids -> text -> verify: a tokenizer that lower-cases, normalises or lacks characters loses what the verifier
     asks for, and every score would be 0. With the chain before it, where the method writes one.
@@ -114,7 +115,7 @@ def golds_survive(reasoner: Reasoner, env: Environment, *parts: list[Problem]) -
     p, text, why = lost[0]
     alone = verify(env, p, p.answer)
     where = "comes back from the tokenizer as" if alone.correct else "is not accepted even as it stands:"
-    raise ValueError(
+    raise UserError(
         f"the gold answers of {len(lost)} of {len(problems)} problems are judged wrong: that of problem {p.key}, "
         f"{p.answer!r:.60}, {where} {text[-60:]!r} ({why or alone.reason})"
     )

@@ -7,6 +7,7 @@ from hashlib import blake2b
 from typing import Literal
 
 from eval.environments import EnvConfig
+from kernels.errors import UserError
 from latent.config import MethodConfig, ModelConfig
 
 HOW = {"how": True}  # metadata of a field that changes nothing of what comes out, and so no id
@@ -53,22 +54,22 @@ class SFT:
     def __post_init__(self):
         for name in ("batch", "log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
-                raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"train.{name} must be at least 1, got {getattr(self, name)}")
         if self.select == "best" and not self.valid_every:
-            raise ValueError("train.select best needs train.valid_every: how often to validate")
+            raise UserError("train.select best needs train.valid_every: how often to validate")
         if self.valid_items < 1:
-            raise ValueError(f"train.valid_items must be at least 1, got {self.valid_items}")
+            raise UserError(f"train.valid_items must be at least 1, got {self.valid_items}")
         for name in ("steps", "warmup", "valid_every"):
             if getattr(self, name) < 0:
-                raise ValueError(f"train.{name} must be at least 0, got {getattr(self, name)}")
+                raise UserError(f"train.{name} must be at least 0, got {getattr(self, name)}")
         for name in ("lr", "clip"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"train.{name} must be > 0, got {getattr(self, name)}")
+                raise UserError(f"train.{name} must be > 0, got {getattr(self, name)}")
         for name in ("decay", "decay_to", "beta2", "stop_at"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"train.{name} must be in [0, 1], got {getattr(self, name)}")
+                raise UserError(f"train.{name} must be in [0, 1], got {getattr(self, name)}")
         if self.weight_decay < 0:
-            raise ValueError(f"train.weight_decay must be at least 0, got {self.weight_decay}")
+            raise UserError(f"train.weight_decay must be at least 0, got {self.weight_decay}")
 
 
 @dataclass(frozen=True)
@@ -113,20 +114,20 @@ class RLVR(SFT):
         super().__post_init__()
         for name in ("epochs", "minibatches", "patience"):
             if getattr(self, name) < 1:
-                raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"train.{name} must be at least 1, got {getattr(self, name)}")
         if self.group < 2:
-            raise ValueError(f"train.group must be at least 2 (an advantage compares rollouts), got {self.group}")
+            raise UserError(f"train.group must be at least 2 (an advantage compares rollouts), got {self.group}")
         if self.batch % self.minibatches:
-            raise ValueError(
+            raise UserError(
                 f"train.batch must be a multiple of train.minibatches, got {self.batch}, {self.minibatches}"
             )
         for name in ("clip_low", "clip_high", "entropy", "kl", "stop_lr"):
             if getattr(self, name) < 0:
-                raise ValueError(f"train.{name} must be at least 0, got {getattr(self, name)}")
+                raise UserError(f"train.{name} must be at least 0, got {getattr(self, name)}")
         if not self.std_floor > 0:
-            raise ValueError(f"train.std_floor must be > 0, got {self.std_floor}")
+            raise UserError(f"train.std_floor must be > 0, got {self.std_floor}")
         if not self.temperature > 0:
-            raise ValueError(f"train.temperature must be > 0, got {self.temperature}")
+            raise UserError(f"train.temperature must be > 0, got {self.temperature}")
 
 
 @dataclass(frozen=True)
@@ -145,9 +146,9 @@ class Judge:
     def __post_init__(self):
         for name in ("items", "batch"):
             if getattr(self, name) < 1:
-                raise ValueError(f"judge.{name} must be at least 1, got {getattr(self, name)}")
+                raise UserError(f"judge.{name} must be at least 1, got {getattr(self, name)}")
         if self.level_items < 0 or min(self.sweep, default=0) < 0:
-            raise ValueError(f"judge.level_items and judge.sweep must not be negative, got {self}")
+            raise UserError(f"judge.level_items and judge.sweep must not be negative, got {self}")
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ class Run:
     def __post_init__(self):
         check_numbers(self)
         if self.model.bf16 and isinstance(self.train, RLVR):
-            raise ValueError("model.bf16 is for supervised training: in RL sampler and trainer must agree")
+            raise UserError("model.bf16 is for supervised training: in RL sampler and trainer must agree")
 
     @property
     def id(self) -> str:
@@ -220,7 +221,7 @@ class Experiment:
 
 
 def check_numbers(config, name: str = "") -> None:
-    """Raise ValueError, by flag, for a number that no run can have: not finite, beyond 64 bits, a seed below 0."""
+    """Raise UserError, by flag, for a number that no run can have: not finite, beyond 64 bits, a seed below 0."""
     if is_dataclass(config):
         for f in fields(config):
             check_numbers(getattr(config, f.name), f"{name}.{f.name}".lstrip("."))
@@ -231,12 +232,12 @@ def check_numbers(config, name: str = "") -> None:
         for value in config:
             check_numbers(value, name)
     elif isinstance(config, float) and not math.isfinite(config):
-        raise ValueError(f"{name} must be finite, got {config}")
+        raise UserError(f"{name} must be finite, got {config}")
     elif isinstance(config, int) and not isinstance(config, bool):
         if not -(2**63) <= config < 2**63:
-            raise ValueError(f"{name} must fit into 64 bits, got {config}")
+            raise UserError(f"{name} must fit into 64 bits, got {config}")
         if name == "seed" and not 0 <= config < 2**32:
-            raise ValueError(f"seed must be in 0..{2**32 - 1}, got {config}")
+            raise UserError(f"seed must be in 0..{2**32 - 1}, got {config}")
 
 
 def id_of(config: dict) -> str:

@@ -13,6 +13,7 @@ import torch
 
 from eval import environments
 from eval.cost import forward_flops
+from kernels.errors import UserError
 from latent import methods
 from latent.backbone import Backbone
 from latent.generate import Reasoner
@@ -98,7 +99,7 @@ def config_of(run: Run):
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as e:
-        raise ValueError(f"no config of {name!r} to estimate from: {str(e).splitlines()[0]}") from None
+        raise UserError(f"no config of {name!r} to estimate from: {str(e).splitlines()[0]}") from None
 
 
 def lengths(run: Run) -> tuple[float, float, float, str]:

@@ -22,6 +22,7 @@ import tyro
 
 from eval.cli import at_least, do_not_wait_for_the_hub, guarded, launched, program
 from eval.cli import parse as parse_flags
+from kernels.errors import UserError
 from latent.files import check_writable
 from train.config import Experiment, Run
 from train.presets import PAPERS, PRESETS
@@ -81,7 +82,7 @@ def parse(args: list[str]) -> tuple[str, Run | Experiment, Options]:
     if args and not args[0].startswith("-"):
         name, args = args[0], args[1:]
     if name not in PRESETS:
-        raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+        raise UserError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
     called, plain = program("train.latent", "latent-train"), (tyro.conf.AvoidSubcommands,)
     if args and args[0].startswith(("--tyro-print-completion", "--tyro-write-completion")):
         named = [Annotated[type(c), tyro.conf.subcommand(n, default=c)] for n, c in map(_command, PRESETS)]
@@ -160,7 +161,7 @@ def papers(name: str) -> list[str]:
 
 
 def check(runs: dict[str, Run], options: Options) -> None:
-    """Raise ValueError for what every arm would fail on: data that cannot be read, a start that is no run, memory that
+    """Raise UserError for what every arm would fail on: data that cannot be read, a start that is no run, memory that
     there is not, a folder that cannot be written."""
     from eval import environments
     from train import memory
@@ -172,9 +173,9 @@ def check(runs: dict[str, Run], options: Options) -> None:
 
         gpu = options.device == "auto" and torch.cuda.is_available()
         if why := dispatch.unavailable(torch.device("cuda" if gpu else "cpu")):
-            raise ValueError(f"--kernels triton: {why}")
+            raise UserError(f"--kernels triton: {why}")
     if options.track != "none" and find_spec(options.track) is None:
-        raise ValueError(f"--track {options.track}: it is not installed (pip install {options.track})")
+        raise UserError(f"--track {options.track}: it is not installed (pip install {options.track})")
     if options.push_to_hub:
         from train import card
 
@@ -189,7 +190,7 @@ def check(runs: dict[str, Run], options: Options) -> None:
         memory.check(run, samples[run.env])
         place = options.out / run.init if run.init else None
         if run.init and run.init not in ids and not place.is_dir() and not Path(run.init).is_dir():
-            raise ValueError(
+            raise UserError(
                 f"init {run.init!r} is neither an arm of this command nor a run in {options.out} nor a folder"
             )
 

@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from eval.environments.base import Environment, Problem
+from kernels.errors import UserError
 from latent.files import write_text
 from latent.generate import Reasoner
 from latent.methods.base import Mean
@@ -60,7 +61,7 @@ class Trainer:
         """Problems an update for this process."""
         world = self.accelerator.num_processes
         if self.config.batch % world:
-            raise ValueError(f"train.batch must be a multiple of the {world} processes, got {self.config.batch}")
+            raise UserError(f"train.batch must be a multiple of the {world} processes, got {self.config.batch}")
         return self.config.batch // world
 
     def problems(self, env: Environment, step: int) -> list[Problem]:
@@ -140,13 +141,13 @@ class Trainer:
     def choose_start(self) -> None:
         """Find the checkpoint to go on from: the newest good one, saying what is wrong with newer ones. Writes nothing.
 
-        Raises ValueError where there are checkpoints and none is good, and for a batch that cannot be shared out.
+        Raises UserError where there are checkpoints and none is good, and for a batch that cannot be shared out.
         """
         home, found, wrong = self.record.home / "checkpoint", None, []
         per_update = self.share  # raises where the processes cannot share the batch
         parts = getattr(self.config, "minibatches", 1)
         if per_update % parts:
-            raise ValueError(
+            raise UserError(
                 f"{per_update} prompts a process cannot be cut into {parts} minibatches (train.minibatches)"
             )
         if self.accelerator.is_main_process:
@@ -154,7 +155,7 @@ class Trainer:
         if self.accelerator.num_processes > 1:  # one looks, and all go on from the same
             found, wrong = broadcast_object_list([found, wrong])
         if wrong and found is None:
-            raise ValueError(f"{wrong[0]}; put back what was there, or remove {home} to begin the run again")
+            raise UserError(f"{wrong[0]}; put back what was there, or remove {home} to begin the run again")
         for each in wrong if self.accelerator.is_main_process else ():
             log.warning("%s: not used; going on from step %d", each, found.step)
         self.start = found

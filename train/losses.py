@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from kernels.errors import UserError
 from latent.methods.base import Mean, share
 from latent.thought import Decision
 
@@ -22,7 +23,7 @@ def advantages(reward_PG: Tensor, kind: str, std_floor: float = 1e-6) -> Tensor:
             return centred_PG / reward_PG.std(1, keepdim=True, correction=0).clamp(min=std_floor)
         case "dr_grpo":
             return centred_PG
-    raise ValueError(f"advantage must be grpo or dr_grpo, got {kind!r}")
+    raise UserError(f"advantage must be grpo or dr_grpo, got {kind!r}")
 
 
 def flat(reward_PG: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from kernels.errors import UserError
 from train.config import Run
 
 PROBLEM = 1000  # bytes of a problem as Python has it
@@ -16,7 +17,7 @@ VALUES = 12  # kept for backward a layer and position, in units of the width
 
 
 def check(run: Run, sample: list) -> None:
-    """Raise ValueError, naming flag and figures, for a run that cannot fit. `sample`: problems of its environment."""
+    """Raise UserError, naming flag and figures, for a run that cannot fit. `sample`: problems of its environment."""
     has = machine()
     if has is None:
         return
@@ -38,12 +39,12 @@ def check(run: Run, sample: list) -> None:
 
 
 def refuse(needs: float, has: int, what: str, part: str, config, names: tuple[str, ...]) -> None:
-    """Raise ValueError where more is needed than there is, for the flag furthest above what it is unless said."""
+    """Raise UserError where more is needed than there is, for the flag furthest above what it is unless said."""
     if needs <= has:
         return
     usual = {name: type(config).__dataclass_fields__[name].default for name in names if hasattr(config, name)}
     name = max(usual, key=lambda name: getattr(config, name) / max(1, usual[name]))
-    raise ValueError(
+    raise UserError(
         f"{part}.{name} {getattr(config, name)} is more than this machine holds: {what} need at least "
         f"{needs / 2**30:.3g} GiB, it has {has / 2**30:.3g} GiB"
     )

@@ -14,6 +14,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from kernels.errors import UserError
 from latent.files import append, digest, drop_parts, field, read_json, sync_folder, write_bytes, write_json
 from train.config import Run, plain
 
@@ -29,14 +30,14 @@ class Record:
         self.run = run
 
     def must_match(self, data: str | None) -> None:
-        """Raise ValueError where this run was begun on other data: the config, and so the id, names files only."""
+        """Raise UserError where this run was begun on other data: the config, and so the id, names files only."""
         path = self.home / "env.json"
         if path.exists() and field(read_json(path), "data", (str, type(None)), path) != data:
-            raise ValueError(
+            raise UserError(
                 f"{self.home} was made from other data under the same name; remove it or give another --out"
             )
         if (self.home / "config.json").exists() and read_json(self.home / "config.json") != plain(self.run):
-            raise ValueError(f"{self.home}/config.json is not that of run {self.run.id}; give another --out")
+            raise UserError(f"{self.home}/config.json is not that of run {self.run.id}; give another --out")
 
     def open(self, data: str | None, command: str | None, step: int = 0) -> None:
         """Make the folder and say what runs on what, by which command, from which step.

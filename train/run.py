@@ -11,6 +11,7 @@ from eval import environments
 from eval.cost import forward_flops, sequential_steps
 from eval.environments.base import Environment, Finite, Problem
 from eval.judge import Item, by_level, judge, summary
+from kernels.errors import UserError
 from latent import backbone, hub, lora, methods
 from latent.files import PART, check_writable, put_folder, read_json
 from latent.generate import Reasoner
@@ -116,7 +117,7 @@ def flat(config, name: str = "") -> dict:
 def begin(run: Run, env: Environment, root: Path) -> Reasoner:
     """The untrained reasoner of a run: from scratch, from a pretrained model, or from another run's weights."""
     if isinstance(env, Finite) and not env.splits["train"]:
-        raise ValueError("there are problems to test on only: give --env.train")
+        raise UserError("there are problems to test on only: give --env.train")
     if run.init is not None:
         place = root / run.init if (root / run.init).is_dir() else Path(run.init)
         started = hub.load(place)
@@ -144,19 +145,17 @@ def prepare(run: Run, body: backbone.Backbone) -> None:
 
 
 def same_model(run: Run, place: Path) -> None:
-    """Raise ValueError where a run asks for another model than that of the run it starts from."""
+    """Raise UserError where a run asks for another model than that of the run it starts from."""
     written = place / "config.json"
     old = read_json(written).get("model") if written.exists() else None
     if not isinstance(old, dict | None):
-        raise ValueError(f"{written}: field 'model' must be an object, got {old!r:.40}")
+        raise UserError(f"{written}: field 'model' must be an object, got {old!r:.40}")
     new = plain(run.model)
     how = ("bf16", "recompute", "lora_rank", "lora_alpha")  # it is trained, not what it is
     odd = [k for k in new if k not in how and old is not None and old.get(k) != new[k]]
     if odd:
         k = odd[0]
-        raise ValueError(
-            f"{run.init} has model.{k} {old.get(k)}, asked is {new[k]}: a run has the model it starts from"
-        )
+        raise UserError(f"{run.init} has model.{k} {old.get(k)}, asked is {new[k]}: a run has the model it starts from")
 
 
 def inherit(method, started, name: str) -> None:
@@ -167,7 +166,7 @@ def inherit(method, started, name: str) -> None:
     same = {k: v for k, v in old.items() if k in new and v.shape == new[k].shape}
     odd = [k for k in old.keys() | new.keys() if k not in same and not k.startswith(free)]
     if odd:
-        raise ValueError(f"the weights of {name} do not fit {type(method).__name__}: {', '.join(sorted(odd)[:3])}")
+        raise UserError(f"the weights of {name} do not fit {type(method).__name__}: {', '.join(sorted(odd)[:3])}")
     method.load_state_dict(same, strict=False)
 
 
@@ -175,7 +174,7 @@ def test_problems(run: Run, env: Environment) -> list[Problem]:
     """What the run is judged on: the main level first, then the others."""
     main = env.problems("test", env.main_level, run.judge.items)
     if not main:
-        raise ValueError("the environment has no test problems")
+        raise UserError("the environment has no test problems")
     others = [lv for lv in env.levels() if lv != env.main_level]
     return main + [p for lv in others for p in env.problems("test", lv, run.judge.level_items)]
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from eval.environments.base import Environment, Problem
 from eval.judge import judge
+from kernels.errors import UserError
 from train.config import Run
 
 if TYPE_CHECKING:
@@ -76,10 +77,10 @@ def copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def valid_problems(env: Environment, n: int) -> list[Problem]:
     """About n validation problems, as many at each level, fewer where a level has fewer.
 
-    Raises ValueError where the environment has none.
+    Raises UserError where the environment has none.
     """
     levels = env.levels()
     found = [p for level in levels for p in env.problems("valid", level, -(-n // len(levels)))]
     if not found:
-        raise ValueError("train.valid_every needs problems to validate on: this environment has none")
+        raise UserError("train.valid_every needs problems to validate on: this environment has none")
     return found

@@ -12,6 +12,7 @@ from eval.environments.gsm8k import GSM8K
 from eval.environments.math500 import Math500
 from eval.environments.prontoqa import ProntoQA
 from eval.environments.prosqa import ProsQA
+from kernels.errors import UserError
 from latent.files import field, read_json
 
 EnvConfig = Cups | ProsQA | GSM8K | ProntoQA | Countdown | Math500
@@ -48,12 +49,12 @@ def of_run(folder: str | Path) -> Environment | None:
                             raise TypeError(f"env.{f.name} is {getattr(config, f.name)!r:.40}")
                     return build(config)
                 except (TypeError, AttributeError) as e:
-                    raise ValueError(f"{path} does not fit this version: {e}") from None
+                    raise UserError(f"{path} does not fit this version: {e}") from None
     return None
 
 
 def build(config: EnvConfig) -> Environment:
-    """The environment of a config. Raises ValueError for bad data, naming file, line and field."""
+    """The environment of a config. Raises UserError for bad data, naming file, line and field."""
     match config:
         case Cups():
             return cups.CupsEnvironment(config)
@@ -67,4 +68,4 @@ def build(config: EnvConfig) -> Environment:
             return countdown.CountdownEnvironment(config)
         case Math500():
             return math500.Math500Environment(config)
-    raise ValueError(f"no environment of config {type(config).__name__}")
+    raise UserError(f"no environment of config {type(config).__name__}")

@@ -8,6 +8,7 @@ from functools import lru_cache
 from hashlib import blake2b
 
 from eval.environments.files import json_rows
+from kernels.errors import UserError
 
 log = logging.getLogger(__name__)
 SPLITS = ("train", "valid", "test")
@@ -105,7 +106,7 @@ class Generated(Environment):
     def problems(self, split, level, n):
         check_split(split)
         if level not in self.levels():
-            raise ValueError(f"no level {level}: this environment has {self.levels()}")
+            raise UserError(f"no level {level}: this environment has {self.levels()}")
         rng, found, idle = random.Random(f"{split} {level}"), {}, 0
         while len(found) < n and idle < 2000:
             problem = self.draw(rng, level)
@@ -138,9 +139,9 @@ def _say_once(message: str) -> None:
 
 
 def check_split(split: str) -> None:
-    """Raise ValueError for what is no split."""
+    """Raise UserError for what is no split."""
     if split not in SPLITS:
-        raise ValueError(f"no split {split!r}: there are {', '.join(SPLITS)}")
+        raise UserError(f"no split {split!r}: there are {', '.join(SPLITS)}")
 
 
 class Finite(Environment):
@@ -160,7 +161,7 @@ class Finite(Environment):
         ValueError for rows that `parse` refuses, and where nothing is left in a split.
         """
         if not train and not test:
-            raise ValueError("env.train or env.test must name a file, or hub:NAME[:SPLIT[:CONFIG]]")
+            raise UserError("env.train or env.test must name a file, or hub:NAME[:SPLIT[:CONFIG]]")
         first: dict[str, tuple[Problem, str]] = {}
         again = []
         both: list[list[Problem] | None] = [None, None]
@@ -201,7 +202,7 @@ class Finite(Environment):
         self.splits = {"train": list(trained.values()), "valid": list(valid.values()), "test": list(tested.values())}
         for name in ("train", "test"):
             if not self.splits[name] and not (test_only and name == "train"):
-                raise ValueError(f"no problem is left to {name} on (a problem in both files counts as one to test on)")
+                raise UserError(f"no problem is left to {name} on (a problem in both files counts as one to test on)")
         self._order: tuple = (None, [])
 
     def problems(self, split, level, n):
@@ -211,7 +212,7 @@ class Finite(Environment):
     def train_batch(self, seed, index, size):
         train = self.splits["train"]
         if not train:
-            raise ValueError("there are problems to test on only: give env.train")
+            raise UserError("there are problems to test on only: give env.train")
         return [self._shuffled(seed, i // len(train))[i % len(train)] for i in range(index * size, (index + 1) * size)]
 
     def codec(self, model):

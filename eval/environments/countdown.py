@@ -13,6 +13,7 @@ from fractions import Fraction
 
 from eval.environments.answers import after_mark, fold
 from eval.environments.base import Generated, Problem, Verdict
+from kernels.errors import UserError
 
 LARGEST_TARGET = 999
 LONGEST_EXPRESSION, DEEPEST = 200, 50  # characters, brackets in each other
@@ -29,9 +30,9 @@ class Countdown:
 
     def __post_init__(self):
         if not 2 <= self.numbers <= 6:
-            raise ValueError(f"env.numbers must be in 2..6, got {self.numbers}")
+            raise UserError(f"env.numbers must be in 2..6, got {self.numbers}")
         if not 10 <= self.largest <= LARGEST_TARGET:
-            raise ValueError(f"env.largest must be in 10..{LARGEST_TARGET}, got {self.largest}")
+            raise UserError(f"env.largest must be in 10..{LARGEST_TARGET}, got {self.largest}")
 
 
 class CountdownEnvironment(Generated):
@@ -97,7 +98,7 @@ def typed(text: str) -> str:
 def without_dress(said: str) -> str:
     """An expression without LaTeX and typesetting around its numbers and signs, and without "= value" at its end.
 
-    Raises ValueError where the value after = is not what stands before it.
+    Raises UserError where the value after = is not what stands before it.
     """
     said = typed(said)
     said = re.sub(r"\\(?:left|right|[()\[\],;:! ])|\$", " ", said).strip()
@@ -105,24 +106,24 @@ def without_dress(said: str) -> str:
         said = said[len("\\boxed{") : -1]
     said, equals, claim = said.partition("=")
     if equals and evaluate(said)[0] != evaluate(claim.rstrip(" ."))[0]:
-        raise ValueError(f"it does not come to {claim.strip():.20}")
+        raise UserError(f"it does not come to {claim.strip():.20}")
     return said.rstrip(" .")
 
 
 def evaluate(text: str) -> tuple[Fraction, list[int]]:
     """The value of an expression of whole numbers, + - * / and brackets, and the numbers in it.
 
-    Precedence climbing over at most LONGEST_EXPRESSION characters. Raises ValueError for anything else (a sign before a
+    Precedence climbing over at most LONGEST_EXPRESSION characters. Raises UserError for anything else (a sign before a
     number, numbers side by side, more than DEEPEST brackets in each other), ZeroDivisionError where it divides by zero.
     """
     if len(text) > LONGEST_EXPRESSION:
-        raise ValueError(f"it is longer than {LONGEST_EXPRESSION} characters")
+        raise UserError(f"it is longer than {LONGEST_EXPRESSION} characters")
     tokens, at = [], 0
     text = text.strip()
     while at < len(text):
         m = TOKEN.match(text, at)
         if m is None:
-            raise ValueError("it is more than numbers, + - * / and brackets")
+            raise UserError("it is more than numbers, + - * / and brackets")
         tokens.append(m[1] or m[2])
         at = m.end()
     tokens.reverse()  # the next one is last
@@ -133,10 +134,10 @@ def evaluate(text: str) -> tuple[Fraction, list[int]]:
         if token == "(" and depth < DEEPEST:
             value = expression(depth + 1)
             if not tokens or tokens.pop() != ")":
-                raise ValueError("a bracket is not closed")
+                raise UserError("a bracket is not closed")
             return value
         if not token.isdigit():
-            raise ValueError(f"no number where {token} stands")
+            raise UserError(f"no number where {token} stands")
         used.append(int(token))
         return Fraction(used[-1])
 
@@ -154,5 +155,5 @@ def evaluate(text: str) -> tuple[Fraction, list[int]]:
 
     value = expression(0)
     if tokens:
-        raise ValueError(f"it goes on with {tokens[-1]}")
+        raise UserError(f"it goes on with {tokens[-1]}")
     return value, used

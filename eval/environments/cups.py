@@ -12,6 +12,7 @@ from itertools import combinations
 from math import factorial
 
 from eval.environments.base import Generated, Problem, Verdict
+from kernels.errors import UserError
 
 ROW = re.compile(r"\d+(?:\s+\d+)*", re.ASCII)
 GLUE = tuple("-+.,/_")  # before a row, they make its first number another one
@@ -30,9 +31,9 @@ class Cups:
 
     def __post_init__(self):
         if not 2 <= self.cups <= 9:
-            raise ValueError(f"env.cups must be in 2..9, got {self.cups}")
+            raise UserError(f"env.cups must be in 2..9, got {self.cups}")
         if not 1 <= self.min_swaps <= self.swaps:
-            raise ValueError(f"env.min_swaps must be in 1..env.swaps = {self.swaps}, got {self.min_swaps}")
+            raise UserError(f"env.min_swaps must be in 1..env.swaps = {self.swaps}, got {self.min_swaps}")
 
 
 class CupsEnvironment(Generated):

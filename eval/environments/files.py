@@ -4,35 +4,37 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from kernels.errors import UserError
+
 
 def json_rows(source: str) -> Iterator[tuple[dict, str]]:
     """Rows of a JSON list, of JSON lines, or of hub:NAME[:SPLIT[:CONFIG]], each with where it stands.
 
-    Raises ValueError, naming file and line, for a missing file, for what is not JSON, for rows that are no objects and
+    Raises UserError, naming file and line, for a missing file, for what is not JSON, for rows that are no objects and
     for text that is not Unicode (half of a surrogate pair), and for an empty set.
     """
     rows = _hub_rows(source) if source.startswith("hub:") else _file_rows(Path(source))
     n = 0
     for row, place in rows:
         if not isinstance(row, dict):
-            raise ValueError(f"{place}: expected an object, got {type(row).__name__}")
+            raise UserError(f"{place}: expected an object, got {type(row).__name__}")
         for key in row:
             _check_unicode(row[key], f"{place}: field {key!r:.40}")
         n += 1
         yield row, place
     if n == 0:
-        raise ValueError(f"{source} holds no problems")
+        raise UserError(f"{source} holds no problems")
 
 
 def _file_rows(path: Path) -> Iterator[tuple[object, str]]:
     if not path.is_file():
-        raise ValueError(f"no such data file: {path}")
+        raise UserError(f"no such data file: {path}")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as e:
-        raise ValueError(f"{path} is not text: {e}") from None
+        raise UserError(f"{path} is not text: {e}") from None
     except OSError as e:
-        raise ValueError(f"cannot read {path}: {e.strerror}") from None
+        raise UserError(f"cannot read {path}: {e.strerror}") from None
     if text.lstrip().startswith("["):
         yield from ((row, f"{path}, item {i}") for i, row in enumerate(_loads(text, path, 1), 1))
         return
@@ -42,25 +44,25 @@ def _file_rows(path: Path) -> Iterator[tuple[object, str]]:
 
 
 def _loads(text: str, path: Path, line: int):
-    """JSON that begins at a line of a file. Raises ValueError naming the line."""
+    """JSON that begins at a line of a file. Raises UserError naming the line."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as e:
-        raise ValueError(f"{path}, line {line + e.lineno - 1}: not JSON: {e.msg}") from None
+        raise UserError(f"{path}, line {line + e.lineno - 1}: not JSON: {e.msg}") from None
     except RecursionError:
-        raise ValueError(f"{path}, line {line}: not JSON that can be read: nested too deeply") from None
+        raise UserError(f"{path}, line {line}: not JSON that can be read: nested too deeply") from None
     except ValueError as e:  # a number of more digits than Python reads
-        raise ValueError(f"{path}, line {line}: not JSON that can be read: {e}") from None
+        raise UserError(f"{path}, line {line}: not JSON that can be read: {e}") from None
 
 
 def _check_unicode(value, place: str) -> None:
-    """Raise ValueError for a string anywhere in a value that no tokenizer can encode."""
+    """Raise UserError for a string anywhere in a value that no tokenizer can encode."""
     if isinstance(value, str):
         if not value.isascii():
             try:
                 value.encode()
             except UnicodeEncodeError as e:
-                raise ValueError(
+                raise UserError(
                     f"{place} is not Unicode text: half of a surrogate pair at character {e.start}"
                 ) from None
     elif isinstance(value, (list, dict)):
@@ -72,9 +74,9 @@ def text_field(row: dict, key: str, place: str) -> str:
     """A field that must be a string with something in it, without blanks around."""
     value = row.get(key)
     if not isinstance(value, str):
-        raise ValueError(f"{place}: field {key!r} must be a string, got {value!r:.40}")
+        raise UserError(f"{place}: field {key!r} must be a string, got {value!r:.40}")
     if not value.strip():
-        raise ValueError(f"{place}: field {key!r} is empty")
+        raise UserError(f"{place}: field {key!r} is empty")
     return value.strip()
 
 
@@ -82,7 +84,7 @@ def steps_field(row: dict, place: str) -> list[str]:
     """Field "steps", a list of strings, without blanks around. Empty ones, which GSM8K-Aug has, are no steps."""
     value = row.get("steps")
     if not isinstance(value, list) or not all(isinstance(step, str) for step in value):
-        raise ValueError(f"{place}: field 'steps' must be a list of strings, got {value!r:.40}")
+        raise UserError(f"{place}: field 'steps' must be a list of strings, got {value!r:.40}")
     return [step.strip() for step in value if step.strip()]
 
 
@@ -92,12 +94,12 @@ def _hub_rows(source: str) -> Iterator[tuple[object, str]]:
     try:
         from datasets import load_dataset
     except ImportError:
-        raise ValueError(f"{source} needs the hub extra: pip install 'latent-reasoning[hub]'") from None
+        raise UserError(f"{source} needs the hub extra: pip install 'latent-reasoning[hub]'") from None
     try:
         rows = load_dataset(name, config or None, split=split or "train")
     except Exception as e:  # whatever the hub's client raises: no network, no such set, no such split
         why = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise ValueError(f"cannot load {source} ({why}); a local file can be given instead") from None
+        raise UserError(f"cannot load {source} ({why}); a local file can be given instead") from None
     yield from ((row, f"{source}, row {i}") for i, row in enumerate(rows))
 
 
@@ -105,5 +107,5 @@ def whole_number(row: dict, key: str, place: str, below: int) -> int:
     """A field that must be an index below `below`."""
     value = row.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < below:
-        raise ValueError(f"{place}: field {key!r} must be a whole number below {below}, got {value!r:.40}")
+        raise UserError(f"{place}: field {key!r} must be a whole number below {below}, got {value!r:.40}")
     return value

@@ -19,6 +19,7 @@ from fractions import Fraction
 from eval.environments.answers import HEADING, LONGEST, fold, fractions, marked, number_at, plain, separated
 from eval.environments.base import Finite, Problem, Verdict
 from eval.environments.files import steps_field, text_field
+from kernels.errors import UserError
 
 NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\.\d+", re.ASCII)
 EQUATION = re.compile(r"<<[^<>]*>>")
@@ -39,7 +40,7 @@ class GSM8K:
 
     def __post_init__(self):
         if self.max_answer < 1 or self.max_chain < 1:
-            raise ValueError(
+            raise UserError(
                 f"env.max_answer and env.max_chain must be at least 1, got {self.max_answer}, {self.max_chain}"
             )
 
@@ -145,17 +146,17 @@ def single_number(said: str) -> Fraction | None:
 
 
 def parse(row: dict, place: str) -> Problem:
-    """A row of any format. Raises ValueError naming place and field."""
+    """A row of any format. Raises UserError naming place and field."""
     row, within = renamed(row, place)
     question, said = text_field(row, "question", place), text_field(row, "answer", place)
     if "steps" in row:
         steps, gold = steps_field(row, place), said
     else:
         if "####" not in said:
-            raise ValueError(f"{place}: field 'answer' must end in #### and a number, got {said[-30:]!r}")
+            raise UserError(f"{place}: field 'answer' must end in #### and a number, got {said[-30:]!r}")
         steps, gold = EQUATION.findall(said), said.rsplit("####", 1)[1].strip()
     if len(gold) > LONGEST or not NUMBER.fullmatch(gold):
-        raise ValueError(f"{place}: field 'answer' must give a number, got {gold!r:.40}")
+        raise UserError(f"{place}: field 'answer' must give a number, got {gold!r:.40}")
     gold = gold.replace(",", "")
     return Problem(question + "\n", tuple(step + "\n" for step in steps), f"### {gold}", 0, {"gold": gold} | within)
 
@@ -167,13 +168,13 @@ def renamed(row: dict, place: str) -> tuple[dict, dict]:
             continue
         parts = [row.get(key) for key in question]
         if not all(isinstance(part, str) for part in parts):
-            raise ValueError(f"{place}: field {question[0]!r} must be a string, got {parts[0]!r:.40}")
+            raise UserError(f"{place}: field {question[0]!r} must be a string, got {parts[0]!r:.40}")
         try:
             number = Decimal(str(row[answer]).replace(",", ""))
         except InvalidOperation:
             number = Decimal("NaN")
         if not number.is_finite() or abs(number.adjusted()) > 400:  # as digits it would fill the memory
-            raise ValueError(f"{place}: field {answer!r} must give a number, got {row[answer]!r:.40}")
+            raise UserError(f"{place}: field {answer!r} must give a number, got {row[answer]!r:.40}")
         if number == number.to_integral_value():
             number = number.to_integral_value()
         within = {"within": "0.001"} if answer == "target" else {}

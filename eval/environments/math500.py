@@ -18,6 +18,7 @@ from eval.environments.answers import HEADING, LONGEST, last_number, marked
 from eval.environments.base import Finite, Problem, Verdict
 from eval.environments.equivalence import same
 from eval.environments.files import text_field
+from kernels.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Math500:
 
     def __post_init__(self):
         if self.verifier not in ("spelling", "math-verify"):
-            raise ValueError(f"env.verifier must be spelling or math-verify, got {self.verifier!r}")
+            raise UserError(f"env.verifier must be spelling or math-verify, got {self.verifier!r}")
 
 
 class Math500Environment(Finite):
@@ -48,7 +49,7 @@ class Math500Environment(Finite):
         self.answer_tokens, self.chain_tokens = config.max_answer, config.max_chain
         self.algebra = config.verifier == "math-verify"
         if self.algebra and find_spec("math_verify") is None:
-            raise ValueError("env.verifier math-verify needs the math extra: pip install 'latent-reasoning[math]'")
+            raise UserError("env.verifier math-verify needs the math extra: pip install 'latent-reasoning[math]'")
         self.read(config.train, config.test, parse)
 
     def verify(self, problem, text):
@@ -130,12 +131,12 @@ TAIL = 4 * LONGEST
 
 
 def parse(row: dict, place: str) -> Problem:
-    """A row. Raises ValueError naming place and field."""
+    """A row. Raises UserError naming place and field."""
     problem, gold = text_field(row, "problem", place), text_field(row, "answer", place)
     if len(gold) > LONGEST:
-        raise ValueError(f"{place}: field 'answer' is longer than {LONGEST} characters")
+        raise UserError(f"{place}: field 'answer' is longer than {LONGEST} characters")
     solution = row.get("solution") or ""
     if not isinstance(solution, str):
-        raise ValueError(f"{place}: field 'solution' must be a string, got {solution!r:.40}")
+        raise UserError(f"{place}: field 'solution' must be a string, got {solution!r:.40}")
     steps = tuple(s.strip() + "\n" for s in re.split(r"(?<=[.!?])\s+", solution) if s.strip())
     return Problem(problem + "\n", steps, f"### {gold}", 0, {"gold": gold})

@@ -19,6 +19,7 @@ from eval.environments.answers import LONGEST, after_mark
 from eval.environments.base import Environment, Finite, Generated, Problem, Verdict
 from eval.environments.files import steps_field, text_field
 from eval.environments.prosqa import CONCEPTS, ENTITIES
+from kernels.errors import UserError
 
 PROPERTIES = """aggressive amenable angry bitter blue bright brown cold discordant dull earthy feisty floral fruity
 happy hot kind large liquid luminous mean melodic metallic muffled nervous opaque orange red shy slow small sour spicy
@@ -38,7 +39,7 @@ class ProntoQA:
 
     def __post_init__(self):
         if not 1 <= self.hops <= 8:
-            raise ValueError(f"env.hops must be in 1..8, got {self.hops}")
+            raise UserError(f"env.hops must be in 1..8, got {self.hops}")
 
 
 class _ProntoQA(Environment):
@@ -109,14 +110,14 @@ class OfficialProntoQA(_ProntoQA, Finite):
 
 
 def parse(row: dict, place: str) -> Problem:
-    """A row of Coconut's JSON. Raises ValueError naming place and field."""
+    """A row of Coconut's JSON. Raises UserError naming place and field."""
     question, answer, steps = (
         text_field(row, "question", place),
         text_field(row, "answer", place),
         steps_field(row, place),
     )
     if answer not in ("True", "False"):
-        raise ValueError(f"{place}: field 'answer' must be True or False, got {answer!r:.40}")
+        raise UserError(f"{place}: field 'answer' must be True or False, got {answer!r:.40}")
     return Problem(question + "\n", tuple(step + "\n" for step in steps), f"### {answer}", 0)
 
 

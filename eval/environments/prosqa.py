@@ -21,6 +21,7 @@ from itertools import pairwise
 from eval.environments.answers import LONGEST, after_mark
 from eval.environments.base import Environment, Finite, Generated, Problem, Verdict
 from eval.environments.files import steps_field, text_field, whole_number
+from kernels.errors import UserError
 
 ENTITIES = "Alex Bob Carol Davis Eva Fae Gabriel Jack Max Oliver Polly Rex Sally Sam Stella Tom Wren".split()
 STEMS = """bom boom brim chor dum fel fom ger gor grim gwom hil im jel jom ker lem lor num quim rem rom ror scrom shum
@@ -46,11 +47,11 @@ class ProsQA:
 
     def __post_init__(self):
         if not 8 <= self.nodes[0] <= self.nodes[1] <= len(CONCEPTS):
-            raise ValueError(f"env.nodes must be two sizes in 8..{len(CONCEPTS)}, the smaller first, got {self.nodes}")
+            raise UserError(f"env.nodes must be two sizes in 8..{len(CONCEPTS)}, the smaller first, got {self.nodes}")
         if self.graphs < 1:
-            raise ValueError(f"env.graphs must be at least 1, got {self.graphs}")
+            raise UserError(f"env.graphs must be at least 1, got {self.graphs}")
         if self.closed and (self.train or self.test):
-            raise ValueError("env.closed generates problems, so it cannot go with env.train or env.test")
+            raise UserError("env.closed generates problems, so it cannot go with env.train or env.test")
 
 
 class _ProsQA(Environment):
@@ -279,22 +280,22 @@ def _subject(name: str) -> str:
 
 
 def parse(row: dict, place: str) -> Problem:
-    """An official problem. Raises ValueError naming place and field."""
+    """An official problem. Raises UserError naming place and field."""
     for key in ("edges", "idx_to_symbol"):
         if not isinstance(row.get(key), list):
-            raise ValueError(f"{place}: field {key!r} must be a list, got {row.get(key)!r:.40}")
+            raise UserError(f"{place}: field {key!r} must be a list, got {row.get(key)!r:.40}")
     question, answer, steps = (
         text_field(row, "question", place),
         text_field(row, "answer", place),
         steps_field(row, place),
     )
     if statement(answer) is None:
-        raise ValueError(f"{place}: field 'answer' must be of the form \"X is a Y.\", got {answer!r:.40}")
+        raise UserError(f"{place}: field 'answer' must be of the form \"X is a Y.\", got {answer!r:.40}")
     n = len(row["idx_to_symbol"])
     nodes = {key: whole_number(row, key, place, n) for key in ("root", "target", "neg_target")}
     for edge in row["edges"]:
         if not (isinstance(edge, list) and len(edge) == 2 and all(type(i) is int and 0 <= i < n for i in edge)):
-            raise ValueError(f"{place}: field 'edges' must hold pairs of nodes below {n}, got {edge!r:.40}")
+            raise UserError(f"{place}: field 'edges' must hold pairs of nodes below {n}, got {edge!r:.40}")
     data = {"n": n, "edges": [tuple(e) for e in row["edges"]], "root": nodes["root"]}
     data |= {"target": nodes["target"], "other": nodes["neg_target"]}
     apart = lambda text: text.replace(".", " .").replace("?", " ?")  # noqa: E731

@@ -12,6 +12,7 @@ import latent  # noqa: F401  makes --model latent known to lm-eval
 from eval.environments import GSM8K, Countdown, Cups, Math500, ProntoQA, ProsQA
 from eval.tasks import utils
 from eval.usual import Number, Words
+from kernels.errors import UserError
 
 log = logging.getLogger(__name__)
 PARAGRAPH, GAP = Words(["\n\n"]), Words(["\n\n\n"])
@@ -31,15 +32,13 @@ _read: dict[str, str] = {}  # the task that last read a file which was given to 
 def rows(task: str, **given):
     """The problems of a task. `given`: --metadata, for all tasks, and under a task's name for that one alone.
 
-    Raises ValueError for a setting of one task that it does not have.
+    Raises UserError for a setting of one task that it does not have.
     """
     own, names = given.get(task, {}), {f.name for f in fields(CONFIGS.get(task, GSM8K))} - {"train", "test"}
     if not isinstance(own, dict):
-        raise ValueError(
-            f'--metadata {task} must be an object, as in \'{{"{task}": {{"file": "PATH"}}}}\', got {own!r}'
-        )
+        raise UserError(f'--metadata {task} must be an object, as in \'{{"{task}": {{"file": "PATH"}}}}\', got {own!r}')
     if strange := set(own) - {"file", "items", "level"} - names:
-        raise ValueError(f"--metadata {task}: there is no setting {sorted(strange)[0]!r}")
+        raise UserError(f"--metadata {task}: there is no setting {sorted(strange)[0]!r}")
     file = given.get("file")
     if "file" not in own and file is not None and _read.setdefault(str(file), task) != task:
         log.warning(

@@ -12,6 +12,7 @@ from eval.environments import GSM8K, Countdown, Cups, Environment, Math500, Prob
 from eval.environments.countdown import evaluate, typed
 from eval.environments.math500 import last_answer
 from eval.judge import verify
+from kernels.errors import UserError
 
 _made: dict[str, Environment] = {}  # the environment of each task that was loaded, by what stands in its rows
 
@@ -23,7 +24,7 @@ def _rows(config, given: dict) -> dict[str, Dataset]:
     try:
         env = environments.build(config)
     except ValueError as e:
-        raise ValueError(f"{e}: --metadata file=PATH") from None
+        raise UserError(f"{e}: --metadata file=PATH") from None
     name = repr(config)
     _made[name] = env
     level = given.get("level", env.main_level)
@@ -51,7 +52,7 @@ def config_is_endless(env: Environment) -> bool:
 
 def _generated(config, given: dict) -> dict[str, Dataset]:
     if "file" in given:
-        raise ValueError(f"{type(config).__name__} is generated: it takes no file")
+        raise UserError(f"{type(config).__name__} is generated: it takes no file")
     return _rows(config, given)
 
 

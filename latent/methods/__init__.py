@@ -1,5 +1,6 @@
 """The methods, one file each: two verbs, `think(prompt) -> Thought` and `terms(batch) -> (loss's terms, metrics)`."""
 
+from kernels.errors import UserError
 from latent.backbone import Backbone
 from latent.config import Coconut, CoT, FixedEmbedding, MethodConfig, NoCoT, Pause, Recurrent, Sim
 from latent.methods.base import Method
@@ -24,4 +25,4 @@ def build(config: MethodConfig, backbone: Backbone) -> Method:
             return fixed.control(config, build(of, backbone))
         case Recurrent():
             return recurrent.Recurrent(config, backbone)
-    raise ValueError(f"no method of config {type(config).__name__}")
+    raise UserError(f"no method of config {type(config).__name__}")

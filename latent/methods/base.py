@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.errors import UserError
 from latent import halting
 from latent.backbone import Backbone
 from latent.cache import Context
@@ -96,7 +97,7 @@ class Method(nn.Module):
         raise NotImplementedError  # each method's own
 
     def must_take(self, steps: list[int], answer: int) -> None:
-        """Raise ValueError for a chain and answer, given the tokens of each, that `terms` cannot be trained on."""
+        """Raise UserError for a chain and answer, given the tokens of each, that `terms` cannot be trained on."""
 
     def terms(self, batch: Batch) -> tuple[list[Mean], dict[str, Mean]]:
         """The training loss, the weighted sum of the terms' means, and what to log.
@@ -154,7 +155,7 @@ class AlongSequence(Method):
         trained = self.trained_steps
         k = trained if steps is None else steps
         if k and self.feedback is None:
-            raise ValueError(f"{type(self).__name__} has no latents: the number of latent steps must be 0, got {k}")
+            raise UserError(f"{type(self).__name__} has no latents: the number of latent steps must be 0, got {k}")
         return self.loop(prompt, choose, group, k, max(k, trained), self.stop, edit)
 
     def loop(

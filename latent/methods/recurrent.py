@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from kernels.errors import UserError
 from latent import halting
 from latent.backbone import positions
 from latent.methods.base import Edit, Method, share, token_loss
@@ -29,10 +30,10 @@ class Recurrent(Method):
     def __init__(self, config, backbone):
         super().__init__(config, backbone)
         if backbone.layers is None:
-            raise ValueError(f"recurrent depth cannot loop the layers of {type(backbone.lm).__name__}")
+            raise UserError(f"recurrent depth cannot loop the layers of {type(backbone.lm).__name__}")
         blocks, wanted = len(backbone.layers.blocks), config.prelude + config.core + config.coda
         if blocks != wanted:
-            raise ValueError(
+            raise UserError(
                 f"prelude {config.prelude} + core {config.core} + coda {config.coda} need {wanted} layers, "
                 f"the model has {blocks} (--model.n-layer)"
             )
@@ -122,7 +123,7 @@ class Recurrent(Method):
         asked = steps[: self.config.r_max] if self.config.supervise == "steps" else []
         wrong = {answer, *asked} - {self.config.answer_tokens}
         if wrong:
-            raise ValueError(
+            raise UserError(
                 f"every step and answer must have method.answer_tokens = {self.config.answer_tokens} tokens "
                 f"to be read off a recurrence, got one of {min(wrong)}"
             )

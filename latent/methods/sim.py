@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from kernels.errors import UserError
 from latent.methods.base import AlongSequence, Mean, share, text_loss, token_loss
 from latent.text import Batch, Text, pad_right
 from latent.thought import Greedy
@@ -82,7 +83,7 @@ class Sim(AlongSequence):
     def must_take(self, steps, answer):
         longest = max((sum(steps[first:last]) for first, last in self.dealt(len(steps))), default=0)
         if longest > self.config.step_tokens:
-            raise ValueError(f"a latent's step has {longest} tokens, method.step_tokens is {self.config.step_tokens}")
+            raise UserError(f"a latent's step has {longest} tokens, method.step_tokens is {self.config.step_tokens}")
 
     def step_targets(self, batch: Batch, device) -> tuple[Tensor | None, Text]:
         """The text that each latent must give: which of the B * K latents have one (None = all), and the text."""
@@ -105,6 +106,6 @@ class StepDecoder(nn.Module):
 
     def forward(self, latents_ND: Tensor, t: int) -> Tensor:
         if t > self.longest:
-            raise ValueError(f"a latent's step has {t} tokens, method.step_tokens is {self.longest}")
+            raise UserError(f"a latent's step has {t} tokens, method.step_tokens is {self.longest}")
         weight, bias = (p[: t * latents_ND.shape[-1]] for p in (self.places.weight, self.places.bias))
         return nn.functional.linear(latents_ND, weight, bias).unflatten(-1, (t, -1))

@@ -3,9 +3,7 @@
 import time
 from statistics import median
 
-from latent.config import Recurrent
 from latent.generate import Reasoner
-from latent.methods import Method
 
 
 def sequential_steps(reasoner: Reasoner, used: float, tokens: float) -> float:
@@ -14,28 +12,8 @@ def sequential_steps(reasoner: Reasoner, used: float, tokens: float) -> float:
 
 
 def forward_flops(reasoner: Reasoner, prompt: int, used: float, tokens: float) -> float:
-    """`method_flops` of a reasoner's method."""
-    return method_flops(reasoner.method, prompt, used, tokens)
-
-
-def method_flops(method: Method, prompt: int, used: float, tokens: float) -> float:
-    """Forward FLOPs of one answer: 2 a weight and position, 4 d a pair of positions that attend, the head where read.
-
-    Padding is not counted; the last layer is, in full, although only part of it is read.
-    """
-    backbone, config = method.backbone, method.config
-    d = backbone.width
-    layer = [2 * sum(p.numel() for p in block.parameters() if p.ndim == 2) for block in backbone.blocks]
-    head = 2 * d * backbone.vocab
-    if isinstance(config, Recurrent):
-        n = prompt + config.answer_tokens - 1
-        pairs = 4 * d * n * (n + 1) / 2
-        once = sum(layer[: config.prelude]) + sum(layer[config.prelude + config.core :]) + 2 * d * d
-        loop = sum(layer[config.prelude : config.prelude + config.core]) + 2 * d * d
-        attention = pairs * (config.prelude + config.coda + config.core * used)
-        return n * (once + loop * used) + attention + head * config.answer_tokens
-    n = prompt + used + tokens - 1
-    return n * sum(layer) + len(layer) * 4 * d * n * (n + 1) / 2 + head * tokens
+    """Forward FLOPs of one answer."""
+    return reasoner.method.flops(prompt, used, tokens)
 
 
 def latency(reasoner: Reasoner, questions: list[str], batch: int, repeats: int = 9) -> float:

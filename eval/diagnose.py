@@ -1,7 +1,7 @@
 """Are a run's latents used? `python -m eval.diagnose RUN` answers with numbers, beside its pause and fixed controls.
 
-Controls are runs in the same folder whose method is `Pause` or `FixedEmbedding` of the run's, all else but the feedback
-the same; others can be named. Everything is kept in RUN/diagnostics.json.
+Controls are runs in the same folder whose method is a control of the run's (pause tokens, a fixed embedding), all else
+but the feedback the same; others can be named. Everything is kept in RUN/diagnostics.json.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import latent.startup  # noqa: F401  first of all: it says what goes wrong befor
 # isort: split
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,6 +22,7 @@ from eval.cli import aligned, at_least, guarded, parse, program
 from eval.runs import finished_beside
 from kernels.errors import UserError
 from latent.files import check_writable, field, read_json, write_text
+from latent.methods import ControlConfig, SequenceConfig, unpack
 
 
 @dataclass(frozen=True)
@@ -70,17 +71,18 @@ def main(args: list[str] | None = None) -> int:
 
 
 def controls_of(run: Path) -> dict[str, Path]:
-    """The pause and fixed-embedding runs in the folder of a run that are its controls, by name.
+    """The runs in the folder of a run that are controls of its method, by the control's name.
 
     Raises UserError where there are several of a kind.
     """
-    apart = lambda method: {k: v for k, v in method.items() if k != "feedback"}  # noqa: E731
-    mine = apart(field(read_json(run / "config.json"), "method", dict, run / "config.json"))
+    mine = unpack(field(read_json(run / "config.json"), "method", dict, run / "config.json"))
     found: dict[str, Path] = {}
     for folder, method in finished_beside(run, ("env", "model", "train", "seed")):
-        kind = {"Pause": "pause", "FixedEmbedding": "fixed"}.get(method["class"])
-        if kind is None or not isinstance(method.get("of"), dict) or apart(method["of"]) != mine:
+        if not isinstance(method, ControlConfig) or not isinstance(mine, SequenceConfig):
             continue
+        if replace(method.of, feedback=mine.feedback) != mine:
+            continue
+        kind = method.name
         if kind in found:
             raise UserError(f"{found[kind].name} and {folder.name} are both {kind} controls: say --beside")
         found[kind] = folder

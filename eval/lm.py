@@ -26,7 +26,6 @@ from lm_eval.models.utils_hf import stop_sequences_criteria
 from tqdm import tqdm
 
 import latent  # noqa: F401  its checkpoints are known to transformers from here on
-from eval.cost import method_flops
 from eval.environments.base import iterate
 from eval.usual import Usual
 from kernels.errors import UserError
@@ -272,7 +271,7 @@ class LatentLM(HFLM):
             texts.append(made := Written(postprocess_generated_text(text, first.until, self.think_end_token)))
             made.used, made.tokens = used, len(row) + done
             prompt = len(r.ids) + len(model.thinking(0, r.ids[-1]))
-            made.flops = method_flops(model.method, prompt, used, made.tokens)
+            made.flops = model.method.flops(prompt, used, made.tokens)
         return texts
 
     def _spend(self, task: str | None, text: Written) -> None:

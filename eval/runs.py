@@ -14,7 +14,9 @@ from typing import Literal
 
 from eval.cli import guarded, parse, program
 from kernels.errors import UserError
+from latent import methods
 from latent.files import field, read_json, read_lines
+from latent.methods import MethodConfig
 
 
 @dataclass(frozen=True)
@@ -119,17 +121,19 @@ def check(run: Found) -> None:
             raise UserError(f"{path}: field 'correct' must hold 0 and 1")
 
 
-def finished_beside(run: Path, same: tuple[str, ...]) -> Iterator[tuple[Path, dict]]:
+def finished_beside(run: Path, same: tuple[str, ...]) -> Iterator[tuple[Path, MethodConfig]]:
     """The finished runs in the folder of a run that have parts of its config, each with its method's config."""
     mine = read_json(run / "config.json")
     for path in sorted(run.resolve().parent.glob("*/config.json")):
         try:
             other = read(path.parent)
-        except ValueError as e:
-            print(f"{path.parent.name} is damaged and left out: {e}", file=sys.stderr)
+            if other is None or other.result is None or any(other.config.get(n) != mine.get(n) for n in same):
+                continue
+            method = methods.unpack(other.config["method"])
+        except UserError as e:
+            print(f"{path.parent.name} is left out: {e}", file=sys.stderr)
             continue
-        if other is not None and other.result is not None and all(other.config.get(n) == mine.get(n) for n in same):
-            yield path.parent, other.config["method"]
+        yield path.parent, method
 
 
 def _flat(config, name: str = "") -> dict[str, object]:

@@ -74,7 +74,7 @@ def page(data: dict) -> str:
 def cot_of(run: Path) -> Path | None:
     """A finished run in the folder of a run that writes whole chains: the same problems, model and seed."""
     for folder, method in finished_beside(run, ("env", "model", "seed")):
-        if method["class"] == "CoT" and method.get("every", 1) == 1:
+        if method.chain_share == 1:
             return folder
     return None
 

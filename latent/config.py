@@ -1,6 +1,6 @@
-"""Every choice about the model, as frozen dataclasses. No torch here, so that `--help` answers at once."""
+"""The choices about the backbone and about halting, as frozen dataclasses. No torch here: `--help` answers at once."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from kernels.errors import UserError
@@ -37,8 +37,8 @@ class ModelConfig:
 
     def __post_init__(self):
         for name in ("n_layer", "n_embd", "n_head", "n_positions", "vocab_size"):
-            _at_least(self, name, 1)
-        _at_least(self, "lora_rank", 0)
+            at_least(self, name, 1)
+        at_least(self, "lora_rank", 0)
         for name in ("lora_rank", "chat_template"):
             if getattr(self, name) and self.pretrained is None:
                 raise UserError(f"model.{name} needs a pretrained backbone (--model.pretrained)")
@@ -75,160 +75,17 @@ class Converged:
     """How often in a row."""
 
     def __post_init__(self):
-        _at_least(self, "hits", 1)
+        at_least(self, "hits", 1)
         if not self.below > 0:
             raise UserError(f"method.halt.below must be positive, got {self.below}")
 
 
-@dataclass(frozen=True)
-class NoCoT:
-    """Control: answer at once."""
+Halt = Fixed | LearnedStop | Converged
+HALTS: dict[str, type[Halt]] = {"fixed": Fixed, "learned": LearnedStop, "converged": Converged}
 
 
-@dataclass(frozen=True)
-class CoT:
-    """Control: write the teacher's chain in tokens, then the answer."""
-
-    every: int = 1
-    """Write one step in so many, and not the last, which the answer repeats: a chain at the budget of latents."""
-
-    def __post_init__(self):
-        _at_least(self, "every", 1)
-
-
-@dataclass(frozen=True)
-class _Sequence:
-    """What the methods that loop along the sequence share."""
-
-    n_latent: int = 8
-    """Latents k; 0 is no-CoT."""
-    stride: int = 1
-    """Positions a latent stands for: latent i sits where the last token of step i would have been, and the text after
-    the thoughts begins at stride * k, whatever was used. 1 = contiguous."""
-    feedback: Literal["hidden", "norm", "project", "soft"] = "hidden"
-    """What is fed back: the last hidden state (Coconut), that at the embeddings' scale, an MLP of it (CODI), or the
-    mean input embedding under its next-token distribution (soft tokens)."""
-    halt: Fixed | LearnedStop | Converged = field(default_factory=Fixed)
-    """When to stop thinking."""
-
-    def __post_init__(self):
-        _at_least(self, "n_latent", 0)
-        _at_least(self, "stride", 1)
-
-
-@dataclass(frozen=True)
-class Coconut(_Sequence):
-    """Coconut (arXiv:2412.06769): a curriculum replaces the chain's steps by latents, one stage at a time."""
-
-    latents_per_step: int = 1
-    """Latents c that stand for one step."""
-    advance_at: float = 0.9
-    """Go to the next stage when the moving average of teacher-forced exact match exceeds this ..."""
-    stage_steps: int = 0
-    """... or after this many updates in a stage (0 = never by count)."""
-    first_stage: int = 0
-    """Stage to begin with: 1 for weights that have been trained on whole chains."""
-    earlier: float = 0.2
-    """Share of batches drawn from earlier stages."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        _at_least(self, "latents_per_step", 1)
-        _at_least(self, "stage_steps", 0)
-        if not 0 <= self.first_stage <= self.n_latent // self.latents_per_step + 1:
-            raise UserError(f"method.first_stage must be one of the stages, got {self.first_stage}")
-        if self.n_latent % self.latents_per_step:
-            raise UserError(
-                f"method.n_latent must be a multiple of method.latents_per_step, "
-                f"got {self.n_latent} and {self.latents_per_step}"
-            )
-        if not 0 <= self.earlier <= 1:
-            raise UserError(f"method.earlier must be in [0, 1], got {self.earlier}")
-
-
-@dataclass(frozen=True)
-class Sim(_Sequence):
-    """SIM-CoT (arXiv:2509.20317): while training, a decoder must read step i off latent i."""
-
-    step_weight: float = 1.0
-    """Weight of the step decoder's loss."""
-    step_tokens: int = 4
-    """Longest step that the train-only decoder can write, in tokens."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        _at_least(self, "step_tokens", 1)
-
-
-@dataclass(frozen=True)
-class Recurrent:
-    """Recurrent depth (Huginn, arXiv:2502.05171): prelude -> core, looped with the input injected again -> coda."""
-
-    prelude: int = 1
-    """Layers before the loop."""
-    core: int = 1
-    """Layers in the loop."""
-    coda: int = 0
-    """Layers after the loop."""
-    n_recurrence: int = 8
-    """Recurrences r when answering."""
-    r_min: int = 4
-    """Fewest recurrences in training, drawn uniformly ..."""
-    r_max: int = 12
-    """... up to this many."""
-    answer_tokens: int = 4
-    """Answer tokens, read in parallel off the last positions."""
-    supervise: Literal["steps", "answer"] = "steps"
-    """What recurrence i is trained on: the step it should have reached, or the answer alone."""
-    halt: Fixed | LearnedStop | Converged = field(default_factory=Fixed)
-    """When to stop the loop."""
-
-    def __post_init__(self):
-        for name in ("core", "n_recurrence", "r_min", "answer_tokens"):
-            _at_least(self, name, 1)
-        for name in ("prelude", "coda"):
-            _at_least(self, name, 0)
-        _at_least(self, "r_max", self.r_min)
-
-
-@dataclass(frozen=True)
-class Pause:
-    """Control: learned tokens where a method has thoughts, all read in one pass (pause tokens, arXiv:2310.02226)."""
-
-    of: Coconut | Sim = field(default_factory=Coconut)
-    """The method whose training and number of latents it has; its `feedback` does not apply."""
-
-
-@dataclass(frozen=True)
-class FixedEmbedding:
-    """Control: as many passes in sequence as a method has thoughts, a constant embedding fed back in each."""
-
-    of: Coconut | Sim = field(default_factory=Coconut)
-    """The method whose training and number of latents it has; its `feedback` does not apply."""
-
-
-MethodConfig = NoCoT | CoT | Coconut | Sim | Pause | FixedEmbedding | Recurrent
-
-
-def pack(config) -> dict:
-    """A method's config as JSON, class names included."""
-    return {"class": type(config).__name__} | {
-        k: pack(v) if hasattr(v, "__dataclass_fields__") else v for k, v in vars(config).items()
-    }
-
-
-def unpack(data: dict):
-    """The inverse of `pack`. Raises UserError for a class or a field that this version does not have."""
-    cls = globals().get(data.get("class"))
-    if not hasattr(cls, "__dataclass_fields__"):
-        raise UserError(f"this version has no method {data.get('class')!r}")
-    try:
-        return cls(**{k: unpack(v) if isinstance(v, dict) else v for k, v in data.items() if k != "class"})
-    except TypeError as e:
-        raise UserError(f"a config of {cls.__name__} does not fit this version: {e}") from None
-
-
-def _at_least(config, name: str, least: int) -> None:
+def at_least(config, name: str, least: int) -> None:
+    """Raise UserError for a field below its least value."""
     value = getattr(config, name)
     if value < least:
         raise UserError(f"{name} must be at least {least}, got {value}")

@@ -26,7 +26,6 @@ from kernels.errors import UserError
 from latent import bundle, methods
 from latent.backbone import Backbone, check_finite
 from latent.cache import Context
-from latent.config import unpack
 from latent.generate import longest_text
 from latent.hf_config import LatentConfig
 from latent.hf_ends import Length, Seen, Strings, Stripped
@@ -115,7 +114,7 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
             module._is_hf_initialized = True  # or post_init would draw the weights anew
         if method is None:
             lm = AutoModelForCausalLM.from_config(config.backbone_config(), trust_remote_code=False)
-            method = methods.build(unpack(config.method), Backbone(lm))
+            method = methods.build(methods.unpack(config.method), Backbone(lm))
         self.method = method
         self.post_init()
         for module in trained:

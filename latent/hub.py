@@ -14,9 +14,9 @@ import torch
 from tokenizers.processors import TemplateProcessing
 
 from kernels.errors import UserError
-from latent.config import pack
 from latent.files import named, read_json
 from latent.generate import Reasoner
+from latent.plain import plain
 from latent.text import LATENT, PAD, THINK, UNKNOWN, Codec
 
 
@@ -31,7 +31,7 @@ def face(reasoner: Reasoner):
     backbone = method.backbone.lm.config.to_dict()
     config = LatentConfig(
         backbone=backbone,
-        method=pack(method.made_from),
+        method=plain(method.made_from),
         latent_id=codec.name_latent(),
         think_id=codec.think,
         fixed_answer=codec.fixed_answer,

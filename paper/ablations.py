@@ -5,7 +5,8 @@ To add one: an entry in `ABLATIONS`. Methods, environments and presets are named
 
 from dataclasses import replace
 
-from latent.config import Coconut, CoT, FixedEmbedding, LearnedStop, NoCoT, Pause, Recurrent, Sim
+from latent.config import LearnedStop
+from latent.methods import Coconut, CoT, FixedEmbedding, NoCoT, Pause, Recurrent, Sim
 from paper.design import COSTS, Ablation, Contrast, Control, over
 
 STEPWISE = Sim(n_latent=8, stride=4)

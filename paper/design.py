@@ -1,17 +1,16 @@
 """What an ablation is: a claim, and the runs that bear on it. No torch here, so that the list of them comes at once."""
 
 from collections import Counter
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
 
 from kernels.errors import UserError
-from latent.config import Coconut, CoT, FixedEmbedding, NoCoT, Pause
+from latent.plain import Change, changed
 from train.config import Experiment, Run
 from train.presets import PRESETS
 
 COSTS = ("steps", "flops", "core_seconds")  # what a result is read against: an answer's two, and training's
-Change = dict[str, object]  # dotted path of a config field -> its value
 Axis = dict[str, Change]  # what a table calls a choice -> the fields that make it
 
 
@@ -98,28 +97,6 @@ def over(path: str, *values) -> Axis:
     return {str(v): {path: v} for v in values}
 
 
-def changed(config, change: Change):
-    """A config with fields replaced. Raises UserError for a path that does not exist."""
-    for path, value in change.items():
-        config = _put(config, path.split("."), value, path)
-    return config
-
-
-def _put(config, names: list[str], value, path: str):
-    if not names:
-        return value
-    first, *rest = names
-    if isinstance(config, dict):
-        if first not in config:
-            raise UserError(f"{path}: there is no {first!r}, there are {', '.join(config)}")
-        return {**config, first: _put(config[first], rest, value, path)}
-    known = [f.name for f in fields(config)] if is_dataclass(config) else []
-    if first not in known:
-        there = f", it has {', '.join(known)}" if known else ""
-        raise UserError(f"{path}: {type(config).__name__} has no field {first!r}{there}")
-    return replace(config, **{first: _put(getattr(config, first), rest, value, path)})
-
-
 def cells(ablation: Ablation, controls: dict[str, Control], smoke: bool = False) -> list[Cell]:
     """All cells, what each starts from before it. Equal runs are one cell, whatever they are called.
 
@@ -135,8 +112,8 @@ def cells(ablation: Ablation, controls: dict[str, Control], smoke: bool = False)
         for arm, run in ({"": point} if isinstance(point, Run) else wanted(point, tuple(rows))).items():
             old = found.get(run.id)
             if old is None or old.row is None:
-                thinks = not isinstance(run.method, NoCoT | CoT)
-                found[run.id] = Cell(rows.get(arm), run.seed, run, control, ablation.diagnose and thinks)
+                diagnose = ablation.diagnose and run.method.thinks
+                found[run.id] = Cell(rows.get(arm), run.seed, run, control, diagnose)
 
     for seed in ablation.seeds[:2] if smoke else ablation.seeds:
         for choices in product(*(axis.items() for axis in ablation.axes)):
@@ -202,11 +179,4 @@ def tiny(config):
     small = {"steps": 3, "batch": 4, "log_every": 3}
     if hasattr(config.train, "group"):
         small |= {"steps": 2, "batch": 2, "group": 4}
-    return replace(config, method=_hurried(config.method), train=replace(config.train, **small))
-
-
-def _hurried(method):
-    """A curriculum that goes on with every update, so that it comes to latents."""
-    if isinstance(method, Pause | FixedEmbedding):
-        return replace(method, of=_hurried(method.of))
-    return replace(method, stage_steps=1) if isinstance(method, Coconut) else method
+    return replace(config, method=config.method.small(), train=replace(config.train, **small))

@@ -1,4 +1,8 @@
-"""The records behind the paper: one JSON line a run, per-item results packed. Tables and figures read these alone."""
+"""The records behind the paper: one JSON line a run, per-item results packed. Tables and figures read these alone.
+
+A line has the run's `identity`, the fields that differed from their defaults, of which its `id` is the hash, and its
+whole `config` as it was then.
+"""
 
 import json
 import zlib
@@ -7,7 +11,8 @@ from hashlib import sha256
 from pathlib import Path
 
 from latent.files import write_text
-from train.config import id_of
+from latent.plain import id_of, identity
+from train.config import Run
 from train.record import alone
 
 FILE = "runs.jsonl"
@@ -30,7 +35,7 @@ def unpack(text: str) -> list[int]:
     return [int(b) for b in f"{bits:0{n}b}"[-int(n) :]] if int(n) else []
 
 
-def of_run(home: Path) -> dict:
+def of_run(home: Path, run: Run) -> dict:
     """The line of a finished run, from its folder."""
     config, env, result = (json.loads((home / f"{name}.json").read_text()) for name in ("config", "env", "result"))
     samples = [json.loads(line) for line in (home / "samples.jsonl").read_text().splitlines()]
@@ -41,7 +46,9 @@ def of_run(home: Path) -> dict:
     diagnosis = home / "diagnosis.json"
     found = {"diagnosis": shortened(json.loads(diagnosis.read_text()))} if diagnosis.exists() else {}
     about = {name: env[name] for name in ("git", "packages", "python", "cpu", "data")}
-    return {"id": home.name, "config": config, "env": about | {"changed": bool(env["diff"])}, "result": result} | found
+    about["changed"] = bool(env["diff"])
+    line = {"id": run.id, "identity": identity(run), "config": config, "env": about, "result": result}
+    return line | found
 
 
 def pooled(samples: list[dict]) -> dict:
@@ -92,12 +99,12 @@ def _read(folder: Path) -> tuple[dict[str, dict], list[str], list[str]]:
     for i, text in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
         try:
             line = json.loads(text)
-            id, config, _ = line["id"], line["config"], line["result"]["main"]
+            id, said, _, _ = line["id"], line["identity"], line["config"], line["result"]["main"]
         except (ValueError, KeyError, TypeError):
             left_out.append(f"{path}, line {i}: not a whole record")
             continue
-        if id != id_of(config):
-            left_out.append(f"{path}, line {i}: run {id} has another config than its id says ({id_of(config)})")
+        if id != id_of(said):
+            left_out.append(f"{path}, line {i}: run {id} has another config than its id says ({id_of(said)})")
             others.append(text)
         else:
             lines[id] = line

@@ -22,11 +22,12 @@ import tyro
 from eval.cli import at_least, guarded, parse, program
 from kernels.errors import UserError
 from latent.files import write_json
+from latent.plain import id_of, identity
 from paper import records
 from paper.ablations import ABLATIONS, CONTROLS
 from paper.design import Cell, cells
 from paper.records import OUT
-from train.config import Run, id_of, plain
+from train.config import Run
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -109,11 +110,11 @@ def shares() -> dict[str, float]:
 
 def minutes(some: list[Cell], done: dict[str, dict], share: dict[str, float]) -> list[float]:
     """Core-minutes expected of cells: as other seeds took, and elsewhere their `share` of a budget."""
-    seedless = lambda config: id_of({**config, "seed": 0, "init": None})  # noqa: E731
+    seedless = lambda identity: id_of({**identity, "seed": 0, "init": None})  # noqa: E731
     took: dict[str, list[float]] = {}
     for line in done.values():
-        took.setdefault(seedless(line["config"]), []).append(line["result"]["core_seconds"] / 60)
-    return [median(took.get(seedless(plain(c.run)), [share.get(c.run.id, 0.1)])) for c in some]
+        took.setdefault(seedless(line["identity"]), []).append(line["result"]["core_seconds"] / 60)
+    return [median(took.get(seedless(identity(c.run)), [share.get(c.run.id, 0.1)])) for c in some]
 
 
 def execute(names: list[str], options: Options) -> int:
@@ -151,7 +152,7 @@ def execute(names: list[str], options: Options) -> int:
     def finished(label: str) -> str | None:
         """Put a finished run among the records; where that fails the cell has failed, and why is returned."""
         try:
-            records.add(options.records, records.of_run(options.out / runs[label].id))
+            records.add(options.records, records.of_run(options.out / runs[label].id, runs[label]))
         except (ValueError, KeyError, OSError) as e:
             kept[label] = f"its record could not be written: {e}"
         return kept.get(label)

@@ -39,7 +39,7 @@ def lengths(codec: Codec, problem: Problem) -> Lengths:
 def must_fit(reasoner: Reasoner, run: Run, problems: list[Problem], sizes: list[Lengths]) -> None:
     """Raise UserError for a problem longer than the model's positions."""
     codec, method, has = reasoner.codec, reasoner.method, reasoner.method.backbone.positions
-    wider = max([0, *(k - method.steps for k in run.judge.sweep)]) * getattr(method, "stride", 0)
+    wider = max([0, *(k - method.steps for k in run.judge.sweep)]) * method.stride
     for p, (steps, answer) in zip(problems, sizes, strict=True):
         prompt = len(codec.question(p.question))
         needs = method.needs(prompt, steps, max(answer, reasoner.answer_tokens)) + wider

@@ -1,17 +1,14 @@
 """Every choice about a run and about a set of runs, as frozen dataclasses. No torch here: `--help` answers at once."""
 
-import json
 import math
 from dataclasses import dataclass, field, fields, is_dataclass
-from hashlib import blake2b
 from typing import Literal
 
 from eval.environments import EnvConfig
 from kernels.errors import UserError
-from latent.config import MethodConfig, ModelConfig
-
-HOW = {"how": True}  # metadata of a field that changes nothing of what comes out, and so no id
-LATER = {"later": True}  # metadata of a field that came after records were made: at its default it is in no id
+from latent.config import ModelConfig
+from latent.methods import MethodConfig
+from latent.plain import HOW, id_of, identity
 
 
 @dataclass(frozen=True)
@@ -44,11 +41,11 @@ class SFT:
     """Updates between checkpoints for a resume."""
     keep: int = field(default=2, metadata=HOW)
     """Checkpoints kept, the newest ones: where one is damaged the one before it is used."""
-    select: Literal["last", "best"] = field(default="last", metadata=LATER)
+    select: Literal["last", "best"] = "last"
     """Weights that the run ends with: the last, or those with the best accuracy on the validation split."""
-    valid_every: int = field(default=0, metadata=LATER)
+    valid_every: int = 0
     """Updates between validations, logged as `valid` (0 = never); there is one at the end, too."""
-    valid_items: int = field(default=128, metadata=LATER)
+    valid_items: int = 128
     """Validation problems, as many at each level."""
 
     def __post_init__(self):
@@ -177,8 +174,8 @@ class Run:
 
     @property
     def id(self) -> str:
-        """Hash of the whole config, class names included."""
-        return id_of(plain(self))
+        """Hash of the fields that differ from their defaults, class names included."""
+        return id_of(identity(self))
 
 
 @dataclass(frozen=True)
@@ -238,21 +235,3 @@ def check_numbers(config, name: str = "") -> None:
             raise UserError(f"{name} must fit into 64 bits, got {config}")
         if name == "seed" and not 0 <= config < 2**32:
             raise UserError(f"seed must be in 0..{2**32 - 1}, got {config}")
-
-
-def id_of(config: dict) -> str:
-    """The id of a run with this config as plain data."""
-    return blake2b(json.dumps(config, sort_keys=True).encode(), digest_size=6).hexdigest()
-
-
-def plain(config) -> dict:
-    """A config as plain data, every dataclass with its class name: all that decides what comes out."""
-    if is_dataclass(config):
-        named = [f for f in fields(config) if f.metadata != HOW]
-        named = [f for f in named if f.metadata != LATER or getattr(config, f.name) != f.default]
-        return {"class": type(config).__name__} | {f.name: plain(getattr(config, f.name)) for f in named}
-    if isinstance(config, dict):
-        return {k: plain(v) for k, v in config.items()}
-    if isinstance(config, (list, tuple)):
-        return [plain(v) for v in config]
-    return config

@@ -131,8 +131,8 @@ def text_of(run: Run, reasoner: Reasoner, chain: float, answer: float) -> tuple[
     """Latent steps, and tokens written after them, of one problem in training."""
     method = reasoner.method
     if method.parallel_answer is not None:
-        return (run.method.r_min + run.method.r_max) / 2, method.parallel_answer
-    return method.steps, answer + (chain if method.steps_written(1) and not method.steps else 0)
+        return method.mean_trained_steps, method.parallel_answer
+    return method.mean_trained_steps, answer + chain * run.method.chain_share
 
 
 def problem_flops(run: Run, reasoner: Reasoner, prompt: float, chain: float, answer: float) -> float:
@@ -151,12 +151,9 @@ def activations(run: Run, reasoner: Reasoner, prompt: float, chain: float, answe
     """Bytes kept for backward: about 24 values of the width a layer and position, and the logits."""
     used, text = text_of(run, reasoner, chain, answer)
     body, size = reasoner.method.backbone, 2 if run.model.bf16 else 4
-    blocks = len(body.blocks)
     rows = run.train.batch * getattr(run.train, "group", 1)
     kept = 1 if run.model.recompute else 24
-    if reasoner.method.parallel_answer is not None:
-        return rows * (prompt + text) * used * run.method.core * kept * body.width * size + rows * text * body.vocab * 8
-    return rows * (prompt + used + text) * blocks * kept * body.width * size + rows * text * body.vocab * 8
+    return rows * (reasoner.method.kept(prompt, used, text) * kept * body.width * size + text * body.vocab * 8)
 
 
 def matmul_rate(n: int = 1024) -> float:

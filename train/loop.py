@@ -45,7 +45,7 @@ class Trainer:
         self.start: checkpoint.Saved | None = None  # what `choose_start` found
         self.saved, self.given = 0, []  # step of the newest checkpoint; the problems of the last batch
         self.selection: Selection | None = None  # validates, where somebody wants it
-        stop = list(self.method.stop.parameters()) if getattr(self.method, "stop", None) is not None else []
+        stop = list(self.method.stop.parameters()) if self.method.stop is not None else []
         rest = [p for p in self.method.parameters() if not any(p is s for s in stop)]
         groups = [{"params": rest, "scale": 1.0}]
         if stop:

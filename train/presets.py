@@ -1,10 +1,11 @@
 """What `python -m train.latent NAME` runs: a function a preset."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from eval.environments import GSM8K, Cups, ProsQA
-from latent.config import Coconut, CoT, FixedEmbedding, LearnedStop, ModelConfig, NoCoT, Pause, Recurrent, Sim
+from latent.config import LearnedStop, ModelConfig
+from latent.methods import METHODS, Coconut, CoT, FixedEmbedding, MethodConfig, NoCoT, Pause, Recurrent, Sim
+from latent.plain import changed
 from train.config import RLVR, SFT, Arm, Experiment, Judge, Run
 
 
@@ -39,47 +40,6 @@ def cups_rlvr() -> Experiment:
             "sft": Arm(sim, SFT(steps=540, warmup=10), init="half-trained"),
         },
     )
-
-
-def recurrent() -> Run:
-    """Recurrent depth on cups, judged at 1 to 16 recurrences."""
-    return Run(
-        env=Cups(),
-        model=ModelConfig(),
-        method=Recurrent(),
-        train=SFT(steps=2400),
-        judge=Judge(sweep=tuple(range(1, 17))),
-    )
-
-
-def no_cot() -> Run:
-    """The no-CoT control on cups."""
-    return Run(env=Cups(), model=ModelConfig(), method=NoCoT(), train=SFT())
-
-
-def cot() -> Run:
-    """The CoT control on cups."""
-    return Run(env=Cups(), model=ModelConfig(), method=CoT(), train=SFT())
-
-
-def coconut() -> Run:
-    """Coconut's curriculum on cups, from CoT to latents in one run."""
-    return Run(env=Cups(), model=ModelConfig(), method=Coconut(n_latent=8, stride=4), train=SFT(steps=4000))
-
-
-def sim() -> Run:
-    """Latents with a step decoder on cups."""
-    return Run(env=Cups(), model=ModelConfig(), method=Sim(n_latent=8, stride=4), train=SFT(steps=1600))
-
-
-def pause() -> Run:
-    """The pause control on cups: learned tokens where `sim` has latents, trained as they are."""
-    return replace(sim(), method=Pause(sim().method))
-
-
-def fixed() -> Run:
-    """The fixed-embedding control on cups: as many passes as `sim` has latents, with nothing fed back."""
-    return replace(sim(), method=FixedEmbedding(sim().method))
 
 
 def prosqa(closed: bool = False) -> Experiment:
@@ -190,19 +150,24 @@ PAPERS: dict[str, tuple[str, dict[str, float]]] = {
     "huginn": ("Huginn-3.5B on GSM8K, another task, arXiv:2502.05171", {"1 recurrence": 0.0, "32 recurrences": 0.421}),
 }
 
+
+def of_method(config: type[MethodConfig]) -> Callable[[], Run]:
+    """The preset of a method alone on cups, by its own recipe."""
+
+    def preset() -> Run:
+        return changed(Run(env=Cups(), model=ModelConfig(), method=config(), train=SFT()), config.recipe)
+
+    preset.__doc__ = f"On cups. {config.__doc__}"
+    return preset
+
+
 PRESETS: dict[str, Callable[[], Run | Experiment]] = {
     "cups": cups,
     "cups-rlvr": cups_rlvr,
-    "recurrent": recurrent,
     "prosqa": prosqa,
     "prosqa-closed": prosqa_closed,
     "gsm8k": gsm8k,
-    "no-cot": no_cot,
-    "cot": cot,
-    "coconut": coconut,
-    "sim": sim,
-    "pause": pause,
-    "fixed": fixed,
+    **{name: of_method(config) for name, config in METHODS.items()},
     "coconut-gpt2-gsm8k": coconut_gpt2_gsm8k,
     "coconut-gpt2-prosqa": coconut_gpt2_prosqa,
     "sim-gpt2-gsm8k": sim_gpt2_gsm8k,

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from kernels.errors import UserError
 from latent.files import append, digest, drop_parts, field, read_json, sync_folder, write_bytes, write_json
-from train.config import Run, plain
+from latent.plain import plain, unlike
+from train.config import Run
 
 PACKAGES = ("torch", "transformers", "accelerate", "numpy", "triton")
 LOGS = ("metrics.jsonl", "samples.jsonl")
@@ -36,8 +37,9 @@ class Record:
             raise UserError(
                 f"{self.home} was made from other data under the same name; remove it or give another --out"
             )
-        if (self.home / "config.json").exists() and read_json(self.home / "config.json") != plain(self.run):
-            raise UserError(f"{self.home}/config.json is not that of run {self.run.id}; give another --out")
+        path = self.home / "config.json"
+        if path.exists() and (odd := unlike(read_json(path), self.run)):
+            raise UserError(f"{path} is not that of run {self.run.id}: it has another {odd}; give another --out")
 
     def open(self, data: str | None, command: str | None, step: int = 0) -> None:
         """Make the folder and say what runs on what, by which command, from which step.

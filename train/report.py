@@ -10,7 +10,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from eval.cli import aligned
 from eval.stats import mcnemar, paired
-from latent.config import CoT
 from latent.files import write_json, write_text
 from train.config import Run
 from train.record import Record, cpu
@@ -158,7 +157,7 @@ def notes(rows: list[Row], seconds: float) -> list[str]:
             found.append(compared(row, start))
             others = [r for r in rows if r.run.init == row.run.init and r is not row]
             found += [compared(row, other) for other in others if row.arm < other.arm]
-        if not isinstance(row.run.method, CoT) and row.result["steps_written"]:
+        if not row.run.method.chain_share and row.result["steps_written"]:
             found.append(f"{row.arm} still writes {row.result['steps_written']} steps: its curriculum did not end")
         if chosen := row.result.get("selected"):
             found.append(

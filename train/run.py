@@ -15,16 +15,15 @@ from kernels.errors import UserError
 from latent import backbone, hub, lora, methods
 from latent.files import PART, check_writable, put_folder, read_json
 from latent.generate import Reasoner
+from latent.plain import plain
 from latent.text import Codec
 from train import card, checkpoint, curves, distill, rlvr
 from train.checks import check
-from train.config import RLVR, Run, plain
+from train.config import RLVR, Run
 from train.loop import Trainer
 from train.process import needs_cpu, while_one_works
 from train.record import Record, alone, check_alone
 from train.selection import Selection
-
-TRAIN_ONLY = ("decoder.",)  # parameters that thinking never reads
 
 
 def execute(
@@ -159,15 +158,21 @@ def same_model(run: Run, place: Path) -> None:
 
 
 def inherit(method, started, name: str) -> None:
-    """Take over the weights of a finished method. Stop head, train-only parts and curriculum may start afresh or stay
-    behind; everything else must be there in the same shape."""
+    """Take over the weights of a finished method, but for what its class says may start afresh or stay behind."""
     old, new = started.state_dict(), method.state_dict()
-    free = ("stop.", *TRAIN_ONLY, *(n for m in (started, method) for n, _ in m.named_buffers()))
     same = {k: v for k, v in old.items() if k in new and v.shape == new[k].shape}
-    odd = [k for k in old.keys() | new.keys() if k not in same and not k.startswith(free)]
-    if odd:
-        raise UserError(f"the weights of {name} do not fit {type(method).__name__}: {', '.join(sorted(odd)[:3])}")
+    check_fit(method, started, name)
     method.load_state_dict(same, strict=False)
+
+
+def check_fit(method, started, name: str) -> None:
+    """Raise UserError where a method cannot start from the weights of another. Shapes alone are looked at."""
+    old, new = started.state_dict(), method.state_dict()
+    free = (*method.fresh, *started.fresh, *(n for m in (started, method) for n, _ in m.named_buffers()))
+    odd = [k for k in old.keys() | new.keys() if k not in old or k not in new or old[k].shape != new[k].shape]
+    odd = sorted(k for k in odd if not k.startswith(free))
+    if odd:
+        raise UserError(f"the weights of {name} do not fit {type(method).__name__}: {', '.join(odd[:3])}")
 
 
 def test_problems(run: Run, env: Environment) -> list[Problem]:

@@ -144,8 +144,9 @@ def gpt2() -> list[dict]:
     import torch
 
     from latent import backbone, methods
-    from latent.config import ModelConfig, Sim
+    from latent.config import ModelConfig
     from latent.generate import decode
+    from latent.methods import Sim
     from latent.methods.base import text_loss
     from latent.text import Text
     from latent.thought import Greedy, Prompt

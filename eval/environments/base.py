@@ -1,11 +1,14 @@
 """What an environment is: problems by split, a verifier that is the only judge, the floors a score is read beside."""
 
+from __future__ import annotations
+
 import logging
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
+from typing import ClassVar
 
 from eval.environments.files import json_rows
 from kernels.errors import UserError
@@ -38,6 +41,20 @@ class Verdict:
     correct: bool
     parsed: bool
     reason: str = ""
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """Problems and their verifier. A subclass is an environment: its fields are the environment's choices.
+
+    `name` is what the command line calls it.
+    """
+
+    name: ClassVar[str]
+
+    def make(self) -> Environment:
+        """The environment. Raises UserError for bad data, naming file, line and field."""
+        raise NotImplementedError  # each environment's own
 
 
 class Environment:

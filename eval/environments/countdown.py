@@ -10,9 +10,10 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import ClassVar
 
 from eval.environments.answers import after_mark, fold
-from eval.environments.base import Generated, Problem, Verdict
+from eval.environments.base import EnvConfig, Generated, Problem, Verdict
 from kernels.errors import UserError
 
 LARGEST_TARGET = 999
@@ -20,9 +21,10 @@ LONGEST_EXPRESSION, DEEPEST = 200, 50  # characters, brackets in each other
 
 
 @dataclass(frozen=True)
-class Countdown:
+class Countdown(EnvConfig):
     """Reach a target from a few numbers."""
 
+    name: ClassVar[str] = "countdown"
     numbers: int = 4
     """Numbers in a problem of the hardest level; the easiest has 2."""
     largest: int = 99
@@ -33,6 +35,9 @@ class Countdown:
             raise UserError(f"env.numbers must be in 2..6, got {self.numbers}")
         if not 10 <= self.largest <= LARGEST_TARGET:
             raise UserError(f"env.largest must be in 10..{LARGEST_TARGET}, got {self.largest}")
+
+    def make(self):
+        return CountdownEnvironment(self)
 
 
 class CountdownEnvironment(Generated):

@@ -10,8 +10,9 @@ import re
 from dataclasses import dataclass
 from itertools import combinations
 from math import factorial
+from typing import ClassVar
 
-from eval.environments.base import Generated, Problem, Verdict
+from eval.environments.base import EnvConfig, Generated, Problem, Verdict
 from kernels.errors import UserError
 
 ROW = re.compile(r"\d+(?:\s+\d+)*", re.ASCII)
@@ -19,9 +20,10 @@ GLUE = tuple("-+.,/_")  # before a row, they make its first number another one
 
 
 @dataclass(frozen=True)
-class Cups:
+class Cups(EnvConfig):
     """Track cups through swaps."""
 
+    name: ClassVar[str] = "cups"
     cups: int = 4
     """Cups k."""
     swaps: int = 8
@@ -34,6 +36,9 @@ class Cups:
             raise UserError(f"env.cups must be in 2..9, got {self.cups}")
         if not 1 <= self.min_swaps <= self.swaps:
             raise UserError(f"env.min_swaps must be in 1..env.swaps = {self.swaps}, got {self.min_swaps}")
+
+    def make(self):
+        return CupsEnvironment(self)
 
 
 class CupsEnvironment(Generated):

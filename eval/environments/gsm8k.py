@@ -15,9 +15,10 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
+from typing import ClassVar
 
 from eval.environments.answers import HEADING, LONGEST, fold, fractions, marked, number_at, plain, separated
-from eval.environments.base import Finite, Problem, Verdict
+from eval.environments.base import EnvConfig, Finite, Problem, Verdict
 from eval.environments.files import steps_field, text_field
 from kernels.errors import UserError
 
@@ -26,9 +27,10 @@ EQUATION = re.compile(r"<<[^<>]*>>")
 
 
 @dataclass(frozen=True)
-class GSM8K:
+class GSM8K(EnvConfig):
     """Grade-school word problems."""
 
+    name: ClassVar[str] = "gsm8k"
     train: str | None = "hub:openai/gsm8k:train:main"
     """A local file, or hub:NAME[:SPLIT[:CONFIG]]. None = nothing to train on."""
     test: str | None = None
@@ -43,6 +45,9 @@ class GSM8K:
             raise UserError(
                 f"env.max_answer and env.max_chain must be at least 1, got {self.max_answer}, {self.max_chain}"
             )
+
+    def make(self):
+        return GSM8KEnvironment(self)
 
 
 class GSM8KEnvironment(Finite):

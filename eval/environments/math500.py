@@ -12,19 +12,20 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Literal
+from typing import ClassVar, Literal
 
 from eval.environments.answers import HEADING, LONGEST, last_number, marked
-from eval.environments.base import Finite, Problem, Verdict
+from eval.environments.base import EnvConfig, Finite, Problem, Verdict
 from eval.environments.equivalence import same
 from eval.environments.files import text_field
 from kernels.errors import UserError
 
 
 @dataclass(frozen=True)
-class Math500:
+class Math500(EnvConfig):
     """Competition mathematics."""
 
+    name: ClassVar[str] = "math500"
     train: str | None = None
     """A local file, or hub:NAME[:SPLIT[:CONFIG]], to train on."""
     test: str | None = "hub:HuggingFaceH4/MATH-500:test"
@@ -39,6 +40,9 @@ class Math500:
     def __post_init__(self):
         if self.verifier not in ("spelling", "math-verify"):
             raise UserError(f"env.verifier must be spelling or math-verify, got {self.verifier!r}")
+
+    def make(self):
+        return Math500Environment(self)
 
 
 class Math500Environment(Finite):

@@ -14,9 +14,10 @@ import random
 import re
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 from eval.environments.answers import LONGEST, after_mark
-from eval.environments.base import Environment, Finite, Generated, Problem, Verdict
+from eval.environments.base import EnvConfig, Environment, Finite, Generated, Problem, Verdict
 from eval.environments.files import steps_field, text_field
 from eval.environments.prosqa import CONCEPTS, ENTITIES
 from kernels.errors import UserError
@@ -27,9 +28,10 @@ sunny sweet temperate transparent wooden""".split()
 
 
 @dataclass(frozen=True)
-class ProntoQA:
+class ProntoQA(EnvConfig):
     """Climb an ontology of made-up concepts."""
 
+    name: ClassVar[str] = "prontoqa"
     hops: int = 5
     """Steps of the proof."""
     train: str | None = None
@@ -40,6 +42,9 @@ class ProntoQA:
     def __post_init__(self):
         if not 1 <= self.hops <= 8:
             raise UserError(f"env.hops must be in 1..8, got {self.hops}")
+
+    def make(self):
+        return OfficialProntoQA(self) if self.train or self.test else GeneratedProntoQA(self)
 
 
 class _ProntoQA(Environment):
@@ -119,8 +124,3 @@ def parse(row: dict, place: str) -> Problem:
     if answer not in ("True", "False"):
         raise UserError(f"{place}: field 'answer' must be True or False, got {answer!r:.40}")
     return Problem(question + "\n", tuple(step + "\n" for step in steps), f"### {answer}", 0)
-
-
-def build(config: ProntoQA) -> Environment:
-    """Generated or official problems."""
-    return OfficialProntoQA(config) if config.train or config.test else GeneratedProntoQA(config)

@@ -17,9 +17,10 @@ import re
 from collections import deque
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 from eval.environments.answers import LONGEST, after_mark
-from eval.environments.base import Environment, Finite, Generated, Problem, Verdict
+from eval.environments.base import EnvConfig, Environment, Finite, Generated, Problem, Verdict
 from eval.environments.files import steps_field, text_field, whole_number
 from kernels.errors import UserError
 
@@ -31,9 +32,10 @@ HOPS = (41, 44, 12.5, 2.5)  # per cent of problems with 3, 4, 5, 6 hops
 
 
 @dataclass(frozen=True)
-class ProsQA:
+class ProsQA(EnvConfig):
     """Walk a graph of concepts."""
 
+    name: ClassVar[str] = "prosqa"
     train: str | None = None
     """Official JSON to train on instead of generated problems: a file, or hub:NAME[:SPLIT]."""
     test: str | None = None
@@ -52,6 +54,9 @@ class ProsQA:
             raise UserError(f"env.graphs must be at least 1, got {self.graphs}")
         if self.closed and (self.train or self.test):
             raise UserError("env.closed generates problems, so it cannot go with env.train or env.test")
+
+    def make(self):
+        return OfficialProsQA(self) if self.train or self.test else GeneratedProsQA(self)
 
 
 class _ProsQA(Environment):
@@ -300,8 +305,3 @@ def parse(row: dict, place: str) -> Problem:
     data |= {"target": nodes["target"], "other": nodes["neg_target"]}
     apart = lambda text: text.replace(".", " .").replace("?", " ?")  # noqa: E731
     return Problem(apart(question), tuple(apart(s) + "\n" for s in steps), f"### {apart(answer)}", 0, data)
-
-
-def build(config: ProsQA) -> Environment:
-    """Generated or official problems."""
-    return OfficialProsQA(config) if config.train or config.test else GeneratedProsQA(config)

@@ -1,28 +1,66 @@
-"""The methods, one file each: two verbs, `think(prompt) -> Thought` and `terms(batch) -> (loss's terms, metrics)`."""
+"""The methods, a folder each: its config with all that belongs to it, and `method.py`, the module that thinks.
+
+A method has two verbs, `think(prompt) -> Thought` and `terms(batch) -> (loss's terms, metrics)`. To add one: a folder,
+and a line in the table; outside this package, `register`. No torch here, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
 
 from kernels.errors import UserError
-from latent.backbone import Backbone
-from latent.config import Coconut, CoT, FixedEmbedding, MethodConfig, NoCoT, Pause, Recurrent, Sim
-from latent.methods.base import Method
+from latent.config import HALTS
+from latent.methods.coconut import Coconut
+from latent.methods.config import ControlConfig, MethodConfig, SequenceConfig
+from latent.methods.cot import CoT
+from latent.methods.fixed import FixedEmbedding
+from latent.methods.no_cot import NoCoT
+from latent.methods.pause import Pause
+from latent.methods.recurrent import Recurrent
+from latent.methods.sim import Sim
+from latent.plain import register_in
+from latent.plain import unpack as _unpack
+
+if TYPE_CHECKING:
+    from latent.backbone import Backbone
+    from latent.methods.base import Method
+
+METHODS: dict[str, type[MethodConfig]] = {
+    cls.name: cls for cls in (NoCoT, CoT, Coconut, Sim, Pause, FixedEmbedding, Recurrent)
+}
+ConfigT = TypeVar("ConfigT", bound=type[MethodConfig])
+
+__all__ = [
+    "METHODS",
+    "CoT",
+    "Coconut",
+    "ControlConfig",
+    "FixedEmbedding",
+    "MethodConfig",
+    "NoCoT",
+    "Pause",
+    "Recurrent",
+    "SequenceConfig",
+    "Sim",
+    "build",
+    "register",
+    "unpack",
+]
+
+
+def register(cls: ConfigT) -> ConfigT:
+    """Make a method known by its config's class, as a decorator. Raises UserError for a name that another has."""
+    return register_in(METHODS, cls, "method")
 
 
 def build(config: MethodConfig, backbone: Backbone) -> Method:
     """The method of a config."""
-    from latent.methods import coconut, cot, fixed, no_cot, pause, recurrent, sim
+    return config.method_class()(config, backbone)
 
-    match config:
-        case NoCoT():
-            return no_cot.NoCoT(config, backbone)
-        case CoT():
-            return cot.CoT(config, backbone)
-        case Coconut():
-            return coconut.Coconut(config, backbone)
-        case Sim():
-            return sim.Sim(config, backbone)
-        case Pause(of):
-            return pause.control(config, build(of, backbone))
-        case FixedEmbedding(of):
-            return fixed.control(config, build(of, backbone))
-        case Recurrent():
-            return recurrent.Recurrent(config, backbone)
-    raise UserError(f"no method of config {type(config).__name__}")
+
+def unpack(data: dict) -> MethodConfig:
+    """A method's config from plain data. Raises UserError for a class or a field that this version does not have."""
+    config = _unpack(data, [*METHODS.values(), *HALTS.values()], "method")
+    if not isinstance(config, MethodConfig):
+        raise UserError(f"method: {data!r:.40} is no method")
+    return config

@@ -1,7 +1,10 @@
 """What a method does, the loop along the sequence that most of them share, and the loss of a text after it."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +14,8 @@ from kernels.errors import UserError
 from latent import halting
 from latent.backbone import Backbone
 from latent.cache import Context
-from latent.config import MethodConfig, _Sequence
+from latent.halting import Settled, StopHead
+from latent.methods.config import MethodConfig, SequenceConfig
 from latent.text import Batch, Text
 from latent.thought import Chooser, Prompt, Thought
 
@@ -36,24 +40,40 @@ class Mean:
 Edit = Callable[[int, Tensor], Tensor]  # what goes into latent step i (from 0), changed by a diagnostic
 
 
-class Method(nn.Module):
+ConfigT = TypeVar("ConfigT", bound=MethodConfig)
+
+
+class Method(nn.Module, Generic[ConfigT]):
     """How a backbone thinks. Subclasses write `think` and `terms`.
 
-    `steps` is the number of latent steps when answering. `parallel_answer`: tokens of an answer that is read off in
-    parallel, None where the text is written one by one. `made_from`: the config that `build` makes it from again.
+    `steps` is the number of latent steps when answering, `stride` the positions that each takes. `stop`: what decides
+    when to stop, None where nothing does. `parallel_answer`: tokens of an answer that is read off in parallel, None
+    where the text is written one by one. `made_from`: the config that `build` makes it from again; of a control it is
+    not `config`. `fresh`: how names of parameters begin that may start afresh, or stay behind, where a run starts from
+    the weights of another; all others must be there in the same shape.
     """
 
-    steps = 0
-    parallel_answer: int | None = None
+    config: ConfigT
+    made_from: MethodConfig
+    stop: StopHead | Settled | None
+    fresh: ClassVar[tuple[str, ...]] = ("stop.",)
 
-    def __init__(self, config: MethodConfig, backbone: Backbone):
+    def __init__(self, config: ConfigT, backbone: Backbone):
         super().__init__()
         self.config = self.made_from = config
         self.backbone = backbone
+        self.steps, self.stride = 0, 0
+        self.parallel_answer: int | None = None
+        self.stop = None
 
     @property
     def trained_steps(self) -> int:
         """Latent steps of `think` unless told otherwise: fewer than `steps` before a curriculum has ended."""
+        return self.steps
+
+    @property
+    def mean_trained_steps(self) -> float:
+        """Latent steps of a row in training, on average."""
         return self.steps
 
     def think(
@@ -74,6 +94,29 @@ class Method(nn.Module):
     def passes(self, used: float, tokens: float) -> float:
         """Forward passes that must follow one another in an answer of `tokens` after `used` latent steps."""
         raise NotImplementedError  # each method's own
+
+    def flops(self, prompt: float, used: float, tokens: float) -> float:
+        """Forward FLOPs of one answer: 2 a weight and position, 4 d a pair of positions that attend, the head where
+        read.
+
+        Padding is not counted; the last layer is, in full, although only part of it is read.
+        """
+        n, per_layer = prompt + used + tokens - 1, self.layer_flops
+        attention = 4 * self.backbone.width * n * (n + 1) / 2
+        return n * sum(per_layer) + len(per_layer) * attention + self.head_flops * tokens
+
+    @property
+    def layer_flops(self) -> list[int]:
+        """Of each layer's weights, a position."""
+        return [2 * sum(p.numel() for p in block.parameters() if p.ndim == 2) for block in self.backbone.blocks]
+
+    @property
+    def head_flops(self) -> int:
+        return 2 * self.backbone.width * self.backbone.vocab
+
+    def kept(self, prompt: float, used: float, text: float) -> float:
+        """Positions times layers that training keeps for backward of one row."""
+        return (prompt + used + text) * len(self.backbone.blocks)
 
     def reaches(self, latent: int, chain: int) -> int:
         """Which of a chain's steps latent `latent`, from 1, should have reached in training; at most `chain`."""
@@ -125,20 +168,20 @@ class Method(nn.Module):
         return 0
 
 
-class AlongSequence(Method):
+class AlongSequence(Method[ConfigT]):
     """Thinks by feeding the last hidden state back as the next input embedding (Coconut, arXiv:2412.06769, sec. 3).
 
     states[0] is the hidden state of the think token, states[i] that of latent i, whose input is fed back from
     states[i - 1]; states[used] gives the first token of the text, with no token in between.
     """
 
-    def __init__(self, config, backbone):
+    def __init__(self, config: ConfigT, backbone: Backbone):
         super().__init__(config, backbone)
-        sequence = isinstance(config, _Sequence)
-        self.steps = config.n_latent if sequence else 0
-        self.stride = config.stride if sequence else 1
-        self.feedback = Feedback(config.feedback, backbone) if sequence else None
-        self.stop = halting.build(config.halt, self) if sequence else None
+        self.stride, self.feedback = 1, None
+        if isinstance(config, SequenceConfig):  # the controls without latents loop no time
+            self.steps, self.stride = config.n_latent, config.stride
+            self.feedback = Feedback(config.feedback, backbone)
+            self.stop = halting.build(config.halt, self)
 
     def reserved(self, steps):
         return self.stride * max(steps, self.trained_steps)

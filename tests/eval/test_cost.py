@@ -5,7 +5,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from eval.cost import forward_flops, sequential_steps
-from latent.config import CoT, ModelConfig, NoCoT, Recurrent, Sim
+from latent.config import ModelConfig
+from latent.methods import CoT, NoCoT, Recurrent, Sim
 from tests.helpers import small_reasoner
 
 

@@ -12,8 +12,9 @@ from eval import diagnose, diagnostics
 from eval.environments import Cups, Problem, ProsQA, Verdict, build
 from eval.environments.prosqa import Graph, distances
 from latent import hub
-from latent.config import Coconut, CoT, FixedEmbedding, LearnedStop, ModelConfig, Pause, Recurrent, Sim
+from latent.config import LearnedStop, ModelConfig
 from latent.generate import decode
+from latent.methods import Coconut, CoT, FixedEmbedding, Pause, Recurrent, Sim
 from latent.thought import Greedy
 from tests.helpers import small_reasoner
 

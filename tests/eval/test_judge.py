@@ -6,7 +6,8 @@ import torch
 from eval.environments import Cups, Verdict, build
 from eval.judge import Item, by_level, judge, summary, text_lengths, verify
 from eval.stats import wilson
-from latent.config import CoT, ModelConfig, NoCoT, Sim
+from latent.config import ModelConfig
+from latent.methods import CoT, NoCoT, Sim
 from tests.helpers import small_reasoner
 
 ENV = build(Cups())

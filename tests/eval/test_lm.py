@@ -23,9 +23,10 @@ from eval.judge import judge
 from eval.lm import LatentLM
 from eval.usual import Number, Words
 from latent import backbone, hub, load, methods
-from latent.config import Coconut, Converged, CoT, ModelConfig, NoCoT, Recurrent, Sim
+from latent.config import Converged, ModelConfig
 from latent.generate import Reasoner
 from latent.hf import LatentForCausalLM
+from latent.methods import Coconut, CoT, NoCoT, Recurrent, Sim
 from latent.methods.base import text_hidden
 from latent.text import Batch
 from latent.thought import Greedy

@@ -10,7 +10,7 @@ from eval.harness import own_tasks
 from eval.judge import judge
 from eval.lm import LatentLM
 from latent import hub, load
-from latent.config import Sim
+from latent.methods import Sim
 from tests.latent.test_plain_text import PLAIN, WITH_BOS, reasoner_of, tokenizer_of
 
 QUESTIONS = ["How many is 2 and 3?", "a <latent> b </s>", "<think>", "Hi <|im_end|>"]

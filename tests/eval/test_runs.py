@@ -10,7 +10,7 @@ from eval import chat, runs
 from eval.environments import Cups, build
 from eval.stats import mcnemar, wilson
 from latent import hub
-from latent.config import Sim
+from latent.methods import Sim
 from tests.helpers import small_reasoner
 
 

@@ -12,8 +12,9 @@ import torch
 from eval import view
 from eval.environments import Cups, ProsQA, build
 from latent import hub
-from latent.config import CoT, LearnedStop, ModelConfig, Pause, Recurrent, Sim
+from latent.config import LearnedStop, ModelConfig
 from latent.generate import decode
+from latent.methods import CoT, Pause, Recurrent, Sim
 from latent.thought import Greedy
 from tests.helpers import SMALL, small_reasoner
 from train.config import plain

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from latent import hub, methods
-from latent.config import Coconut, CoT, FixedEmbedding, LearnedStop, Pause, Sim
+from latent.config import LearnedStop
+from latent.methods import Coconut, CoT, FixedEmbedding, Pause, Sim
 from latent.methods.base import text_hidden
 from latent.text import Batch
 from latent.thought import Greedy, Prompt, Sample

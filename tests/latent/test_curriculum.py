@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from eval.environments import Cups, build
-from latent.config import Coconut, CoT, FixedEmbedding, LearnedStop, ModelConfig, NoCoT, Pause, Recurrent, Sim
+from latent.config import LearnedStop, ModelConfig
+from latent.methods import Coconut, CoT, FixedEmbedding, NoCoT, Pause, Recurrent, Sim
 from latent.methods.base import text_hidden
 from latent.methods.fixed import Constant
 from latent.methods.pause import PauseTokens

@@ -6,8 +6,9 @@ from copy import deepcopy
 import pytest
 import torch
 
-from latent.config import Converged, Fixed, LearnedStop, ModelConfig, NoCoT, Recurrent, Sim
+from latent.config import Converged, Fixed, LearnedStop, ModelConfig
 from latent.generate import decode, rollout, score
+from latent.methods import NoCoT, Recurrent, Sim
 from latent.thought import Greedy, Prompt, Sample
 from tests import helpers
 from tests.helpers import SMALL

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStream
 import latent
 from eval.environments import Cups, build
 from latent import hub
-from latent.config import Coconut, CoT, LearnedStop, ModelConfig, NoCoT, Recurrent, Sim
+from latent.config import LearnedStop, ModelConfig
+from latent.methods import Coconut, CoT, NoCoT, Recurrent, Sim
 from latent.thought import Greedy, Prompt
 from tests.helpers import small_reasoner
 

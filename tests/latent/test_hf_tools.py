@@ -5,7 +5,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, pipeline
 
 from latent import hub, load
-from latent.config import Coconut, Converged, NoCoT, Recurrent, Sim
+from latent.config import Converged
+from latent.methods import Coconut, NoCoT, Recurrent, Sim
 from tests.helpers import small_reasoner
 
 QUESTIONS = ["01 23 12", "13 02 . .", "12 01 23 . 01"]

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from latent.config import Coconut, Converged, CoT, Fixed, LearnedStop, ModelConfig, NoCoT, Recurrent, Sim
+from latent.config import Converged, Fixed, LearnedStop, ModelConfig
 from latent.generate import decode
+from latent.methods import Coconut, CoT, NoCoT, Recurrent, Sim
 from latent.methods.base import text_hidden
 from latent.thought import Greedy, Sample
 from tests.helpers import SMALL, cups_batch, ragged_prompt, row_of, small_reasoner

@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 import latent
 from eval.environments import Cups, ProsQA, build
 from latent import backbone, hub, methods
-from latent.config import Coconut, ModelConfig, NoCoT, Recurrent, Sim
+from latent.config import ModelConfig
 from latent.generate import Reasoner
+from latent.methods import Coconut, NoCoT, Recurrent, Sim
 from latent.text import Codec
 from tests.helpers import SMALL, small_reasoner
 

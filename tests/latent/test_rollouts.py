@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Categorical
 
-from latent.config import Converged, LearnedStop, ModelConfig, Recurrent, Sim
+from latent.config import Converged, LearnedStop, ModelConfig
 from latent.generate import decode, rollout, score
+from latent.methods import Recurrent, Sim
 from latent.thought import Greedy, Prompt, Replay, Sample
 from tests.helpers import cups_batch, ragged_prompt, small_reasoner
 

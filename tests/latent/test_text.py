@@ -5,7 +5,8 @@ import torch
 
 from eval.environments import GSM8K, Cups, ProsQA, build
 from latent import hub, load
-from latent.config import Coconut, Converged, CoT, LearnedStop, ModelConfig, NoCoT, Recurrent, Sim
+from latent.config import Converged, LearnedStop, ModelConfig
+from latent.methods import Coconut, CoT, NoCoT, Recurrent, Sim
 from latent.text import Batch, bpe_codec
 from tests.helpers import SMALL, small_reasoner
 

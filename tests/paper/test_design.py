@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from latent.config import CoT, FixedEmbedding, NoCoT, Pause
+from latent.methods import CoT, FixedEmbedding, NoCoT, Pause
 from paper import records
 from paper.ablations import ABLATIONS, CONTROLS
 from paper.design import Ablation, Control, cells, changed, over

@@ -11,8 +11,9 @@ from tokenizers import normalizers
 from eval import environments
 from eval.environments import GSM8K, Countdown, Cups, Math500, ProntoQA, ProsQA
 from latent import backbone, methods
-from latent.config import Coconut, CoT, ModelConfig, NoCoT, Recurrent, Sim
+from latent.config import ModelConfig
 from latent.generate import Reasoner
+from latent.methods import Coconut, CoT, NoCoT, Recurrent, Sim
 from latent.text import Codec
 from tests.latent.test_plain_text import tokenizer_of
 from train import checks

@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from eval import environments
 from eval.environments import GSM8K, Cups
 from latent import backbone, methods
-from latent.config import CoT, ModelConfig, NoCoT, Recurrent, Sim
+from latent.config import ModelConfig
+from latent.methods import CoT, NoCoT, Recurrent, Sim
 from latent.text import Batch
 from train import estimate, presets
 from train.config import SFT, Experiment, Run

@@ -10,7 +10,8 @@ import torch
 from accelerate import Accelerator
 
 from eval.environments import Cups, build
-from latent.config import ModelConfig, NoCoT, Sim
+from latent.config import ModelConfig
+from latent.methods import NoCoT, Sim
 from latent.text import Batch
 from train import distill, record
 from train import run as runs

@@ -14,7 +14,8 @@ from accelerate import Accelerator
 
 from eval.environments import Cups, build
 from latent import files, load
-from latent.config import LearnedStop, ModelConfig, Sim
+from latent.config import LearnedStop, ModelConfig
+from latent.methods import Sim
 from train import checkpoint, distill, record
 from train import run as runs
 from train.config import RLVR, SFT, Judge, Run

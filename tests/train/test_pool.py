@@ -4,7 +4,7 @@ import os
 import time
 from dataclasses import replace
 
-from latent.config import NoCoT
+from latent.methods import NoCoT
 from train import pool
 from train.presets import PRESETS
 

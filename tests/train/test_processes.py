@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from eval.environments import GSM8K, Cups
-from latent.config import Coconut, CoT, FixedEmbedding, LearnedStop, ModelConfig, NoCoT, Pause, Recurrent, Sim
+from latent.config import LearnedStop, ModelConfig
 from latent.generate import rollout
+from latent.methods import Coconut, CoT, FixedEmbedding, NoCoT, Pause, Recurrent, Sim
 from latent.methods.base import Mean
 from latent.thought import Decision, Prompt, Rollout
 from tests.train.by_hand import trainer_of

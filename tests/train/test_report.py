@@ -3,7 +3,8 @@
 import pytest
 
 from eval.environments import Cups
-from latent.config import ModelConfig, NoCoT
+from latent.config import ModelConfig
+from latent.methods import NoCoT
 from train import report
 from train.config import SFT, Run
 

@@ -9,7 +9,8 @@ import torch
 
 from eval.environments import Cups, Verdict
 from latent import load
-from latent.config import Coconut, CoT, LearnedStop, ModelConfig, Recurrent, Sim
+from latent.config import LearnedStop, ModelConfig
+from latent.methods import Coconut, CoT, Recurrent, Sim
 from train import rlvr
 from train import run as runs
 from train.config import RLVR, SFT, Arm, Experiment, Judge, Run

@@ -9,7 +9,8 @@ import torch
 from eval.environments import GSM8K, Cups, build
 from eval.judge import judge
 from latent import load
-from latent.config import Coconut, LearnedStop, ModelConfig, NoCoT, Sim
+from latent.config import LearnedStop, ModelConfig
+from latent.methods import Coconut, NoCoT, Sim
 from train import run as runs
 from train.config import SFT, Judge, Run, plain
 from train.selection import valid_problems

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from eval.environments import Cups
-from latent.config import LearnedStop, ModelConfig, Sim
+from latent.config import LearnedStop, ModelConfig
+from latent.methods import Sim
 from latent.thought import Decision
 from tests.train.by_hand import trainer_of
 from train import rlvr

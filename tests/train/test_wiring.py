@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from eval.environments import GSM8K
-from latent.config import Coconut, LearnedStop, ModelConfig, Sim
+from latent.config import LearnedStop, ModelConfig
+from latent.methods import Coconut, Sim
 from latent.text import Batch
 from tests.train.by_hand import AdamW, assert_same_weights, trainer_of
 from train import distill

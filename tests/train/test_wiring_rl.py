@@ -7,8 +7,9 @@ import torch
 from torch.distributions import Bernoulli, Categorical
 
 from eval.environments import Cups
-from latent.config import LearnedStop, ModelConfig, Sim
+from latent.config import LearnedStop, ModelConfig
 from latent.generate import rollout
+from latent.methods import Sim
 from tests.train.by_hand import AdamW, assert_same_weights, trainer_of
 from train import rlvr
 from train.config import RLVR, Run

@@ -1,11 +1,12 @@
 """Control: the answer at once, no chain and no latents."""
 
 from latent.methods.base import AlongSequence, text_loss
+from latent.methods.no_cot import NoCoT
 from latent.text import pad_right
 from latent.thought import Greedy
 
 
-class NoCoT(AlongSequence):
+class NoCoTMethod(AlongSequence[NoCoT]):
     """Reads the prompt and answers; trained on the answer alone."""
 
     def terms(self, batch):

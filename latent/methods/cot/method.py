@@ -1,11 +1,12 @@
 """Control: distilled on chains written in tokens (SFT on the teacher's steps, then the answer)."""
 
 from latent.methods.base import AlongSequence, text_loss
+from latent.methods.cot import CoT
 from latent.text import one_in
 from latent.thought import Greedy
 
 
-class CoT(AlongSequence):
+class CoTMethod(AlongSequence[CoT]):
     """Reads the prompt, writes the chain and the answer; trained on both."""
 
     def steps_written(self, chain):

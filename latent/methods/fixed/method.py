@@ -6,17 +6,28 @@ over add nothing but their positions. They are run one after another all the sam
 are those of the thoughts they stand beside.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 
 from latent.backbone import Backbone
 from latent.methods.base import AlongSequence
+from latent.methods.fixed import FixedEmbedding
 
 
-def control(config, method: AlongSequence) -> AlongSequence:
-    """`method` with a constant fed back in place of its states."""
-    method.feedback, method.made_from = Constant(method.backbone), config
-    return method
+@cache
+def fixed(method: type[AlongSequence]) -> type[AlongSequence]:
+    """A method's class with a constant fed back in place of its states."""
+
+    class Fixed(method):
+        def __init__(self, config: FixedEmbedding, backbone: Backbone):
+            super().__init__(config.of, backbone)
+            self.made_from = config
+            self.feedback = Constant(backbone)
+
+    Fixed.__name__ = Fixed.__qualname__ = f"Fixed{method.__name__}"
+    return Fixed
 
 
 class Constant(nn.Module):

@@ -20,11 +20,12 @@ from kernels.errors import UserError
 from latent import halting
 from latent.backbone import positions
 from latent.methods.base import Edit, Method, share, token_loss
+from latent.methods.recurrent import Recurrent
 from latent.text import Batch, Text
 from latent.thought import Chooser, Greedy, Prompt, Thought
 
 
-class Recurrent(Method):
+class RecurrentMethod(Method[Recurrent]):
     """One core of layers run r times over the same positions, the prelude's output injected each time."""
 
     def __init__(self, config, backbone):
@@ -55,6 +56,21 @@ class Recurrent(Method):
     def passes(self, used, tokens):
         """The recurrences: the answer is read off in parallel."""
         return used
+
+    @property
+    def mean_trained_steps(self):
+        return (self.config.r_min + self.config.r_max) / 2
+
+    def flops(self, prompt, used, tokens):
+        d, n = self.backbone.width, prompt + self.config.answer_tokens - 1
+        per_layer, attention = self.layer_flops, 4 * d * n * (n + 1) / 2
+        once = sum(per_layer[: self.core.start]) + sum(per_layer[self.core.stop :]) + 2 * d * d
+        looped = sum(per_layer[self.core.start : self.core.stop]) + 2 * d * d
+        layers = len(self.prelude) + len(self.coda) + len(self.core) * used
+        return n * (once + looped * used) + attention * layers + self.head_flops * self.config.answer_tokens
+
+    def kept(self, prompt, used, text):
+        return (prompt + text) * used * len(self.core)
 
     def attentions(self, step):
         first, each = len(self.prelude), len(self.core)

@@ -15,12 +15,15 @@ from torch import Tensor, nn
 
 from kernels.errors import UserError
 from latent.methods.base import AlongSequence, Mean, share, text_loss, token_loss
+from latent.methods.sim import Sim
 from latent.text import Batch, Text, pad_right
 from latent.thought import Greedy
 
 
-class Sim(AlongSequence):
+class SimMethod(AlongSequence[Sim]):
     """Trained on the answer after the latents, and on every latent's step."""
+
+    fresh = (*AlongSequence.fresh, "decoder.")
 
     def __init__(self, config, backbone):
         super().__init__(config, backbone)

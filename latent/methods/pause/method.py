@@ -6,17 +6,28 @@ are read in one pass. Deviates from Goyal et al., who repeat one token: here eac
 places beyond those in training repeat the last.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 
 from latent.backbone import Backbone
 from latent.methods.base import AlongSequence
+from latent.methods.pause import Pause
 
 
-def control(config, method: AlongSequence) -> AlongSequence:
-    """`method` with pause tokens in place of its thoughts."""
-    method.feedback, method.made_from = PauseTokens(max(1, method.steps), method.backbone), config
-    return method
+@cache
+def paused(method: type[AlongSequence]) -> type[AlongSequence]:
+    """A method's class with pause tokens in place of its thoughts."""
+
+    class Paused(method):
+        def __init__(self, config: Pause, backbone: Backbone):
+            super().__init__(config.of, backbone)
+            self.made_from = config
+            self.feedback = PauseTokens(max(1, self.steps), backbone)
+
+    Paused.__name__ = Paused.__qualname__ = f"Paused{method.__name__}"
+    return Paused
 
 
 class PauseTokens(nn.Module):

@@ -12,13 +12,14 @@ No <eot> token follows the thoughts: the last latent gives the first token.
 import torch
 
 from latent.methods.base import AlongSequence, text_loss
+from latent.methods.coconut import Coconut
 from latent.thought import Greedy
 
 _MEMORY = 0.98  # of the moving average of exact match: about the last 50 batches
 _FEWEST = 20  # updates in a stage before the average is believed
 
 
-class Coconut(AlongSequence):
+class CoconutMethod(AlongSequence[Coconut]):
     """Stage and moving average are buffers, so a checkpoint holds them and a resume goes on with them."""
 
     def __init__(self, config, backbone):

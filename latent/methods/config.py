@@ -1,0 +1,94 @@
+"""What the config of every method says of itself. No torch here, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from kernels.errors import UserError
+from latent.config import Fixed, Halt, at_least
+
+if TYPE_CHECKING:
+    from latent.methods.base import Method
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """How a model thinks. A subclass is a method: its fields are the method's choices, its docstring says what it is.
+
+    `name` is what the command line calls it. The rest has to be said where it is not as here.
+    """
+
+    name: ClassVar[str]
+    recipe: ClassVar[Mapping[str, object]] = {}
+    """What the method's own preset on cups changes, by dotted path: of the method itself, of training, of the judge."""
+    control: ClassVar[bool] = False
+    """Whether it stands beside another method, `of`, and has everything of it but the thoughts."""
+
+    def method_class(self) -> type[Method]:
+        """The class that thinks, imported only here, for it needs torch."""
+        raise NotImplementedError  # each method's own
+
+    @property
+    def latents(self) -> int:
+        """Positions that thoughts take, at most."""
+        return 0
+
+    @property
+    def thinks(self) -> bool:
+        """Whether anything happens between prompt and text that can be taken away."""
+        return True
+
+    @property
+    def chain_share(self) -> float:
+        """Share of a chain's steps that the model writes in tokens by design."""
+        return 0.0
+
+    def small(self) -> MethodConfig:
+        """The same cut down to a few updates, for a smoke run."""
+        return self
+
+
+@dataclass(frozen=True)
+class SequenceConfig(MethodConfig):
+    """What the methods that loop along the sequence share."""
+
+    n_latent: int = 8
+    """Latents k; 0 is no-CoT."""
+    stride: int = 1
+    """Positions a latent stands for: latent i sits where the last token of step i would have been, and the text after
+    the thoughts begins at stride * k, whatever was used. 1 = contiguous."""
+    feedback: Literal["hidden", "norm", "project", "soft"] = "hidden"
+    """What is fed back: the last hidden state (Coconut), that at the embeddings' scale, an MLP of it (CODI), or the
+    mean input embedding under its next-token distribution (soft tokens)."""
+    halt: Halt = field(default_factory=Fixed)
+    """When to stop thinking."""
+
+    def __post_init__(self):
+        at_least(self, "n_latent", 0)
+        at_least(self, "stride", 1)
+
+    @property
+    def latents(self):
+        return self.n_latent
+
+
+@dataclass(frozen=True)
+class ControlConfig(MethodConfig):
+    """A control of a method that loops along the sequence: its training, its number of latents, other inputs."""
+
+    control: ClassVar[bool] = True
+    of: SequenceConfig
+    """The method whose training and number of latents it has; its `feedback` does not apply."""
+
+    def __post_init__(self):
+        if not isinstance(self.of, SequenceConfig):
+            raise UserError(f"method.of of {type(self).__name__} must loop along the sequence, got {self.of}")
+
+    @property
+    def latents(self):
+        return self.of.latents
+
+    def small(self):
+        return replace(self, of=self.of.small())

@@ -1,0 +1,168 @@
+"""Configs as plain data: what is written down of them, what their id is made of, and back again. No torch here."""
+
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, fields, is_dataclass, replace
+from functools import cache
+from hashlib import blake2b
+from typing import Any, TypeVar
+
+from kernels.errors import UserError
+
+SCHEMA = 2  # of ids; a new one where a default is changed, for then the same id would mean another run
+Change = Mapping[str, object]  # dotted path of a config field -> its value
+HOW = {"how": True}  # metadata of a field that changes nothing of what comes out, and so no id
+
+
+def plain(config) -> Any:
+    """A config as plain data, every field, every dataclass with its class name."""
+    if is_dataclass(config):
+        named = {f.name: plain(getattr(config, f.name)) for f in fields(config)}
+        return {"class": type(config).__name__} | named
+    if isinstance(config, dict):
+        return {k: plain(v) for k, v in config.items()}
+    if isinstance(config, (list, tuple)):
+        return [plain(v) for v in config]
+    return config
+
+
+def identity(config) -> Any:
+    """The same with the fields alone that differ from their defaults: a new field with a default changes nothing."""
+    if is_dataclass(config):
+        found = {"class": type(config).__name__}
+        for f in fields(config):
+            value = getattr(config, f.name)
+            if f.metadata != HOW and value != _default(f):
+                found[f.name] = identity(value)
+        return found
+    if isinstance(config, dict):
+        return {k: identity(v) for k, v in config.items()}
+    if isinstance(config, (list, tuple)):
+        return [identity(v) for v in config]
+    return config
+
+
+def id_of(identity: dict) -> str:
+    """The id of a run with this identity: a hash of that and the schema's number."""
+    text = json.dumps({"schema": SCHEMA, **identity}, sort_keys=True)
+    return blake2b(text.encode(), digest_size=6).hexdigest()
+
+
+def unlike(written: dict, config, name: str = "") -> str | None:
+    """The first field in which what was written of a config, once, is not this one; None where there is none.
+
+    A field that was not known then must be at its default, and one that changes nothing may be anything.
+    """
+    if not isinstance(written, dict) or written.get("class") != type(config).__name__:
+        return name or "class"
+    for f in fields(config):
+        value, at = getattr(config, f.name), f"{name}.{f.name}".lstrip(".")
+        if f.metadata == HOW:
+            continue
+        if f.name not in written:
+            if value != _default(f):
+                return at
+        elif is_dataclass(value):
+            if odd := unlike(written[f.name], value, at):
+                return odd
+        elif written[f.name] != plain(value):
+            return at
+    odd = written.keys() - {"class", *(f.name for f in fields(config))}
+    return f"{name}.{min(odd)}".lstrip(".") if odd else None
+
+
+def unpack(data, classes: Iterable[type], what: str = "config") -> Any:
+    """The inverse of `plain`, and of `identity`, among some dataclasses.
+
+    Raises UserError for a class or a field that is not known, a value of another type than its field's, and a value
+    that the class refuses.
+    """
+    known = {cls.__name__: cls for cls in classes}
+
+    def made(data, what: str) -> Any:
+        if isinstance(data, list):
+            return tuple(made(v, what) for v in data)
+        if not isinstance(data, dict):
+            return data
+        name = data.get("class")
+        if not isinstance(name, str) or name not in known:
+            raise UserError(f"{what}: this version has no {name!r:.40}")
+        cls = known[name]
+        given = {k: made(v, f"{what}.{k}") for k, v in data.items() if k != "class"}
+        hints, names = _hints(cls), {f.name for f in fields(cls)}
+        for key, value in given.items():
+            if key not in names:
+                raise UserError(f"{what}: {name} has no field {key!r:.40} in this version")
+            if not _fits(value, hints[key]):
+                raise UserError(f"{what}.{key} cannot be {value!r:.40}")
+        try:
+            return cls(**given)
+        except TypeError as e:  # a field without a default is missing
+            raise UserError(f"{what}: {name} does not fit this version: {e}") from None
+
+    return made(data, what)
+
+
+def changed(config, change: Change):
+    """A config with fields replaced. Raises UserError for a path that does not exist."""
+    for path, value in change.items():
+        config = _put(config, path.split("."), value, path)
+    return config
+
+
+def _put(config, names: list[str], value, path: str):
+    if not names:
+        return value
+    first, *rest = names
+    if isinstance(config, dict):
+        if first not in config:
+            raise UserError(f"{path}: there is no {first!r}, there are {', '.join(config)}")
+        return {**config, first: _put(config[first], rest, value, path)}
+    known = [f.name for f in fields(config)] if is_dataclass(config) else []
+    if first not in known:
+        there = f", it has {', '.join(known)}" if known else ""
+        raise UserError(f"{path}: {type(config).__name__} has no field {first!r}{there}")
+    return replace(config, **{first: _put(getattr(config, first), rest, value, path)})
+
+
+ClassT = TypeVar("ClassT", bound=type)
+
+
+def register_in(table: dict[str, Any], cls: ClassT, what: str) -> ClassT:
+    """Put a config's class into a table by its name. Raises UserError where another has its name, or its class's."""
+    for other in table.values():
+        alike = cls.__name__ == other.__name__ or cls.name == other.name
+        if alike and other.__module__ != cls.__module__:  # the same file run again gives the same class anew
+            raise UserError(f"there is a {what} {other.name!r} of class {other.__name__} already")
+    table[cls.name] = cls
+    return cls
+
+
+def _default(f) -> Any:
+    return f.default_factory() if f.default_factory is not MISSING else f.default
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _fits(value, hint) -> bool:
+    """Whether a value may stand in a field: of configs, that is numbers, texts, choices, tuples and other configs."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, each) for each in args)
+    if origin is typing.Literal:
+        return any(type(value) is type(each) and value == each for each in args)
+    if origin is tuple:
+        inner = args[:1] * len(value) if isinstance(value, tuple) and args[1:] == (...,) else args
+        return isinstance(value, tuple) and len(inner) == len(value) and all(map(_fits, value, inner))
+    if hint is float:
+        return type(value) in (int, float)
+    if hint in (int, str, bool):
+        return type(value) is hint
+    return value is None if hint in (None, type(None)) else isinstance(value, hint)

@@ -18,7 +18,7 @@ from urllib.request import getproxies
 
 import tyro
 
-from kernels.errors import UserError
+from kernels.errors import UserError, mendable
 from latent.startup import end_quietly
 
 T = TypeVar("T")
@@ -75,6 +75,8 @@ def in_one_line(box: str) -> str:
 def guarded(body: Callable[[], int | None]) -> int:
     """The exit code of a command: 0, or 2 for what a user can mend, in one line; 130 where it was interrupted.
 
+    Any other exception is a bug and passes, for Python to show whole.
+
     Under a launcher one process speaks: the first with something to say, for what the others then meet follows from it.
     """
     interrupted = []
@@ -96,11 +98,12 @@ def guarded(body: Callable[[], int | None]) -> int:
     except Exception as e:
         if interrupted:  # an import that ^C came amid makes another error of it
             return 130
+        said = mendable(e)
         if not speaks_first():
-            return 2
-        if not isinstance(e, (ValueError, RuntimeError, OSError, MemoryError)):
+            return 1 if said is None else 2
+        if said is None:  # a bug: whole, so that it can be found
             raise
-        print(f"error: {e or 'not enough memory'}", file=sys.stderr)
+        print(f"error: {said}", file=sys.stderr)
         return 2
     finally:
         if heeds:

@@ -9,14 +9,14 @@ Where the hub cannot be reached nothing waits for it: what needs it is one line 
 import latent.startup  # noqa: F401  first of all: it says what goes wrong before we have begun
 
 # isort: split
-import os
 import sys
 from functools import partial
 from pathlib import Path
 
 from eval.cli import do_not_wait_for_the_hub
-from kernels.errors import UserError
+from kernels.errors import UserError, mendable
 from latent.files import check_writable
+from latent.startup import FLOORS, HOME
 
 TASKS = Path(__file__).parent / "tasks"
 
@@ -57,13 +57,22 @@ def main(args: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as e:  # lm-eval, datasets and the hub's client each have errors of their own
-        if os.environ.get("LATENT_TRACEBACK"):
+        if mendable(e) is None and raised_by_us(e):
             raise
         print(f"error: {explain(e)}", file=sys.stderr)
         return 2
     finally:
         tasks.TaskManager = everything
     return 0
+
+
+def raised_by_us(error: Exception) -> bool:
+    """Whether an error comes from code of ours: then it is a bug, unless it says otherwise."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    file = Path(trace.tb_frame.f_code.co_filename) if trace else HOME
+    return file.is_relative_to(HOME) and file.relative_to(HOME).parts[:1] in [(floor,) for floor in FLOORS]
 
 
 def own_tasks() -> set[str]:

@@ -30,6 +30,7 @@ from latent.generate import longest_text
 from latent.hf_config import LatentConfig
 from latent.hf_ends import Length, Seen, Strings, Stripped
 from latent.hf_mask import mask_of
+from latent.methods.base import Method
 from latent.thought import Greedy, Prompt
 
 log = logging.get_logger(__name__)
@@ -107,7 +108,7 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
     accepts_loss_kwargs = True  # Trainer says how many labels the whole batch has
     _known = False
 
-    def __init__(self, config: LatentConfig, method: methods.Method | None = None):
+    def __init__(self, config: LatentConfig, method: Method | None = None):
         super().__init__(config)
         trained = [] if method is None else list(method.modules())
         for module in trained:

@@ -199,6 +199,8 @@ def in_processes(
                 updates[label] = event["done"]
             if "finished" in event or "error" in event:
                 why = event.get("error") or finished(label)
+                if event.get("traceback"):
+                    console.print(event["traceback"], markup=False, highlight=False)
                 updates[label] = runs[label].train.steps
                 ended += 1
                 verb = f"failed, {why}" if why else "finished"

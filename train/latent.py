@@ -193,6 +193,11 @@ def check(runs: dict[str, Run], options: Options) -> None:
             raise UserError(
                 f"init {run.init!r} is neither an arm of this command nor a run in {options.out} nor a folder"
             )
+    by_id = {run.id: run for run in runs.values()}
+    if any(run.init and (run.init not in by_id or by_id[run.init].method != run.method) for run in runs.values()):
+        from train.start import check_starts  # which needs torch
+
+        check_starts(runs.values(), options.out)
 
 
 def under_launcher(runs: dict[str, Run], options: Options, command: str) -> None:
@@ -206,7 +211,8 @@ def under_launcher(runs: dict[str, Run], options: Options, command: str) -> None
 
 
 def in_processes(runs: dict[str, Run], options: Options, command: str) -> None:
-    """All arms as processes, each after the arm it starts from. Raises RuntimeError when one fails."""
+    """All arms as processes, each after the arm it starts from. Raises UserError when one fails on what a user can
+    mend, `WorkerError` when it fails on a bug."""
     from train import pool
     from train.report import Screen
 
@@ -217,8 +223,10 @@ def in_processes(runs: dict[str, Run], options: Options, command: str) -> None:
     with Screen() as screen:
 
         def show(arm: str, event: dict) -> None:
+            if event.get("traceback"):
+                raise pool.WorkerError(f"arm {arm}, in its process:\n\n{event['traceback']}")
             if "error" in event:
-                raise RuntimeError(f"arm {arm}: {event['error']}")
+                raise UserError(f"arm {arm}: {event['error']}")
             screen.show(arm, event)
 
         pool.in_processes(runs, partial(_execute, options=options, command=command), options.jobs, show)

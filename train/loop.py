@@ -208,7 +208,7 @@ class Trainer:
         return dict(zip(metrics, self.accelerator.reduce(values, "mean").tolist()))
 
     def _check_weights(self) -> None:
-        """Raise RuntimeError where weights are not finite, or so large that the model computes what is not.
+        """Raise UserError where weights are not finite, or so large that the model computes what is not.
 
         Asked before every save, and not after every update: weights that the next update's loss and gradient were
         finite with were finite, and that much every update checks.
@@ -227,7 +227,7 @@ class Trainer:
             what = ", ".join(odd[:3]) or "something on another process"
             raise self._diverged(self.done - 1, Diverged(f"not finite: {what}"), odd)
 
-    def _diverged(self, step: int, why: Diverged, odd: list[str] = ()) -> RuntimeError:
+    def _diverged(self, step: int, why: Diverged, odd: list[str] = ()) -> UserError:
         """The error to raise. In `diverged/` is what the step was given, and the state before it where that is whole.
 
         Data and randomness are functions of (seed, step): the same command, from the last checkpoint, comes here again.
@@ -247,7 +247,7 @@ class Trainer:
         if not odd and rank == 0 and all(v.isfinite().all() for v in state.values() if v.is_floating_point()):
             checkpoint.write_state(place / "state.pt", self._state())
         first = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
-        return RuntimeError(
+        return UserError(
             f"training diverged at step {step}: {why}; nothing was saved after step {self.saved}; "
             f"its {len(keys)} problems ({first}) and what replays it are in {place}"
         )

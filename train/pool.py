@@ -7,15 +7,21 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 
+from kernels.errors import mendable
 from train.config import Run
 from train.process import PATIENCE, Stopped, heeding_sigterm, settle
 
 Say = Callable[[dict], None]
 POSIX = os.name == "posix"
+
+
+class WorkerError(RuntimeError):
+    """A bug in a worker process; its message is the traceback from there."""
 
 
 @dataclass
@@ -33,8 +39,9 @@ def in_processes(
     """Call `work(run, say)` for every run, elsewhere. Returns the complaints of those that failed, by name.
 
     `show(name, event)` is told what a run says and, when it has ended, `{"finished": id}` with what `work` returned.
-    A run whose start failed is not begun. Complaints come as they arise too, as `{"error": ...}`: `show` may raise to
-    end everything. The processes end when this one does, however that is; on ^C and SIGTERM their runs are saved first.
+    A run whose start failed is not begun. Complaints come as they arise too, as `{"error": ...}`, with a "traceback"
+    where it is a bug: `show` may raise to end everything. The processes end when this one does, however that is; on ^C
+    and SIGTERM their runs are saved first.
     """
     with heeding_sigterm():
         return _in_processes(runs, work, jobs, show)
@@ -47,9 +54,9 @@ def _in_processes(runs, work, jobs, show) -> dict[str, str]:
     waiting, finished, failed, workers = dict(runs), set(), {}, []
     by_id = {run.id: name for name, run in runs.items()}
 
-    def fail(name: str, why: str) -> None:
+    def fail(name: str, why: str, traceback: str | None = None) -> None:
         failed[name] = why
-        show(name, {"error": why})
+        show(name, {"error": why, "traceback": traceback})
 
     def free() -> _Worker | None:
         idle = next((w for w in workers if w.busy is None), None)
@@ -95,7 +102,7 @@ def _in_processes(runs, work, jobs, show) -> dict[str, str]:
                 if "finished" in event or "error" in event:
                     worker.busy = None
                 if "error" in event:
-                    fail(name, event["error"])
+                    fail(name, event["error"], event["traceback"])
                     continue
                 if "finished" in event:
                     finished.add(name)
@@ -132,7 +139,8 @@ def _serve(work: Callable[[Run, Say], dict], line: Connection) -> None:
                     told = work(run, lambda event, name=name: _tell(line, name, event))
                     _tell(line, name, {"finished": run.id, **told})
                 except Exception as e:
-                    _tell(line, name, {"error": complaint(e)})
+                    bug = mendable(e) is None
+                    _tell(line, name, {"error": complaint(e), "traceback": traceback.format_exc() if bug else None})
     except EOFError:  # nothing is left to do
         return
     except Stopped:
@@ -146,10 +154,9 @@ def _tell(line: Connection, name: str, event: dict) -> None:
 
 
 def complaint(e: Exception) -> str:
-    """An exception in one line; its name too where it is none that a user is meant to see."""
-    said = str(e).strip().splitlines()[0] if str(e).strip() else ""
-    meant = isinstance(e, (ValueError, RuntimeError, OSError, MemoryError))
-    return said if said and meant else f"{type(e).__name__}: {said}"
+    """An exception in one line; a bug's with its name."""
+    said = mendable(e)
+    return f"{type(e).__name__}: {next(iter(str(e).strip().splitlines()), '')}" if said is None else said
 
 
 def _end_with_parent() -> None:

@@ -15,11 +15,12 @@ from importlib import metadata
 from pathlib import Path
 
 from kernels.errors import UserError
-from latent.files import append, digest, drop_parts, field, read_json, sync_folder, write_bytes, write_json
+from latent.files import append, digest, drop_parts, field, read_json, sync_folder, write_bytes, write_json, write_text
 from latent.plain import plain, unlike
 from train.config import Run
 
 PACKAGES = ("torch", "transformers", "accelerate", "numpy", "triton")
+ERROR = "error.txt"
 LOGS = ("metrics.jsonl", "samples.jsonl")
 
 
@@ -64,7 +65,14 @@ class Record:
 
     def finish(self, result: dict) -> None:
         """The result, last of all: its presence means that the run is whole."""
+        for path in self.home.glob(f"*{ERROR}"):  # of a start that went wrong
+            path.unlink()
         write_json(self.home / "result.json", result)
+
+    def keep_error(self, traceback: str, process: int) -> None:
+        """A bug's traceback, beside what the run had come to."""
+        self.home.mkdir(parents=True, exist_ok=True)
+        write_text(self.home / (ERROR if process == 0 else f"{process}-{ERROR}"), traceback)
 
     def log(self, metrics: dict) -> None:
         """One line of metrics."""
@@ -110,7 +118,7 @@ class Record:
 
 @contextmanager
 def alone(path: Path, wait: bool = False) -> Iterator[None]:
-    """Hold a lock, which ends with this process. Raises RuntimeError where another holds it, unless told to wait."""
+    """Hold a lock, which ends with this process. Raises UserError where another holds it, unless told to wait."""
     try:
         import fcntl
     except ImportError:  # no such locks on Windows
@@ -121,12 +129,12 @@ def alone(path: Path, wait: bool = False) -> Iterator[None]:
         try:
             fcntl.flock(f, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RuntimeError(f"another process is at {path.with_suffix('')}") from None
+            raise UserError(f"another process is at {path.with_suffix('')}") from None
         yield
 
 
 def check_alone(path: Path) -> None:
-    """Raise RuntimeError where another process holds a lock. Nothing is written."""
+    """Raise UserError where another process holds a lock. Nothing is written."""
     if path.exists():
         with alone(path):
             pass

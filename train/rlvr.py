@@ -8,6 +8,7 @@ from torch import Tensor
 
 from eval.environments.base import Environment
 from eval.judge import Item, text_lengths, verify
+from kernels.errors import UserError
 from latent.generate import rollout, score
 from latent.methods.base import Method
 from latent.thought import Decision, Rollout
@@ -19,7 +20,7 @@ LARGEST_GAP = 1e-3  # nats between sampler and trainer on one decision; fp32 sta
 
 
 def fit(trainer: Trainer, env: Environment) -> None:
-    """GRPO-family updates; what is logged is explained in train/README.md. Raises RuntimeError without a signal.
+    """GRPO-family updates; what is logged is explained in train/README.md. Raises UserError without a signal.
 
     Each process samples its share of the prompts from a seed of its own; given all rollouts, the updates are the same
     on any number of processes.
@@ -132,7 +133,7 @@ def watch(trainer: Trainer, no_signal: bool, all_right: bool) -> None:
     if streak < trainer.config.patience:
         return
     if not all_right:
-        raise RuntimeError(
+        raise UserError(
             f"no group had any spread of reward for {streak} updates: start from a model that is sometimes right"
         )
     trainer.enough = True

@@ -1,5 +1,8 @@
 """One run from config to result: build, train, judge, record. Called in a process of its own, or under a launcher."""
 
+import contextlib
+import os
+import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -9,15 +12,14 @@ import torch
 
 from eval import environments
 from eval.cost import forward_flops, sequential_steps
-from eval.environments.base import Environment, Finite, Problem
+from eval.environments.base import Environment, Problem
 from eval.judge import Item, by_level, judge, summary
-from kernels.errors import UserError
-from latent import backbone, hub, lora, methods
-from latent.files import PART, check_writable, put_folder, read_json
+from kernels.errors import UserError, mendable
+from latent import hub, lora
+from latent.files import PART, check_writable, put_folder
 from latent.generate import Reasoner
 from latent.plain import plain
-from latent.text import Codec
-from train import card, checkpoint, curves, distill, rlvr
+from train import card, checkpoint, curves, distill, rlvr, start
 from train.checks import check
 from train.config import RLVR, Run
 from train.loop import Trainer
@@ -36,8 +38,19 @@ def execute(
 ) -> dict:
     """Train and judge `run`, going on where a killed one stopped. Returns its result, of a finished run at once.
 
-    Raises RuntimeError where another process is at it.
+    Raises UserError for what a user can mend, such as another process that is at it. The traceback of anything else is
+    kept in the run's folder, and the error passes.
     """
+    try:
+        return _execute(run, root, say, device, command, track)
+    except Exception as e:
+        if mendable(e) is None:
+            with contextlib.suppress(OSError):  # what went wrong first is what counts
+                Record(root, run).keep_error(traceback.format_exc(), int(os.environ.get("RANK") or 0))
+        raise
+
+
+def _execute(run: Run, root: Path, say, device: str, command: str | None, track: str) -> dict:
     from accelerate import Accelerator
 
     check_writable(root / run.id, "--out", folder=True)
@@ -57,7 +70,7 @@ def execute(
     if accelerator.is_main_process:
         check_alone(lock)
     torch.manual_seed(run.seed)
-    reasoner = begin(run, env, root)
+    reasoner = start.begin(run, env, root)
     problems = test_problems(run, env)
     for line in check(reasoner, env, run, problems):
         say({"stage": "note", "said": line})
@@ -111,68 +124,6 @@ def flat(config, name: str = "") -> dict:
     if not isinstance(config, dict):
         return {name: config if isinstance(config, (bool, int, float, str)) else str(config)}
     return {k: v for key, each in config.items() for k, v in flat(each, f"{name}.{key}".lstrip(".")).items()}
-
-
-def begin(run: Run, env: Environment, root: Path) -> Reasoner:
-    """The untrained reasoner of a run: from scratch, from a pretrained model, or from another run's weights."""
-    if isinstance(env, Finite) and not env.splits["train"]:
-        raise UserError("there are problems to test on only: give --env.train")
-    if run.init is not None:
-        place = root / run.init if (root / run.init).is_dir() else Path(run.init)
-        started = hub.load(place)
-        same_model(run, place)
-        prepare(run, started.method.backbone)
-        method = methods.build(run.method, started.method.backbone)
-        inherit(method, started.method, run.init)
-        return Reasoner(method, started.codec, env.answer_tokens, env.chain_tokens, env.chain_steps)
-    if run.model.pretrained is not None:
-        body, tokenizer = backbone.from_pretrained(run.model.pretrained)
-        codec = Codec(tokenizer, chat=run.model.chat_template)
-        body.make_room(codec.size)
-    else:
-        codec = env.codec(run.model)
-        body = backbone.from_scratch(run.model, codec.size, codec.pad, codec.end)
-    prepare(run, body)
-    return Reasoner(methods.build(run.method, body), codec, env.answer_tokens, env.chain_tokens, env.chain_steps)
-
-
-def prepare(run: Run, body: backbone.Backbone) -> None:
-    """What the config says of training the backbone: adapters, gradient checkpointing, precision."""
-    if run.model.lora_rank:
-        lora.add(body.lm, run.model.lora_rank, run.model.lora_alpha)
-    body.recompute = run.model.recompute
-
-
-def same_model(run: Run, place: Path) -> None:
-    """Raise UserError where a run asks for another model than that of the run it starts from."""
-    written = place / "config.json"
-    old = read_json(written).get("model") if written.exists() else None
-    if not isinstance(old, dict | None):
-        raise UserError(f"{written}: field 'model' must be an object, got {old!r:.40}")
-    new = plain(run.model)
-    how = ("bf16", "recompute", "lora_rank", "lora_alpha")  # it is trained, not what it is
-    odd = [k for k in new if k not in how and old is not None and old.get(k) != new[k]]
-    if odd:
-        k = odd[0]
-        raise UserError(f"{run.init} has model.{k} {old.get(k)}, asked is {new[k]}: a run has the model it starts from")
-
-
-def inherit(method, started, name: str) -> None:
-    """Take over the weights of a finished method, but for what its class says may start afresh or stay behind."""
-    old, new = started.state_dict(), method.state_dict()
-    same = {k: v for k, v in old.items() if k in new and v.shape == new[k].shape}
-    check_fit(method, started, name)
-    method.load_state_dict(same, strict=False)
-
-
-def check_fit(method, started, name: str) -> None:
-    """Raise UserError where a method cannot start from the weights of another. Shapes alone are looked at."""
-    old, new = started.state_dict(), method.state_dict()
-    free = (*method.fresh, *started.fresh, *(n for m in (started, method) for n, _ in m.named_buffers()))
-    odd = [k for k in old.keys() | new.keys() if k not in old or k not in new or old[k].shape != new[k].shape]
-    odd = sorted(k for k in odd if not k.startswith(free))
-    if odd:
-        raise UserError(f"the weights of {name} do not fit {type(method).__name__}: {', '.join(odd[:3])}")
 
 
 def test_problems(run: Run, env: Environment) -> list[Problem]:

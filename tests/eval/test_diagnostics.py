@@ -283,7 +283,7 @@ def kept(tmp_path, name, method):
     home = tmp_path / name
     hub.save(small_reasoner(method), home / "model")
     env = {"class": "Cups", "cups": 4, "swaps": 8, "min_swaps": 2}
-    from train.config import plain
+    from latent.plain import plain
 
     config = {"class": "Run", "env": env, "model": {}, "train": {}, "method": plain(method), "seed": 0}
     (home / "config.json").write_text(json.dumps(config))

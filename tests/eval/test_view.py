@@ -15,9 +15,9 @@ from latent import hub
 from latent.config import LearnedStop, ModelConfig
 from latent.generate import decode
 from latent.methods import CoT, Pause, Recurrent, Sim
+from latent.plain import plain
 from latent.thought import Greedy
 from tests.helpers import SMALL, small_reasoner
-from train.config import plain
 
 BROWSER = next((b for b in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if b), None)
 

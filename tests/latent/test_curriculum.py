@@ -8,8 +8,8 @@ from eval.environments import Cups, build
 from latent.config import LearnedStop, ModelConfig
 from latent.methods import Coconut, CoT, FixedEmbedding, NoCoT, Pause, Recurrent, Sim
 from latent.methods.base import text_hidden
-from latent.methods.fixed import Constant
-from latent.methods.pause import PauseTokens
+from latent.methods.fixed.method import Constant
+from latent.methods.pause.method import PauseTokens
 from latent.text import Batch
 from latent.thought import Greedy
 from tests.helpers import cups_batch, ragged_prompt, row_of, small_reasoner

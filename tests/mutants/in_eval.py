@@ -167,11 +167,13 @@ GROUPS = (
         ("levels are one", "levels[item.level].append(item)", "levels[0].append(item)"),
         ("parsed counts as right", '"accuracy": hits / n', '"accuracy": mean("parsed")'),
     )),
-    ("eval/cost.py", COST, (
-        ("the head once", "+ head * tokens", "+ head"),
-        ("latents are free", "n = prompt + used + tokens - 1", "n = prompt + tokens - 1"),
-        ("attention to half of it", "len(layer) * 4 * d", "len(layer) * 2 * d"),
-        ("recurrences are free", "config.core * used)", "config.core)"),
+    ("latent/methods/base.py", COST, (
+        ("the head once", "+ self.head_flops * tokens", "+ self.head_flops"),
+        ("latents are free", "n, per_layer = prompt + used + tokens - 1", "n, per_layer = prompt + tokens - 1"),
+        ("attention to half of it", "attention = 4 * self.backbone.width", "attention = 2 * self.backbone.width"),
+    )),
+    ("latent/methods/recurrent/method.py", COST, (
+        ("recurrences are free", "len(self.core) * used\n", "len(self.core)\n"),
     )),
     ("eval/lm.py", WRITTEN, (
         ("the end token not counted", "len(row) + done", "len(row)"),

@@ -4,7 +4,14 @@ METHODS, CONTROLS, CURRICULUM = (f"tests/latent/test_{name}.py" for name in ("me
 BY_HAND_SFT, RUNS = "tests/train/test_wiring.py", "tests/train/test_runs.py"
 
 GROUPS = (
-    ("latent/methods/sim.py", BY_HAND_SFT, (
+    ("latent/plain.py", "tests/train/test_config.py", (
+        ("new fields change old ids", "and value != _default(f):", ":"),
+        ("fields that only say how are in ids", "if f.metadata != HOW and value", "if value"),
+        ("classes are in no id", 'found = {"class": type(config).__name__}', "found = {}"),
+        ("a changed field is not told", "elif written[f.name] != plain(value):", "elif False:"),
+        ("texts pass for numbers", "if hint in (int, str, bool):", "if False:"),
+    )),
+    ("latent/methods/sim/method.py", BY_HAND_SFT, (
         ("steps supervised a latent early", "states_BKD[:, 1:].flatten(0, 1)", "states_BKD[:, :-1].flatten(0, 1)"),
         ("steps supervised a latent late", "rows.append(b * k + i)", "rows.append(b * k + (i + 1) % k)"),
         ("steps of another row", "rows.append(b * k + i)", "rows.append((b + 1) % len(batch.steps) * k + i)"),
@@ -15,26 +22,26 @@ GROUPS = (
         ("chains dealt unevenly", "(-(-i * n // k), -(-(i + 1) * n // k))", "(i * n // k, (i + 1) * n // k)"),
         ("the step's tokens in reverse", "unflatten(-1, (t, -1))", "unflatten(-1, (t, -1)).flip(1)"),
     )),
-    ("latent/methods/sim.py", CURRICULUM, (
+    ("latent/methods/sim/method.py", CURRICULUM, (
         ("a chain at rest needs all its latents", "while n > 1 and", "while False and"),
         ("what a latent should have reached", "dealt[latent - 1][1]", "dealt[latent - 1][0]"),
     )),
-    ("latent/methods/sim.py", f"{RUNS}::test_a_chain_that_no_latent_can_give_is_refused_before_training", (
+    ("latent/methods/sim/method.py", f"{RUNS}::test_a_chain_that_no_latent_can_give_is_refused_before_training", (
         ("steps that are too long are not refused", "if longest > self.config.step_tokens:", "if False:"),
     )),
-    ("latent/methods/coconut.py", BY_HAND_SFT, (
+    ("latent/methods/coconut/method.py", BY_HAND_SFT, (
         ("earlier ignored", "batch.draw() < self.config.earlier", "False"),
         ("earlier stages count for the next", "if self.drawn == self.stage:", "if True:"),
         ("the drawn stage may be this one", "batch.draw_below(stage) if", "batch.draw_below(stage + 1) if"),
     )),
-    ("latent/methods/coconut.py", METHODS, (
+    ("latent/methods/coconut/method.py", METHODS, (
         ("a stage more or less", "n_latent // config.latents_per_step + 1", "n_latent // config.latents_per_step"),
         ("stage_steps an update late", "self.in_stage == self.config.stage_steps",
          "self.in_stage > self.config.stage_steps"),
         ("the count goes on in the next stage", "self.in_stage.zero_()", "pass"),
         ("steps_written ignores the stage", "max(0, chain - int(self.stage))", "chain"),
     )),
-    ("latent/methods/coconut.py", CURRICULUM, (
+    ("latent/methods/coconut/method.py", CURRICULUM, (
         ("the last stage keeps the rest of a long chain", "drawn if drawn < self.last else max(map(len, batch.steps))",
          "drawn"),
         ("the average is believed at once", "self.in_stage >= _FEWEST", "True"),
@@ -67,26 +74,26 @@ GROUPS = (
     ("latent/methods/base.py", CONTROLS, (
         ("known inputs cost a pass each", "(min(used, 1) if parallel else used)", "used"),
     )),
-    ("latent/methods/cot.py", CONTROLS, (
+    ("latent/methods/cot/method.py", CONTROLS, (
         ("every ignored in what is written", "sum(one_in(self.config.every, steps))", "sum(steps)"),
     )),
-    ("latent/methods/cot.py", CURRICULUM, (
+    ("latent/methods/cot/method.py", CURRICULUM, (
         ("every ignored in training", "batch.chain(every=self.config.every)", "batch.chain()"),
     )),
-    ("latent/methods/no_cot.py", METHODS, (
+    ("latent/methods/no_cot/method.py", METHODS, (
         ("no-CoT is trained on the chain", "pad_right(batch.answers, batch.pad, batch.prompt.ids_BT.device)",
          "batch.chain()"),
     )),
-    ("latent/methods/fixed.py", f"{CONTROLS} {CURRICULUM}", (
+    ("latent/methods/fixed/method.py", f"{CONTROLS} {CURRICULUM}", (
         ("the state is fed back after all", "return self.embedding.expand_as(h_BD)", "return h_BD"),
         ("not at the vocabulary's scale", "scale * torch.randn", "torch.randn"),
     )),
-    ("latent/methods/pause.py", f"{CONTROLS} {CURRICULUM}", (
+    ("latent/methods/pause/method.py", f"{CONTROLS} {CURRICULUM}", (
         ("tokens come again from the first", ".clamp(max=len(self.table) - 1)", " % len(self.table)"),
         ("not at the vocabulary's scale", "scale * torch.randn", "torch.randn"),
         ("all places have one token", "torch.arange(k, device=self.table.device)", "torch.zeros(k, dtype=torch.long)"),
     )),
-    ("latent/methods/recurrent.py", METHODS, (
+    ("latent/methods/recurrent/method.py", METHODS, (
         ("supervised on the step after", "(steps[:r] + [answer]", "(steps[1 : r + 1] + [answer]"),
         ("nothing but the answer supervised", 'if self.config.supervise == "steps" else [answer] * r',
          "if False else [answer] * r"),
@@ -94,7 +101,7 @@ GROUPS = (
         ("no norm at the end", "self.backbone.layers.norm(h_BTD[:,", "(h_BTD[:,"),
         ("the first positions read out", "-self.config.answer_tokens :])", ": self.config.answer_tokens])"),
     )),
-    ("latent/methods/recurrent.py", CURRICULUM, (
+    ("latent/methods/recurrent/method.py", CURRICULUM, (
         ("always r_max in training", "self.config.r_min + batch.draw_below(self.config.r_max + 1 - self.config.r_min)",
          "self.config.r_max"),
         ("r_max never drawn", "(self.config.r_max + 1 - self.config.r_min)", "(self.config.r_max - self.config.r_min)"),

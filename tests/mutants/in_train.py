@@ -159,16 +159,15 @@ GROUPS = (
         ("answers that a tokenizer makes long are cut", "reasoner.answer_tokens = answer * 5 // 4", "pass"),
         ("half of the problems not looked at", "in judged + learned if taught else ()", "in judged if taught else ()"),
     )),
-    ("train/config.py", SELECTION, (
-        ("new fields change old ids", "f.metadata != LATER or", "True or"),
-    )),
     ("train/config.py", f"{RUNS}::test_an_arm_starts_from_the_run_of_the_arm_it_names", (
         ("arms start from no run", "runs[arm.init].id if arm.init in runs else arm.init", "arm.init"),
+    )),
+    ("train/start.py", f"{RUNS}::test_an_arm_starts_from_the_run_of_the_arm_it_names", (
+        ("a run does not take over weights", "inherit(method, started.method, run.init)", "pass"),
     )),
     ("train/run.py", f"{RUNS}::test_the_seed_says_which_weights_a_run_begins_with"
      f" {RUNS}::test_a_run_is_judged_at_every_level_and_number_of_steps_asked_for"
      f" {RUNS}::test_an_arm_starts_from_the_run_of_the_arm_it_names", (
-        ("a run does not take over weights", "inherit(method, started.method, run.init)", "pass"),
         ("runs of all seeds begin with the same weights", "torch.manual_seed(run.seed)", "torch.manual_seed(0)"),
         ("the other levels not judged", "return main + [p for", "return main or [p for"),
         ("the sweep is the trained number of steps", "steps=k, tick=tick)", "tick=tick)"),

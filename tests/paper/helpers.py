@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
+from latent.plain import identity, plain
 from paper import records
 from paper.design import Ablation, Contrast, cells
-from train.config import plain
 
 TINY = {
     "model.n_embd": 16,
@@ -43,7 +43,9 @@ def planted(correct: dict[str, list[list[int]]], ablation: Ablation = MINI) -> d
         }
         result |= {"steps": 6.0, "flops": 2e6, "core_seconds": 10.0 + cell.seed, "parameters": 1000, "steps_written": 0}
         env = {"cpu": "a processor", "packages": {"torch": "2.0"}, "git": "abc", "changed": False}
-        lines[cell.run.id] = {"id": cell.run.id, "config": plain(cell.run), "env": env, "result": result}
+        lines[cell.run.id] = {
+            "id": cell.run.id, "identity": identity(cell.run), "config": plain(cell.run), "env": env, "result": result,
+        }  # fmt: skip
     return lines
 
 

@@ -10,7 +10,6 @@ from paper import records
 from paper.ablations import ABLATIONS, CONTROLS
 from paper.design import Ablation, Control, cells, changed, over
 from tests.paper.helpers import MINI, planted, written
-from train.config import id_of, plain
 from train.presets import PRESETS
 
 
@@ -113,7 +112,7 @@ def test_records_are_read_but_for_what_is_broken(tmp_path):
     assert records.read(tmp_path) == (dict(sorted(lines.items())), [])
     text = path.read_text().splitlines()
     other = json.loads(text[1])
-    other["config"]["seed"] = 9
+    other["identity"]["seed"] = 9
     path.write_text("\n".join([text[0], json.dumps(other), text[2][: len(text[2]) // 2], "", '{"id": 3}', text[3]]))
     found, left_out = records.read(tmp_path)
     assert set(found) == {json.loads(text[0])["id"], json.loads(text[3])["id"]}
@@ -122,11 +121,6 @@ def test_records_are_read_but_for_what_is_broken(tmp_path):
     records.add(tmp_path, lines[other["id"]])
     assert records.read(tmp_path)[0][other["id"]]["diagnosis"] == 1
     assert set(records.read(tmp_path)[0]) == {*found, other["id"]}
-
-
-def test_the_id_in_a_record_is_that_of_the_run():
-    run = PRESETS["recurrent"]()
-    assert id_of(json.loads(json.dumps(plain(run)))) == run.id
 
 
 def test_results_over_levels_are_of_judged_problems_alike_at_every_level(tmp_path):

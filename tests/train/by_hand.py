@@ -10,7 +10,7 @@ from eval import environments
 from train.config import Run
 from train.loop import Trainer
 from train.record import Record
-from train.run import begin
+from train.start import begin
 
 
 def trainer_of(run: Run, root: Path, say=lambda event: None):

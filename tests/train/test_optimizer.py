@@ -14,9 +14,9 @@ from latent.config import ModelConfig
 from latent.methods import NoCoT, Sim
 from latent.text import Batch
 from train import distill, record
-from train import run as runs
 from train.config import SFT, Judge, Run
 from train.loop import Trainer, seed_of
+from train.start import begin
 
 HOW = SFT(
     steps=8, batch=4, lr=1e-2, warmup=3, decay=0.5, decay_to=0.1, weight_decay=0.4, beta2=0.95, clip=0.5, log_every=3
@@ -28,7 +28,7 @@ RUN = Run(
 
 def trainer_of(run: Run, root, accelerator=None) -> Trainer:
     torch.manual_seed(run.seed)
-    reasoner = runs.begin(run, build(run.env), root)
+    reasoner = begin(run, build(run.env), root)
     reasoner.method.double()  # Adam blows up the rounding of gradients that are zero
     made = Trainer(reasoner, record.Record(root, run), accelerator or Accelerator(cpu=True), lambda event: None)
     made.choose_start()
@@ -40,7 +40,7 @@ def by_hand(run: Run, root, **change) -> list[dict[str, torch.Tensor]]:
     """Weights after every update, written out: clipping, warm-up and decay of the rate, AdamW (arXiv:1711.05101)."""
     c = dataclasses.replace(run.train, **change)
     torch.manual_seed(run.seed)
-    reasoner, env = runs.begin(run, build(run.env), root), build(run.env)
+    reasoner, env = begin(run, build(run.env), root), build(run.env)
     reasoner.method.double().train()
     params = dict(reasoner.method.named_parameters())
     m = {n: torch.zeros_like(p) for n, p in params.items()}

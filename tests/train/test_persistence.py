@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from eval.environments import Cups, build
+from kernels.errors import UserError
 from latent import files, load
 from latent.config import LearnedStop, ModelConfig
 from latent.methods import Sim
@@ -20,6 +21,7 @@ from train import checkpoint, distill, record
 from train import run as runs
 from train.config import RLVR, SFT, Judge, Run
 from train.loop import Trainer
+from train.start import begin
 
 MODEL = ModelConfig(n_layer=1, n_embd=16, n_head=1)
 JUDGE = Judge(items=4, level_items=0, batch=16)
@@ -99,7 +101,7 @@ def train_only(run: Run, root: Path) -> tuple:
     env = build(run.env)
     accelerator = Accelerator(cpu=True)
     torch.manual_seed(run.seed)
-    trainer = Trainer(runs.begin(run, env, root), record.Record(root, run), accelerator, lambda event: None)
+    trainer = Trainer(begin(run, env, root), record.Record(root, run), accelerator, lambda event: None)
     trainer.choose_start()
     with record.alone(root / f"{run.id}.lock"):
         trainer.record.open(None, "a command", trainer.start.step if trainer.start else 0)
@@ -293,9 +295,7 @@ ROUGH = {
 
 @pytest.mark.parametrize("run", ROUGH.values(), ids=ROUGH)
 def test_weights_that_are_not_finite_are_saved_nowhere(run, tmp_path):
-    with pytest.raises(
-        RuntimeError, match=r"training diverged at step 0: not finite: .*nothing was saved after step 0"
-    ):
+    with pytest.raises(UserError, match=r"training diverged at step 0: not finite: .*nothing was saved after step 0"):
         execute(run, tmp_path)
     check_nothing_bad_is_kept(tmp_path / run.id, build(run.env).train_batch(0, 0, 2))
 
@@ -305,7 +305,7 @@ def test_rl_saves_no_weights_that_are_not_finite_either(tmp_path):
     execute(start, tmp_path)
     how = RLVR(steps=1, batch=2, group=16, lr=1e38, warmup=0, latent_cost=0.1)
     run = dataclasses.replace(SHORT, train=how, init=start.id)
-    with pytest.raises(RuntimeError, match="training diverged at step 0: not finite"):
+    with pytest.raises(UserError, match="training diverged at step 0: not finite"):
         execute(run, tmp_path)
     check_nothing_bad_is_kept(tmp_path / run.id, build(run.env).train_batch(f"0 after {start.id}", 0, 2))
 
@@ -329,7 +329,7 @@ def test_a_loss_that_is_no_number_leaves_the_state_before_it(tmp_path, monkeypat
         return real(self, loss * float("nan") if len(calls) == 6 else loss, *more)
 
     monkeypatch.setattr(Trainer, "descend", broken)
-    with pytest.raises(RuntimeError, match=r"diverged at step 5: loss nan.*nothing was saved after step 4"):
+    with pytest.raises(UserError, match=r"diverged at step 5: loss nan.*nothing was saved after step 4"):
         execute(run, tmp_path)
     home = tmp_path / run.id
     about = json.loads((home / "diverged" / "step-5-process-0.json").read_text())

@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from eval.environments import Cups, Verdict
+from kernels.errors import UserError
 from latent import load
 from latent.config import LearnedStop, ModelConfig
 from latent.methods import Coconut, CoT, Recurrent, Sim
 from train import rlvr
 from train import run as runs
 from train.config import RLVR, SFT, Arm, Experiment, Judge, Run
+from train.start import begin
 
 MODEL = ModelConfig(n_layer=2, n_embd=32, n_head=2)
 JUDGE = Judge(items=40, level_items=5, batch=16)
@@ -145,7 +147,7 @@ def test_the_seed_says_which_weights_a_run_begins_with(tmp_path):
         run = dataclasses.replace(sft(STOPPING, steps=0), seed=seed)
         runs.execute(run, tmp_path, device="cpu")
         torch.manual_seed(seed)
-        begun = runs.begin(run, runs.environments.build(Cups()), tmp_path).method.state_dict()
+        begun = begin(run, runs.environments.build(Cups()), tmp_path).method.state_dict()
         seen.append(weights(tmp_path, run))
         assert all(torch.equal(seen[-1][k], begun[k]) for k in seen[-1])  # without what is trained alone
     assert not same(*seen)
@@ -182,10 +184,10 @@ def test_an_arm_starts_from_the_run_of_the_arm_it_names(tmp_path):
     planned = asked.runs()
     assert planned["b"].init == planned["a"].id
     runs.execute(planned["a"], tmp_path, device="cpu")
-    begun = runs.begin(planned["b"], runs.environments.build(Cups()), tmp_path)
+    begun = begin(planned["b"], runs.environments.build(Cups()), tmp_path)
     assert same(begun.method.state_dict(), weights(tmp_path, planned["a"]))
     with pytest.raises(ValueError, match="do not fit Recurrent"):
-        runs.begin(dataclasses.replace(planned["b"], method=Recurrent()), runs.environments.build(Cups()), tmp_path)
+        begin(dataclasses.replace(planned["b"], method=Recurrent()), runs.environments.build(Cups()), tmp_path)
 
 
 def test_groups_without_spread_stop_the_run(tmp_path, monkeypatch):
@@ -193,7 +195,7 @@ def test_groups_without_spread_stop_the_run(tmp_path, monkeypatch):
     runs.execute(start, tmp_path, device="cpu")
     run = rl(start, Sim(n_latent=8, stride=4), patience=3)
     monkeypatch.setattr(rlvr, "verify", lambda env, p, text: Verdict(0.0, False, True))
-    with pytest.raises(RuntimeError, match="no group had any spread of reward for 3 updates"):
+    with pytest.raises(UserError, match="no group had any spread of reward for 3 updates"):
         runs.execute(run, tmp_path, device="cpu")
     monkeypatch.setattr(rlvr, "verify", lambda env, p, text: Verdict(1.0, True, True))
     assert runs.execute(run, tmp_path, device="cpu")["updates"] == 3  # nothing is left to learn: a whole run

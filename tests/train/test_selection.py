@@ -12,7 +12,7 @@ from latent import load
 from latent.config import LearnedStop, ModelConfig
 from latent.methods import Coconut, NoCoT, Sim
 from train import run as runs
-from train.config import SFT, Judge, Run, plain
+from train.config import SFT, Judge, Run
 from train.selection import valid_problems
 
 MODEL = ModelConfig(n_layer=2, n_embd=32, n_head=2)
@@ -97,13 +97,6 @@ def test_validation_problems_are_neither_trained_nor_tested_on(tmp_path):
     cups = valid_problems(build(Cups()), 64)
     levels = [p.level for p in cups]
     assert {levels.count(level) for level in build(Cups()).levels()[2:]} == {-(-64 // len(build(Cups()).levels()))}
-
-
-def test_a_choice_that_was_always_made_so_is_in_no_id():
-    train = plain(SFT())
-    assert not {"select", "valid_every", "valid_items"} & set(train)
-    assert plain(SFT(select="best", valid_every=5))["select"] == "best"
-    assert changed(BASE, valid_every=5).id != changed(BASE, valid_every=10).id
 
 
 @pytest.mark.parametrize(

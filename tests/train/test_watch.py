@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from eval.environments import Cups
+from kernels.errors import UserError
 from latent.config import LearnedStop, ModelConfig
 from latent.methods import Sim
 from latent.thought import Decision
@@ -25,7 +26,7 @@ def test_only_updates_in_a_row_are_counted(tmp_path):
     assert not trainer.enough
     rlvr.watch(trainer, True, True)
     assert trainer.enough
-    with pytest.raises(RuntimeError, match="no group had any spread of reward for 4 updates"):
+    with pytest.raises(UserError, match="no group had any spread of reward for 4 updates"):
         rlvr.watch(trainer, True, False)
 
 

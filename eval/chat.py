@@ -59,7 +59,7 @@ def talk(options: Options) -> None:
         print(f"no verdicts, for the run's data cannot be had: {e}")
         env = None
     steps, drawn = options.latents, 0
-    print(f"{type(reasoner.method).__name__}, {reasoner.method.trained_steps} latents as trained. {HELP}")
+    print(f"{reasoner.method.title}, {reasoner.method.trained_steps} latents as trained. {HELP}")
     while True:
         try:
             line = input("> ").strip()

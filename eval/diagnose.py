@@ -127,7 +127,7 @@ def opened(run: Path, device: str, purpose: str):
 
     reasoner = load(run, "cuda" if device == "auto" and torch.cuda.is_available() else "cpu")
     if not reasoner.method.trained_steps:
-        raise UserError(f"{run} thinks in no latents ({type(reasoner.method).__name__}): nothing to {purpose}")
+        raise UserError(f"{run} thinks in no latents ({reasoner.method.title}): nothing to {purpose}")
     env = environments.of_run(run)
     if env is None:
         raise UserError(f"{run} is not a run's folder: its problems are not known")

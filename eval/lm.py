@@ -280,7 +280,7 @@ class LatentLM(HFLM):
 
     def get_model_info(self) -> dict:
         """For the results file: also the method, the latents it was given, and the mean cost of a text by task."""
-        method = type(self.model.method).__name__ if self.thinks else "none"
+        method = self.model.method.title if self.thinks else "none"
         cost = {
             task: {"texts": int(n), "latents": used / n, "tokens": tokens / n, "mflop": flops / n / 1e6}
             for task, (n, used, tokens, flops) in self.spent.items()

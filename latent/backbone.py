@@ -354,18 +354,23 @@ def config_from_scratch(config, vocab: int, pad: int, eos: int | None):
     )
 
 
+def from_config(config) -> Backbone:
+    """An untrained backbone of a Hugging Face config, initialised as its family is."""
+    from transformers import AutoModelForCausalLM
+
+    return Backbone(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
+
+
 def from_scratch(config, vocab: int, pad: int, eos: int | None) -> Backbone:
     """A randomly initialised backbone of `config` (a `ModelConfig`) with `vocab` tokens, seeded by torch's generator.
 
     Its settings are what small models on fresh data train fastest with on a CPU.
     """
-    from transformers import AutoModelForCausalLM
-
-    lm = AutoModelForCausalLM.from_config(config_from_scratch(config, vocab, pad, eos), trust_remote_code=False)
-    for module in lm.modules():
+    body = from_config(config_from_scratch(config, vocab, pad, eos))
+    for module in body.lm.modules():
         if isinstance(module, nn.Embedding):  # at the scale of the normed states that thoughts feed back among them:
             nn.init.normal_(module.weight)  # with 0.1 instead of 1 cups takes more than twice the updates
-    return Backbone(lm)
+    return body
 
 
 def check_finite(model: nn.Module, name: str) -> None:

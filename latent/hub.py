@@ -132,6 +132,8 @@ def load(folder: str | Path, device: str = "cpu") -> Reasoner:
             model = LatentForCausalLM.from_pretrained(folder, dtype=torch.float32)
         except SafetensorError as e:
             raise UserError(f"the weights in {folder} cannot be read: {e}") from None
+        except UserError as e:
+            raise UserError(f"{folder}: {e}") from None
         except Exception as e:  # a config of other widths than the weights, or spoilt in any of a hundred ways
             what = next(iter(str(e).strip().splitlines()), "")
             raise UserError(f"{folder} cannot be opened: {type(e).__name__}: {what}") from e

@@ -88,7 +88,7 @@ def unpack(data, classes: Iterable[type], what: str = "config") -> Any:
             return data
         name = data.get("class")
         if not isinstance(name, str) or name not in known:
-            raise UserError(f"{what}: this version has no {name!r:.40}")
+            raise UserError(f"{what}: this version has no {name!r:.40} (a file that registers it: LATENT_IMPORT)")
         cls = known[name]
         given = {k: made(v, f"{what}.{k}") for k, v in data.items() if k != "class"}
         hints, names = _hints(cls), {f.name for f in fields(cls)}

@@ -52,7 +52,7 @@ def test_help_and_import_stay_light():
         "print([n for n in ('torch', 'transformers', 'matplotlib', 'lm_eval') if n in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert "--arms.latent.method.n-latent" in out
+    assert "--arms.ARM.method.halt {fixed,learned,converged}" in out
     assert out.rstrip().endswith("[]")
 
 

@@ -15,7 +15,7 @@ from eval import environments
 from eval.cost import forward_flops
 from kernels.errors import UserError
 from latent import methods
-from latent.backbone import Backbone
+from latent.backbone import from_config
 from latent.generate import Reasoner
 from latent.text import Codec
 from train.config import RLVR, Run
@@ -62,15 +62,12 @@ def report(runs: dict[str, Run]) -> list[str]:
 
 def on_meta(run: Run) -> tuple[Reasoner, int, int]:
     """The run's model without memory, its parameters, and how many of them are trained."""
-    from transformers import AutoModelForCausalLM
-
     with torch.device("meta"):
-        lm = AutoModelForCausalLM.from_config(config_of(run), trust_remote_code=False)
-    body = Backbone(lm)
-    method = methods.build(run.method, body)
+        body = from_config(config_of(run))
+        method = methods.build(run.method, body)
     total = sum(p.numel() for p in method.parameters())
     rank = run.model.lora_rank
-    inner = sum(p.numel() for p in lm.parameters())
+    inner = sum(p.numel() for p in body.lm.parameters())
     adapters = rank * sum(sum(p.shape) for p in body.blocks.parameters() if p.ndim == 2)
     return Reasoner(method, None, 0, 0, 1), total, total - inner + adapters if rank else total
 

@@ -1,5 +1,6 @@
 """The main job: `python -m train.latent [PRESET] [--flags]` trains the arms of a preset, judges and compares them.
 
+What the flags are is in `train/flags.py`.
 One process an arm, one thread a process, as many at a time as there are cores. A run that was stopped goes on where
 it was; one that has finished is not repeated. Under a launcher (torchrun, accelerate launch) the arms run one after
 the other, each over all processes.
@@ -12,43 +13,17 @@ import os
 import shlex
 import sys
 import time
-from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal, Union
 
-import tyro
-
-from eval.cli import at_least, do_not_wait_for_the_hub, guarded, launched, program
-from eval.cli import parse as parse_flags
+from eval.cli import do_not_wait_for_the_hub, guarded, launched, program
 from kernels.errors import UserError
 from latent.files import check_writable
 from train.config import Experiment, Run
-from train.presets import PAPERS, PRESETS
+from train.flags import Options, parse
+from train.presets import PAPERS
 from train.process import Stopped, heeding_sigterm
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to run, which changes nothing of what is run."""
-
-    out: Path = Path("runs")
-    """Folder of the run records."""
-    jobs: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    """Arms trained at a time."""
-    device: Literal["auto", "cpu"] = "auto"
-    """Where to train; auto is a GPU if there is one."""
-    kernels: Literal["auto", "torch", "triton"] = "auto"
-    """What runs the fused steps: auto is Triton on a GPU, torch elsewhere. As LATENT_KERNELS in the environment."""
-    latency: bool = True
-    """Measure the latency of an answer when all arms are done."""
-    estimate: bool = False
-    """Only say what it would cost: FLOPs, memory, time here and on a GPU, and what the paper reports."""
-    track: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
-    """Also log to this tracker, which must be installed; under OUT/trackers or its own login."""
-    push_to_hub: str | None = None
-    """Upload the finished models to the Hugging Face hub under this name, an arm's after a hyphen. Needs a login."""
 
 
 def main(args: list[str] | None = None) -> int:
@@ -74,42 +49,6 @@ def again(args: list[str]) -> str:
             return f"the same launcher with {shlex.join(['-m', 'train.latent', *args])}"
         called = f"torchrun --nproc_per_node {os.environ['WORLD_SIZE']} -m train.latent"
     return f"{called} {shlex.join(args)}".strip()
-
-
-def parse(args: list[str]) -> tuple[str, Run | Experiment, Options]:
-    """Preset name, its config with the flags applied, and the options."""
-    name = "cups"
-    if args and not args[0].startswith("-"):
-        name, args = args[0], args[1:]
-    if name not in PRESETS:
-        raise UserError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
-    called, plain = program("train.latent", "latent-train"), (tyro.conf.AvoidSubcommands,)
-    if args and args[0].startswith(("--tyro-print-completion", "--tyro-write-completion")):
-        named = [Annotated[type(c), tyro.conf.subcommand(n, default=c)] for n, c in map(_command, PRESETS)]
-        tyro.cli(Union[tuple(named)], args=args, prog=called, config=plain)  # noqa: UP007  prints it, and exits
-    _, default = _command(name)
-    command = parse_flags(
-        type(default),
-        args,
-        prog=called if called == "latent-train" else f"{called} {name}",
-        description=f"{PRESETS[name].__doc__} Presets: {', '.join(PRESETS)}.",
-        default=default,
-        config=plain,
-    )
-    at_least(command.options, jobs=1)
-    return name, command.config, command.options
-
-
-def _command(name: str):
-    """A preset's name, and what it and the options are unless said, as tyro wants them: of a class of their own."""
-    preset = PRESETS[name]()
-
-    @dataclass(frozen=True)
-    class Command:
-        config: Annotated[type(preset), tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
-        options: Annotated[Options, tyro.conf.arg(name="")] = Options()
-
-    return name, Command(config=preset)
 
 
 def run(name: str, asked: Run | Experiment, options: Options, command: str) -> int:

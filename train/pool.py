@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 
 from kernels.errors import mendable
+from latent import plugins
 from train.config import Run
 from train.process import PATIENCE, Stopped, heeding_sigterm, settle
 
@@ -133,6 +134,7 @@ def _serve(work: Callable[[Run, Say], dict], line: Connection) -> None:
     try:
         with heeding_sigterm():
             settle()
+            plugins.load_all()  # a run may be made of classes of the user's own
             while True:
                 name, run = line.recv()
                 try:

@@ -82,7 +82,7 @@ def check_fit(method: Method, started: Method, name: str) -> None:
     odd = [k for k in old.keys() | new.keys() if k not in old or k not in new or old[k].shape != new[k].shape]
     odd = sorted(k for k in odd if not k.startswith(free))
     if odd:
-        raise UserError(f"the weights of {name} do not fit {type(method).__name__}: {', '.join(odd[:3])}")
+        raise UserError(f"the weights of {name} do not fit {method.title}: {', '.join(odd[:3])}")
 
 
 def check_starts(runs: Iterable[Run], root: Path) -> None:
@@ -111,8 +111,5 @@ def check_starts(runs: Iterable[Run], root: Path) -> None:
 
 def _on_meta(body, method: methods.MethodConfig) -> Method:
     """A method on a backbone of that config, without memory for its weights."""
-    from transformers import AutoModelForCausalLM
-
     with torch.device("meta"):
-        lm = AutoModelForCausalLM.from_config(body, trust_remote_code=False)
-        return methods.build(method, backbone.Backbone(lm))
+        return methods.build(method, backbone.from_config(body))

@@ -10,6 +10,7 @@ from eval.environments.gsm8k import GSM8K
 from eval.environments.math500 import Math500
 from eval.environments.prontoqa import ProntoQA
 from eval.environments.prosqa import ProsQA
+from latent import plugins
 from latent.files import field, read_json
 from latent.plain import register_in, unpack
 
@@ -55,6 +56,7 @@ def of_run(folder: str | Path) -> Environment | None:
         path = place / "config.json"
         about = read_json(path) if path.exists() else {}
         if about.get("class") == "Run":
+            plugins.load_all()
             config = unpack(field(about, "env", dict, path), ENVIRONMENTS.values(), f"{path}: env")
             return build(config)
     return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from kernels.errors import UserError
+from latent import plugins
 from latent.config import HALTS
 from latent.methods.coconut import Coconut
 from latent.methods.config import ControlConfig, MethodConfig, SequenceConfig
@@ -60,6 +61,7 @@ def build(config: MethodConfig, backbone: Backbone) -> Method:
 
 def unpack(data: dict) -> MethodConfig:
     """A method's config from plain data. Raises UserError for a class or a field that this version does not have."""
+    plugins.load_all()
     config = _unpack(data, [*METHODS.values(), *HALTS.values()], "method")
     if not isinstance(config, MethodConfig):
         raise UserError(f"method: {data!r:.40} is no method")

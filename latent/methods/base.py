@@ -67,6 +67,11 @@ class Method(nn.Module, Generic[ConfigT]):
         self.stop = None
 
     @property
+    def title(self) -> str:
+        """What its config is called, a control's own."""
+        return type(self.made_from).__name__
+
+    @property
     def trained_steps(self) -> int:
         """Latent steps of `think` unless told otherwise: fewer than `steps` before a curriculum has ended."""
         return self.steps
@@ -198,7 +203,7 @@ class AlongSequence(Method[ConfigT]):
         trained = self.trained_steps
         k = trained if steps is None else steps
         if k and self.feedback is None:
-            raise UserError(f"{type(self).__name__} has no latents: the number of latent steps must be 0, got {k}")
+            raise UserError(f"{self.title} has no latents: the number of latent steps must be 0, got {k}")
         return self.loop(prompt, choose, group, k, max(k, trained), self.stop, edit)
 
     def loop(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -85,7 +85,7 @@ def score(method: Method, rolled: Rollout, temperature: float) -> list[Decision]
     h_UTD = text_hidden(method.backbone, thought, ids_UT, row_B[one_U])
     logp_N, entropy_N, _ = method.backbone.logprob(h_UTD.flatten(0, 1), ids_UT.flatten(), temperature)
     logp_BT, entropy_BT = (x.view(ids_UT.shape)[copy_B] for x in (logp_N, entropy_N))
-    return [*thought.decisions, Decision("token", rolled.tokens_BT, logp_BT, entropy_BT, text.mask_BT)]
+    return [*thought.decisions, replace(text, logp_BT=logp_BT, entropy_BT=entropy_BT)]
 
 
 def longest_text(method: Method, answer_tokens: int, chain_tokens: int, chain_steps: int) -> int:

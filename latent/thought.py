@@ -27,7 +27,9 @@ class Decision:
     """All choices of one kind made in a batch, e.g. the stops (`halt`) or the text (`token`).
 
     `value_BT...` what was chosen, `logp_BT` its log-probability under the policy that chose, temperature included,
-    `entropy_BT` of the distribution it came from (nats), `mask_BT` which choices were really made.
+    `entropy_BT` of the distribution it came from (nats), `mask_BT` which choices were really made. `time_T`: when each
+    was made, counted over all kinds of choices of an episode; `turn`: in which turn of it. `density`: they are real
+    numbers, so that log-probability and entropy are those of a density.
     """
 
     kind: str
@@ -35,13 +37,16 @@ class Decision:
     logp_BT: Tensor
     entropy_BT: Tensor
     mask_BT: Tensor
+    time_T: Tensor
+    turn: int = 0
+    density: bool = False
 
     def rows(self, index: slice) -> "Decision":
         """The decisions of some rows, up to the last that any of them made."""
         made_T = self.mask_BT[index].any(0)
         t = int(made_T.nonzero().max()) + 1 if made_T.any() else 0
         fields = (self.value_BT, self.logp_BT, self.entropy_BT, self.mask_BT)
-        return Decision(self.kind, *(f[index, :t] for f in fields))
+        return Decision(self.kind, *(f[index, :t] for f in fields), self.time_T[:t], self.turn, self.density)
 
 
 @dataclass
@@ -74,15 +79,19 @@ class Chooser:
 
     A method asks it wherever it needs randomness, and so needs no code of its own for sampling, evaluation or RL.
     Draws come from torch's global generator, which training seeds at each step. `used_B`: latent steps after which each
-    row stops where that is no random choice but a rule's; None = as the rule says.
+    row stops where that is no random choice but a rule's; None = as the rule says. `turn`: of an episode, that its
+    choices are made in. `random`: whether anything but the mode may be chosen.
     """
+
+    random = True
 
     def __init__(self, temperature: float = 1.0, used_B: Tensor | None = None):
         if not temperature > 0:
             raise UserError(f"temperature must be > 0, got {temperature} (for greedy decoding use Greedy)")
         self.temperature = temperature
         self._used_B, self._asked = used_B, 0
-        self._made: dict[str, list[Decision]] = {}
+        self.turn, self._time = 0, 0
+        self._made: dict[tuple[str, bool], list[tuple]] = {}
 
     def pick(self, kind: str, dist: Distribution) -> Tensor:
         raise NotImplementedError  # each chooser's own
@@ -91,9 +100,9 @@ class Chooser:
         """Choose one value a row. Rows where `live_B` is False choose too, but it does not count."""
         value = self.pick(kind, dist)
         logp_B = dist.log_prob(value)
-        self._made.setdefault(kind, []).append(
-            Decision(kind, value, logp_B, dist.entropy().expand_as(logp_B), live_B.expand_as(logp_B))
-        )
+        entropy_B, live_B = dist.entropy().expand_as(logp_B), live_B.expand_as(logp_B)
+        self._made.setdefault((kind, dist.has_rsample), []).append((value, logp_B, entropy_B, live_B, self._time))
+        self._time += 1
         return value
 
     def settled(self, stop_B: Tensor) -> Tensor:
@@ -104,9 +113,12 @@ class Chooser:
     def decisions(self) -> list[Decision]:
         """All that was chosen since the last call, one `Decision` a kind, its choices along T."""
         made, self._made = self._made, {}
-        stack = lambda steps, name: torch.stack([getattr(s, name) for s in steps], 1)  # noqa: E731
-        names = ("value_BT", "logp_BT", "entropy_BT", "mask_BT")
-        return [Decision(kind, *(stack(steps, name) for name in names)) for kind, steps in made.items()]
+        found = []
+        for (kind, density), steps in made.items():
+            *along_T, times = zip(*steps)
+            fields = (torch.stack(each, 1) for each in along_T)
+            found.append(Decision(kind, *fields, torch.tensor(times), self.turn, density))
+        return found
 
 
 class Sample(Chooser):
@@ -118,6 +130,8 @@ class Sample(Chooser):
 
 class Greedy(Chooser):
     """Takes the mode and records nothing: there is no randomness to learn from."""
+
+    random = False
 
     def __call__(self, kind, dist, live_B):
         if isinstance(dist, torch.distributions.Bernoulli):

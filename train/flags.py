@@ -22,11 +22,18 @@ from latent import plugins
 from latent.config import HALTS
 from latent.methods import METHODS, ControlConfig, MethodConfig, SequenceConfig
 from latent.plain import changed
+from latent.policies import POLICIES, PolicyConfig
 from train.config import RLVR, SFT, Experiment, Run
 from train.presets import PRESETS
 
 TRAINING = {"sft": SFT, "rlvr": RLVR}
-TABLES = (METHODS, MethodConfig), (ENVIRONMENTS, EnvConfig), (HALTS, tuple(HALTS.values())), (TRAINING, SFT)
+TABLES = (
+    (METHODS, MethodConfig),
+    (ENVIRONMENTS, EnvConfig),
+    (HALTS, tuple(HALTS.values())),
+    (POLICIES, PolicyConfig),
+    (TRAINING, SFT),
+)
 PLAIN = (tyro.conf.AvoidSubcommands,)
 
 

@@ -41,7 +41,8 @@ def policy_loss(
     where #decisions are those of the whole minibatch, of all kinds and on all processes: every decision counts the
     same, whatever its kind, however long its rollout and wherever it was made. rho = exp(logp - logp_old) (Schulman et
     al. 2017, arXiv:1707.06347, eq. 7; asymmetric clip: DAPO, arXiv:2503.14476). `now` carries gradient, `old` is the
-    policy that chose. Logs the ratio, the share clipped and the entropy of each kind.
+    policy that chose. Real numbers, whose log-probability is a density, have no part in the bonus. Logs the ratio, the
+    share clipped and the entropy of each kind.
     """
     gain, bonus, count, logged, ratios, clipped = 0.0, 0.0, 0, {}, [], []
     for new, was in zip(now, old, strict=True):
@@ -51,7 +52,8 @@ def policy_loss(
         bounded_BT = rho_BT.clamp(1 - clip[0], 1 + clip[1]) * adv_B1
         mask_BT = was.mask_BT
         gain = gain + torch.where(mask_BT, torch.minimum(rho_BT * adv_B1, bounded_BT), 0).sum()
-        bonus = bonus + torch.where(mask_BT, new.entropy_BT, 0).sum()
+        if not new.density:  # whose entropy is in other units, and may be below 0
+            bonus = bonus + torch.where(mask_BT, new.entropy_BT, 0).sum()
         made = mask_BT.sum()
         count = count + made
         ratios.append(rho_BT.detach()[mask_BT])

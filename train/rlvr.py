@@ -107,16 +107,21 @@ def judged(problems, rolled: Rollout, texts, verdicts, reward_B, end: int | None
 
 def detached(decisions: list[Decision]) -> list[Decision]:
     """The same without gradient: the policy that is compared against."""
-    return [Decision(d.kind, d.value_BT, d.logp_BT.detach(), d.entropy_BT.detach(), d.mask_BT) for d in decisions]
+    return [replace(d, logp_BT=d.logp_BT.detach(), entropy_BT=d.entropy_BT.detach()) for d in decisions]
 
 
 def on_policy(metrics: dict, scored: list[Decision], sampled: list[Decision]) -> float:
     """Check the first update on fresh rollouts: ratio exactly 1, and the sampler's log-probs are the trainer's.
 
-    Returns the largest gap between the two. Raises RuntimeError where training would be off-policy in silence.
+    Returns the largest gap between the two, of log-probabilities larger than a nat (densities, of many dimensions) in
+    proportion to their size. Raises RuntimeError where training would be off-policy in silence.
     """
     assert metrics["ratio_min"] == metrics["ratio_max"] == 1, f"ratio on fresh rollouts: {metrics}"
-    gap = max(float(((a.logp_BT - b.logp_BT).abs() * b.mask_BT).max()) for a, b in zip(scored, sampled, strict=True))
+    gap = 0.0
+    for new, was in zip(scored, sampled, strict=True):
+        size_BT = was.logp_BT.abs().clamp(min=1.0) if was.density else 1.0
+        gaps_BT = (new.logp_BT - was.logp_BT).abs() / size_BT
+        gap = max(gap, float((gaps_BT * was.mask_BT).max()), key=lambda x: (x != x, x))  # NaN is the largest
     if not gap <= LARGEST_GAP:
         raise RuntimeError(f"sampler and trainer differ by {gap:.3g} nats on one decision")
     return gap

@@ -21,6 +21,7 @@ from latent.methods.recurrent import Recurrent
 from latent.methods.sim import Sim
 from latent.plain import register_in
 from latent.plain import unpack as _unpack
+from latent.policies import POLICIES
 
 if TYPE_CHECKING:
     from latent.backbone import Backbone
@@ -62,7 +63,7 @@ def build(config: MethodConfig, backbone: Backbone) -> Method:
 def unpack(data: dict) -> MethodConfig:
     """A method's config from plain data. Raises UserError for a class or a field that this version does not have."""
     plugins.load_all()
-    config = _unpack(data, [*METHODS.values(), *HALTS.values()], "method")
+    config = _unpack(data, [*METHODS.values(), *HALTS.values(), *POLICIES.values()], "method")
     if not isinstance(config, MethodConfig):
         raise UserError(f"method: {data!r:.40} is no method")
     return config

@@ -56,7 +56,7 @@ class Method(nn.Module, Generic[ConfigT]):
     config: ConfigT
     made_from: MethodConfig
     stop: StopHead | Settled | None
-    fresh: ClassVar[tuple[str, ...]] = ("stop.",)
+    fresh: ClassVar[tuple[str, ...]] = ("stop.", "policy.")
 
     def __init__(self, config: ConfigT, backbone: Backbone):
         super().__init__()
@@ -182,11 +182,12 @@ class AlongSequence(Method[ConfigT]):
 
     def __init__(self, config: ConfigT, backbone: Backbone):
         super().__init__(config, backbone)
-        self.stride, self.feedback = 1, None
+        self.stride, self.feedback, self.policy = 1, None, None
         if isinstance(config, SequenceConfig):  # the controls without latents loop no time
             self.steps, self.stride = config.n_latent, config.stride
             self.feedback = Feedback(config.feedback, backbone)
             self.stop = halting.build(config.halt, self)
+            self.policy = config.policy.build(backbone.width)
 
     def reserved(self, steps):
         return self.stride * max(steps, self.trained_steps)
@@ -212,9 +213,13 @@ class AlongSequence(Method[ConfigT]):
         """Think for at most k latents; the text begins where `room` latents would end, whatever was used."""
         self.backbone.must_hold(prompt.ids_BT.shape[1] + self.stride * room)
         h_PD, context = self.backbone.read(prompt.ids_BT, prompt.mask_BT)
+        policy = self.policy if choose.random else None
+        if policy is not None and k and group > 1:  # no two rollouts of a prompt think alike
+            row_B = torch.arange(len(h_PD), device=h_PD.device).repeat_interleave(group)
+            h_PD, context, group = h_PD[row_B], context.rows(row_B), 1
         states, pace = [h_PD], halting.Pace(stop, choose, len(h_PD), group, h_PD.device)
         known_KD = self.feedback.known(k) if k else None
-        at_once = self._at_once(h_PD, context, k, known_KD) if k and edit is None else None
+        at_once = self._at_once(h_PD, context, k, known_KD) if k and edit is None and policy is None else None
         if at_once is not None:
             states_PKD, context = at_once
             states += states_PKD.unbind(1)
@@ -224,6 +229,8 @@ class AlongSequence(Method[ConfigT]):
             if at_once is not None:
                 continue
             x_PD = self.feedback(states[-1]) if known_KD is None else known_KD[i].expand_as(h_PD)
+            if policy is not None:
+                x_PD = choose("thought", policy(x_PD, states[-1]), pace.live_B)
             if edit is not None:
                 x_PD = edit(i, x_PD)
             h_P1D, context = self.backbone.step(x_PD[:, None], context.skip(self.stride - 1))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from kernels.errors import UserError
 from latent.config import Fixed, Halt, at_least
+from latent.policies import Deterministic, PolicyConfig
 
 if TYPE_CHECKING:
     from latent.methods.base import Method
@@ -64,6 +65,8 @@ class SequenceConfig(MethodConfig):
     mean input embedding under its next-token distribution (soft tokens)."""
     halt: Halt = field(default_factory=Fixed)
     """When to stop thinking."""
+    policy: PolicyConfig = field(default_factory=Deterministic)
+    """What is random in a thought, sampled in RL and recorded as a decision. Supervised training does not ask it."""
 
     def __post_init__(self):
         at_least(self, "n_latent", 0)

@@ -11,12 +11,23 @@ from kernels.errors import UserError
 from latent.config import HALTS, Converged, LearnedStop, ModelConfig
 from latent.methods import METHODS, Coconut, FixedEmbedding, Pause, Recurrent, Sim
 from latent.plain import HOW, id_of, identity, plain, unlike, unpack
+from latent.policies import POLICIES
 from paper import records
 from paper.ablations import ABLATIONS, CONTROLS
 from paper.design import cells
 from train.config import RLVR, SFT, Judge, Run
 
-CLASSES = [Run, SFT, RLVR, Judge, ModelConfig, *HALTS.values(), *METHODS.values(), *ENVIRONMENTS.values()]
+CLASSES = [
+    Run,
+    SFT,
+    RLVR,
+    Judge,
+    ModelConfig,
+    *HALTS.values(),
+    *POLICIES.values(),
+    *METHODS.values(),
+    *ENVIRONMENTS.values(),
+]
 RUNS = [
     Run(Cups(cups=5), ModelConfig(n_layer=3), Sim(halt=LearnedStop()), RLVR(lr=1e-3), Judge(sweep=(1, 2)), init="ab12"),
     Run(ProsQA(), ModelConfig(), Pause(Coconut(n_latent=4, halt=Converged(by="kl"))), SFT(steps=3), seed=7),

@@ -11,7 +11,7 @@ from train.losses import advantages, kl_to_reference, policy_loss
 def decisions(logp, mask=None, kind="token"):
     logp = torch.as_tensor(logp, dtype=torch.float64)
     mask = torch.ones_like(logp, dtype=torch.bool) if mask is None else torch.as_tensor(mask)
-    return Decision(kind, torch.zeros_like(logp), logp, torch.full_like(logp, 0.3), mask)
+    return Decision(kind, torch.zeros_like(logp), logp, torch.full_like(logp, 0.3), mask, torch.arange(logp.shape[1]))
 
 
 def test_advantages():
@@ -63,8 +63,12 @@ def test_policy_gradient_is_that_of_the_expected_reward():
     for action in range(6):
         logp = policy.log_prob(torch.tensor(action))[None, None]
         mask = torch.ones(1, 1, dtype=torch.bool)
-        now = Decision("token", torch.tensor([[action]]), logp, torch.zeros_like(logp), mask)
-        old = Decision("token", torch.tensor([[action]]), logp.detach(), torch.zeros_like(logp), mask)
+        now = Decision(
+            "token", torch.tensor([[action]]), logp, torch.zeros_like(logp), mask, torch.arange(logp.shape[1])
+        )
+        old = Decision(
+            "token", torch.tensor([[action]]), logp.detach(), torch.zeros_like(logp), mask, torch.arange(logp.shape[1])
+        )
         loss, metrics = policy_loss([now], [old], reward[action : action + 1], (0.2, 0.2), 0.0)
         assert float(metrics["ratio"].taken()) == 1.0
         got += logp.exp().detach()[0, 0] * torch.autograd.grad(-loss.taken(), logits, retain_graph=True)[0]

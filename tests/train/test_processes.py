@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from latent.config import LearnedStop, ModelConfig
 from latent.generate import rollout
 from latent.methods import Coconut, CoT, FixedEmbedding, NoCoT, Pause, Recurrent, Sim
 from latent.methods.base import Mean
-from latent.thought import Decision, Prompt, Rollout
+from latent.thought import Prompt, Rollout
 from tests.train.by_hand import trainer_of
 from train import distill, rlvr
 from train.config import RLVR, SFT, Run
@@ -67,8 +68,8 @@ def train(root: Path, data: str, rank: int) -> dict:
 def prompts(rolled: Rollout, own: list[int]) -> Rollout:
     """The rollouts of some prompts."""
     rows = [p * rolled.group + g for p in own for g in range(rolled.group)]
-    made = [Decision(d.kind, *(x[rows] for x in (d.value_BT, d.logp_BT, d.entropy_BT, d.mask_BT)))
-            for d in rolled.decisions]  # fmt: skip
+    names = ("value_BT", "logp_BT", "entropy_BT", "mask_BT")
+    made = [replace(d, **{name: getattr(d, name)[rows] for name in names}) for d in rolled.decisions]
     mask = None if rolled.prompt.mask_BT is None else rolled.prompt.mask_BT[own]
     return Rollout(Prompt(rolled.prompt.ids_BT[own], mask), rolled.group, rolled.tokens_BT[rows], rolled.used_B[rows],
                    made)  # fmt: skip

@@ -34,13 +34,15 @@ def test_only_updates_in_a_row_are_counted(tmp_path):
 def test_a_sampler_that_is_not_the_trainers_policy_is_an_error(gap, said):
     """Where a decision was made; what is masked does not count."""
     logp, mask = torch.tensor([[-1.0, -2.0, -3.0]]), torch.tensor([[True, True, False]])
-    sampled = Decision("token", torch.zeros_like(logp), logp, torch.zeros_like(logp), mask)
+    sampled = Decision("token", torch.zeros_like(logp), logp, torch.zeros_like(logp), mask, torch.arange(3))
     metrics = {"ratio_min": 1.0, "ratio_max": 1.0}
 
     def scored(place: int, more: float) -> Decision:
         other = logp.clone()
         other[0, place] += more
-        return Decision("token", torch.zeros_like(logp), other, torch.zeros_like(logp), mask)
+        return Decision(
+            "token", torch.zeros_like(logp), other, torch.zeros_like(logp), mask, torch.arange(logp.shape[1])
+        )
 
     with pytest.raises(RuntimeError, match=f"sampler and trainer differ by {said} nats on one decision"):
         rlvr.on_policy(metrics, [scored(1, gap)], [sampled])

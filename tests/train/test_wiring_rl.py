@@ -1,15 +1,17 @@
 """An RL update recomputed by hand, from config to weights: row by row, in fp64, without the code it checks."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
-from torch.distributions import Bernoulli, Categorical
+from torch.distributions import Bernoulli, Categorical, Normal
 
 from eval.environments import Cups
 from latent.config import LearnedStop, ModelConfig
 from latent.generate import rollout
 from latent.methods import Sim
+from latent.policies import Deterministic, Gaussian
 from tests.train.by_hand import AdamW, assert_same_weights, trainer_of
 from train import rlvr
 from train.config import RLVR, Run
@@ -23,8 +25,13 @@ LEARN = RLVR(
 )  # fmt: skip
 
 
-def choices(method, ids_1T, used: int, tokens: list[int], temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability and entropy of every choice of one rollout: its stops, then its tokens."""
+def choices(
+    method, ids_1T, used: int, tokens: list[int], thoughts_KD: torch.Tensor | None, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability and entropy of every choice of one rollout: its stops and thoughts, then its tokens.
+
+    A thought's entropy, a density's, counts as 0.
+    """
     backbone, k, stride = method.backbone, method.config.n_latent, method.stride
     h_BD, context = backbone.read(ids_1T)
     found = []
@@ -33,7 +40,12 @@ def choices(method, ids_1T, used: int, tokens: list[int], temperature: float) ->
         found.append((stop.log_prob(torch.tensor(float(i == used)).double()), stop.entropy()))
         if i == used:
             break
-        h_B1D, context = backbone.step(h_BD[:, None], context.skip(stride - 1))
+        x_BD = h_BD
+        if thoughts_KD is not None:
+            std = method.config.policy.std * h_BD.detach().square().mean().sqrt()
+            found.append((Normal(h_BD[0], std).log_prob(thoughts_KD[i]).sum(), torch.zeros(())))
+            x_BD = thoughts_KD[i][None]
+        h_B1D, context = backbone.step(x_BD[:, None], context.skip(stride - 1))
         h_BD = h_B1D[:, 0]
     context = context.skip(stride * (k - used))
     for token in tokens:
@@ -51,10 +63,12 @@ def group_advantages(rewards: list[float], c: RLVR) -> list[float]:
     return [(r - mean) / (max(std, c.std_floor) if c.advantage == "grpo" else 1) for r in rewards]
 
 
-@pytest.mark.parametrize("advantage", ["grpo", "dr_grpo"])
-def test_an_update_is_the_one_that_the_config_says(advantage, tmp_path):
+@pytest.mark.parametrize(
+    "advantage, thoughts", [("grpo", Deterministic()), ("dr_grpo", Deterministic()), ("dr_grpo", Gaussian(std=0.2))]
+)
+def test_an_update_is_the_one_that_the_config_says(advantage, thoughts, tmp_path):
     c = RLVR(**{**vars(LEARN), "advantage": advantage})
-    trainer, env, policy = trainer_of(Run(Cups(), MODEL, METHOD, c), tmp_path)
+    trainer, env, policy = trainer_of(Run(Cups(), MODEL, replace(METHOD, policy=thoughts), c), tmp_path)
     start = copy.deepcopy(policy)
     rlvr.fit(trainer, env)
 
@@ -63,7 +77,9 @@ def test_an_update_is_the_one_that_the_config_says(advantage, tmp_path):
     prompt = trainer.reasoner.codec.prompt([p.question for p in problems])
     rolled = rollout(start, prompt, c.group, env.answer_tokens, None, c.temperature)
     texts = trainer.reasoner.codec.texts(rolled.tokens_BT)
-    rows = list(zip(rolled.used_B.tolist(), rolled.tokens_BT.tolist()))
+    drawn = [d.value_BT for d in rolled.decisions if d.kind == "thought"]
+    assert len(drawn) == isinstance(thoughts, Gaussian)
+    rows = list(zip(rolled.used_B.tolist(), rolled.tokens_BT.tolist(), drawn[0] if drawn else [None] * 16))
     rewards = [env.verify(problems[b // 4], texts[b]).reward - c.latent_cost * rows[b][0] for b in range(16)]
     adv = [a for p in range(4) for a in group_advantages(rewards[4 * p : 4 * p + 4], c)]
     of = lambda method, b: choices(method, prompt.ids_BT[b // 4][None], *rows[b], c.temperature)  # noqa: E731
@@ -87,6 +103,6 @@ def test_an_update_is_the_one_that_the_config_says(advantage, tmp_path):
             apart = max(apart, float(kl.detach()))
             optimizer.step(-gain / count - c.entropy * bonus / count + c.kl * kl / count, rate=1 / 2)
     assert below and above and apart > 0.1  # the case is one in which bounds and reference matter
-    assert len({len(tokens) + used for used, tokens in rows}) > 1 and len(set(adv[:8]) & set(adv[8:])) < 4
+    assert len({len(tokens) + used for used, tokens, _ in rows}) > 1 and len(set(adv[:8]) & set(adv[8:])) < 4
     exact = 1e-9 if advantage == "dr_grpo" else 5e-5  # rewards are fp32: these are whole sixteenths, a deviation is not
     assert_same_weights(trainer.method, policy, exact)

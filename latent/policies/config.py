@@ -1,0 +1,20 @@
+"""What the config of every latent policy says of itself. No torch here, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from latent.policies.base import Policy
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """What is random in a thought. A subclass is a policy; `name` is what the command line calls it."""
+
+    name: ClassVar[str]
+
+    def build(self, width: int) -> Policy | None:
+        """The policy over thoughts of a width; None where a thought is what the method computes."""
+        raise NotImplementedError  # each policy's own

@@ -113,7 +113,7 @@ class Backbone(nn.Module):
         """
         if self.layers is not None:
             return self.layers.norm(h_BTD)
-        names = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
+        names = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm", "norm_f", "layer_norm")
         found = [m for m in (getattr(self.decoder[0], name, None) for name in names) if m is not None]
         if not found:
             raise UserError(f"the final norm of {type(self.lm).__name__} is not known: no lens for its inner layers")

@@ -48,7 +48,7 @@ def forward(
         more["output_hidden_states"] = True
     if weighed:
         more["output_attentions"] = True
-    with _eager(decoder, weighed):
+    with _attention(decoder, weighed):
         out = decoder(inputs_embeds=x_BTD, attention_mask=mask_BS, position_ids=pos_BT, use_cache=True, **more)
     if any(not hasattr(c, "keys") or c.keys is None for c in cache.layers):
         raise UserError(f"{type(lm).__name__} keeps something else than K and V in its cache: not supported")
@@ -73,19 +73,21 @@ def _all_of(lm: nn.Module, out, name: str, count: int) -> tuple[Tensor, ...]:
 
 
 @contextmanager
-def _eager(decoder: nn.Module, wanted: bool) -> Iterator[None]:
-    """Attention computed by way of its weights meanwhile: the faster kinds do not give them."""
-    if not wanted:
-        yield
-        return
+def _attention(decoder: nn.Module, weighed: bool) -> Iterator[None]:
+    """Where weights are asked for, attention is computed by way of them meanwhile: the faster kinds do not give them.
+
+    Their softmax is the family's, mostly in fp32 whatever the model's dtype.
+    """
     before = decoder.config._attn_implementation
-    decoder.set_attn_implementation("eager")
     masks["eager"] = _mask_in_range
     try:
+        if weighed and before != "eager":
+            decoder.set_attn_implementation("eager")
         yield
     finally:
-        del masks["eager"]  # only what we put over theirs
-        decoder.set_attn_implementation(before)
+        del masks["eager"]  # what we put over theirs
+        if weighed and before != "eager":
+            decoder.set_attn_implementation(before)
 
 
 def _mask_in_range(*args, **kwargs) -> Tensor | None:

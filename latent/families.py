@@ -48,7 +48,7 @@ def forward(
         more["output_hidden_states"] = True
     if weighed:
         more["output_attentions"] = True
-    with _attention(decoder, weighed):
+    with _attention(decoder, weighed, x_BTD.dtype):
         out = decoder(inputs_embeds=x_BTD, attention_mask=mask_BS, position_ids=pos_BT, use_cache=True, **more)
     if any(not hasattr(c, "keys") or c.keys is None for c in cache.layers):
         raise UserError(f"{type(lm).__name__} keeps something else than K and V in its cache: not supported")
@@ -73,27 +73,27 @@ def _all_of(lm: nn.Module, out, name: str, count: int) -> tuple[Tensor, ...]:
 
 
 @contextmanager
-def _attention(decoder: nn.Module, weighed: bool) -> Iterator[None]:
+def _attention(decoder: nn.Module, weighed: bool, dtype: torch.dtype) -> Iterator[None]:
     """Where weights are asked for, attention is computed by way of them meanwhile: the faster kinds do not give them.
 
-    Their softmax is the family's, mostly in fp32 whatever the model's dtype.
+    Its softmax is the family's, mostly in fp32 whatever the model's dtype.
     """
-    before = decoder.config._attn_implementation
-    masks["eager"] = _mask_in_range
+    before, fp64 = decoder.config._attn_implementation, dtype == torch.float64
+    if fp64:
+        masks["eager"] = _mask_in_range
     try:
         if weighed and before != "eager":
             decoder.set_attn_implementation("eager")
         yield
     finally:
-        del masks["eager"]  # what we put over theirs
+        if fp64:
+            del masks["eager"]  # ours, which lay over theirs
         if weighed and before != "eager":
             decoder.set_attn_implementation(before)
 
 
 def _mask_in_range(*args, **kwargs) -> Tensor | None:
-    """The mask that is added to the scores. In fp64 it holds numbers that are minus infinity for a softmax in fp32,
-    which most families have: padding, which sees nothing, would become NaN, and spread."""
+    """What is added to the scores. Where nothing may be seen it is fp64's lowest number, minus infinity to a softmax in
+    fp32, as most families have it: padding, which sees nothing at all, would become NaN, and spread to all."""
     mask = eager_mask(*args, **kwargs)
-    if mask is None or mask.dtype != torch.float64:
-        return mask
-    return mask.clamp(min=torch.finfo(torch.float32).min)
+    return mask if mask is None else mask.clamp(min=torch.finfo(torch.float32).min)

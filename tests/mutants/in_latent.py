@@ -124,7 +124,6 @@ GROUPS = (
     ("latent/layers.py", TAPS, (
         ("the last block at the wanted positions alone", "keep = max(keep, recording.last)", "keep = keep"),
         ("what goes into a loop lacks the constant", "recording.state(i, entered_BTD)", "recording.state(i, args[1])"),
-        ("the last state is not normed", "            if n < depth:\n", "            if True:\n"),
     )),
     ("latent/backbone.py", TAPS, (
         ("the training chain runs under a tap", "torch.is_grad_enabled() and not self._taps else",

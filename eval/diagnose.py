@@ -41,6 +41,9 @@ class Options:
     """Training problems that the linear probes are fitted on."""
     group: int = 16
     """Samples a problem, of 64 problems, for what RL would see."""
+    layer: int | None = None
+    """The layer whose states at each latent step the lens, the probes and the distances read: 0 the embeddings, -1 the
+    last block; the thoughts themselves unless said."""
     device: Literal["auto", "cpu"] = "auto"
     """Where to run; auto is a GPU if there is one."""
 
@@ -100,14 +103,18 @@ def diagnose(run: Path, options: Options) -> dict:
     problems = env.problems("test", env.main_level, options.items)
     if len(problems) % options.batch == 1:
         problems = problems[:-1]
-    states = diagnostics.trace(reasoner, problems, options.batch)
+    depth = reasoner.method.backbone.depth
+    if options.layer is not None and not -depth - 1 <= options.layer <= depth:
+        raise UserError(f"--layer must be from {-depth - 1} to {depth}, got {options.layer}")
+    states = diagnostics.trace(reasoner, problems, options.batch, options.layer)
     known = env.train_batch("probe", 0, options.probe_items)
     probe = []
     if any(p.steps for p in problems) and any(p.steps for p in known):
-        probe = diagnostics.probe(reasoner, diagnostics.trace(reasoner, known, options.batch), states)
+        probe = diagnostics.probe(reasoner, diagnostics.trace(reasoner, known, options.batch, options.layer), states)
     return {
         "method": type(reasoner.method.made_from).__name__,
         "env": type(env).__name__,
+        **({} if states.layer is None else {"layer": states.layer}),
         "latents": reasoner.method.trained_steps,
         "steps_written": reasoner.method.steps_written(env.chain_steps),
         "causal": diagnostics.causal(reasoner, env, problems, options.batch),
@@ -162,6 +169,8 @@ def lines(found: dict[str, dict]) -> list[str]:
     rows = [["accuracy (95 % Wilson interval)", *found]]
     rows.append(["latents, as trained", *(str(f["latents"]) for f in found.values())])
     rows.append(["steps of the chain still written", *(str(f["steps_written"]) for f in found.values())])
+    if "layer" in found["run"]:
+        rows.append(["layer whose states are read", *(str(f["layer"]) for f in found.values())])
     rows.append(["as trained", *(share(f["causal"]["intact"]) for f in found.values())])
     for kind in found["run"]["causal"]["interventions"]:
         name = "latents of another problem" if kind == "other problem" else f"latents {kind}"

@@ -19,6 +19,7 @@ from eval.judge import verify
 from kernels.errors import UserError
 from latent.generate import Reasoner, decode, rollout, score
 from latent.methods.base import Edit
+from latent.taps import Call, numbered
 from latent.thought import Greedy, Thought
 
 INTERVENTIONS = ("removed", "zeroed", "mean", "noise", "shuffled", "other problem")
@@ -186,11 +187,15 @@ def differ(texts: list[str], others: list[str]) -> int:
 
 @dataclass
 class States:
-    """The traces of problems: states (N, K + 1, D), the first before any latent, and how many of them were used."""
+    """The traces of problems: states (N, K + 1, D), the first before any latent, and how many of them were used.
+
+    `layer`: which layer's hidden states they are, None where they are the thoughts themselves.
+    """
 
     problems: list[Problem]
     states_NKD: Tensor
     used_N: Tensor
+    layer: int | None = None
 
     def at(self, i: int) -> tuple[Tensor, list[int]]:
         """The states after latent i of the problems that used so many (n, D), and which problems they are."""
@@ -199,17 +204,39 @@ class States:
 
 
 @torch.inference_mode()
-def trace(reasoner: Reasoner, problems: list[Problem], batch: int = 250) -> States:
-    """Think about problems and keep the states; what lies beyond a row's last latent means nothing."""
-    states, used = [], []
+def trace(reasoner: Reasoner, problems: list[Problem], batch: int = 250, layer: int | None = None) -> States:
+    """Think about problems and keep the states; what lies beyond a row's last latent means nothing.
+
+    `layer`: hidden states of that layer (numbered as in `latent/taps.py`) at each latent step instead of the thoughts
+    that the loop goes on with; zeros before the loop where only the loop runs the layer. Raises UserError for a layer
+    that there is not, or that does not run in the loop.
+    """
+    states, used, backbone = [], [], reasoner.method.backbone
+    if layer is not None:
+        (layer,) = numbered((layer,), backbone.depth)
     for part in iterate(problems, batch):
-        prompt = reasoner.codec.prompt([p.question for p in part], reasoner.method.backbone.device)
-        thought = reasoner.method.think(prompt, Greedy())
-        states.append(thought.states_UKD)
+        prompt = reasoner.codec.prompt([p.question for p in part], backbone.device)
+        if layer is None:
+            thought = reasoner.method.think(prompt, Greedy())
+            states.append(thought.states_UKD)
+        else:
+            with backbone.tap(layers=(layer,)) as tapped:
+                thought = reasoner.method.think(prompt, Greedy())
+            states.append(_of_layer(reasoner, tapped.calls, layer, thought))
         used.append(thought.used_U)
     longest = max(s.shape[1] for s in states)
     padded = [torch.nn.functional.pad(s, (0, 0, 0, longest - s.shape[1])) for s in states]
-    return States(problems, torch.cat(padded), torch.cat(used))
+    return States(problems, torch.cat(padded), torch.cat(used), layer)
+
+
+def _of_layer(reasoner: Reasoner, calls: list[Call], layer: int, thought: Thought) -> Tensor:
+    """A layer's states (P, K + 1, D) at the position of each latent step, from before the first."""
+    before, *found = (reasoner.method.of_latent(calls, i).states.get(layer) for i in range(thought.states_UKD.shape[1]))
+    if any(h is None for h in found):
+        raise UserError(f"layer {layer} does not run in the latent steps of {type(reasoner.method).__name__}")
+    if before is None:
+        before = torch.zeros_like(thought.states_UKD[:, :1])
+    return torch.cat([before, *found], 1)
 
 
 @torch.inference_mode()
@@ -229,7 +256,7 @@ def lens(reasoner: Reasoner, env: Environment, states: States) -> list[dict]:
         h_ND, which = states.at(i)
         if not which:
             break
-        p_NV = method.backbone.head(method.lens(h_ND)).softmax(-1)
+        p_NV = method.backbone.head(method.lens(h_ND, states.layer)).softmax(-1)
         entropy_N = torch.special.entr(p_NV).sum(-1)
         row = {
             "latent": i,

@@ -136,7 +136,6 @@ def one(reasoner, env, problem, mean: tuple[list, int], readers: dict, chains, t
 
     from eval import diagnostics
     from eval.judge import verify
-    from latent.cache import watching
     from latent.halting import StopHead
     from latent.thought import Greedy
 
@@ -144,8 +143,8 @@ def one(reasoner, env, problem, mean: tuple[list, int], readers: dict, chains, t
     decode = codec.tokenizer.decode
     judged = lambda text: {"text": text, "correct": verify(env, problem, text).correct}  # noqa: E731
     with torch.inference_mode():
-        with watching() as weights:
-            method.think(codec.prompt([problem.question], method.backbone.device), Greedy(), edit=lambda i, x: x)
+        with method.backbone.tap(states=False, attentions=True) as tapped:
+            method.think(codec.prompt([problem.question], method.backbone.device), Greedy())
         (text,), thought = diagnostics.answer(reasoner, [problem], Greedy())
         used, states_KD = int(thought.used_U[0]), thought.states_UKD[0]
         p_KV = method.backbone.head(method.lens(states_KD[: used + 1])).softmax(-1)
@@ -154,7 +153,7 @@ def one(reasoner, env, problem, mean: tuple[list, int], readers: dict, chains, t
         for i in range(used + 1):
             h_D = states_KD[i]
             best = p_KV[i].topk(min(top, p_KV.shape[-1]))
-            mine = [w[0, :, -1].mean(0).tolist() for w in weights[method.attentions(i)]]
+            mine = [a[0, :, 0].mean(0).tolist() for a in method.of_latent(tapped.calls, i).attentions.values()]
             at = {"top": [[decode([t]), p] for p, t in zip(best.values.tolist(), best.indices.tolist())]}
             at |= {"halt": None if halts is None else halts[i], "attention": mine}
             at["stopped"] = judged(diagnostics.answer(reasoner, [problem], Greedy(), steps=i)[0][0])

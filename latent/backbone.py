@@ -1,17 +1,16 @@
-"""The only file that runs `transformers` models: any causal LM as three verbs, `read`, `step` and `head`.
+"""Where `transformers` models are run: any causal LM as three verbs, `read`, `step` and `head`, and a door, `tap`.
 
 GPT-2, Llama and Qwen3 go through the layer arithmetic of `latent/layers.py`, without the framework's overhead on a
 one-position step, and nothing of the last layer is computed that no one reads. Every other family goes through its own
-`forward`.
+`forward` (`latent/families.py`).
 """
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from kernels import dispatch
 from kernels.decode_step import Feed, LatentDecoder
@@ -20,11 +19,11 @@ from kernels.errors import UserError
 from kernels.exit_criterion import step_kl
 from kernels.latent_chain import LatentChain
 from kernels.linear_logprob import linear_logprob
-from kernels.recurrent_block import inject
 from kernels.recurrent_loop import RecurrentLoop
 from kernels.vocab_mix import vocab_mix
-from latent.cache import Context, LayerCache, attend, visible
-from latent.layers import known_layers
+from latent import layers
+from latent.cache import Context, LayerCache
+from latent.taps import Recording, Tap
 
 
 class Backbone(nn.Module):
@@ -37,9 +36,10 @@ class Backbone(nn.Module):
         super().__init__()
         self.lm = lm
         self.decoder = [lm.get_decoder()]  # in a list: its parameters are lm's
-        self.layers = known_layers(lm)
+        self.layers = layers.known_layers(lm)
         self.recompute = False  # gradient checkpointing
         self._fused: dict[str, tuple[tuple, LatentDecoder | RecurrentLoop]] = {}
+        self._taps: list[Tap] = []  # the open ones
         config = lm.config
         self.width: int = config.hidden_size
         self.positions: int = config.max_position_embeddings
@@ -61,6 +61,36 @@ class Backbone(nn.Module):
         decoder = self.decoder[0]
         return decoder.h if hasattr(decoder, "h") else decoder.layers
 
+    @contextmanager
+    def tap(
+        self, layers: Sequence[int] | None = None, states: bool = True, kv: bool = False, attentions: bool = False,
+        keep: int | None = None,
+    ) -> Iterator[Tap]:  # fmt: skip
+        """Meanwhile every `read`, `hidden`, `step` and `loop` leaves what it computed in `calls` of the tap.
+
+        `layers`: numbers from 0, the embeddings, to the last block, negative ones from the end; None = all (see
+        `latent/taps.py`). `states`: hidden states (B, T, D). `kv`: K and V of the new positions. `attentions`: weights
+        over all positions. `keep`: only the last so many of each call's new positions, None = all; what else was
+        computed can then be freed.
+
+        With gradient or without, as the calls are made. Fused kernels, which keep nothing, are not used meanwhile
+        (`chain`, `branch` and `recur` give None), nor is the training chain; numbers are the same but for rounding.
+        Taps may be opened within taps; each gets its own. In a loop along the depth (`loop`) the state of the first
+        block's number is what goes into it, the injected constant included, and that of the last block is not normed.
+        Raises UserError for layers that there are not and where nothing is asked for.
+        """
+        tap = Tap(self.depth, layers, states, kv, attentions, keep)
+        self._taps.append(tap)
+        try:
+            yield tap
+        finally:
+            self._taps.remove(tap)
+
+    @property
+    def depth(self) -> int:
+        """The number of the last layer."""
+        return len(self.blocks)
+
     def make_room(self, vocab: int) -> None:
         """Grow the embedding and the head to at least `vocab` rows."""
         if vocab > self.vocab:
@@ -75,6 +105,19 @@ class Backbone(nn.Module):
         """Final hidden states -> logits (B, T, V), in fp32 or better: what is taken from them are log-probabilities."""
         logits_BTV = self.lm.get_output_embeddings()(h_BTD)
         return logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
+
+    def norm(self, h_BTD: Tensor) -> Tensor:
+        """States of an inner layer through the final norm, as the head can read them (logit lens, nostalgebraist 2020).
+
+        Raises UserError for a family whose final norm is not found.
+        """
+        if self.layers is not None:
+            return self.layers.norm(h_BTD)
+        names = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm", "norm_f", "layer_norm")
+        found = [m for m in (getattr(self.decoder[0], name, None) for name in names) if m is not None]
+        if not found:
+            raise UserError(f"the final norm of {type(self.lm).__name__} is not known: no lens for its inner layers")
+        return found[0](h_BTD)
 
     def logprob(
         self, h_ND: Tensor, ids_N: Tensor, temperature: float = 1.0, entropy: bool = True
@@ -123,8 +166,8 @@ class Backbone(nn.Module):
         t = ids_BT.shape[1]
         pos_BT = positions(ids_BT, mask_BT)
         self.must_hold(t)
-        h_BTD, layers = self._run(self.embed(ids_BT), pos_BT, None, mask_BT, keep=t if keep is None else keep)
-        return h_BTD, Context(layers, mask_BT, pos_BT[:, -1] + 1, t)
+        h_BTD, past = self._run(self.embed(ids_BT), pos_BT, None, mask_BT, keep=t if keep is None else keep)
+        return h_BTD, Context(past, mask_BT, pos_BT[:, -1] + 1, t)
 
     def step(self, x_BTD: Tensor, context: Context, stride: int = 1) -> tuple[Tensor, Context]:
         """Go on by T positions given as embeddings, their position ids `stride` apart.
@@ -138,7 +181,7 @@ class Backbone(nn.Module):
         mask_BS = context.mask_BS
         if mask_BS is not None:
             mask_BS = torch.cat([mask_BS, mask_BS.new_ones(b, t)], 1)
-        chain = self._chain(context) if t == 1 and torch.is_grad_enabled() else None
+        chain = self._chain(context) if t == 1 and torch.is_grad_enabled() and not self._taps else None
         if chain is None:
             h_BTD, past = self._run(x_BTD, pos_BT, context.layers, mask_BS, keep=t)
         else:
@@ -152,7 +195,7 @@ class Backbone(nn.Module):
         """k latent steps in fused kernels: their states (B, K, D) and the longer context.
 
         None where they do not apply: under autograd, without a GPU, with kernels turned off, for a family or a layer
-        that they do not know.
+        that they do not know, and where a tap is open.
         """
         op = "decode_step"
         decoder = self._decoder(op) if k else None
@@ -162,13 +205,13 @@ class Backbone(nn.Module):
         fused = self._ready(op, decoder, (), lambda: LatentDecoder(decoder))
         pos_KB = context.next_B + stride * torch.arange(1, k + 1, device=context.next_B.device)[:, None] - 1
         add_KBD, ropes = self.layers.places(h_BD, pos_KB)
-        past = [(c.k, c.v) for c in context.layers]
-        states_BKD, longer = fused.run(past, h_BD, feed, k, add_KBD, ropes, context.mask_BS)
+        read = [(c.k, c.v) for c in context.layers]
+        states_BKD, longer = fused.run(read, h_BD, feed, k, add_KBD, ropes, context.mask_BS)
         mask_BS = context.mask_BS
         if mask_BS is not None:
             mask_BS = torch.cat([mask_BS, mask_BS.new_ones(len(h_BD), k)], 1)
-        layers = [LayerCache(*pair) for pair in longer]
-        return states_BKD, Context(layers, mask_BS, context.next_B + k * stride, context.reach + k * stride)
+        past = [LayerCache(*pair) for pair in longer]
+        return states_BKD, Context(past, mask_BS, context.next_B + k * stride, context.reach + k * stride)
 
     def branch(self, context: Context, group: int) -> Context | None:
         """The context for `group` rollouts of each row whose prompt is read once for all, in a fused kernel.
@@ -202,7 +245,9 @@ class Backbone(nn.Module):
     def _decoder(self, op: str) -> Decoder | None:
         """The layers as plain tensors for a fused kernel; None where there is to be none."""
         weight = self.lm.get_input_embeddings().weight
-        if torch.is_grad_enabled() or dispatch.choose(op, None, weight, dispatch.not_floats(weight)) == "torch":
+        if self._taps or torch.is_grad_enabled():
+            return None
+        if dispatch.choose(op, None, weight, dispatch.not_floats(weight)) == "torch":
             return None
         decoder = self.layers and self.layers.decoder()
         if not decoder:
@@ -218,8 +263,12 @@ class Backbone(nn.Module):
         return self._fused[op][1]
 
     def __getstate__(self):
-        """Without what fused kernels keep: a copy has weights of its own."""
-        return self.__dict__ | {"_fused": {}}
+        """Without what fused kernels keep, as a copy has weights of its own, and without open taps."""
+        return self.__dict__ | {"_fused": {}, "_taps": []}
+
+    def _recording(self, pos_BT: Tensor, mask_BT: Tensor | None) -> Recording | None:
+        """What a call is recorded in; None where no tap is open."""
+        return Recording(self._taps, self.depth, pos_BT, mask_BT) if self._taps else None
 
     def _chain(self, context: Context) -> LatentChain | None:
         """The chain to go on by one position in training, None where the layers are not plain ones."""
@@ -235,23 +284,20 @@ class Backbone(nn.Module):
 
     def _run(self, x_BTD, pos_BT, past, mask_BS, keep):
         """The decoder over T new positions: final hidden states of at least the last `keep`, and the layers' caches."""
-        if self.layers is None:
-            return self._forward(x_BTD, pos_BT, past, mask_BS)
         t = x_BTD.shape[1]
-        size = t + (past[0].size if past else 0)
-        visible_BTS = visible(t, size, mask_BS, x_BTD.device)
-        h, rope = self.layers.enter(x_BTD, pos_BT)
-        caches, recompute = [], self.recompute and torch.is_grad_enabled()
-        for i, layer in enumerate(self.layers.blocks):
-            wanted = keep if i == len(self.layers.blocks) - 1 else t
-            args = (layer, h, rope, wanted, past[i] if past else None, visible_BTS)
-            h, cache = checkpoint(_layer, *args, use_reentrant=False) if recompute else _layer(*args)
-            caches.append(cache)
-        return self.layers.norm(h), caches
+        recording = self._recording(pos_BT, mask_BS if mask_BS is None else mask_BS[:, -t:])
+        if self.layers is None:
+            done = self._forward(x_BTD, pos_BT, past, mask_BS, recording)
+        else:
+            recompute = self.recompute and torch.is_grad_enabled()
+            done = layers.forward(self.layers, x_BTD, pos_BT, past, mask_BS, keep, recompute, recording)
+        if recording is not None:
+            recording.complete()
+        return done
 
-    def _forward(self, x_BTD, pos_BT, past, mask_BS):
+    def _forward(self, x_BTD, pos_BT, past, mask_BS, recording=None):
         """The same through the family's own `forward`: any causal LM, the last layer computed in full."""
-        from transformers import DynamicCache
+        from latent import families
 
         renamed = hasattr(type(self.lm), "is_activation_checkpointing")
         theirs = self.lm.is_activation_checkpointing if renamed else self.lm.is_gradient_checkpointing
@@ -259,18 +305,7 @@ class Backbone(nn.Module):
             raise UserError(
                 f"gradient checkpointing of {type(self.lm).__name__} loses the gradient of what is cached: turn it off"
             )
-        cache = DynamicCache()
-        for i, layer in enumerate(past or []):
-            cache.update(layer.k, layer.v, i)
-        size = cache.get_seq_length() + x_BTD.shape[1]
-        mask_BS = x_BTD.new_ones(len(x_BTD), size, dtype=torch.long) if mask_BS is None else mask_BS.long()
-        named = "cache" if "cache" in inspect.signature(self.decoder[0].forward).parameters else "past_key_values"
-        out = self.decoder[0](
-            inputs_embeds=x_BTD, attention_mask=mask_BS, position_ids=pos_BT, use_cache=True, **{named: cache}
-        )
-        if any(not hasattr(c, "keys") or c.keys is None for c in cache.layers):
-            raise UserError(f"{type(self.lm).__name__} keeps something else than K and V in its cache: not supported")
-        return out.last_hidden_state, [LayerCache(c.keys, c.values) for c in cache.layers]
+        return families.forward(self.lm, x_BTD, pos_BT, past, mask_BS, recording)
 
     def loop(
         self, h_BTD: Tensor, blocks: range, pos_BT: Tensor, mask_BT: Tensor | None, constant_BTD: Tensor | None = None
@@ -279,34 +314,12 @@ class Backbone(nn.Module):
 
         `constant_BTD`, the same in every recurrence, is added to `h_BTD` first.
         """
-        rope = self.layers.rope(h_BTD, pos_BT)
-        visible_BTS = visible(h_BTD.shape[1], h_BTD.shape[1], mask_BT, h_BTD.device)
+        recording = self._recording(pos_BT, mask_BT)
         recompute = self.recompute and torch.is_grad_enabled()
-        for i in blocks:
-            args = (self.layers.blocks[i], h_BTD, constant_BTD if i == blocks[0] else None, rope, visible_BTS)
-            h_BTD = checkpoint(_looped, *args, use_reentrant=False) if recompute else _looped(*args)
+        h_BTD = layers.loop(self.layers, h_BTD, blocks, pos_BT, mask_BT, constant_BTD, recompute, recording)
+        if recording is not None:
+            recording.complete()
         return h_BTD
-
-
-def _layer(layer, h_BTD: Tensor, rope, wanted: int, past: LayerCache | None, visible_BTS) -> tuple[Tensor, LayerCache]:
-    """One layer over T new positions: the last `wanted` of them, and its longer cache."""
-    q, k, v = layer.project(h_BTD, rope, wanted)
-    cache = LayerCache(k, v) if past is None else past.append(k, v)
-    a = cache.attend(q, visible_BTS, layer.dropout())
-    return layer.finish(h_BTD[:, h_BTD.shape[1] - wanted :], a), cache
-
-
-def _looped(layer, h_BTD: Tensor, constant_BTD: Tensor | None, rope, visible_BTS) -> Tensor:
-    """One layer over a whole sequence without cache; `constant_BTD` is added first."""
-    normed_BTD = None
-    if constant_BTD is not None and torch.is_autocast_enabled(h_BTD.device.type):
-        h_BTD = h_BTD + constant_BTD
-    elif constant_BTD is not None:
-        weight, bias, eps = layer.first_norm()
-        flat = inject(h_BTD.flatten(0, 1), constant_BTD.flatten(0, 1), weight, bias, eps)
-        h_BTD, normed_BTD = (x.view_as(h_BTD) for x in flat)
-    q, k, v = layer.project(h_BTD, rope, h_BTD.shape[1], normed_BTD)
-    return layer.finish(h_BTD, attend(q, k, v, visible_BTS, layer.dropout()))
 
 
 def positions(ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:

@@ -1,7 +1,5 @@
 """What has been read so far: the keys and values of every layer, and how a new position attends them."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,20 +23,6 @@ def visible(t: int, size: int, mask_BS: Tensor | None, device) -> Tensor | str |
     return ((causal_TS & mask_BS[:, None]) | own_TS)[:, None]
 
 
-_watched: list[Tensor] | None = None
-
-
-@contextmanager
-def watching() -> Iterator[list[Tensor]]:
-    """The weights (B, H, T, S) of every attention that is computed meanwhile, in order."""
-    global _watched
-    before, _watched = _watched, []
-    try:
-        yield _watched
-    finally:
-        _watched = before
-
-
 def attend(q: Tensor, k: Tensor, v: Tensor, visible_BTS: Tensor | str | None, dropout: float) -> Tensor:
     """Scaled dot-product attention; q (B, H, T, d), k and v (B, H_kv, S, d) -> (B, T, H d).
 
@@ -50,13 +34,28 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible_BTS: Tensor | str | None, dr
     if mask is not None and mask.shape[-2] != t:
         mask = mask[..., -t:, :]
     if k.shape[1] != q.shape[1]:
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-    if _watched is not None:
-        scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
-        seen = torch.ones(t, size, dtype=torch.bool, device=q.device).tril(size - t) if mask is None else mask
-        _watched.append(scores.masked_fill(~seen, float("-inf")).softmax(-1))
+        k, v = _a_head_each(q, k, v)
     a = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal)
     return a.transpose(1, 2).flatten(2)
+
+
+def weigh(q: Tensor, k: Tensor, v: Tensor, visible_BTS: Tensor | str | None, dropout: float) -> tuple[Tensor, Tensor]:
+    """The same by way of the attention weights (B, H, T, S), which come back too, as they are before dropout."""
+    t, size = q.shape[2], k.shape[2]
+    if isinstance(visible_BTS, Tensor):
+        seen = visible_BTS[..., -t:, :]
+    else:
+        seen = torch.ones(t, size, dtype=torch.bool, device=q.device).tril(size - t)
+    k, v = _a_head_each(q, k, v)
+    scores = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(~seen, float("-inf"))
+    weights = scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
+    a = F.dropout(weights, dropout) @ v
+    return a.transpose(1, 2).flatten(2), weights
+
+
+def _a_head_each(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    """K and V of grouped queries (Ainslie et al. 2023), repeated for each head of `q`."""
+    return tuple(x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
 
 
 class LayerCache:
@@ -90,6 +89,10 @@ class LayerCache:
     def attend(self, q: Tensor, visible_BTS: Tensor | str | None, dropout: float) -> Tensor:
         """Queries (B, H, T, d) of the last positions -> (B, T, H d)."""
         return attend(q, self.k, self.v, visible_BTS, dropout)
+
+    def weigh(self, q: Tensor, visible_BTS: Tensor | str | None, dropout: float) -> tuple[Tensor, Tensor]:
+        """The same, and the attention weights (B, H, T, S)."""
+        return weigh(q, self.k, self.v, visible_BTS, dropout)
 
     def whole(self) -> tuple[Tensor, Tensor]:
         """K and V with the spare room behind them."""
@@ -126,6 +129,16 @@ class BranchedCache:
         lengths_PG = torch.full(q_PGHd.shape[:2], self.own.size, dtype=torch.int32, device=q.device)
         a_PGHd = shared_prefix_attention(q_PGHd, (self.k, self.v), own, self.visible_PS, lengths_PG)
         return a_PGHd.flatten(0, 1).flatten(1)[:, None]
+
+    def weigh(self, q: Tensor, visible_BTS: None, dropout: float) -> tuple[Tensor, Tensor]:
+        """The same without a kernel, the prompt's K and V copied for each rollout, and the weights (P * G, H, 1, S)."""
+        group = len(q) // len(self.k)
+        pairs = (self.k, self.own.k), (self.v, self.own.v)
+        k, v = (torch.cat([prompt.repeat_interleave(group, 0), own], 2) for prompt, own in pairs)
+        if self.visible_PS is not None:
+            seen = self.visible_PS.repeat_interleave(group, 0)
+            visible_BTS = F.pad(seen, (0, self.own.size), value=True)[:, None, None]
+        return weigh(q, k, v, visible_BTS, dropout)
 
 
 @dataclass

@@ -1,13 +1,17 @@
 """The arithmetic of a decoder layer, family by family, over the modules of a `transformers` model.
 
 The same numbers as the family's own `forward` (a test holds them together), in the pieces a thought loop needs:
-project to q, k, v; attend; finish.
+project to q, k, v; attend; finish. `forward` and `loop` put them together again.
 """
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from kernels.decoder import Affine, Decoder, Layer
+from kernels.recurrent_block import inject
+from latent.cache import LayerCache, attend, visible, weigh
+from latent.taps import Recording
 
 ACTIVATIONS = {
     "relu": "relu",
@@ -28,6 +32,90 @@ def known_layers(lm):
         types = getattr(config, "layer_types", None) or ["full_attention"]
         return Llama(lm) if set(types) == {"full_attention"} else None
     return None
+
+
+def forward(
+    layers, x_BTD: Tensor, pos_BT: Tensor, past: list[LayerCache] | None, mask_BS: Tensor | None, keep: int,
+    recompute: bool, recording: Recording | None,
+) -> tuple[Tensor, list[LayerCache]]:  # fmt: skip
+    """Final hidden states of at least the last `keep` of T new positions, (B, T, D), and the layers' longer caches."""
+    t, depth = x_BTD.shape[1], len(layers.blocks)
+    size = t + (past[0].size if past else 0)
+    visible_BTS = visible(t, size, mask_BS, x_BTD.device)
+    h_BTD, rope = layers.enter(x_BTD, pos_BT)
+    if recording is not None:
+        recording.state(0, h_BTD)
+        keep = max(keep, recording.last)
+    caches = []
+    for n, layer in enumerate(layers.blocks, 1):
+        wanted, weighed = keep if n == depth else t, recording is not None and n in recording.weighed
+        args = (layer, h_BTD, rope, wanted, past[n - 1] if past else None, visible_BTS, weighed)
+        h_BTD, cache, new = checkpoint(_layer, *args, use_reentrant=False) if recompute else _layer(*args)
+        caches.append(cache)
+        if recording is not None:
+            recording.block(n, *new)
+            if n < depth:
+                recording.state(n, h_BTD)
+    h_BTD = layers.norm(h_BTD)
+    if recording is not None:
+        recording.state(depth, h_BTD)
+    return h_BTD, caches
+
+
+def loop(
+    layers, h_BTD: Tensor, blocks: range, pos_BT: Tensor, mask_BT: Tensor | None, constant_BTD: Tensor | None,
+    recompute: bool, recording: Recording | None,
+) -> Tensor:  # fmt: skip
+    """Some of the layers over a whole causal sequence, without cache; `constant_BTD` is added to `h_BTD` first."""
+    rope = layers.rope(h_BTD, pos_BT)
+    visible_BTS = visible(h_BTD.shape[1], h_BTD.shape[1], mask_BT, h_BTD.device)
+    if recording is not None and not blocks:
+        recording.state(blocks.start, h_BTD)
+    for i in blocks:
+        weighed = recording is not None and i + 1 in recording.weighed
+        args = (layers.blocks[i], h_BTD, constant_BTD if i == blocks[0] else None, rope, visible_BTS, weighed)
+        h_BTD, entered_BTD, new = checkpoint(_looped, *args, use_reentrant=False) if recompute else _looped(*args)
+        if recording is not None:
+            if i == blocks[0]:
+                recording.state(i, entered_BTD)
+            recording.block(i + 1, *new)
+            recording.state(i + 1, h_BTD)
+    return h_BTD
+
+
+New = tuple[Tensor, Tensor, Tensor | None]  # K and V of new positions, and their attention weights where asked for
+
+
+def _layer(
+    layer, h_BTD: Tensor, rope, wanted: int, past: LayerCache | None, visible_BTS, weighed: bool
+) -> tuple[Tensor, LayerCache, New]:
+    """One layer over T new positions: the last `wanted` of them, its longer cache, and what is new in it."""
+    q, k, v = layer.project(h_BTD, rope, wanted)
+    cache, weights = LayerCache(k, v) if past is None else past.append(k, v), None
+    if weighed:
+        a, weights = cache.weigh(q, visible_BTS, layer.dropout())
+    else:
+        a = cache.attend(q, visible_BTS, layer.dropout())
+    return layer.finish(h_BTD[:, h_BTD.shape[1] - wanted :], a), cache, (k, v, weights)
+
+
+def _looped(
+    layer, h_BTD: Tensor, constant_BTD: Tensor | None, rope, visible_BTS, weighed: bool
+) -> tuple[Tensor, Tensor, New]:
+    """One layer over a whole sequence without cache, and what went into it: `h_BTD`, `constant_BTD` added first."""
+    normed_BTD, weights = None, None
+    if constant_BTD is not None and torch.is_autocast_enabled(h_BTD.device.type):
+        h_BTD = h_BTD + constant_BTD
+    elif constant_BTD is not None:
+        weight, bias, eps = layer.first_norm()
+        flat = inject(h_BTD.flatten(0, 1), constant_BTD.flatten(0, 1), weight, bias, eps)
+        h_BTD, normed_BTD = (x.view_as(h_BTD) for x in flat)
+    q, k, v = layer.project(h_BTD, rope, h_BTD.shape[1], normed_BTD)
+    if weighed:
+        a, weights = weigh(q, k, v, visible_BTS, layer.dropout())
+    else:
+        a = attend(q, k, v, visible_BTS, layer.dropout())
+    return layer.finish(h_BTD, a), h_BTD, (k, v, weights)
 
 
 class GPT2:

@@ -16,6 +16,7 @@ from latent.backbone import Backbone
 from latent.cache import Context
 from latent.halting import Settled, StopHead
 from latent.methods.config import MethodConfig, SequenceConfig
+from latent.taps import Call
 from latent.text import Batch, Text
 from latent.thought import Chooser, Prompt, Thought
 
@@ -127,14 +128,23 @@ class Method(nn.Module, Generic[ConfigT]):
         """Which of a chain's steps latent `latent`, from 1, should have reached in training; at most `chain`."""
         return min(latent, chain)
 
-    def attentions(self, step: int) -> slice:
-        """Which of the attentions computed while thinking, one row by one, are those of a latent step; 0 = before."""
-        layers = len(self.backbone.blocks)
-        return slice(step * layers, (step + 1) * layers)
+    def of_latent(self, calls: list[Call], step: int) -> Call:
+        """Of the calls that a tap saw while `think` ran, the position of a latent step; 0 = the last one before.
 
-    def lens(self, states: Tensor) -> Tensor:
-        """States of a trace (..., D) as the head reads them."""
-        return states
+        Rows are the prompts. Raises UserError for a step that was not thought or not kept.
+        """
+        first, *later = calls
+        if step == 0:
+            return first.at(-1)
+        for call in later:
+            if step <= call.length:
+                return call.at(step - 1)
+            step -= call.length
+        raise UserError(f"the tap ends {step} latent steps before the one asked for")
+
+    def lens(self, states: Tensor, layer: int | None = None) -> Tensor:
+        """States (..., D) as the head reads them: those of a trace, or of a tapped layer."""
+        return states if layer is None or layer == self.backbone.depth else self.backbone.norm(states)
 
     def steps_written(self, chain: int) -> int:
         """How many of a chain's steps the text still holds before the answer."""

@@ -11,8 +11,9 @@ import torch
 from eval import diagnose, diagnostics
 from eval.environments import Cups, Problem, ProsQA, Verdict, build
 from eval.environments.prosqa import Graph, distances
+from kernels.errors import UserError
 from latent import hub
-from latent.config import LearnedStop, ModelConfig
+from latent.config import Fixed, LearnedStop, ModelConfig
 from latent.generate import decode
 from latent.methods import Coconut, CoT, FixedEmbedding, Pause, Recurrent, Sim
 from latent.thought import Greedy
@@ -226,6 +227,56 @@ def test_the_lens_counts_tokens_in_superposition():
     ] == pytest.approx(2, abs=1e-4)
 
 
+@pytest.mark.parametrize("halt", [Fixed(), LearnedStop(bias=0.0)])
+@torch.inference_mode()
+def test_states_of_a_layer_are_the_familys_and_the_lens_reads_them_through_the_final_norm(halt):
+    reasoner = lively(Sim(n_latent=3, stride=4, halt=halt))
+    method, body = reasoner.method, reasoner.method.backbone.decoder[0]
+    if method.stop is not None:
+        method.stop.linear.weight.normal_()
+        h_ND, _ = method.backbone.read(reasoner.codec.prompt([p.question for p in PROBLEMS]).ids_BT)
+        method.stop.linear.bias.copy_(-method.stop.linear(h_ND).median())
+    thoughts = diagnostics.trace(reasoner, PROBLEMS, 3)
+    last = diagnostics.trace(reasoner, PROBLEMS, 3, layer=-1)
+    torch.testing.assert_close(last.states_NKD, thoughts.states_NKD, rtol=0, atol=1e-10)
+    assert (halt == Fixed()) == (len(set(thoughts.used_N.tolist())) == 1)
+    for layer in (0, 1):
+        states = diagnostics.trace(reasoner, PROBLEMS, 3, layer=layer)
+        assert torch.equal(states.used_N, thoughts.used_N) and states.layer == layer
+        means = torch.zeros(4)
+        for b, p in enumerate(PROBLEMS):
+            ids = reasoner.codec.prompt([p.question]).ids_BT
+            n, used = ids.shape[1], int(thoughts.used_N[b])
+            x = torch.cat([method.backbone.embed(ids)[0], method.feedback(thoughts.states_NKD[b, :used])])[None]
+            pos = torch.tensor([[*range(n), *(n + 4 * i + 3 for i in range(used))]])
+            mask = torch.ones_like(pos)
+            out = body(inputs_embeds=x, position_ids=pos, attention_mask=mask, output_hidden_states=True)
+            want_KD = out.hidden_states[layer][0, n - 1 :]
+            p_KV = method.backbone.lm.lm_head(body.ln_f(want_KD)).softmax(-1)
+            torch.testing.assert_close(states.states_NKD[b, : used + 1], want_KD, rtol=0, atol=1e-10)
+            means[: used + 1] += p_KV.max(-1).values
+        rows = diagnostics.lens(reasoner, ENV, states)
+        assert [row["n"] for row in rows] == [int((thoughts.used_N >= i).sum()) for i in range(len(rows))]
+        for i, row in enumerate(rows):
+            assert row["top"] == pytest.approx(float(means[i]) / row["n"], rel=1e-5)
+
+
+@torch.inference_mode()
+def test_a_looped_layers_states_are_those_of_each_recurrence():
+    config = Recurrent(prelude=1, core=1, coda=1, n_recurrence=3)
+    reasoner = small_reasoner(config, ModelConfig(n_layer=3, n_embd=32, n_head=2, n_positions=64), dtype=torch.float64)
+    method = reasoner.method
+    thoughts, looped = (diagnostics.trace(reasoner, PROBLEMS, 3, layer) for layer in (None, 2))
+    torch.testing.assert_close(method.norm(looped.states_NKD[:, 1:]), thoughts.states_NKD[:, 1:], rtol=0, atol=1e-12)
+    assert not looped.states_NKD[:, 0].any()  # the loop has not begun
+    entered = diagnostics.trace(reasoner, PROBLEMS, 3, layer=1).states_NKD
+    first, second = entered[:, 1], entered[:, 2]  # the constant alone, and with what the state before carries
+    torch.testing.assert_close(second - first, method.carry(thoughts.states_NKD[:, 1]), rtol=0, atol=1e-12)
+    for layer in (0, 3):
+        with pytest.raises(UserError, match=f"layer {layer} does not run in the latent steps of Recurrent"):
+            diagnostics.trace(reasoner, PROBLEMS, 3, layer=layer)
+
+
 def test_the_frontier_is_the_graphs_breadth_first_search():
     env = build(ProsQA())
     for problem in env.problems("test", 0, 20):
@@ -306,6 +357,12 @@ def test_a_run_is_diagnosed_beside_its_controls(tmp_path, capsys):
     assert f"cost {100 * lost:.1f} points of accuracy" in first and "10 problems" in first
     assert ("causally used" in first) == (low > 0)
     assert "latents of another problem" in out and "latent, pause" in out and "lens, run" in out
+    assert "layer whose states are read" not in out and "layer" not in found["run"]
+    assert diagnose.main([str(home), *args, "--layer", "-2"]) == 0
+    inner = json.loads((home / "diagnostics.json").read_text())
+    assert inner["run"]["layer"] == inner["pause"]["layer"] == 1 and inner["run"]["causal"] == found["run"]["causal"]
+    assert inner["run"]["lens"] != found["run"]["lens"] and inner["run"]["probe"] != found["run"]["probe"]
+    assert "layer whose states are read" in capsys.readouterr().out
 
 
 def test_a_control_that_cannot_be_read_is_said_and_two_are_refused(tmp_path, capsys):
@@ -334,6 +391,7 @@ def test_the_summary_says_used_only_where_the_interval_does():
     [
         (CoT(), [], "thinks in no latents (CoT): nothing to diagnose"),
         (OF, ["--items", "1"], "--items must be at least 2, got 1"),
+        (OF, ["--layer", "3"], "--layer must be from -3 to 2, got 3"),
         (None, [], "nowhere is not a folder"),
     ],
 )

@@ -42,8 +42,21 @@ def page(home, *args) -> tuple[dict, str]:
     return json.loads(re.search(r"^const data = (.*);$", text, re.MULTILINE)[1]), text
 
 
+def family_attentions(method, question, thought, codec) -> list[torch.Tensor]:
+    """The family's own attention weights (S, S) of each layer, mean over heads, of prompt and thoughts recomputed."""
+    ids = codec.prompt([question]).ids_BT
+    n, used = ids.shape[1], int(thought.used_U[0])
+    x = torch.cat([method.backbone.embed(ids), method.feedback(thought.states_UKD[:, :used].flatten(0, 1))[None]], 1)
+    pos = torch.tensor([[*range(n), *(n + method.stride * (i + 1) - 1 for i in range(used))]])
+    method.backbone.lm.set_attn_implementation("eager")
+    body, mask = method.backbone.decoder[0], torch.ones_like(pos)
+    out = body(inputs_embeds=x, position_ids=pos, attention_mask=mask, output_attentions=True)
+    return [a[0].mean(0) for a in out.attentions]
+
+
 def test_a_page_shows_what_the_model_does(tmp_path):
     reasoner = kept(tmp_path, "aaa", Sim(n_latent=3, stride=4, halt=LearnedStop(bias=-1.0)))
+    codec = reasoner.codec
     chains = kept(tmp_path, "bbb", CoT())
     data, text = page(tmp_path / "aaa")
     assert not re.search(r"https?://|src=|@import", text)
@@ -55,6 +68,7 @@ def test_a_page_shows_what_the_model_does(tmp_path):
         with torch.no_grad():
             thought = reasoner.method.think(reasoner.codec.prompt([p["question"]]), Greedy())
             assert p["used"] == int(thought.used_U[0]) == len(p["thoughts"]) - 1
+            weights = family_attentions(reasoner.method, p["question"], thought, codec)
             for i, at in enumerate(p["thoughts"]):
                 h_D = thought.states_UKD[0, i]
                 p_V = reasoner.method.backbone.head(h_D).softmax(-1)
@@ -63,7 +77,8 @@ def test_a_page_shows_what_the_model_does(tmp_path):
                 weight, bias = reasoner.method.stop.linear.weight[0], reasoner.method.stop.linear.bias
                 assert at["halt"] == pytest.approx(float(torch.sigmoid(weight @ h_D + bias)), rel=1e-4)
                 assert [len(w) for w in at["attention"]] == [9 + i] * 2
-                assert all(sum(w) == pytest.approx(1, abs=1e-5) for w in at["attention"])
+                for got, whole_SS in zip(at["attention"], weights):
+                    assert got == pytest.approx(whole_SS[8 + i, : 9 + i].tolist(), abs=1e-5)
                 assert at["stopped"]["text"] == reasoner.answer([p["question"]], steps=i)[0]
                 if i:
                     before = thought.states_UKD[0, i - 1]

@@ -19,9 +19,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from latent.backbone import Backbone, from_scratch
-from latent.cache import watching
-from latent.config import ModelConfig
+from latent.backbone import Backbone
 from tests.helpers import ragged_prompt, row_of
 
 SHAPE = {"vocab_size": 17, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "bos_token_id": None,
@@ -136,20 +134,3 @@ def test_too_many_positions_say_so():
     _, context = backbone.read(torch.zeros(1, 60, dtype=torch.long))
     with pytest.raises(ValueError, match="need 66 positions"):
         backbone.step(torch.zeros(1, 1, 32, dtype=torch.float64), context.skip(5))
-
-
-@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
-def test_watched_attentions_are_the_familys_own(family):
-    body = from_scratch(ModelConfig(family=family, n_embd=32, n_head=2), 13, 0, None)
-    body.lm.set_attn_implementation("eager")
-    prompt, x = torch.randint(1, 13, (2, 5)), torch.randn(2, 1, body.width)
-    with torch.no_grad(), watching() as seen:
-        _, context = body.read(prompt)
-        body.step(x, context)
-    whole = torch.cat([body.embed(prompt), x], 1)
-    with torch.no_grad():
-        want = body.lm(inputs_embeds=whole, output_attentions=True, use_cache=False).attentions
-    assert len(seen) == 4
-    for layer in range(2):
-        torch.testing.assert_close(seen[layer][:, :, -1], want[layer][:, :, 4, :5], rtol=0, atol=1e-5)
-        torch.testing.assert_close(seen[2 + layer][:, :, 0], want[layer][:, :, 5], rtol=0, atol=1e-5)

@@ -1,6 +1,7 @@
-"""Mutants of latent/methods/."""
+"""Mutants of latent/methods/, and of the taps."""
 
 METHODS, CONTROLS, CURRICULUM = (f"tests/latent/test_{name}.py" for name in ("methods", "controls", "curriculum"))
+TAPS, LAYERS = "tests/latent/test_taps.py", "tests/eval/test_diagnostics.py"
 BY_HAND_SFT, RUNS = "tests/train/test_wiring.py", "tests/train/test_runs.py"
 
 GROUPS = (
@@ -106,5 +107,47 @@ GROUPS = (
          "self.config.r_max"),
         ("r_max never drawn", "(self.config.r_max + 1 - self.config.r_min)", "(self.config.r_max - self.config.r_min)"),
         ("exact of the first recurrence", "share(exact_BR[:, -1])", "share(exact_BR[:, 0])"),
+    )),
+    ("latent/methods/recurrent/method.py", TAPS, (
+        ("a recurrence early", "return calls[step].at(-1)", "return calls[max(0, step - 1)].at(-1)"),
+    )),
+    ("latent/methods/base.py", TAPS, (
+        ("a latent late", "return call.at(step - 1)", "return call.at(min(step, call.length - 1))"),
+    )),
+    ("latent/methods/base.py", LAYERS, (
+        ("inner layers are read without the norm", "else self.backbone.norm(states)", "else states"),
+    )),
+    ("latent/taps.py", TAPS, (
+        ("the first positions kept", "narrow(dim, x.shape[dim] - self.keep, self.keep)", "narrow(dim, 0, self.keep)"),
+        ("what is not kept is held", "return part if x.requires_grad else part.clone()", "return part"),
+        ("layers in the model's order", "{n: found[n] for n in tap.layers if n in found}",
+         "{n: found[n] for n in sorted(found)}"),
+        ("layers from the end are one too low", "found.append(n % (depth + 1))", "found.append(n % max(1, depth))"),
+        ("K and V are not the model's own", "tap.kept(k, 2), tap.kept(v, 2)", "tap.kept(k.clone(), 2), tap.kept(v, 2)"),
+        ("a tap gets the others' layers", "if n in tap.kv:", "if n > 0:"),
+        ("weights beyond the position", ": a.shape[3] - later]", ": a.shape[3]]"),
+        ("padding is not said", "None if mask_BT is None else tap.kept(mask_BT, 1)", "None"),
+    )),
+    ("latent/layers.py", TAPS, (
+        ("the last block at the wanted positions alone", "keep = max(keep, recording.last)", "keep = keep"),
+        ("what goes into a loop lacks the constant", "recording.state(i, entered_BTD)", "recording.state(i, args[1])"),
+    )),
+    ("latent/backbone.py", TAPS, (
+        ("the training chain runs under a tap", "torch.is_grad_enabled() and not self._taps else",
+         "torch.is_grad_enabled() else"),
+        ("kernels run under a tap", "if self._taps or torch.is_grad_enabled():", "if torch.is_grad_enabled():"),
+        ("a copy's taps are open", '{"_fused": {}, "_taps": []}', '{"_fused": {}}'),
+        ("an error leaves the tap open", "        try:\n            yield tap\n        finally:\n",
+         "        yield tap\n        if True:\n"),
+    )),
+    ("latent/families.py", TAPS, (
+        ("attention stays eager", "decoder.set_attn_implementation(before)", "pass"),
+        ("K and V as cached, past the graph", "*cache.added[n], weights[n]",
+         "*(x[:, :, -x_BTD.shape[1] :] for x in (cache.layers[n].keys, cache.layers[n].values)), weights[n]"),
+    )),
+    ("latent/cache.py", TAPS, (
+        ("weights of the first positions", "seen = visible_BTS[..., -t:, :]", "seen = visible_BTS[..., :t, :]"),
+        ("shared prompts without their padding", "visible_BTS = F.pad(seen,", "_ = F.pad(seen,"),
+        ("no dropout", "a = F.dropout(weights, dropout) @ v", "a = weights @ v"),
     )),
 )  # fmt: skip

@@ -72,12 +72,14 @@ class RecurrentMethod(Method[Recurrent]):
     def kept(self, prompt, used, text):
         return (prompt + text) * used * len(self.core)
 
-    def attentions(self, step):
-        first, each = len(self.prelude), len(self.core)
-        return slice(first + (step - 1) * each, first + step * each) if step else slice(0, first)
+    def of_latent(self, calls, step):
+        """The last position: of the prelude for step 0, then of each recurrence's core; the coda's call is the last."""
+        if step > len(calls) - 2:
+            raise UserError(f"the tap saw {len(calls) - 2} recurrences, not {step}")
+        return calls[step].at(-1)
 
-    def lens(self, states):
-        """Normed, the coda's layers left out."""
+    def lens(self, states, layer=None):
+        """Normed, the layers above left out: the last norm is outside of every loop."""
         return self.backbone.layers.norm(states)
 
     def think(self, prompt, choose, group=1, steps=None, edit=None):

@@ -1,0 +1,99 @@
+"""A decoder through its family's own `forward`: for every family whose arithmetic is not in `latent/layers.py`."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as masks
+from transformers.masking_utils import eager_mask
+
+from kernels.errors import UserError
+from latent.cache import LayerCache
+from latent.taps import Recording
+
+
+class _Cache(DynamicCache):
+    """Remembers what each layer adds, as the very tensors that are added."""
+
+    def __init__(self, past: list[LayerCache]):
+        super().__init__()
+        for i, layer in enumerate(past):
+            super().update(layer.k, layer.v, i)
+        self.added: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+        self.added[layer_idx] = key_states, value_states
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+
+def forward(
+    lm: nn.Module, x_BTD: Tensor, pos_BT: Tensor, past: list[LayerCache] | None, mask_BS: Tensor | None,
+    recording: Recording | None = None,
+) -> tuple[Tensor, list[LayerCache]]:  # fmt: skip
+    """Final hidden states (B, T, D) of T new positions, and the layers' longer caches; all of every layer is computed.
+
+    Raises UserError for a cache of something else than K and V, and for a family that does not give what is recorded.
+    """
+    decoder = lm.get_decoder()
+    cache = _Cache(past or [])
+    size = cache.get_seq_length() + x_BTD.shape[1]
+    mask_BS = x_BTD.new_ones(len(x_BTD), size, dtype=torch.long) if mask_BS is None else mask_BS.long()
+    named = "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
+    more = {named: cache}
+    inner, weighed = (False, False) if recording is None else (recording.inner, bool(recording.weighed))
+    if inner:
+        more["output_hidden_states"] = True
+    if weighed:
+        more["output_attentions"] = True
+    with _attention(decoder, weighed, x_BTD.dtype):
+        out = decoder(inputs_embeds=x_BTD, attention_mask=mask_BS, position_ids=pos_BT, use_cache=True, **more)
+    if any(not hasattr(c, "keys") or c.keys is None for c in cache.layers):
+        raise UserError(f"{type(lm).__name__} keeps something else than K and V in its cache: not supported")
+    if recording is not None:
+        depth = len(cache.layers)
+        states = _all_of(lm, out, "hidden_states", depth + 1) if inner else [None] * depth
+        weights = _all_of(lm, out, "attentions", depth) if weighed else [None] * depth
+        for n in range(depth):
+            if inner:
+                recording.state(n, states[n])
+            recording.block(n + 1, *cache.added[n], weights[n])
+        recording.state(depth, out.last_hidden_state)
+    return out.last_hidden_state, [LayerCache(c.keys, c.values) for c in cache.layers]
+
+
+def _all_of(lm: nn.Module, out, name: str, count: int) -> tuple[Tensor, ...]:
+    """One tensor a layer. Raises UserError where the family gives fewer or none."""
+    found = out.get(name) or ()
+    if len(found) != count or any(x is None for x in found):
+        raise UserError(f"{type(lm).__name__} does not give its {name.replace('_', ' ')}: they cannot be tapped")
+    return found
+
+
+@contextmanager
+def _attention(decoder: nn.Module, weighed: bool, dtype: torch.dtype) -> Iterator[None]:
+    """Where weights are asked for, attention is computed by way of them meanwhile: the faster kinds do not give them.
+
+    Its softmax is the family's, mostly in fp32 whatever the model's dtype.
+    """
+    before, fp64 = decoder.config._attn_implementation, dtype == torch.float64
+    if fp64:
+        masks["eager"] = _mask_in_range
+    try:
+        if weighed and before != "eager":
+            decoder.set_attn_implementation("eager")
+        yield
+    finally:
+        if fp64:
+            del masks["eager"]  # ours, which lay over theirs
+        if weighed and before != "eager":
+            decoder.set_attn_implementation(before)
+
+
+def _mask_in_range(*args, **kwargs) -> Tensor | None:
+    """What is added to the scores. Where nothing may be seen it is fp64's lowest number, minus infinity to a softmax in
+    fp32, as most families have it: padding, which sees nothing at all, would become NaN, and spread to all."""
+    mask = eager_mask(*args, **kwargs)
+    return mask if mask is None else mask.clamp(min=torch.finfo(torch.float32).min)

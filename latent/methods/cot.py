@@ -1,7 +1,7 @@
 """Control: distilled on chains written in tokens (SFT on the teacher's steps, then the answer)."""
 
 from latent.methods.base import AlongSequence, text_loss
-from latent.text import one_in
+from latent.text import one_in, tokens_in
 from latent.thought import Greedy
 
 
@@ -21,3 +21,6 @@ class CoT(AlongSequence):
         text = batch.chain(every=self.config.every)
         loss, logged = text_loss(self.backbone, self.think(batch.prompt, Greedy()), text)
         return [loss], logged
+
+    def counts(self, batch):
+        return [tokens_in(batch.chain_rows(every=self.config.every))]

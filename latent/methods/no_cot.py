@@ -1,7 +1,7 @@
 """Control: the answer at once, no chain and no latents."""
 
 from latent.methods.base import AlongSequence, text_loss
-from latent.text import pad_right
+from latent.text import pad_right, tokens_in
 from latent.thought import Greedy
 
 
@@ -12,3 +12,6 @@ class NoCoT(AlongSequence):
         text = pad_right(batch.answers, batch.pad, batch.prompt.ids_BT.device)
         loss, logged = text_loss(self.backbone, self.think(batch.prompt, Greedy()), text)
         return [loss], logged
+
+    def counts(self, batch):
+        return [tokens_in(batch.answers)]

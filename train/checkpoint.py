@@ -72,7 +72,7 @@ def write_tensors(folder: Path, tensors: dict[str, Tensor], shared: bool) -> Non
     """Tensors into a folder; `shared`: over all processes, each of which calls this."""
     from torch.distributed import checkpoint as dcp
 
-    writer = dcp.FileSystemWriter(folder)
+    writer = dcp.FileSystemWriter(folder, sync_files=False)  # `put_folder` does so
     writer.fs = disk()
     try:
         with named(folder), alone_in_silence():
@@ -134,6 +134,9 @@ class _Remembering:
             self.error = e
             raise
 
+    def flush(self) -> None:
+        """Not after every tensor: closing does."""
+
     def __getattr__(self, name: str):
         return getattr(self.file, name)
 
@@ -145,7 +148,7 @@ def disk():
     class Disk(FileSystem):
         @contextmanager
         def create_stream(self, path, mode: str) -> Iterator:
-            with named(Path(path)), Path(path).open(mode) as f:
+            with named(Path(path)), Path(path).open(mode, 1 << 14) as f:
                 if "w" not in mode:
                     yield f
                     return

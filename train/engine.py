@@ -77,10 +77,8 @@ class Engine:
         if self.world == 1:
             return
         if self.plugin is None:
-            self.accelerator.ddp_handler = DistributedDataParallelKwargs(
-                find_unused_parameters=True,  # a process whose rows have no steps has no gradient for their decoder
-                broadcast_buffers=False,  # done once an update, in `step`
-            )
+            # A process whose rows have no steps has no gradient for their decoder.
+            self.accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
             self.module = self.accelerator.prepare(method)
             return
         self.plain = type(method)
@@ -156,8 +154,8 @@ class Engine:
         check(norm)
         optimizer.step()
         optimizer.zero_grad()
-        if self.world > 1:
-            for b in self.module.buffers():
+        if self.plugin is not None:
+            for b in self.module.buffers():  # as DDP does in its forward
                 torch.distributed.broadcast(b, 0)
         return norm
 

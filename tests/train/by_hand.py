@@ -21,8 +21,8 @@ def trainer_of(run: Run, root: Path, say=lambda event: None):
     reasoner.method.double()
     record = Record(root, run)
     record.open(env.fingerprint(), None)
-    trainer = Trainer(reasoner, record, Engine.start("cpu"), say)
-    return trainer, env, copy.deepcopy(reasoner.method)
+    kept = copy.deepcopy(reasoner.method)  # before the engine shares it out
+    return Trainer(reasoner, record, Engine.start("cpu"), say), env, kept
 
 
 class AdamW:

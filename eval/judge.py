@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Protocol
 
 from eval.environments.base import Environment, Problem, Verdict, iterate
 from eval.stats import wilson
@@ -31,22 +32,51 @@ def verify(env: Environment, problem: Problem, text: str) -> Verdict:
         raise RuntimeError(f"the verifier failed on problem {problem.key}: {type(e).__name__}: {e}") from e
 
 
+class Processes(Protocol):
+    """Those that share an evaluation: this one is `rank` of `world`."""
+
+    rank: int
+    world: int
+
+    def gather(self, mine: list) -> list[list]:
+        """What every process has, by rank, on all of them."""
+
+
 def judge(
-    reasoner: Reasoner, env: Environment, problems: list[Problem], batch=256, steps=None, tick=None
-) -> list[Item]:
-    """Greedy answers to `problems`, verified. `steps` overrides the latent steps; `tick(n)` is told of progress."""
+    reasoner: Reasoner, env: Environment, problems: list[Problem], batch=256, steps=None, tick=None,
+    among: Processes | None = None,
+) -> list[Item]:  # fmt: skip
+    """Greedy answers to `problems`, verified. `steps` overrides the latent steps; `tick(n)` is told of progress.
+
+    Processes that are given in `among` share every batch, row by row in turn, and all return all items. Each pads its
+    rows as the whole batch is padded, so that a text ends where it would have ended there.
+    """
     was_training = reasoner.method.training
     reasoner.method.eval()
+    rank, world = (among.rank, among.world) if among else (0, 1)
     items = []
     for part in iterate(problems, batch):
-        tokens_BT, thought = reasoner.tokens([p.question for p in part], steps)
-        lengths = text_lengths(tokens_BT, reasoner.codec.end)
-        for p, text, used, length in zip(part, reasoner.codec.texts(tokens_BT), thought.used_B.tolist(), lengths):
-            v = verify(env, p, text)
-            items.append(Item(p.key, p.level, text, v.correct, v.reward, v.parsed, v.reason, used, length))
+        items += _items(reasoner, env, part[rank::world], steps, [p.question for p in part] if world > 1 else None)
         if tick:
             tick(len(part))
     reasoner.method.train(was_training)
+    if world == 1:
+        return items
+    shares = [iter(share) for share in among.gather(items)]
+    return [next(shares[i % world]) for part in iterate(problems, batch) for i in range(len(part))]
+
+
+def _items(
+    reasoner: Reasoner, env: Environment, problems: list[Problem], steps, beside: list[str] | None
+) -> list[Item]:
+    """The judged answers to some problems of a batch, `beside` all of its questions."""
+    if not problems:
+        return []
+    tokens_BT, thought = reasoner.tokens([p.question for p in problems], steps, beside)
+    lengths, items = text_lengths(tokens_BT, reasoner.codec.end), []
+    for p, text, used, length in zip(problems, reasoner.codec.texts(tokens_BT), thought.used_B.tolist(), lengths):
+        v = verify(env, p, text)
+        items.append(Item(p.key, p.level, text, v.correct, v.reward, v.parsed, v.reason, used, length))
     return items
 
 

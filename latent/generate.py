@@ -112,11 +112,14 @@ class Reasoner:
         return longest_text(self.method, self.answer_tokens, self.chain_tokens, self.chain_steps)
 
     @torch.inference_mode()
-    def tokens(self, questions: list[str], steps: int | None = None) -> tuple[Tensor, Thought]:
-        """Greedy completions of one batch, and the thoughts before them."""
+    def tokens(
+        self, questions: list[str], steps: int | None = None, beside: list[str] | None = None
+    ) -> tuple[Tensor, Thought]:
+        """Greedy completions of one batch, and the thoughts before them. `beside`: questions to pad them alike with."""
         if steps is not None and steps < 0:
             raise UserError(f"the number of latent steps must be at least 0, got {steps}")
-        prompt = self.codec.prompt(questions, self.method.backbone.device)
+        width = max((len(self.codec.question(q)) for q in beside or ()), default=0)
+        prompt = self.codec.prompt(questions, self.method.backbone.device, width)
         choose = Greedy()
         thought = self.method.think(prompt, choose, steps=steps)
         return decode(self.method, thought, choose, self.max_tokens, self.codec.end), thought

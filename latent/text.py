@@ -178,14 +178,14 @@ class Codec:
             rows = [row[: row.index(self.end)] if self.end in row else row for row in rows]
         return self.tokenizer.batch_decode(rows)
 
-    def prompt(self, questions: Iterable[str], device="cpu") -> Prompt:
-        """Left-padded prompts. Raises UserError for what is no list of texts."""
+    def prompt(self, questions: Iterable[str], device="cpu", width: int = 0) -> Prompt:
+        """Left-padded prompts, of at least `width` positions. Raises UserError for what is no list of texts."""
         if isinstance(questions, str):
             raise UserError(f"questions must be a list of texts, got one text: give [{questions!r:.40}]")
         rows = [self.question(q) for q in questions]
         if not rows:
             raise UserError("there is no question to read")
-        longest = max(map(len, rows))
+        longest = max(width, *map(len, rows))
         if min(map(len, rows)) == longest:
             return Prompt(torch.tensor(rows, device=device))
         ids = torch.tensor([(self.pad,) * (longest - len(r)) + r for r in rows], device=device)
@@ -208,6 +208,11 @@ class Text:
     mask_BT: Tensor | None
 
 
+def tokens_in(rows: Iterable[tuple[int, ...]]) -> int:
+    """Tokens in all rows together."""
+    return sum(map(len, rows))
+
+
 def pad_right(rows: list[tuple[int, ...]], pad: int, device="cpu") -> Text:
     """Rows of ids as one tensor."""
     longest = max(map(len, rows))
@@ -221,8 +226,8 @@ def pad_right(rows: list[tuple[int, ...]], pad: int, device="cpu") -> Text:
 class Batch:
     """Problems as ids: prompts, and for each row its steps and its answer.
 
-    Where several processes share a batch, each has the rows from `first` on of `whole` of them. What a loss draws at
-    random it draws through `draw`, from a generator that is the same on all of them: torch's own where none is given.
+    Where processes or micro-batches share a batch, each has the rows from `first` on of `whole` of them. What a loss
+    draws at random it draws through `draw`, from a generator that is the same for all: torch's own where none is given.
     """
 
     prompt: Prompt
@@ -260,9 +265,12 @@ class Batch:
 
     def chain(self, skip: int = 0, every: int = 1) -> Text:
         """The steps from the `skip`-th on, cut to one in `every`, then the answer."""
+        return pad_right(self.chain_rows(skip, every), self.pad, self.prompt.ids_BT.device)
+
+    def chain_rows(self, skip: int = 0, every: int = 1) -> list[tuple[int, ...]]:
+        """The same, a row of ids a problem."""
         cut = [one_in(every, steps[skip:]) for steps in self.steps]
-        rows = [sum(steps, ()) + answer for steps, answer in zip(cut, self.answers)]
-        return pad_right(rows, self.pad, self.prompt.ids_BT.device)
+        return [sum(steps, ()) + answer for steps, answer in zip(cut, self.answers)]
 
 
 def one_in(every: int, steps: list) -> list:

@@ -7,8 +7,9 @@ positions, K latent steps, R recurrences, D width, H heads, V vocabulary.
 from dataclasses import dataclass, field, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal
 
 from kernels.errors import UserError
 from latent.cache import Context
@@ -20,6 +21,10 @@ class Prompt:
 
     ids_BT: Tensor
     mask_BT: Tensor | None = None
+
+    def rows(self, index: slice) -> "Prompt":
+        """Some of them, as they are padded here."""
+        return Prompt(self.ids_BT[index], None if self.mask_BT is None else self.mask_BT[index])
 
 
 @dataclass
@@ -41,7 +46,22 @@ class Decision:
     turn: int = 0
     density: bool = False
 
-    def rows(self, index: slice) -> "Decision":
+    @classmethod
+    def joined(cls, parts: list["Decision"]) -> "Decision":
+        """The decisions of all rows, padded with what was not made."""
+        longest = max(part.mask_BT.shape[1] for part in parts)
+
+        def over(name: str) -> Tensor:
+            of_parts = [getattr(part, name) for part in parts]
+            spare = [t.new_zeros(len(t), longest - t.shape[1], *t.shape[2:]) for t in of_parts]
+            return torch.cat([torch.cat(both, 1) for both in zip(of_parts, spare)])
+
+        fields = map(over, ("value_BT", "logp_BT", "entropy_BT", "mask_BT"))
+        most = max(parts, key=lambda part: len(part.time_T))
+        later = max(int(part.time_T[0]) for part in parts) - most.time_T[0]  # texts begin when all have thought
+        return cls(most.kind, *fields, most.time_T + later, most.turn, most.density)
+
+    def rows(self, index: slice | Tensor) -> "Decision":
         """The decisions of some rows, up to the last that any of them made."""
         made_T = self.mask_BT[index].any(0)
         t = int(made_T.nonzero().max()) + 1 if made_T.any() else 0
@@ -121,11 +141,43 @@ class Chooser:
         return found
 
 
+@dataclass
+class Share:
+    """Which rows of a batch are here, for draws that are those rows' own whoever else is here.
+
+    Every draw is made for all `whole` rows from `generator`, and these take theirs: so a batch that is cut over
+    processes or into micro-batches draws what it would have drawn in one piece, from torch's generator at that state.
+    """
+
+    rows_B: Tensor
+    whole: int
+    generator: torch.Generator
+
+    def sample(self, dist: Distribution) -> Tensor:
+        """As `dist.sample()` on all rows would have drawn for these. Raises NotImplementedError for unknown kinds."""
+        if isinstance(dist, Categorical):  # as torch draws one value: the largest p / q, q exponential
+            noise_WV = dist.probs.new_empty(self.whole, *dist.probs.shape[1:]).exponential_(1, generator=self.generator)
+            return (dist.probs / noise_WV[self.rows_B]).argmax(-1)
+        if isinstance(dist, Bernoulli):
+            p_W = dist.probs.new_zeros(self.whole, *dist.probs.shape[1:]).index_copy_(0, self.rows_B, dist.probs)
+            return torch.bernoulli(p_W, generator=self.generator)[self.rows_B]
+        if isinstance(dist, Independent) and isinstance(dist.base_dist, Normal):
+            mean_BD, std_BD = dist.base_dist.loc, dist.base_dist.scale
+            noise_WD = mean_BD.new_empty(self.whole, *mean_BD.shape[1:]).normal_(generator=self.generator)
+            return noise_WD[self.rows_B] * std_BD + mean_BD
+        raise NotImplementedError(f"a {type(dist).__name__} cannot be drawn for a share of a batch")
+
+
 class Sample(Chooser):
-    """Draws from the policy."""
+    """Draws from the policy: from torch's generator, or for a share of a batch. `drawn`: how often."""
+
+    def __init__(self, temperature: float = 1.0, share: Share | None = None):
+        super().__init__(temperature)
+        self.share, self.drawn = share, 0
 
     def pick(self, kind, dist):
-        return dist.sample()
+        self.drawn += 1
+        return dist.sample() if self.share is None else self.share.sample(dist)
 
 
 class Greedy(Chooser):
@@ -163,15 +215,57 @@ class Rollout:
     used_B: Tensor
     decisions: list[Decision]
 
+    @classmethod
+    def joined(cls, prompt: Prompt, group: int, parts: list["Rollout"], end: int | None) -> "Rollout":
+        """The rollouts of all prompts from those of their pieces in order, padded to the longest."""
+        tokens = [part.tokens_BT for part in parts]
+        longest = max(t.shape[1] for t in tokens)
+        tokens_BT = torch.cat([F.pad(t, (0, longest - t.shape[1]), value=end or 0) for t in tokens])
+        decisions = [Decision.joined(same) for same in zip(*(part.decisions for part in parts), strict=True)]
+        return cls(prompt, group, tokens_BT, torch.cat([part.used_B for part in parts]), decisions)
+
     def prompts(self, index: slice) -> "Rollout":
         """The rollouts of some prompts, e.g. a minibatch."""
-        rows = slice(index.start * self.group, index.stop * self.group)
+        return self.part(Piece(index, slice(0, self.group)))
+
+    def part(self, piece: "Piece") -> "Rollout":
+        """Some rollouts of some prompts, e.g. a micro-batch."""
+        rows = piece.rows(self.group)
         decisions = [d.rows(rows) for d in self.decisions]
-        mask = None if self.prompt.mask_BT is None else self.prompt.mask_BT[index]
         return replace(
             self,
-            prompt=Prompt(self.prompt.ids_BT[index], mask),
+            prompt=self.prompt.rows(piece.prompts),
+            group=piece.group.stop - piece.group.start,
             tokens_BT=self.tokens_BT[rows, : decisions[-1].mask_BT.shape[1]],
             used_B=self.used_B[rows],
             decisions=decisions,
         )
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some rollouts of some prompts: which prompts, and which of the G rollouts of each."""
+
+    prompts: slice
+    group: slice
+
+    def rows(self, group: int) -> slice | Tensor:
+        """Its rows among those of all prompts, G = `group` each."""
+        first, last = self.prompts.start, self.prompts.stop
+        if self.group == slice(0, group):
+            return slice(first * group, last * group)
+        return (torch.arange(first, last)[:, None] * group + torch.arange(group)[self.group]).flatten()
+
+
+def pieces(prompts: range, group: int, most: int) -> list[Piece]:
+    """Prompts and their groups of rollouts in order, cut so that no piece has more than `most` rows; 0 = one piece.
+
+    A group that is larger than that is cut, too: its prompt is then read once a piece.
+    """
+    if not most or len(prompts) * group <= most:
+        return [Piece(slice(prompts.start, prompts.stop), slice(0, group))]
+    if group <= most:
+        some = [prompts[i : i + most // group] for i in range(0, len(prompts), most // group)]
+        return [Piece(slice(part.start, part.stop), slice(0, group)) for part in some]
+    cut = [slice(g, min(g + most, group)) for g in range(0, group, most)]
+    return [Piece(slice(p, p + 1), part) for p in prompts for part in cut]

@@ -1,50 +1,111 @@
 """Checkpoints that hold all an exact resume needs: parameters, buffers, optimizer, counters.
 
 Data and randomness are pure functions of (seed, step), so a step number stands for the state of both. Each is a folder
-of its own, `checkpoint/step-N/`: state.pt, and manifest.json, which says whose it is, at which step, the checksum of
-every file, and where the logs ended. It gets its name when it is whole, and no file in it is written twice.
+of its own, `checkpoint/step-N/`: tensors as torch.distributed.checkpoint writes them, each process its share, and
+manifest.json, which says whose it is, at which step, the checksum of every file, where the logs ended, and how far the
+run had come. It gets its name when it is whole, and no file in it is written twice. Any number of processes reads it.
 """
 
+from __future__ import annotations
+
 import json
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from kernels.errors import UserError
 from latent.files import PART, digest, drop_folder, drop_parts, named, put_folder, read_json, write_text
 
-STATE, MANIFEST = "state.pt", "manifest.json"
+if TYPE_CHECKING:
+    from train.engine import Engine
+
+MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint whose files are as they were written."""
+    """A checkpoint whose files are as they were written. `ends`: where the logs ended; `progress`: all but tensors."""
 
     folder: Path
     step: int
     ends: dict[str, dict]
+    progress: dict
 
 
-def save(home: Path, state: dict, run: str, ends: dict[str, dict], keep: int) -> None:
-    """Write `state` as the checkpoint of its step, and drop all but the `keep` newest of the way that led there.
+def save(
+    home: Path, step: int, tensors: dict[str, Tensor], progress: dict, run: str, ends: Callable[[], dict[str, dict]],
+    keep: int, engine: Engine,
+) -> None:  # fmt: skip
+    """Write the checkpoint of a step, and drop all but the `keep` newest of the way that led there.
 
-    `ends`: where the logs end. Raises OSError naming the file, on a full disk too; the others are then still there.
+    `ends` says where the logs end, `progress` what JSON can hold. All processes take part, in a folder that all of them
+    see. Raises OSError naming the file, on a full disk too; the other checkpoints are then still there.
     """
-    place = home / f"step-{state['step']}"
+    place = home / f"step-{step}"
     part = place.with_name(place.name + PART)
-    drop_parts(home)
-    part.mkdir(parents=True)
-    write_state(part / STATE, state | {"run": run})
-    about = {"run": run, "step": state["step"], "files": {STATE: digest(part / STATE)}, "logs": ends}
-    write_text(part / MANIFEST, rendered(about))
-    put_folder(part, place)
-    steps = found(home)
-    mine = [step for step in steps if step <= state["step"]]
-    for step in set(steps) - set(mine[:keep]):  # a later one was refused, or this run would have gone on from it
-        drop_folder(home / f"step-{step}")
+    if engine.leads:
+        drop_parts(home)
+        part.mkdir(parents=True)
+    engine.wait()
+    write_tensors(part, tensors, engine.world > 1)
+    engine.wait()
+    if engine.leads:
+        sums = {path.name: digest(path) for path in sorted(part.iterdir())}
+        about = {"run": run, "step": step, "files": sums, "logs": ends(), "progress": progress}
+        write_text(part / MANIFEST, rendered(about))
+        put_folder(part, place)
+        steps = found(home)
+        mine = [each for each in steps if each <= step]
+        for each in set(steps) - set(mine[:keep]):  # a later one was refused, or this run would have gone on from it
+            drop_folder(home / f"step-{each}")
+    engine.wait()
+
+
+def write_tensors(folder: Path, tensors: dict[str, Tensor], shared: bool) -> None:
+    """Tensors into a folder; `shared`: over all processes, each of which calls this."""
+    from torch.distributed import checkpoint as dcp
+
+    writer = dcp.FileSystemWriter(folder, sync_files=False)  # `put_folder` does so
+    writer.fs = disk()
+    try:
+        with named(folder), alone_in_silence():
+            dcp.save(tensors, storage_writer=writer, no_dist=not shared)
+    except dcp.api.CheckpointException as e:
+        for error, _ in e.failures.values():
+            if isinstance(error, OSError):
+                raise error from None
+        raise
+
+
+@contextmanager
+def alone_in_silence() -> Iterator[None]:
+    """Without torch's warning that a process which is alone saves and loads alone."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+def contents(saved: Saved) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Size and type of every tensor in a checkpoint, by name."""
+    from torch.distributed.checkpoint import FileSystemReader
+
+    about = FileSystemReader(saved.folder).read_metadata().state_dict_metadata
+    return {name: (each.size, each.properties.dtype) for name, each in about.items()}
+
+
+def load(saved: Saved, into: dict[str, Tensor], engine: Engine) -> None:
+    """Read the tensors of a checkpoint that was checked into those given, whole or sharded. All processes take part."""
+    from torch.distributed import checkpoint as dcp
+
+    with alone_in_silence():
+        dcp.load(into, storage_reader=dcp.FileSystemReader(saved.folder), no_dist=engine.world == 1)
 
 
 def write_state(path: Path, state: dict) -> None:
@@ -74,7 +135,30 @@ class _Remembering:
             raise
 
     def flush(self) -> None:
-        self.file.flush()
+        """Not after every tensor: closing does."""
+
+    def __getattr__(self, name: str):
+        return getattr(self.file, name)
+
+
+def disk():
+    """A file system for torch.distributed.checkpoint that tells which file an error was about."""
+    from torch.distributed.checkpoint.filesystem import FileSystem
+
+    class Disk(FileSystem):
+        @contextmanager
+        def create_stream(self, path, mode: str) -> Iterator:
+            with named(Path(path)), Path(path).open(mode, 1 << 14) as f:
+                if "w" not in mode:
+                    yield f
+                    return
+                kept = _Remembering(f)
+                try:
+                    yield kept
+                except RuntimeError:
+                    raise kept.error or RuntimeError from None
+
+    return Disk()
 
 
 def rendered(about: dict) -> str:
@@ -94,7 +178,7 @@ def newest(home: Path, run: str, unfit: Callable[[dict], str | None]) -> tuple[S
 
     `unfit(ends)` says why the logs do not go with a checkpoint. Nothing is written.
     """
-    wrong = [f"{path} is no checkpoint of this version" for path in home.glob(STATE)]
+    wrong = [f"{path} is no checkpoint of this version" for path in home.glob("state.pt")]
     for step in found(home):
         folder = home / f"step-{step}"
         try:
@@ -114,6 +198,8 @@ def checked(folder: Path, run: str, unfit: Callable[[dict], str | None]) -> Save
         raise UserError(f"{folder} is of run {about['run']}, this is run {run}")
     if folder.name != f"step-{about['step']}":
         raise UserError(f"{folder} holds step {about['step']}, which is not what it is named")
+    if "progress" not in about:
+        raise UserError(f"{folder} is no checkpoint of this version")
     for name, checksum in about["files"].items():
         if not (folder / name).is_file():
             raise UserError(f"{folder / name} is missing")
@@ -121,12 +207,7 @@ def checked(folder: Path, run: str, unfit: Callable[[dict], str | None]) -> Save
             raise UserError(f"{folder / name} is damaged: its checksum is another")
     if why := unfit(about["logs"]):
         raise UserError(f"{folder} does not go with the log: {why}")
-    return Saved(folder, about["step"], about["logs"])
-
-
-def load(saved: Saved) -> dict:
-    """The state of a checkpoint that was checked."""
-    return torch.load(saved.folder / STATE, map_location="cpu", weights_only=True)
+    return Saved(folder, about["step"], about["logs"], about["progress"])
 
 
 def remove(home: Path) -> None:

@@ -41,6 +41,9 @@ class SFT:
     """Updates between checkpoints for a resume."""
     keep: int = field(default=2, metadata=HOW)
     """Checkpoints kept, the newest ones: where one is damaged the one before it is used."""
+    micro_batch: int = field(default=0, metadata=HOW)
+    """Rows computed at a time on a process, 0 = all: problems, and in RL rollouts. Gradients add up: it changes memory
+    and speed, and nothing else."""
     select: Literal["last", "best"] = "last"
     """Weights that the run ends with: the last, or those with the best accuracy on the validation split."""
     valid_every: int = 0
@@ -56,7 +59,7 @@ class SFT:
             raise UserError("train.select best needs train.valid_every: how often to validate")
         if self.valid_items < 1:
             raise UserError(f"train.valid_items must be at least 1, got {self.valid_items}")
-        for name in ("steps", "warmup", "valid_every"):
+        for name in ("steps", "warmup", "valid_every", "micro_batch"):
             if getattr(self, name) < 0:
                 raise UserError(f"train.{name} must be at least 0, got {getattr(self, name)}")
         for name in ("lr", "clip"):

@@ -1,4 +1,4 @@
-"""What every training run shares: optimizer, schedule, seeding, gradient sync, logging, checkpoints, exact resume."""
+"""What every training run shares: optimizer, schedule, seeding, the update, logging, checkpoints, exact resume."""
 
 import json
 import logging
@@ -8,8 +8,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
 from eval.environments.base import Environment, Problem
@@ -20,11 +18,14 @@ from latent.methods.base import Mean
 from latent.thought import Greedy
 from train import checkpoint
 from train.config import SFT
+from train.engine import Engine
+from train.losses import Extreme
 from train.process import Stopped, amid_update
 from train.record import Record
 from train.selection import Selection
 
 log = logging.getLogger(__name__)
+Terms = tuple[list[Mean], dict[str, Mean | Extreme]]  # of a loss, and what to log beside it
 
 
 class Diverged(RuntimeError):
@@ -32,15 +33,17 @@ class Diverged(RuntimeError):
 
 
 class Trainer:
-    """One run's updates. `update(step)` computes losses and calls `descend`; `fit` does the rest.
+    """One run's updates. `update(step)` says what the loss is made of and calls `descend`; `fit` does the rest.
 
     `say(event)` is told of progress: {"stage", "done", "total"} and, at logging steps, "metrics".
     """
 
-    def __init__(self, reasoner: Reasoner, record: Record, accelerator: Accelerator, say: Callable[[dict], None]):
-        self.reasoner, self.record, self.accelerator, self.say = reasoner, record, accelerator, say
+    def __init__(self, reasoner: Reasoner, record: Record, engine: Engine, say: Callable[[dict], None]):
+        self.reasoner, self.record, self.engine, self.say = reasoner, record, engine, say
         self.config: SFT = record.run.train
         self.method = reasoner.method
+        self.reference = engine.frozen(self.method) if getattr(self.config, "kl", 0) else None
+        engine.prepare(self.method)
         self.core_seconds, self.done, self.counters, self.enough = 0.0, 0, {}, False
         self.start: checkpoint.Saved | None = None  # what `choose_start` found
         self.saved, self.given = 0, []  # step of the newest checkpoint; the problems of the last batch
@@ -54,36 +57,32 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             groups, lr=c.lr, betas=(0.9, c.beta2), weight_decay=c.weight_decay, fused=True
         )
-        self.params = [p for g in groups for p in g["params"] if p.requires_grad]
 
     @property
     def share(self) -> int:
         """Problems an update for this process."""
-        world = self.accelerator.num_processes
+        world = self.engine.world
         if self.config.batch % world:
             raise UserError(f"train.batch must be a multiple of the {world} processes, got {self.config.batch}")
         return self.config.batch // world
 
     def problems(self, env: Environment, step: int) -> list[Problem]:
         """This process's part of the data of a step. A run that starts from another does not see its data again."""
-        run, rank = self.record.run, self.accelerator.process_index
+        run = self.record.run
         stream = run.seed if run.init is None else f"{run.seed} after {run.init}"
         whole = env.train_batch(stream, step, self.config.batch)
-        parts = getattr(self.config, "minibatches", 1)  # each is shared, so that it is the same on any number of them
-        size, own = len(whole) // parts, self.share // parts
-        self.given = [p for i in range(parts) for p in whole[i * size + rank * own :][:own]]
+        self.given = [whole[i] for i in self.own()]
         return self.given
 
-    def drawing(self, step: int) -> torch.Generator:
-        """What a step draws for its whole batch, on whichever process: that of a single one."""
-        return torch.Generator().manual_seed(seed_of(self.record.run.seed, step, 0))
+    def own(self) -> list[int]:
+        """Which of a batch's problems are this process's."""
+        parts = getattr(self.config, "minibatches", 1)  # each is shared, so that it is the same on any number of them
+        size, own = self.config.batch // parts, self.share // parts
+        return [i * size + self.engine.rank * own + j for i in range(parts) for j in range(own)]
 
-    def all_agree(self, yes: bool) -> bool:
-        """Whether it holds on every process: a decision that all of them take alike."""
-        if self.accelerator.num_processes == 1:
-            return yes
-        no = torch.tensor(float(not yes), device=self.accelerator.device)
-        return self.accelerator.reduce(no, "sum").item() == 0
+    def drawing(self, step: int, device: str | torch.device = "cpu") -> torch.Generator:
+        """What a step draws for its whole batch, on whichever process: that of a single one."""
+        return torch.Generator(device).manual_seed(seed_of(self.record.run.seed, step, 0))
 
     def rate(self, step: int) -> float:
         """Linear warm-up, constant, linear decay at the end: a factor of the peak rate."""
@@ -92,51 +91,32 @@ class Trainer:
         down = 1.0 if step <= decay_from else 1 - (1 - c.decay_to) * (step - decay_from) / (c.steps - decay_from)
         return min(1.0, (step + 1) / max(1, c.warmup)) * down
 
-    def over_processes(self, terms: list[Mean], logged: dict[str, Mean | Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """This process's part of a loss, and what is logged of it.
+    def descend(self, parts: list[Callable[[], Terms]], counts: Callable[[], list] | None = None) -> dict[str, Tensor]:
+        """One optimizer step on a loss that is summed over micro-batches and processes. Returns what to log.
 
-        Every term's total is divided by its count over all processes, so that the parts add up to the loss that one
-        process would have had. A plain tensor is logged as the mean over processes.
+        Each part computes a micro-batch's terms; it is called once. Every term's total is divided by its count over all
+        of them, so that the parts add up to the loss that one process would have had in one piece. Where there is more
+        than one part, `counts` tells those of this process before the first is computed. Raises `Diverged`.
         """
-        given = [*terms, *(m if isinstance(m, Mean) else Mean(m, 1) for m in logged.values())]
-        counts, totals = [m.count for m in given], [m.total.detach() for m in given]
-        if self.accelerator.num_processes > 1:
-            device = self.accelerator.device
-            sums = torch.tensor([*map(float, counts), *map(float, totals)], dtype=torch.float64, device=device)
-            counts, sums = self.accelerator.reduce(sums, "sum").split(len(given))
-            counts = [int(n) for n in counts.tolist()]
-            totals = [sums[i].to(t.dtype if t.is_floating_point() else torch.float32) for i, t in enumerate(totals)]
-        means = [Mean(t, n).taken() for t, n in zip(totals, counts)]
-        parts = [m.weight * Mean(m.total, n).taken() for m, n in zip(terms, counts)]
-        values = dict(zip(logged, means[len(terms) :]))
-        return sum(parts), {"loss": sum(m.weight * mean for m, mean in zip(terms, means)), **values}
+        engine, tally = self.engine, Tally()
+        whole = engine.sum(counts()) if len(parts) > 1 else None
+        for i, part in enumerate(parts):
+            with engine.accumulating(last=i == len(parts) - 1):
+                terms, logged = part()
+                whole = engine.sum([m.count for m in terms]) if whole is None else whole
+                if engine.world > 1:
+                    whole = [int(n) for n in whole]
+                engine.backward(sum(m.weight * Mean(m.total, n).taken() for m, n in zip(terms, whole, strict=True)))
+            tally.add(terms, logged)
+            del terms, logged  # and with them what this micro-batch's graph has kept
+        metrics = tally.over_processes(engine)
 
-    def descend(self, loss: Tensor) -> Tensor:
-        """One optimizer step on `loss`, the sum over processes. Returns the gradient norm before clipping.
+        def check(norm: Tensor) -> None:  # both are the same on all processes
+            if not (math.isfinite(float(norm)) and math.isfinite(float(metrics["loss"]))):
+                raise Diverged(f"loss {float(metrics['loss'])}, gradient norm {float(norm)}")
 
-        Raises `Diverged`.
-        """
-        loss.backward()
-        self._sync()
-        norm = torch.nn.utils.clip_grad_norm_(self.params, self.config.clip)
-        if not self.all_agree(math.isfinite(float(norm)) and math.isfinite(loss.item())):
-            raise Diverged(f"loss {loss.item()}, gradient norm {float(norm)}")
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return norm
-
-    def _sync(self) -> None:
-        """Sum gradients, and take buffers from process 0: the same calls on every process, whatever the data."""
-        if self.accelerator.num_processes == 1:
-            return
-        has = torch.tensor([float(p.grad is not None) for p in self.params], device=self.accelerator.device)
-        has = self.accelerator.reduce(has, "sum").tolist()  # AdamW would decay a parameter whose gradient is zero
-        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in self.params])
-        flat = self.accelerator.reduce(flat, "sum")
-        for p, g, n in zip(self.params, flat.split([p.numel() for p in self.params]), has):
-            p.grad = g.view_as(p) if n else None
-        for b in self.method.buffers():
-            torch.distributed.broadcast(b, 0)
+        metrics["grad_norm"] = engine.step(self.optimizer, self.config.clip, check)
+        return metrics
 
     def choose_start(self) -> None:
         """Find the checkpoint to go on from: the newest good one, saying what is wrong with newer ones. Writes nothing.
@@ -150,13 +130,12 @@ class Trainer:
             raise UserError(
                 f"{per_update} prompts a process cannot be cut into {parts} minibatches (train.minibatches)"
             )
-        if self.accelerator.is_main_process:
+        if self.engine.leads:
             found, wrong = checkpoint.newest(home, self.record.run.id, self.record.unfit)
-        if self.accelerator.num_processes > 1:  # one looks, and all go on from the same
-            found, wrong = broadcast_object_list([found, wrong])
+        found, wrong = self.engine.from_first((found, wrong))  # one looks, and all go on from the same
         if wrong and found is None:
             raise UserError(f"{wrong[0]}; put back what was there, or remove {home} to begin the run again")
-        for each in wrong if self.accelerator.is_main_process else ():
+        for each in wrong if self.engine.leads else ():
             log.warning("%s: not used; going on from step %d", each, found.step)
         self.start = found
 
@@ -169,7 +148,7 @@ class Trainer:
         with amid_update() as told_to_end:
             for step in range(self.done, total):
                 start = time.process_time()
-                torch.manual_seed(seed_of(self.record.run.seed, step, self.accelerator.process_index))
+                torch.manual_seed(seed_of(self.record.run.seed, step, self.engine.rank))
                 for group in self.optimizer.param_groups:
                     group["lr"] = c.lr * group["scale"] * self.rate(step)
                 try:
@@ -180,13 +159,13 @@ class Trainer:
                 self.core_seconds += time.process_time() - start
                 event = {"stage": "train", "done": self.done, "total": total}
                 if self.done % c.log_every == 0 or self.done == total or self.enough:
-                    event["metrics"] = self._mean_over_processes(mean(window))
+                    event["metrics"] = mean(window)
                     window.clear()
                     line = {"step": self.done, "core_seconds": self.core_seconds, **event["metrics"]}
-                    if self.accelerator.is_main_process:
+                    if self.engine.leads:
                         self.record.log(line)
-                    self.accelerator.log(line, self.done)
-                leave = not self.all_agree(not told_to_end())
+                    self.engine.log(line, self.done)
+                leave = not self.engine.all_agree(not told_to_end())
                 if self.selection and not leave:
                     self.selection.after(self)
                 self.say(event)
@@ -199,13 +178,7 @@ class Trainer:
                     break
         self._check_weights()
         self.method.eval()
-
-    def _mean_over_processes(self, metrics: dict[str, float]) -> dict[str, float]:
-        """The mean over processes, so that all of them see, and act on, the same numbers."""
-        if self.accelerator.num_processes == 1:
-            return metrics
-        values = torch.tensor(list(metrics.values()), device=self.accelerator.device)
-        return dict(zip(metrics, self.accelerator.reduce(values, "mean").tolist()))
+        self.engine.release()
 
     def _check_weights(self) -> None:
         """Raise UserError where weights are not finite, or so large that the model computes what is not.
@@ -213,17 +186,17 @@ class Trainer:
         Asked before every save, and not after every update: weights that the next update's loss and gradient were
         finite with were finite, and that much every update checks.
         """
-        odd = [n for n, v in self.method.state_dict().items() if v.is_floating_point() and not v.isfinite().all()]
-        if not odd and self.given:
+        odd = [n for n, v in self.method.state_dict().items() if v.is_floating_point() and not is_finite(v)]
+        if self.engine.all_agree(not odd) and self.given:
             was_training = self.method.training
             self.method.eval()
-            with torch.no_grad(), torch.random.fork_rng():
-                prompt = self.reasoner.codec.prompt([p.question for p in self.given[:2]], self.accelerator.device)
+            with torch.no_grad(), torch.random.fork_rng(), self.engine.whole():
+                prompt = self.reasoner.codec.prompt([p.question for p in self.given[:2]], self.engine.device)
                 states_PKD = self.method.think(prompt, Greedy()).states_UKD
                 if not self.method.backbone.head(self.method.lens(states_PKD)).isfinite().all():
                     odd = ["what the model computes from its weights"]
             self.method.train(was_training)
-        if not self.all_agree(not odd):
+        if not self.engine.all_agree(not odd):
             what = ", ".join(odd[:3]) or "something on another process"
             raise self._diverged(self.done - 1, Diverged(f"not finite: {what}"), odd)
 
@@ -232,7 +205,7 @@ class Trainer:
 
         Data and randomness are functions of (seed, step): the same command, from the last checkpoint, comes here again.
         """
-        place, rank = self.record.home / "diverged", self.accelerator.process_index
+        place, rank = self.record.home / "diverged", self.engine.rank
         place.mkdir(exist_ok=True)
         keys = [p.key for p in self.given]
         about = {"step": step, "process": rank, "why": str(why), "seed": seed_of(self.record.run.seed, step, rank)}
@@ -243,53 +216,99 @@ class Trainer:
         }
         about |= {"keys": keys, "problems": [asdict(p) for p in self.given]}
         write_text(place / f"step-{step}-process-{rank}.json", json.dumps(about, indent=1, default=str) + "\n")
-        state = self.method.state_dict()
-        if not odd and rank == 0 and all(v.isfinite().all() for v in state.values() if v.is_floating_point()):
-            checkpoint.write_state(place / "state.pt", self._state())
+        state = self.engine.full(self.method.state_dict())
+        moments = self.engine.full(self._moments())
+        if not odd and self.engine.leads and all(is_finite(v) for v in state.values() if v.is_floating_point()):
+            checkpoint.write_state(place / "state.pt", {"step": self.done, "method": state, "optimizer": moments})
         first = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
         return UserError(
             f"training diverged at step {step}: {why}; nothing was saved after step {self.saved}; "
             f"its {len(keys)} problems ({first}) and what replays it are in {place}"
         )
 
-    def _state(self) -> dict:
-        return {
-            "step": self.done,
-            "method": self.method.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "core_seconds": self.core_seconds,
-            "counters": {k: v for k, v in self.counters.items() if k != "window"},
-        }
+    def _moments(self) -> dict[str, Tensor]:
+        """The optimizer's state by parameter and name: of those that have had a gradient."""
+        state = self.optimizer.state
+        return {f"{n}/{k}": v for n, p in self.method.named_parameters() for k, v in state.get(p, {}).items()}
 
     def _save(self) -> None:
         self._check_weights()
         window = self.counters["window"]
         window[:] = [{k: float(v) for k, v in m.items()} for m in window]
-        windows = [window] if self.accelerator.num_processes == 1 else gather_object([window])
-        if self.accelerator.is_main_process:
-            home, keep = self.record.home / "checkpoint", self.config.keep
-            state = self._state() | {"windows": windows}
-            checkpoint.save(home, state, self.record.run.id, self.record.ends(), keep)
+        tensors = {f"method/{n}": v for n, v in self.method.state_dict().items()}
+        tensors |= {f"optimizer/{n}": v for n, v in self._moments().items()}
+        counters, best = dict(self.counters), self.counters.get("best")
+        if best is not None:
+            tensors |= {f"best/{n}": v for n, v in best["method"].items()}
+            counters["best"] = {k: v for k, v in best.items() if k != "method"}
+        progress = {"core_seconds": self.core_seconds, "counters": counters}
+        home, run, keep = self.record.home / "checkpoint", self.record.run.id, self.config.keep
+        checkpoint.save(home, self.done, tensors, progress, run, self.record.ends, keep, self.engine)
         self.saved = self.done
-        self.accelerator.wait_for_everyone()
 
     def _resume(self) -> None:
-        state = checkpoint.load(self.start) if self.start else None
-        if state:
-            self.method.load_state_dict(state["method"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.done, self.core_seconds, self.counters = state["step"], state["core_seconds"], state["counters"]
-            self.counters["window"] = window_of(state["windows"], self.accelerator)
-            self.saved = self.done
-        if self.accelerator.is_main_process:
+        if self.start:
+            self._load(self.start)
+        if self.engine.leads:
             self.record.go_back(self.start.ends if self.start else {})
 
+    def _load(self, saved: checkpoint.Saved) -> None:
+        """Take over all that a checkpoint holds, on as many processes as there are now."""
+        self.done = self.saved = saved.step
+        self.core_seconds, self.counters = saved.progress["core_seconds"], saved.progress["counters"]
+        into = {f"method/{n}": v for n, v in self.method.state_dict().items()}
+        best, params = {}, dict(self.method.named_parameters())
+        for key, (size, dtype) in checkpoint.contents(saved).items():
+            part, _, name = key.partition("/")
+            if part == "best":
+                best[name] = into[key] = torch.empty(size, dtype=dtype)
+            elif part == "optimizer":
+                param, _, name = name.rpartition("/")
+                p = params[param]
+                made = torch.empty_like(p) if size == p.shape else torch.empty(size, dtype=dtype, device=p.device)
+                self.optimizer.state[p][name] = into[key] = made.detach()
+        if best:
+            self.counters["best"]["method"] = best
+        checkpoint.load(saved, into, self.engine)
 
-def window_of(windows: list[list[dict]], accelerator: Accelerator) -> list[dict]:
-    """This process's metrics since the last log line; where the number of processes has changed, the mean over them."""
-    if len(windows) == accelerator.num_processes:
-        return windows[accelerator.process_index]
-    return [mean(list(of_one_update)) for of_one_update in zip(*windows)]
+
+class Tally:
+    """What the micro-batches of an update add up to, on this process."""
+
+    def __init__(self):
+        self.terms: list[Mean] = []
+        self.logged: dict[str, Mean | Extreme] = {}
+
+    def add(self, terms: list[Mean], logged: dict[str, Mean | Extreme]) -> None:
+        """One micro-batch's, which must log the same things as the others."""
+        terms = [detached(m) for m in terms]
+        logged = {name: detached(m) if isinstance(m, Mean) else m for name, m in logged.items()}
+        first = not self.logged and not self.terms
+        self.terms = terms if first else [a.joined(b) for a, b in zip(self.terms, terms, strict=True)]
+        self.logged = logged if first else {name: m.joined(logged[name]) for name, m in self.logged.items()}
+
+    def over_processes(self, engine: Engine) -> dict[str, Tensor]:
+        """The loss, and what is logged: means over all that they average, extremes of all."""
+        extremes = {name: m for name, m in self.logged.items() if isinstance(m, Extreme)}
+        means = {name: m for name, m in self.logged.items() if isinstance(m, Mean)}
+        every = [*self.terms, *means.values()]
+        sums = engine.sum([m.total for m in every] + [m.count for m in every])
+        counts = sums[len(every) :] if engine.world == 1 else [int(n) for n in sums[len(every) :]]
+        taken = [Mean(total, n).taken() for total, n in zip(sums, counts)]
+        furthest = engine.most([m.sign * m.value for m in extremes.values()])
+        found = dict(zip(means, taken[len(self.terms) :]))
+        found |= {name: m.sign * x for (name, m), x in zip(extremes.items(), furthest)}
+        return {"loss": sum(m.weight * x for m, x in zip(self.terms, taken)), **{n: found[n] for n in self.logged}}
+
+
+def detached(m: Mean) -> Mean:
+    """The same without its graph."""
+    return Mean(m.total.detach(), m.count, m.weight)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all of it that is here is."""
+    return bool((tensor.to_local() if hasattr(tensor, "to_local") else tensor).isfinite().all())
 
 
 def seed_of(seed: int, step: int, rank: int) -> int:

@@ -1,11 +1,25 @@
 """Losses as pure functions: group advantages, and one clipped policy gradient over decisions of every kind."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from kernels.errors import UserError
 from latent.methods.base import Mean, share
 from latent.thought import Decision
+
+
+@dataclass
+class Extreme:
+    """The largest (`sign` 1) or smallest (-1) of what is logged, over micro-batches and processes."""
+
+    value: Tensor
+    sign: int
+
+    def joined(self, other: "Extreme") -> "Extreme":
+        """That of both."""
+        return Extreme((torch.maximum if self.sign > 0 else torch.minimum)(self.value, other.value), self.sign)
 
 
 def advantages(reward_PG: Tensor, kind: str, std_floor: float = 1e-6) -> Tensor:
@@ -33,7 +47,7 @@ def flat(reward_PG: Tensor) -> Tensor:
 
 def policy_loss(
     now: list[Decision], old: list[Decision], adv_B: Tensor, clip: tuple[float, float], entropy: float
-) -> tuple[Mean, dict[str, Mean | Tensor]]:
+) -> tuple[Mean, dict[str, Mean | Extreme]]:
     """PPO's clipped objective over every decision of every kind, the mean over decisions made, minus an entropy bonus.
 
         L = - sum_{b,t} min(rho A_b, clip(rho, 1 - low, 1 + high) A_b) / #decisions - entropy * mean H
@@ -62,8 +76,8 @@ def policy_loss(
     ratio_N = torch.cat(ratios)
     logged |= {
         "ratio": Mean(ratio_N.sum(), len(ratio_N)),
-        "ratio_max": ratio_N.max(),
-        "ratio_min": ratio_N.min(),
+        "ratio_max": Extreme(ratio_N.max(), 1),
+        "ratio_min": Extreme(ratio_N.min(), -1),
         "clipped": share(torch.cat(clipped)),
     }
     return Mean(-(gain + entropy * bonus), count), logged

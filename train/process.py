@@ -7,7 +7,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt(3)
 PATIENCE = 8.0  # seconds from SIGTERM to the end: what sends it sends SIGKILL after ten or thirty
@@ -87,19 +86,3 @@ def needs_cpu(device: str) -> bool:
     if device == "cpu" or not torch.accelerator.is_available():
         return True
     return launched() is not None and torch.accelerator.current_accelerator().type == "mps"
-
-
-@contextmanager
-def while_one_works(accelerator) -> Iterator[None]:
-    """What process 0 does alone, for however long: the others wait at the end, past the backend's timeout.
-
-    A process that ends takes the others with it, as in any collective call.
-    """
-    group = None
-    if accelerator.num_processes > 1:
-        import torch.distributed as dist
-
-        group = dist.new_group(backend="gloo", timeout=timedelta(days=365))
-    yield
-    if group is not None:
-        dist.barrier(group)

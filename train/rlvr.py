@@ -1,7 +1,7 @@
 """RLVR: sample groups, verify them, and follow the policy gradient over every recorded decision."""
 
-import copy
 from dataclasses import asdict, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -9,30 +9,26 @@ from torch import Tensor
 from eval.environments.base import Environment
 from eval.judge import Item, text_lengths, verify
 from kernels.errors import UserError
-from latent.generate import rollout, score
+from latent.generate import decode, rollout, score
 from latent.methods.base import Method
-from latent.thought import Decision, Rollout
+from latent.thought import Decision, Prompt, Replay, Rollout, Sample, Share, pieces
 from train.config import RLVR
-from train.loop import Trainer
+from train.loop import Terms, Trainer
 from train.losses import advantages, flat, kl_to_reference, policy_loss
 
 LARGEST_GAP = 1e-3  # nats between sampler and trainer on one decision; fp32 stays below 1e-4
 
 
 def fit(trainer: Trainer, env: Environment) -> None:
-    """GRPO-family updates; what is logged is explained in train/README.md. Raises UserError without a signal.
-
-    Each process samples its share of the prompts from a seed of its own; given all rollouts, the updates are the same
-    on any number of processes.
-    """
+    """GRPO-family updates; what is logged is explained in train/README.md. Raises UserError without a signal."""
     c: RLVR = trainer.config
-    reasoner, method = trainer.reasoner, trainer.method
-    reference = copy.deepcopy(method).requires_grad_(False).eval() if c.kl else None
+    reasoner, engine = trainer.reasoner, trainer.engine
 
     def update(step: int) -> dict:
         problems = trainer.problems(env, step)
-        prompt = reasoner.codec.prompt([p.question for p in problems], trainer.accelerator.device)
-        rolled = rollout(method, prompt, c.group, reasoner.max_tokens, reasoner.codec.end, c.temperature)
+        prompt = reasoner.codec.prompt([p.question for p in problems], engine.device)
+        with engine.whole():
+            rolled = sample(trainer, prompt, step)
         texts = reasoner.codec.texts(rolled.tokens_BT)
         verdicts = [verify(env, problems[i // c.group], text) for i, text in enumerate(texts)]
         used_B = rolled.used_B.float()
@@ -42,55 +38,97 @@ def fit(trainer: Trainer, env: Environment) -> None:
         flat_P = flat(reward_PG)
         watch(trainer, bool(flat_P.all()), all(v.correct for v in verdicts))
 
-        metrics = learn(trainer, rolled, adv_B, reference)
-        if trainer.done % c.log_every == 0 and trainer.accelerator.is_main_process:
+        metrics = learn(trainer, rolled, adv_B, trainer.reference)
+        if trainer.done % c.log_every == 0 and engine.leads:
             trainer.record.samples(
                 [
                     {"step": step + 1, **asdict(item)}
                     for item in judged(problems, rolled, texts, verdicts, reward_B, reasoner.codec.end)[: 2 * c.group]
                 ]
             )
-        share = lambda name: sum(getattr(v, name) for v in verdicts) / len(verdicts)  # noqa: E731
-        return {
-            "reward": reward_B.mean(),
-            "correct": share("correct"),
-            "parsed": share("parsed"),
-            "flat_groups": flat_P.float().mean(),
-            "used": used_B.mean(),
-            **metrics,
-        }
+        of_all = {name: sum(getattr(v, name) for v in verdicts) for name in ("correct", "parsed")}
+        of_all |= {"reward": reward_B.sum(), "used": used_B.sum()}
+        n, groups = len(verdicts) * engine.world, len(flat_P) * engine.world
+        *sums, flats = engine.sum([*of_all.values(), flat_P.float().sum()])
+        return {**{name: total / n for name, total in zip(of_all, sums)}, "flat_groups": flats / groups, **metrics}
 
     trainer.fit(update, dropout=False)  # the sampler's policy and the trainer's are then one
+
+
+@torch.no_grad()
+def sample(trainer: Trainer, prompt: Prompt, step: int) -> Rollout:
+    """This process's rollouts, in pieces of `micro_batch` rows: those that one process would have drawn in one piece.
+
+    Texts are drawn after the last draw of any thought of the whole batch, so the state of the generator there is that
+    of whoever thought longest; with several pieces, each is thought about again when its text is written.
+    """
+    c: RLVR = trainer.config
+    method, engine = trainer.method, trainer.engine
+    limits = trainer.reasoner.max_tokens, trainer.reasoner.codec.end
+    cut = pieces(range(len(prompt.ids_BT)), c.group, c.micro_batch)
+    if len(cut) == engine.world == 1:
+        return rollout(method, prompt, c.group, *limits, c.temperature)
+    device, whole = prompt.ids_BT.device, c.batch * c.group
+    own_B = (torch.tensor(trainer.own())[:, None] * c.group + torch.arange(c.group)).flatten().to(device)
+    generator, thoughts, farthest = trainer.drawing(step, device), [], (0, trainer.drawing(step, device).get_state())
+    for piece in cut:
+        generator = trainer.drawing(step, device)
+        choose = Sample(c.temperature, Share(own_B[piece.rows(c.group)], whole, generator))
+        thought = method.think(prompt.rows(piece.prompts), choose, len(range(c.group)[piece.group]))
+        thoughts.append(thought if len(cut) == 1 else replace(thought, h_UTD=None, context=None, states_UKD=None))
+        farthest = max(farthest, (choose.drawn, generator.get_state()), key=lambda drawn: drawn[0])
+    _, state = max(engine.gather(farthest), key=lambda drawn: drawn[0])
+    rolled = []
+    for piece, thought in zip(cut, thoughts):
+        some, group = prompt.rows(piece.prompts), len(range(c.group)[piece.group])
+        decisions, used_B = thought.decisions, thought.used_B
+        if len(cut) > 1:
+            thought = method.think(some, Replay(decisions, used_B=used_B), group)
+        choose = Sample(c.temperature, Share(own_B[piece.rows(c.group)], whole, generator.set_state(state)))
+        tokens_BT = decode(method, thought, choose, *limits)
+        rolled.append(Rollout(some, group, tokens_BT, used_B, decisions + choose.decisions()))
+    return Rollout.joined(prompt, c.group, rolled, limits[1])
 
 
 def learn(trainer: Trainer, rolled: Rollout, adv_B: Tensor, reference: Method | None) -> dict[str, Tensor]:
     """All updates on one batch of rollouts: `epochs` passes over its minibatches. Returns what the last one logged.
 
-    A minibatch is P / minibatches prompts with their groups, on every process its share; its losses are means over the
-    decisions of all of it. The old policy is the one that all minibatches were sampled from.
+    A minibatch is P / minibatches prompts with their groups, on every process its share, in pieces of `micro_batch`
+    rows; its losses are means over the decisions of all of it. The old policy is the one that all minibatches were
+    sampled from.
     """
     c: RLVR = trainer.config
-    method, size = trainer.method, len(rolled.prompt.ids_BT) // c.minibatches
-    parts = [rolled.prompts(slice(i * size, (i + 1) * size)) for i in range(c.minibatches)]
-    adv_parts = adv_B.chunk(c.minibatches)
-    once = c.epochs * c.minibatches == 1
-    old = [None] if once else [detached(score(method, part, c.temperature)) for part in parts]
-    gap, metrics = 0.0, {}
+    method, engine, size = trainer.method, trainer.engine, len(rolled.prompt.ids_BT) // c.minibatches
+    cuts = [pieces(range(i * size, (i + 1) * size), c.group, c.micro_batch) for i in range(c.minibatches)]
+    minibatches = [[(rolled.part(piece), adv_B[piece.rows(c.group)]) for piece in cut] for cut in cuts]
+    once, old = c.epochs * c.minibatches == 1, {}
+    if not once:
+        with engine.whole():  # with gradient turned on, though none is taken: the numbers are then the trainer's
+            for part, _ in (each for minibatch in minibatches for each in minibatch):
+                old[id(part)] = detached(score(method, part, c.temperature))
+    gaps, metrics = [], {}
+
+    def terms(part: Rollout, part_adv_B: Tensor, fresh: bool) -> Terms:
+        now = engine.call(score, part, c.temperature)
+        was = old.get(id(part)) or detached(now)
+        policy, logged = policy_loss(now, was, part_adv_B, (c.clip_low, c.clip_high), c.entropy)
+        if fresh:
+            gaps.append(on_policy(logged, was, part.decisions))
+        if reference is None:
+            return [policy], logged
+        with torch.no_grad(), engine.whole(reference):
+            ref = score(reference, part, c.temperature)
+        kl = kl_to_reference(now, ref)
+        return [policy, replace(kl, weight=c.kl)], {**logged, "kl": kl}
+
     for epoch in range(c.epochs):
-        for i, part in enumerate(parts):
-            now = score(method, part, c.temperature)
-            was = detached(now) if old[i] is None else old[i]
-            policy, logged = policy_loss(now, was, adv_parts[i], (c.clip_low, c.clip_high), c.entropy)
-            if epoch == i == 0:
-                gap = on_policy(logged, was, part.decisions)
-            terms = [policy]
-            if reference is not None:
-                with torch.no_grad():
-                    ref = score(reference, part, c.temperature)
-                logged["kl"] = kl = kl_to_reference(now, ref)
-                terms.append(replace(kl, weight=c.kl))
-            loss, metrics = trainer.over_processes(terms, logged)
-            metrics["grad_norm"] = trainer.descend(loss)
+        for i, minibatch in enumerate(minibatches):
+            made = sum(d.mask_BT.sum() for part, _ in minibatch for d in part.decisions)
+            counts = [made] if reference is None else [made, made]
+            fresh = epoch == i == 0
+            parts = [partial(terms, part, part_adv_B, fresh) for part, part_adv_B in minibatch]
+            metrics = trainer.descend(parts, lambda counts=counts: counts)
+    (gap,) = engine.most([max(gaps)])
     return {"sampler_gap": gap, **metrics}
 
 
@@ -116,7 +154,7 @@ def on_policy(metrics: dict, scored: list[Decision], sampled: list[Decision]) ->
     Returns the largest gap between the two, of log-probabilities larger than a nat (densities, of many dimensions) in
     proportion to their size. Raises RuntimeError where training would be off-policy in silence.
     """
-    assert metrics["ratio_min"] == metrics["ratio_max"] == 1, f"ratio on fresh rollouts: {metrics}"
+    assert metrics["ratio_min"].value == metrics["ratio_max"].value == 1, f"ratio on fresh rollouts: {metrics}"
     gap = 0.0
     for new, was in zip(scored, sampled, strict=True):
         size_BT = was.logp_BT.abs().clamp(min=1.0) if was.density else 1.0
@@ -132,7 +170,7 @@ def watch(trainer: Trainer, no_signal: bool, all_right: bool) -> None:
 
     Where every rollout was right there is nothing left to learn; otherwise nothing can be learned.
     """
-    no_signal, all_right = trainer.all_agree(no_signal), trainer.all_agree(all_right)
+    no_signal, all_right = trainer.engine.all_agree(no_signal), trainer.engine.all_agree(all_right)
     streak = trainer.counters.get("flat", 0) + 1 if no_signal else 0
     trainer.counters["flat"] = streak
     if streak < trainer.config.patience:

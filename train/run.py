@@ -17,13 +17,12 @@ from eval.judge import Item, by_level, judge, summary
 from kernels.errors import UserError, mendable
 from latent import hub, lora
 from latent.files import PART, check_writable, put_folder
-from latent.generate import Reasoner
 from latent.plain import plain
 from train import card, checkpoint, curves, distill, rlvr, start
 from train.checks import check
 from train.config import RLVR, Run
+from train.engine import Engine
 from train.loop import Trainer
-from train.process import needs_cpu, while_one_works
 from train.record import Record, alone, check_alone
 from train.selection import Selection
 
@@ -51,41 +50,39 @@ def execute(
 
 
 def _execute(run: Run, root: Path, say, device: str, command: str | None, track: str) -> dict:
-    from accelerate import Accelerator
-
     check_writable(root / run.id, "--out", folder=True)
     trackers = {} if track == "none" else {"log_with": track, "project_dir": root / "trackers"}
-    accelerator = Accelerator(cpu=needs_cpu(device), **trackers)
+    engine = Engine.start(device, **trackers)
     record = Record(root, run)
     env = environments.build(run.env)
     data = env.fingerprint()
     record.must_match(data)
     done = record.result
-    accelerator.wait_for_everyone()  # all have looked before anyone writes
+    engine.wait()  # all have looked before anyone writes
     if done:
-        if accelerator.is_main_process:
+        if engine.leads:
             checkpoint.remove(record.home / "checkpoint")  # where a kill came between the result and this
         return done
     lock = root / f"{run.id}.lock"
-    if accelerator.is_main_process:
+    if engine.leads:
         check_alone(lock)
     torch.manual_seed(run.seed)
     reasoner = start.begin(run, env, root)
     problems = test_problems(run, env)
     for line in check(reasoner, env, run, problems):
         say({"stage": "note", "said": line})
-    reasoner.method.to(accelerator.device)
-    trainer = Trainer(reasoner, record, accelerator, say)
+    reasoner.method.to(engine.device)
+    trainer = Trainer(reasoner, record, engine, say)
     trainer.selection = Selection(env, run)
     trainer.choose_start()
-    with alone(lock) if accelerator.is_main_process else nullcontext():  # only now: what is refused writes nothing
+    with alone(lock) if engine.leads else nullcontext():  # only now: what is refused writes nothing
         return _fit(run, root, env, trainer, problems, data, command, track)
 
 
 def _fit(run, root, env, trainer, problems, data, command, track) -> dict:
     """Everything of `execute` that writes."""
-    reasoner, record, accelerator = trainer.reasoner, trainer.record, trainer.accelerator
-    if accelerator.is_main_process:
+    reasoner, record, engine = trainer.reasoner, trainer.record, trainer.engine
+    if engine.leads:
         record.open(data, command, trainer.start.step if trainer.start else 0)
     if track != "none":
         named = {} if track == "tensorboard" else {track: {"name": run.id}}
@@ -93,28 +90,30 @@ def _fit(run, root, env, trainer, problems, data, command, track) -> dict:
             (root / "trackers").mkdir(parents=True, exist_ok=True)
             named["wandb"]["dir"] = str(root / "trackers")
         place = run.id if track == "tensorboard" else "latent-reasoning"
-        accelerator.init_trackers(place, config=flat(plain(run)), init_kwargs=named)
-    accelerator.wait_for_everyone()
+        engine.accelerator.init_trackers(place, config=flat(plain(run)), init_kwargs=named)
+    engine.wait()
     (rlvr if isinstance(run.train, RLVR) else distill).fit(trainer, env)
     result = trainer.selection.choose(trainer)
-    with while_one_works(accelerator):
-        if accelerator.is_main_process:
-            lora.merge(reasoner.method.backbone.lm)
+    lora.merge(reasoner.method.backbone.lm)
+    with engine.while_one_works():
+        if engine.leads:
             part = record.home / f"model{PART}"
             hub.save(reasoner, part)
             put_folder(part, record.home / "model")
-            result |= final(run, env, problems, reasoner, record, trainer.say) | {
-                "core_seconds": trainer.core_seconds,
-                "updates": trainer.done,
-                "latents": reasoner.method.trained_steps,
-                "steps_written": reasoner.method.steps_written(env.chain_steps),
-                "parameters": sum(p.numel() for p in reasoner.method.parameters()),
-            }
+    result |= final(run, env, problems, trainer) | {
+        "core_seconds": trainer.core_seconds,
+        "updates": trainer.done,
+        "latents": reasoner.method.trained_steps,
+        "steps_written": reasoner.method.steps_written(env.chain_steps),
+        "parameters": sum(p.numel() for p in reasoner.method.parameters()),
+    }
+    with engine.while_one_works():
+        if engine.leads:
             card.write(record, result)
             curves.draw(record.home)
             record.finish(result)
             checkpoint.remove(record.home / "checkpoint")
-    for tracker in accelerator.trackers:
+    for tracker in engine.accelerator.trackers:
         tracker.finish()
     return result
 
@@ -135,8 +134,9 @@ def test_problems(run: Run, env: Environment) -> list[Problem]:
     return main + [p for lv in others for p in env.problems("test", lv, run.judge.level_items)]
 
 
-def final(run: Run, env: Environment, problems: list[Problem], reasoner: Reasoner, record: Record, say) -> dict:
-    """Judge on held-out problems: the main level, the others, and the sweep; samples and summaries."""
+def final(run: Run, env: Environment, problems: list[Problem], trainer: Trainer) -> dict:
+    """Judge on held-out problems, shared by all processes: the main level, the others, the sweep. Samples, summaries."""
+    reasoner, engine, say = trainer.reasoner, trainer.engine, trainer.say
     main = [p for p in problems if p.level == env.main_level]
     sweep = [k for k in run.judge.sweep if k != reasoner.method.trained_steps]
     total, done = len(problems) + len(main) * len(sweep), 0
@@ -146,12 +146,13 @@ def final(run: Run, env: Environment, problems: list[Problem], reasoner: Reasone
         done += n
         say({"stage": "judge", "done": done, "total": total})
 
-    items: list[Item] = judge(reasoner, env, problems, run.judge.batch, tick=tick)
-    record.samples([{"step": run.train.steps, "split": "test", **asdict(item)} for item in items])
+    items: list[Item] = judge(reasoner, env, problems, run.judge.batch, tick=tick, among=engine)
+    if engine.leads:
+        trainer.record.samples([{"step": run.train.steps, "split": "test", **asdict(item)} for item in items])
     levels, at_main = by_level(items), summary(items[: len(main)])
     swept = {}
     for k in sorted(sweep):
-        judged = judge(reasoner, env, main, run.judge.batch, steps=k, tick=tick)
+        judged = judge(reasoner, env, main, run.judge.batch, steps=k, tick=tick, among=engine)
         swept[str(k)] = summary(judged) | {"correct": [int(i.correct) for i in judged]}
     prompt = sum(len(reasoner.codec.question(p.question)) for p in main) / len(main)
     return {

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from eval.environments.base import Environment, Problem
@@ -53,20 +52,17 @@ class Selection:
 
         Of equally good ones the later are kept: they were trained longer, and RL with a cost makes them cheaper.
         """
-        accelerator, counters = trainer.accelerator, trainer.counters
-        mine = self.problems[accelerator.process_index :: accelerator.num_processes]
-        items = judge(trainer.reasoner, self.env, mine, self.batch)
-        hits = torch.tensor(float(sum(i.correct for i in items)), device=accelerator.device)
-        if accelerator.num_processes > 1:
-            hits = accelerator.reduce(hits, "sum")
-        accuracy = hits.item() / len(self.problems)
+        engine, counters = trainer.engine, trainer.counters
+        with engine.whole():
+            items = judge(trainer.reasoner, self.env, self.problems, self.batch, among=engine)
+        accuracy = sum(i.correct for i in items) / len(self.problems)
         line = {"step": trainer.done, "valid": accuracy}
-        if accelerator.is_main_process:
+        if engine.leads:
             trainer.record.log(line)
-        accelerator.log(line, trainer.done)
+        engine.log(line, trainer.done)
         counters["validated"], best = trainer.done, counters.get("best")
         if self.config.select == "best" and (best is None or accuracy >= best["valid"]):
-            counters["best"] = {**line, "method": copied(trainer.method.state_dict())}
+            counters["best"] = {**line, "method": copied(engine.full(trainer.method.state_dict()))}
 
 
 def copied(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -33,6 +33,10 @@ class Mean:
     count: int | Tensor
     weight: float = 1.0
 
+    def joined(self, other: Mean) -> Mean:
+        """The mean over both shares."""
+        return Mean(self.total + other.total, self.count + other.count, self.weight)
+
     def taken(self) -> Tensor:
         """The mean over this share alone; 0 of nothing."""
         return self.total / self.count if self.count else self.total
@@ -164,6 +168,23 @@ class Method(nn.Module, Generic[ConfigT]):
         every share of a batch, so that they can be summed over processes.
         """
         raise NotImplementedError  # each method's own
+
+    def counts(self, batch: Batch) -> list[int | Tensor]:
+        """The counts of the terms that `terms` would give of this batch, with the same draws, before any is computed.
+
+        A batch that is cut into micro-batches divides each part by the count of the whole. This computes the terms to
+        see; a method that can tell from the ids alone says so itself.
+        """
+        with torch.no_grad(), torch.random.fork_rng():
+            return [term.count for term in self.terms(batch)[0]]
+
+    def forward(self, verb: str | Callable, *args, **kwargs):
+        """The one door for what is to be learned from: `terms` by name, or a function of the method, e.g. `score`.
+
+        Engines that share parameters or gradients over processes hang on a module's `forward`; what is called past it
+        is not seen by them.
+        """
+        return getattr(self, verb)(*args, **kwargs) if isinstance(verb, str) else verb(self, *args, **kwargs)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch that is all there is, a scalar, and what to log."""

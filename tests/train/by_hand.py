@@ -4,10 +4,10 @@ import copy
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 
 from eval import environments
 from train.config import Run
+from train.engine import Engine
 from train.loop import Trainer
 from train.record import Record
 from train.start import begin
@@ -21,8 +21,8 @@ def trainer_of(run: Run, root: Path, say=lambda event: None):
     reasoner.method.double()
     record = Record(root, run)
     record.open(env.fingerprint(), None)
-    trainer = Trainer(reasoner, record, Accelerator(cpu=True), say)
-    return trainer, env, copy.deepcopy(reasoner.method)
+    kept = copy.deepcopy(reasoner.method)  # before the engine shares it out
+    return Trainer(reasoner, record, Engine.start("cpu"), say), env, kept
 
 
 class AdamW:

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 from eval.environments import Cups, build
 from latent.config import ModelConfig
@@ -15,6 +14,7 @@ from latent.methods import NoCoT, Sim
 from latent.text import Batch
 from train import distill, record
 from train.config import SFT, Judge, Run
+from train.engine import Engine
 from train.loop import Trainer, seed_of
 from train.start import begin
 
@@ -26,11 +26,11 @@ RUN = Run(
 )
 
 
-def trainer_of(run: Run, root, accelerator=None) -> Trainer:
+def trainer_of(run: Run, root, engine=None) -> Trainer:
     torch.manual_seed(run.seed)
     reasoner = begin(run, build(run.env), root)
     reasoner.method.double()  # Adam blows up the rounding of gradients that are zero
-    made = Trainer(reasoner, record.Record(root, run), accelerator or Accelerator(cpu=True), lambda event: None)
+    made = Trainer(reasoner, record.Record(root, run), engine or Engine.start("cpu"), lambda event: None)
     made.choose_start()
     (root / run.id).mkdir(exist_ok=True)
     return made
@@ -99,7 +99,7 @@ def test_every_update_and_process_draws_from_a_seed_of_its_own(rank, tmp_path):
         drawn.append((step, torch.initial_seed(), float(torch.rand(()))))
         return {"loss": torch.tensor(0.0)}
 
-    trainer_of(RUN, tmp_path, alone).fit(update)
+    trainer_of(RUN, tmp_path, Engine(alone)).fit(update)
     assert [seed for _, seed, _ in drawn] == [seed_of(3, step, rank) for step in range(8)]
     assert len({x for *_, x in drawn}) == 8
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 from eval.environments import Cups, build
 from kernels.errors import UserError
@@ -20,6 +19,7 @@ from latent.methods import Sim
 from train import checkpoint, distill, record
 from train import run as runs
 from train.config import RLVR, SFT, Judge, Run
+from train.engine import Engine
 from train.loop import Trainer
 from train.start import begin
 
@@ -28,6 +28,7 @@ JUDGE = Judge(items=4, level_items=0, batch=16)
 METHOD = Sim(n_latent=2, step_tokens=16, halt=LearnedStop(bias=-1.0))
 SHORT = Run(Cups(), MODEL, METHOD, SFT(steps=3, batch=2, warmup=2, log_every=2, save_every=1, keep=1), JUDGE)
 LONGER = dataclasses.replace(SHORT, train=SFT(steps=12, batch=4, warmup=2, log_every=5, save_every=4))
+TENSORS = "__0_0.distcp"  # of the only process
 WRITES = {module.__file__ for module in (files, record, checkpoint)}
 
 
@@ -99,9 +100,9 @@ def states_on_disk(folder: Path, kept: Path, act) -> list[Path]:
 def train_only(run: Run, root: Path) -> tuple:
     """The updates of a run and all that they write, without the judge; weights and log that came of it."""
     env = build(run.env)
-    accelerator = Accelerator(cpu=True)
+    engine = Engine.start("cpu")
     torch.manual_seed(run.seed)
-    trainer = Trainer(begin(run, env, root), record.Record(root, run), accelerator, lambda event: None)
+    trainer = Trainer(begin(run, env, root), record.Record(root, run), engine, lambda event: None)
     trainer.choose_start()
     with record.alone(root / f"{run.id}.lock"):
         trainer.record.open(None, "a command", trainer.start.step if trainer.start else 0)
@@ -193,12 +194,14 @@ def of_another(folder: Path, **change) -> None:
 
 
 DAMAGE = {
-    **{f"a bit flipped at {at} of state.pt": lambda f, at=at: flip(f / "state.pt", at) for at in (0, 0.3, 0.7, 0.999)},
+    **{f"a bit flipped at {at} of the tensors": lambda f, at=at: flip(f / TENSORS, at) for at in (0, 0.3, 0.7, 0.999)},
     **{
         f"a bit flipped at {at} of the manifest": lambda f, at=at: flip(f / "manifest.json", at) for at in (0, 0.2, 0.9)
     },
-    "half of state.pt": lambda f: (f / "state.pt").write_bytes((f / "state.pt").read_bytes()[:999]),
-    "no state.pt": lambda f: (f / "state.pt").unlink(),
+    **{f"a bit flipped at {at} of their index": lambda f, at=at: flip(f / ".metadata", at) for at in (0, 0.5)},
+    "half of the tensors": lambda f: (f / TENSORS).write_bytes((f / TENSORS).read_bytes()[:999]),
+    "no tensors": lambda f: (f / TENSORS).unlink(),
+    "no index": lambda f: (f / ".metadata").unlink(),
     "no manifest": lambda f: (f / "manifest.json").unlink(),
     "a manifest of another shape": lambda f: (f / "manifest.json").write_text('{"manifest": {"run": 1}, "sha256": 2}'),
     "an edited step": edit_step,
@@ -221,11 +224,11 @@ def test_a_checkpoint_that_is_not_what_was_written_is_refused_for_the_one_before
 def test_the_checkpoint_before_a_damaged_one_gives_the_same_run(killed, whole, tmp_path, caplog):
     root = tmp_path / "run"
     shutil.copytree(killed, root)
-    flip(root / LONGER.id / "checkpoint" / "step-8" / "state.pt", 0.5)
+    flip(root / LONGER.id / "checkpoint" / "step-8" / TENSORS, 0.5)
     with caplog.at_level(logging.WARNING):
         execute(LONGER, root)
     (said,) = [r.getMessage() for r in caplog.records if r.name == "train.loop"]
-    assert said.endswith("step-8/state.pt is damaged: its checksum is another: not used; going on from step 4")
+    assert said.endswith("step-8/__0_0.distcp is damaged: its checksum is another: not used; going on from step 4")
     assert what_came_out(root, LONGER) == what_came_out(whole, LONGER)
 
 
@@ -234,9 +237,11 @@ def test_without_a_good_checkpoint_the_run_is_refused_with_a_remedy_and_nothing_
     shutil.copytree(killed, root)
     home = root / LONGER.id
     for step in (4, 8):
-        flip(home / "checkpoint" / f"step-{step}" / "state.pt", 0.5)
+        flip(home / "checkpoint" / f"step-{step}" / TENSORS, 0.5)
     before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
-    with pytest.raises(ValueError, match=r"step-8/state.pt is damaged.*remove .*/checkpoint to begin the run again"):
+    with pytest.raises(
+        ValueError, match=r"step-8/__0_0.distcp is damaged.*remove .*/checkpoint to begin the run again"
+    ):
         execute(LONGER, root)
     assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file()} == before
     shutil.rmtree(home / "checkpoint")  # the remedy
@@ -277,6 +282,11 @@ def test_a_full_disk_is_named_by_path_and_leaves_what_was_there(tmp_path, monkey
     """/dev/full stands for the disk: every write there ends in ENOSPC."""
     with pytest.raises(OSError, match=r"No space left on device: '.*full'"):
         checkpoint.write_state(Path("/dev/full"), {"x": torch.zeros(9999)})
+    folder = tmp_path / "step"
+    folder.mkdir()
+    (folder / TENSORS).symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device: '.*step/__0_0.distcp'"):
+        checkpoint.write_tensors(folder, {"x": torch.zeros(9999)}, shared=False)
     with pytest.raises(OSError, match=r"No space left on device: '.*full'"):
         files.append(Path("/dev/full"), [{"step": 1}])
     (tmp_path / "a.json.part").symlink_to("/dev/full")
@@ -321,13 +331,16 @@ def check_nothing_bad_is_kept(home: Path, problems: list) -> None:
 def test_a_loss_that_is_no_number_leaves_the_state_before_it(tmp_path, monkeypatch):
     """The update that is dumped, done again from its dump, is the update of a run that did not diverge."""
     run = dataclasses.replace(LONGER, train=dataclasses.replace(LONGER.train, save_every=2))
-    real, calls = Trainer.descend, []
+    real, calls = Engine.call, []
 
-    def broken(self, loss, *more):
+    def broken(self, verb, *args):
+        terms, logged = real(self, verb, *args)
         calls.append(1)
-        return real(self, loss * float("nan") if len(calls) == 6 else loss, *more)
+        for term in terms:
+            term.total = term.total * float("nan") if len(calls) == 6 else term.total
+        return terms, logged
 
-    monkeypatch.setattr(Trainer, "descend", broken)
+    monkeypatch.setattr(Engine, "call", broken)
     with pytest.raises(UserError, match=r"diverged at step 5: loss nan.*nothing was saved after step 4"):
         execute(run, tmp_path)
     home = tmp_path / run.id
@@ -343,7 +356,7 @@ def test_a_loss_that_is_no_number_leaves_the_state_before_it(tmp_path, monkeypat
 
 
 def test_a_checkpoint_of_another_run_is_refused_whatever_its_log(tmp_path):
-    checkpoint.save(tmp_path, {"step": 3}, "a", {}, 2)
+    checkpoint.save(tmp_path, 3, {"x": torch.ones(2)}, {}, "a", dict, 2, Engine.start("cpu"))
     assert checkpoint.newest(tmp_path, "a", lambda ends: None)[0].step == 3
     found, (why,) = checkpoint.newest(tmp_path, "b", lambda ends: None)
     assert found is None and why == f"{tmp_path / 'step-3'} is of run a, this is run b"

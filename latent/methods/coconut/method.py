@@ -13,6 +13,7 @@ import torch
 
 from latent.methods.base import AlongSequence, text_loss
 from latent.methods.coconut import Coconut
+from latent.text import Batch, tokens_in
 from latent.thought import Greedy
 
 _MEMORY = 0.98  # of the moving average of exact match: about the last 50 batches
@@ -49,14 +50,25 @@ class CoconutMethod(AlongSequence[Coconut]):
         return self.latents(int(self.stage))
 
     def terms(self, batch):
-        stage = int(self.stage)
-        earlier = stage > 0 and batch.draw() < self.config.earlier
-        self.drawn = drawn = batch.draw_below(stage) if earlier else stage
-        text = batch.chain(skip=drawn if drawn < self.last else max(map(len, batch.steps)))
+        self.drawn = drawn = self.draw_stage(batch)
+        text = batch.chain(skip=self.skipped(batch, drawn))
         k = self.latents(drawn)
         thought = self.loop(batch.prompt, Greedy(), 1, k, k, stop=None)
         loss, logged = text_loss(self.backbone, thought, text)
         return [loss], logged
+
+    def counts(self, batch):
+        return [tokens_in(batch.chain_rows(skip=self.skipped(batch, self.draw_stage(batch))))]
+
+    def draw_stage(self, batch: Batch) -> int:
+        """The stage that a batch is trained on: this one or, for a share of batches, an earlier one."""
+        stage = int(self.stage)
+        earlier = stage > 0 and batch.draw() < self.config.earlier
+        return batch.draw_below(stage) if earlier else stage
+
+    def skipped(self, batch: Batch, stage: int) -> int:
+        """Steps of a chain that the text has lost in a stage: all of them in the last."""
+        return stage if stage < self.last else max(map(len, batch.steps))
 
     def learned(self, logged):
         """Go on to the next stage, where this one is learned; batches of earlier stages do not count for that."""

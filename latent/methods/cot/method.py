@@ -2,7 +2,7 @@
 
 from latent.methods.base import AlongSequence, text_loss
 from latent.methods.cot import CoT
-from latent.text import one_in
+from latent.text import one_in, tokens_in
 from latent.thought import Greedy
 
 
@@ -22,3 +22,6 @@ class CoTMethod(AlongSequence[CoT]):
         text = batch.chain(every=self.config.every)
         loss, logged = text_loss(self.backbone, self.think(batch.prompt, Greedy()), text)
         return [loss], logged
+
+    def counts(self, batch):
+        return [tokens_in(batch.chain_rows(every=self.config.every))]

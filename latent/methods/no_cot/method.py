@@ -2,7 +2,7 @@
 
 from latent.methods.base import AlongSequence, text_loss
 from latent.methods.no_cot import NoCoT
-from latent.text import pad_right
+from latent.text import pad_right, tokens_in
 from latent.thought import Greedy
 
 
@@ -13,3 +13,6 @@ class NoCoTMethod(AlongSequence[NoCoT]):
         text = pad_right(batch.answers, batch.pad, batch.prompt.ids_BT.device)
         loss, logged = text_loss(self.backbone, self.think(batch.prompt, Greedy()), text)
         return [loss], logged
+
+    def counts(self, batch):
+        return [tokens_in(batch.answers)]

@@ -21,7 +21,7 @@ from latent import halting
 from latent.backbone import positions
 from latent.methods.base import Edit, Method, share, token_loss
 from latent.methods.recurrent import Recurrent
-from latent.text import Batch, Text
+from latent.text import Batch, Text, tokens_in
 from latent.thought import Chooser, Greedy, Prompt, Thought
 
 
@@ -128,7 +128,7 @@ class RecurrentMethod(Method[Recurrent]):
         return self.backbone.layers.norm(h_BTD[:, -self.config.answer_tokens :])
 
     def terms(self, batch):
-        r = self.config.r_min + batch.draw_below(self.config.r_max + 1 - self.config.r_min)
+        r = self.draw_recurrences(batch)
         trace, place, _ = self.run(batch.prompt, Greedy(), 1, r, stop=None)
         states_NTD = torch.stack(trace[1:], 1).flatten(0, 1)  # row b * r + i - 1
         rows_N = torch.arange(len(place.pos_BT), device=place.pos_BT.device).repeat_interleave(r)
@@ -136,6 +136,13 @@ class RecurrentMethod(Method[Recurrent]):
         loss, hit_NT = token_loss(self.backbone, h_NTD, self.targets(batch, r))
         exact_BR = hit_NT.all(1).view(-1, r)
         return [loss], {"ce": loss, "exact": share(exact_BR[:, -1]), "step_exact": share(exact_BR.flatten())}
+
+    def counts(self, batch):
+        return [self.draw_recurrences(batch) * tokens_in(batch.answers)]
+
+    def draw_recurrences(self, batch: Batch) -> int:
+        """How often the core runs in training on a batch."""
+        return self.config.r_min + batch.draw_below(self.config.r_max + 1 - self.config.r_min)
 
     def must_take(self, steps, answer):
         asked = steps[: self.config.r_max] if self.config.supervise == "steps" else []

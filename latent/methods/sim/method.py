@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kernels.errors import UserError
 from latent.methods.base import AlongSequence, Mean, share, text_loss, token_loss
 from latent.methods.sim import Sim
-from latent.text import Batch, Text, pad_right
+from latent.text import Batch, Text, pad_right, tokens_in
 from latent.thought import Greedy
 
 
@@ -43,6 +43,11 @@ class SimMethod(AlongSequence[Sim]):
         step_loss, hit_N = self.step_loss(batch, thought.states_UKD, device)
         step_loss.weight = self.config.step_weight
         return [loss, step_loss], {**logged, "step_ce": step_loss, "step_exact": share(hit_N)}
+
+    def counts(self, batch):
+        """Every step is dealt to a latent, so that the decoder's tokens are those of the chains."""
+        answers = tokens_in(batch.answers)
+        return [answers, sum(map(tokens_in, batch.steps))] if self.config.n_latent else [answers]
 
     def step_loss(self, batch: Batch, states_BKD: Tensor, device) -> tuple[Mean, Tensor]:
         """Cross-entropy of the steps given their latents, and which of the steps are right (N,)."""

@@ -71,10 +71,13 @@ def rollout(
 def score(method: Method, rolled: Rollout, temperature: float) -> list[Decision]:
     """The rollout's decisions with log-probabilities and entropies under the present parameters, with gradient.
 
-    The thoughts are thought again on the recorded choices, the texts read in parallel, equal ones once.
+    The thoughts are thought again on the recorded choices, the texts read in parallel, equal ones once. With what the
+    method's critic expects, where it has one.
     """
     *thinking, text = rolled.decisions
-    thought = method.think(rolled.prompt, Replay(thinking, used_B=rolled.used_B), rolled.group)
+    choose = Replay(thinking, used_B=rolled.used_B)
+    choose.critic = method.critic
+    thought = method.think(rolled.prompt, choose, rolled.group)
     every_B = torch.arange(len(rolled.tokens_BT), device=rolled.tokens_BT.device)
     copy_B = row_B = every_B if thought.row_B is None else thought.row_B
     for token_B in rolled.tokens_BT.unbind(1):
@@ -85,7 +88,8 @@ def score(method: Method, rolled: Rollout, temperature: float) -> list[Decision]
     h_UTD = text_hidden(method.backbone, thought, ids_UT, row_B[one_U])
     logp_N, entropy_N, _ = method.backbone.logprob(h_UTD.flatten(0, 1), ids_UT.flatten(), temperature)
     logp_BT, entropy_BT = (x.view(ids_UT.shape)[copy_B] for x in (logp_N, entropy_N))
-    return [*thought.decisions, replace(text, logp_BT=logp_BT, entropy_BT=entropy_BT)]
+    expected_BT = None if method.critic is None else method.critic(h_UTD.detach())[..., 0][copy_B]
+    return [*thought.decisions, replace(text, logp_BT=logp_BT, entropy_BT=entropy_BT, expected_BT=expected_BT)]
 
 
 def longest_text(method: Method, answer_tokens: int, chain_tokens: int, chain_steps: int) -> int:

@@ -81,7 +81,7 @@ class Pace:
     def stops(self, h_PD: Tensor) -> Tensor:
         """Which rows stop at a state (B,)."""
         if isinstance(self.stop, StopHead):
-            return self.choose("halt", self.stop(h_PD, self.group), self.live_B) == 1
+            return self.choose("halt", self.stop(h_PD, self.group), self.live_B, h_PD) == 1
         self.last = [*self.last[-2:], h_PD]
         self.hits_P = torch.where(self.stop(self.last), self.hits_P + 1, 0)
         return self.choose.settled((self.hits_P >= self.stop.config.hits).repeat_interleave(self.group))

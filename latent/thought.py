@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal
 
 from kernels.errors import UserError
@@ -34,7 +34,8 @@ class Decision:
     `value_BT...` what was chosen, `logp_BT` its log-probability under the policy that chose, temperature included,
     `entropy_BT` of the distribution it came from (nats), `mask_BT` which choices were really made. `time_T`: when each
     was made, counted over all kinds of choices of an episode; `turn`: in which turn of it. `density`: they are real
-    numbers, so that log-probability and entropy are those of a density.
+    numbers, so that log-probability and entropy are those of a density. `expected_BT`: the reward that a critic, where
+    there is one, expects of the state that each was made from.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class Decision:
     time_T: Tensor
     turn: int = 0
     density: bool = False
+    expected_BT: Tensor | None = None
 
     @classmethod
     def joined(cls, parts: list["Decision"]) -> "Decision":
@@ -65,8 +67,8 @@ class Decision:
         """The decisions of some rows, up to the last that any of them made."""
         made_T = self.mask_BT[index].any(0)
         t = int(made_T.nonzero().max()) + 1 if made_T.any() else 0
-        fields = (self.value_BT, self.logp_BT, self.entropy_BT, self.mask_BT)
-        return Decision(self.kind, *(f[index, :t] for f in fields), self.time_T[:t], self.turn, self.density)
+        fields = ("value_BT", "logp_BT", "entropy_BT", "mask_BT")
+        return replace(self, **{name: getattr(self, name)[index, :t] for name in fields}, time_T=self.time_T[:t])
 
 
 @dataclass
@@ -111,19 +113,29 @@ class Chooser:
         self.temperature = temperature
         self._used_B, self._asked = used_B, 0
         self.turn, self._time = 0, 0
+        self.critic: nn.Module | None = None
         self._made: dict[tuple[str, bool], list[tuple]] = {}
 
     def pick(self, kind: str, dist: Distribution) -> Tensor:
         raise NotImplementedError  # each chooser's own
 
-    def __call__(self, kind: str, dist: Distribution, live_B: Tensor) -> Tensor:
-        """Choose one value a row. Rows where `live_B` is False choose too, but it does not count."""
+    def __call__(self, kind: str, dist: Distribution, live_B: Tensor, h_UD: Tensor | None = None) -> Tensor:
+        """Choose one value a row. Rows where `live_B` is False choose too, but it does not count.
+
+        `h_UD`: the hidden states that it is chosen from, each those of as many rows, for the critic.
+        """
         value = self.pick(kind, dist)
         logp_B = dist.log_prob(value)
         entropy_B, live_B = dist.entropy().expand_as(logp_B), live_B.expand_as(logp_B)
-        self._made.setdefault((kind, dist.has_rsample), []).append((value, logp_B, entropy_B, live_B, self._time))
+        made = (value, logp_B, entropy_B, live_B, self._time, self._expected(h_UD, len(value)))
+        self._made.setdefault((kind, dist.has_rsample), []).append(made)
         self._time += 1
         return value
+
+    def _expected(self, h_UD: Tensor | None, rows: int) -> Tensor | None:
+        if self.critic is None or h_UD is None:
+            return None
+        return self.critic(h_UD.detach())[:, 0].repeat_interleave(rows // len(h_UD))
 
     def settled(self, stop_B: Tensor) -> Tensor:
         """Which rows stop now, before one more latent step, where a rule without randomness says `stop_B`."""
@@ -135,9 +147,10 @@ class Chooser:
         made, self._made = self._made, {}
         found = []
         for (kind, density), steps in made.items():
-            *along_T, times = zip(*steps)
+            *along_T, times, expected = zip(*steps)
             fields = (torch.stack(each, 1) for each in along_T)
-            found.append(Decision(kind, *fields, torch.tensor(times), self.turn, density))
+            expected_BT = None if expected[0] is None else torch.stack(expected, 1)
+            found.append(Decision(kind, *fields, torch.tensor(times), self.turn, density, expected_BT))
         return found
 
 
@@ -185,7 +198,7 @@ class Greedy(Chooser):
 
     random = False
 
-    def __call__(self, kind, dist, live_B):
+    def __call__(self, kind, dist, live_B, h_UD=None):
         if isinstance(dist, torch.distributions.Bernoulli):
             return (dist.logits > 0).to(dist.logits.dtype)
         return dist.logits.argmax(-1) if isinstance(dist, torch.distributions.Categorical) else dist.mode

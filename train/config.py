@@ -9,6 +9,7 @@ from kernels.errors import UserError
 from latent.config import ModelConfig
 from latent.methods import MethodConfig
 from latent.plain import HOW, id_of, identity
+from train.algorithms import GRPO, Algorithm
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class SFT:
 
 @dataclass(frozen=True)
 class RLVR(SFT):
-    """GRPO on verified answers: reward = verdict - latent_cost * latents used. No chain is ever seen."""
+    """RL on verified answers: reward = verdict - latent_cost * latents used. No chain is ever seen."""
 
     steps: int = 300
     batch: int = 64
@@ -89,10 +90,8 @@ class RLVR(SFT):
     """Reward subtracted for every latent used."""
     stop_lr: float = 4.0
     """Learning rate of the stop head, as a multiple."""
-    advantage: Literal["grpo", "dr_grpo"] = "grpo"
-    """Group advantage: with or without division by the group's standard deviation."""
-    std_floor: float = 1e-6
-    """Smallest standard deviation that a group's rewards are divided by."""
+    algorithm: Algorithm = field(default_factory=GRPO)
+    """What each decision is credited with, and the loss."""
     epochs: int = 1
     """Passes over each batch of rollouts."""
     minibatches: int = 1
@@ -108,15 +107,17 @@ class RLVR(SFT):
     temperature: float = 1.0
     """Sampling temperature of text, part of every log-probability."""
     patience: int = 20
-    """Stop with an error after this many updates in a row in which no group had any spread of reward."""
+    """Stop with an error after this many updates in a row in which no group had any spread of reward, which is to say
+    that nothing could be learned."""
 
     def __post_init__(self):
         super().__post_init__()
         for name in ("epochs", "minibatches", "patience"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name} must be at least 1, got {getattr(self, name)}")
-        if self.group < 2:
-            raise UserError(f"train.group must be at least 2 (an advantage compares rollouts), got {self.group}")
+        if self.group < self.algorithm.least_group:
+            least, name = self.algorithm.least_group, self.algorithm.name
+            raise UserError(f"train.group must be at least {least} with train.algorithm {name}, got {self.group}")
         if self.batch % self.minibatches:
             raise UserError(
                 f"train.batch must be a multiple of train.minibatches, got {self.batch}, {self.minibatches}"
@@ -124,8 +125,6 @@ class RLVR(SFT):
         for name in ("clip_low", "clip_high", "entropy", "kl", "stop_lr"):
             if getattr(self, name) < 0:
                 raise UserError(f"train.{name} must be at least 0, got {getattr(self, name)}")
-        if not self.std_floor > 0:
-            raise UserError(f"train.std_floor must be > 0, got {self.std_floor}")
         if not self.temperature > 0:
             raise UserError(f"train.temperature must be > 0, got {self.temperature}")
 

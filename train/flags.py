@@ -23,6 +23,7 @@ from latent.config import HALTS
 from latent.methods import METHODS, ControlConfig, MethodConfig, SequenceConfig
 from latent.plain import changed
 from latent.policies import POLICIES, PolicyConfig
+from train.algorithms import ALGORITHMS, Algorithm
 from train.config import RLVR, SFT, Experiment, Run
 from train.presets import PRESETS
 
@@ -33,6 +34,7 @@ TABLES = (
     (HALTS, tuple(HALTS.values())),
     (POLICIES, PolicyConfig),
     (TRAINING, SFT),
+    (ALGORITHMS, Algorithm),
 )
 PLAIN = (tyro.conf.AvoidSubcommands,)
 

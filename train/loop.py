@@ -17,7 +17,7 @@ from latent.generate import Reasoner
 from latent.methods.base import Mean
 from latent.thought import Greedy
 from train import checkpoint
-from train.config import SFT
+from train.config import RLVR, SFT
 from train.engine import Engine
 from train.losses import Extreme
 from train.process import Stopped, amid_update
@@ -43,6 +43,9 @@ class Trainer:
         self.config: SFT = record.run.train
         self.method = reasoner.method
         self.reference = engine.frozen(self.method) if getattr(self.config, "kl", 0) else None
+        if isinstance(self.config, RLVR):
+            self.method.critic = self.config.algorithm.critic(self.method.backbone.width)
+            self.method.to(engine.device, self.method.backbone.dtype)
         engine.prepare(self.method)
         self.core_seconds, self.done, self.counters, self.enough = 0.0, 0, {}, False
         self.start: checkpoint.Saved | None = None  # what `choose_start` found

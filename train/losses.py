@@ -1,11 +1,10 @@
-"""Losses as pure functions: group advantages, and one clipped policy gradient over decisions of every kind."""
+"""Losses as pure functions: one clipped policy gradient over decisions of every kind, and the KL to a reference."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from kernels.errors import UserError
 from latent.methods.base import Mean, share
 from latent.thought import Decision
 
@@ -22,22 +21,7 @@ class Extreme:
         return Extreme((torch.maximum if self.sign > 0 else torch.minimum)(self.value, other.value), self.sign)
 
 
-def advantages(reward_PG: Tensor, kind: str, std_floor: float = 1e-6) -> Tensor:
-    """Group-relative advantages, (P, G) -> (P, G).
-
-    `grpo`: (r - mean) / max(std, floor) (Shao et al. 2024, arXiv:2402.03300, sec. 4.1.2, whose floor only keeps from
-    dividing by zero); `dr_grpo`: r - mean (Liu et al. 2025, arXiv:2503.20783, sec. 3.2), without the division that
-    favours questions of little spread. A larger floor is between the two: where all rollouts are right and differ in
-    cost alone, the cost then counts for about what it is and not for a whole standard deviation.
-    """
-    centred_PG = reward_PG - reward_PG.mean(1, keepdim=True)
-    centred_PG = centred_PG.masked_fill(flat(reward_PG)[:, None], 0.0)  # rounding is no signal
-    match kind:
-        case "grpo":
-            return centred_PG / reward_PG.std(1, keepdim=True, correction=0).clamp(min=std_floor)
-        case "dr_grpo":
-            return centred_PG
-    raise UserError(f"advantage must be grpo or dr_grpo, got {kind!r}")
+Logged = Mean | Extreme
 
 
 def flat(reward_PG: Tensor) -> Tensor:
@@ -46,32 +30,31 @@ def flat(reward_PG: Tensor) -> Tensor:
 
 
 def policy_loss(
-    now: list[Decision], old: list[Decision], adv_B: Tensor, clip: tuple[float, float], entropy: float
-) -> tuple[Mean, dict[str, Mean | Extreme]]:
+    now: list[Decision], old: list[Decision], adv: list[Tensor], clip: tuple[float, float], entropy: float
+) -> tuple[Mean, dict[str, Logged]]:
     """PPO's clipped objective over every decision of every kind, the mean over decisions made, minus an entropy bonus.
 
-        L = - sum_{b,t} min(rho A_b, clip(rho, 1 - low, 1 + high) A_b) / #decisions - entropy * mean H
+        L = - sum_{b,t} min(rho A_bt, clip(rho, 1 - low, 1 + high) A_bt) / #decisions - entropy * mean H
 
     where #decisions are those of the whole minibatch, of all kinds and on all processes: every decision counts the
     same, whatever its kind, however long its rollout and wherever it was made. rho = exp(logp - logp_old) (Schulman et
     al. 2017, arXiv:1707.06347, eq. 7; asymmetric clip: DAPO, arXiv:2503.14476). `now` carries gradient, `old` is the
-    policy that chose. Real numbers, whose log-probability is a density, have no part in the bonus. Logs the ratio, the
-    share clipped and the entropy of each kind.
+    policy that chose, `adv` the advantages of each kind, (B, T) or (B, 1). Real numbers, whose log-probability is a
+    density, have no part in the bonus. Logs the ratio, the share clipped and the entropy of each kind.
     """
     gain, bonus, count, logged, ratios, clipped = 0.0, 0.0, 0, {}, [], []
-    for new, was in zip(now, old, strict=True):
+    for new, was, adv_BT in zip(now, old, adv, strict=True):
         assert new.kind == was.kind, f"decisions out of order: {new.kind} against {was.kind}"
         rho_BT = (new.logp_BT - was.logp_BT.detach()).exp()
-        adv_B1 = adv_B[:, None]
-        bounded_BT = rho_BT.clamp(1 - clip[0], 1 + clip[1]) * adv_B1
+        bounded_BT = rho_BT.clamp(1 - clip[0], 1 + clip[1]) * adv_BT
         mask_BT = was.mask_BT
-        gain = gain + torch.where(mask_BT, torch.minimum(rho_BT * adv_B1, bounded_BT), 0).sum()
+        gain = gain + torch.where(mask_BT, torch.minimum(rho_BT * adv_BT, bounded_BT), 0).sum()
         if not new.density:  # whose entropy is in other units, and may be below 0
             bonus = bonus + torch.where(mask_BT, new.entropy_BT, 0).sum()
         made = mask_BT.sum()
         count = count + made
         ratios.append(rho_BT.detach()[mask_BT])
-        clipped.append((rho_BT.detach() * adv_B1 > bounded_BT.detach())[mask_BT])
+        clipped.append((rho_BT.detach() * adv_BT > bounded_BT.detach())[mask_BT])
         logged[f"entropy_{new.kind}"] = Mean(torch.where(mask_BT, new.entropy_BT.detach(), 0).sum(), made)
     ratio_N = torch.cat(ratios)
     logged |= {

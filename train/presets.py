@@ -6,6 +6,7 @@ from eval.environments import GSM8K, Cups, ProsQA
 from latent.config import LearnedStop, ModelConfig
 from latent.methods import METHODS, Coconut, CoT, FixedEmbedding, MethodConfig, NoCoT, Pause, Recurrent, Sim
 from latent.plain import changed
+from train.algorithms import GRPO
 from train.config import RLVR, SFT, Arm, Experiment, Judge, Run
 
 
@@ -22,7 +23,9 @@ def cups() -> Experiment:
             "pause": Arm(Pause(sim), SFT(steps=1500)),
             "fixed": Arm(FixedEmbedding(sim), SFT(steps=1500)),
             "latent-rlvr": Arm(
-                sim, RLVR(steps=400, lr=6e-4, stop_lr=10.0, latent_cost=0.02, std_floor=0.01), init="latent"
+                sim,
+                RLVR(steps=400, lr=6e-4, stop_lr=10.0, latent_cost=0.02, algorithm=GRPO(std_floor=0.01)),
+                init="latent",
             ),
         },
     )

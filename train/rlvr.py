@@ -1,4 +1,4 @@
-"""RLVR: sample groups, verify them, and follow the policy gradient over every recorded decision."""
+"""RLVR: sample groups, verify them, and follow an algorithm's loss over every recorded decision."""
 
 from dataclasses import asdict, replace
 from functools import partial
@@ -14,13 +14,13 @@ from latent.methods.base import Method
 from latent.thought import Decision, Prompt, Replay, Rollout, Sample, Share, pieces
 from train.config import RLVR
 from train.loop import Terms, Trainer
-from train.losses import advantages, flat, kl_to_reference, policy_loss
+from train.losses import flat, kl_to_reference
 
 LARGEST_GAP = 1e-3  # nats between sampler and trainer on one decision; fp32 stays below 1e-4
 
 
 def fit(trainer: Trainer, env: Environment) -> None:
-    """GRPO-family updates; what is logged is explained in train/README.md. Raises UserError without a signal."""
+    """Updates of RL; what is logged is explained in train/README.md. Raises UserError without a signal."""
     c: RLVR = trainer.config
     reasoner, engine = trainer.reasoner, trainer.engine
 
@@ -34,11 +34,9 @@ def fit(trainer: Trainer, env: Environment) -> None:
         used_B = rolled.used_B.float()
         reward_B = torch.tensor([v.reward for v in verdicts], device=used_B.device) - c.latent_cost * used_B
         reward_PG = reward_B.view(-1, c.group)
-        adv_B = advantages(reward_PG, c.advantage, c.std_floor).flatten()
-        flat_P = flat(reward_PG)
-        watch(trainer, bool(flat_P.all()), all(v.correct for v in verdicts))
+        watch(trainer, not c.algorithm.signal(reward_PG), all(v.correct for v in verdicts))
 
-        metrics = learn(trainer, rolled, adv_B, trainer.reference)
+        metrics = learn(trainer, rolled, c.algorithm.outcome(reward_PG).flatten(), trainer.reference)
         if trainer.done % c.log_every == 0 and engine.leads:
             trainer.record.samples(
                 [
@@ -48,8 +46,8 @@ def fit(trainer: Trainer, env: Environment) -> None:
             )
         of_all = {name: sum(getattr(v, name) for v in verdicts) for name in ("correct", "parsed")}
         of_all |= {"reward": reward_B.sum(), "used": used_B.sum()}
-        n, groups = len(verdicts) * engine.world, len(flat_P) * engine.world
-        *sums, flats = engine.sum([*of_all.values(), flat_P.float().sum()])
+        n, groups = len(verdicts) * engine.world, len(problems) * engine.world
+        *sums, flats = engine.sum([*of_all.values(), flat(reward_PG).float().sum()])
         return {**{name: total / n for name, total in zip(of_all, sums)}, "flat_groups": flats / groups, **metrics}
 
     trainer.fit(update, dropout=False)  # the sampler's policy and the trainer's are then one
@@ -90,7 +88,7 @@ def sample(trainer: Trainer, prompt: Prompt, step: int) -> Rollout:
     return Rollout.joined(prompt, c.group, rolled, limits[1])
 
 
-def learn(trainer: Trainer, rolled: Rollout, adv_B: Tensor, reference: Method | None) -> dict[str, Tensor]:
+def learn(trainer: Trainer, rolled: Rollout, outcome_B: Tensor, reference: Method | None) -> dict[str, Tensor]:
     """All updates on one batch of rollouts: `epochs` passes over its minibatches. Returns what the last one logged.
 
     A minibatch is P / minibatches prompts with their groups, on every process its share, in pieces of `micro_batch`
@@ -100,7 +98,7 @@ def learn(trainer: Trainer, rolled: Rollout, adv_B: Tensor, reference: Method | 
     c: RLVR = trainer.config
     method, engine, size = trainer.method, trainer.engine, len(rolled.prompt.ids_BT) // c.minibatches
     cuts = [pieces(range(i * size, (i + 1) * size), c.group, c.micro_batch) for i in range(c.minibatches)]
-    minibatches = [[(rolled.part(piece), adv_B[piece.rows(c.group)]) for piece in cut] for cut in cuts]
+    minibatches = [[(rolled.part(piece), outcome_B[piece.rows(c.group)]) for piece in cut] for cut in cuts]
     once, old = c.epochs * c.minibatches == 1, {}
     if not once:
         with engine.whole():  # with gradient turned on, though none is taken: the numbers are then the trainer's
@@ -108,25 +106,25 @@ def learn(trainer: Trainer, rolled: Rollout, adv_B: Tensor, reference: Method | 
                 old[id(part)] = detached(score(method, part, c.temperature))
     gaps, metrics = [], {}
 
-    def terms(part: Rollout, part_adv_B: Tensor, fresh: bool) -> Terms:
+    def terms(part: Rollout, part_outcome_B: Tensor, fresh: bool) -> Terms:
         now = engine.call(score, part, c.temperature)
         was = old.get(id(part)) or detached(now)
-        policy, logged = policy_loss(now, was, part_adv_B, (c.clip_low, c.clip_high), c.entropy)
+        found, logged = c.algorithm.loss(now, was, part_outcome_B, (c.clip_low, c.clip_high), c.entropy)
         if fresh:
             gaps.append(on_policy(logged, was, part.decisions))
         if reference is None:
-            return [policy], logged
+            return found, logged
         with torch.no_grad(), engine.whole(reference):
             ref = score(reference, part, c.temperature)
         kl = kl_to_reference(now, ref)
-        return [policy, replace(kl, weight=c.kl)], {**logged, "kl": kl}
+        return [*found, replace(kl, weight=c.kl)], {**logged, "kl": kl}
 
     for epoch in range(c.epochs):
         for i, minibatch in enumerate(minibatches):
             made = sum(d.mask_BT.sum() for part, _ in minibatch for d in part.decisions)
-            counts = [made] if reference is None else [made, made]
+            counts = [made] * (c.algorithm.terms + (reference is not None))
             fresh = epoch == i == 0
-            parts = [partial(terms, part, part_adv_B, fresh) for part, part_adv_B in minibatch]
+            parts = [partial(terms, part, part_outcome_B, fresh) for part, part_outcome_B in minibatch]
             metrics = trainer.descend(parts, lambda counts=counts: counts)
     (gap,) = engine.most([max(gaps)])
     return {"sampler_gap": gap, **metrics}
@@ -145,7 +143,12 @@ def judged(problems, rolled: Rollout, texts, verdicts, reward_B, end: int | None
 
 def detached(decisions: list[Decision]) -> list[Decision]:
     """The same without gradient: the policy that is compared against."""
-    return [replace(d, logp_BT=d.logp_BT.detach(), entropy_BT=d.entropy_BT.detach()) for d in decisions]
+    return [_detached(d) for d in decisions]
+
+
+def _detached(d: Decision) -> Decision:
+    expected_BT = None if d.expected_BT is None else d.expected_BT.detach()
+    return replace(d, logp_BT=d.logp_BT.detach(), entropy_BT=d.entropy_BT.detach(), expected_BT=expected_BT)
 
 
 def on_policy(metrics: dict, scored: list[Decision], sampled: list[Decision]) -> float:

@@ -94,6 +94,7 @@ def _fit(run, root, env, trainer, problems, data, command, track) -> dict:
     engine.wait()
     (rlvr if isinstance(run.train, RLVR) else distill).fit(trainer, env)
     result = trainer.selection.choose(trainer)
+    reasoner.method.critic = None  # which is of training alone
     lora.merge(reasoner.method.backbone.lm)
     with engine.while_one_works():
         if engine.leads:
@@ -135,7 +136,7 @@ def test_problems(run: Run, env: Environment) -> list[Problem]:
 
 
 def final(run: Run, env: Environment, problems: list[Problem], trainer: Trainer) -> dict:
-    """Judge on held-out problems, shared by all processes: the main level, the others, the sweep. Samples, summaries."""
+    """Judge on held-out problems, shared by all processes: main level, other levels, sweep; samples, summaries."""
     reasoner, engine, say = trainer.reasoner, trainer.engine, trainer.say
     main = [p for p in problems if p.level == env.main_level]
     sweep = [k for k in run.judge.sweep if k != reasoner.method.trained_steps]

@@ -53,15 +53,16 @@ class Method(nn.Module, Generic[ConfigT]):
 
     `steps` is the number of latent steps when answering, `stride` the positions that each takes. `stop`: what decides
     when to stop, None where nothing does. `parallel_answer`: tokens of an answer that is read off in parallel, None
-    where the text is written one by one. `made_from`: the config that `build` makes it from again; of a control it is
-    not `config`. `fresh`: how names of parameters begin that may start afresh, or stay behind, where a run starts from
-    the weights of another; all others must be there in the same shape.
+    where the text is written one by one. `critic`: in RL with one, what reads the expected reward off a hidden state.
+    `made_from`: the config that `build` makes it from again; of a control it is not `config`. `fresh`: how names of
+    parameters begin that may start afresh, or stay behind, where a run starts from the weights of another; all others
+    must be there in the same shape.
     """
 
     config: ConfigT
     made_from: MethodConfig
     stop: StopHead | Settled | None
-    fresh: ClassVar[tuple[str, ...]] = ("stop.", "policy.")
+    fresh: ClassVar[tuple[str, ...]] = ("stop.", "policy.", "critic.")
 
     def __init__(self, config: ConfigT, backbone: Backbone):
         super().__init__()
@@ -70,6 +71,7 @@ class Method(nn.Module, Generic[ConfigT]):
         self.steps, self.stride = 0, 0
         self.parallel_answer: int | None = None
         self.stop = None
+        self.critic: nn.Module | None = None
 
     @property
     def title(self) -> str:
@@ -261,7 +263,7 @@ class AlongSequence(Method[ConfigT]):
                 continue
             x_PD = self.feedback(states[-1]) if known_KD is None else known_KD[i].expand_as(h_PD)
             if policy is not None:
-                x_PD = choose("thought", policy(x_PD, states[-1]), pace.live_B)
+                x_PD = choose("thought", policy(x_PD, states[-1]), pace.live_B, states[-1])
             if edit is not None:
                 x_PD = edit(i, x_PD)
             h_P1D, context = self.backbone.step(x_PD[:, None], context.skip(self.stride - 1))

@@ -2,6 +2,7 @@
 
 OPTIMIZER, BY_HAND_SFT, BY_HAND_RL = (f"tests/train/test_{name}.py" for name in ("optimizer", "wiring", "wiring_rl"))
 LOSSES, PROCESSES, CHECKS = (f"tests/train/test_{name}.py" for name in ("losses", "processes", "checks"))
+ALGORITHMS = "tests/train/test_algorithms.py"
 SELECTION, DISK, RUNS = (f"tests/train/test_{name}.py" for name in ("selection", "persistence", "runs"))
 DAMAGED = f"{DISK}::test_a_checkpoint_that_is_not_what_was_written_is_refused_for_the_one_before_it"
 EDITED = f"{DISK}::test_a_log_that_was_edited_is_said"
@@ -75,20 +76,31 @@ GROUPS = (
     ("train/distill.py", BY_HAND_SFT, (
         ("a curriculum is told nothing", "trainer.method.learned(logged)", "{}"),
     )),
-    ("train/losses.py", LOSSES, (
+    ("train/algorithms/grpo.py", ALGORITHMS, (
         ("the sample's standard deviation", "correction=0", "correction=1"),
-        ("std_floor ignored", "clamp(min=std_floor)", "clamp(min=1e-6)"),
+        ("std_floor ignored", "clamp(min=self.std_floor)", "clamp(min=1e-6)"),
         ("the mean of all groups", "reward_PG - reward_PG.mean(1, keepdim=True)", "reward_PG - reward_PG.mean()"),
-        ("Dr. GRPO divides too", "            return centred_PG\n",
-         "            return centred_PG / reward_PG.std(1, keepdim=True)\n"),
-        ("rounding is a signal", "centred_PG.masked_fill(flat(reward_PG)[:, None], 0.0)", "centred_PG"),
+        ("rounding is a signal", "centred_PG.masked_fill(flat_P[:, None], 0.0)", "centred_PG"),
+    )),
+    ("train/algorithms/ppo.py", ALGORITHMS, (
+        ("the last decision is a critic's", "next_B, carried_B = outcome_B,", "next_B, carried_B = 0 * outcome_B,"),
+        ("the reward is discounted", "gamma_B = outcome_B.new_ones(outcome_B.shape)",
+         "gamma_B = self.gamma * outcome_B.new_ones(outcome_B.shape)"),
+        ("lambda ignored", "self.gamma * self.lam * carried_B", "self.gamma * carried_B"),
+        ("kind after kind", "(d.turn, int(time), i, t)", "(d.turn, i, int(time), t)"),
+        ("turns in one", "(d.turn, int(time), i, t)", "(0, -d.turn, int(time), i, t)"),
+        ("what was not decided counts", "value_B.where(live_B, next_B)", "value_B"),
+        ("the critic learns advantages", "(adv_B + value_B).where", "adv_B.where"),
+        ("the critic's weight ignored", "weight=self.critic_weight)", "weight=1.0)"),
+    )),
+    ("train/losses.py", LOSSES, (
         ("the larger of the two, not the smaller", "torch.minimum(rho_BT", "torch.maximum(rho_BT"),
         ("clip bounds swapped", "clamp(1 - clip[0], 1 + clip[1])", "clamp(1 - clip[1], 1 + clip[0])"),
         ("entropy is punished", "gain + entropy * bonus", "gain - entropy * bonus"),
-        ("what was not decided counts", "torch.where(mask_BT, torch.minimum(rho_BT * adv_B1, bounded_BT), 0)",
-         "torch.minimum(rho_BT * adv_B1, bounded_BT)"),
+        ("what was not decided counts", "torch.where(mask_BT, torch.minimum(rho_BT * adv_BT, bounded_BT), 0)",
+         "torch.minimum(rho_BT * adv_BT, bounded_BT)"),
         ("divided by all places", "made = mask_BT.sum()", "made = torch.ones_like(mask_BT).sum()"),
-        ("clipped counts the others", "* adv_B1 > bounded_BT", "* adv_B1 < bounded_BT"),
+        ("clipped counts the others", "* adv_BT > bounded_BT", "* adv_BT < bounded_BT"),
         ("KL in the other direction", "ref.logp_BT.detach() - new.logp_BT", "new.logp_BT - ref.logp_BT.detach()"),
     )),
     ("train/losses.py", BY_HAND_RL, (
@@ -96,19 +108,16 @@ GROUPS = (
         ("the ratio's old policy carries gradient", "was.logp_BT.detach()).exp()", "new.logp_BT.detach()).exp()"),
     )),
     ("train/rlvr.py", BY_HAND_RL, (
-        ("advantages of another minibatch", "adv_parts[i]", "adv_parts[i - 1]"),
-        ("KL dropped", "terms.append(replace(kl, weight=c.kl))", "pass"),
+        ("outcomes of another minibatch", "outcome_B[piece.rows(c.group)]", "outcome_B.roll(8)[piece.rows(c.group)]"),
+        ("KL dropped", "[*found, replace(kl, weight=c.kl)]", "[*found, replace(kl, weight=0.0)]"),
         ("KL's sign", "weight=c.kl)", "weight=-c.kl)"),
         ("KL's weight", "replace(kl, weight=c.kl)", "kl"),
-        ("the old policy is the current one", "was = detached(now) if old[i] is None else old[i]",
-         "was = detached(now)"),
+        ("the old policy is the current one", "was = old.get(id(part)) or detached(now)", "was = detached(now)"),
         ("the reference is the current policy", "ref = score(reference, part", "ref = score(method, part"),
         ("clip bounds swapped where passed", "(c.clip_low, c.clip_high)", "(c.clip_high, c.clip_low)"),
-        ("std_floor not passed", "c.advantage, c.std_floor", "c.advantage"),
-        ("the advantage is always GRPO's", "advantages(reward_PG, c.advantage,", 'advantages(reward_PG, "grpo",'),
         ("entropy not passed", "c.entropy)", "0.0)"),
         ("latents cost nothing", "- c.latent_cost * used_B", ""),
-        ("scored at temperature 1", "now = score(method, part, c.temperature)", "now = score(method, part, 1.0)"),
+        ("scored at temperature 1", "engine.call(score, part, c.temperature)", "engine.call(score, part, 1.0)"),
         ("one epoch", "range(c.epochs)", "range(1)"),
     )),
     ("train/rlvr.py", f"{RUNS}::test_groups_without_spread_stop_the_run", (

@@ -15,6 +15,7 @@ from latent.policies import POLICIES
 from paper import records
 from paper.ablations import ABLATIONS, CONTROLS
 from paper.design import cells
+from train.algorithms import ALGORITHMS
 from train.config import RLVR, SFT, Judge, Run
 
 CLASSES = [
@@ -25,6 +26,7 @@ CLASSES = [
     ModelConfig,
     *HALTS.values(),
     *POLICIES.values(),
+    *ALGORITHMS.values(),
     *METHODS.values(),
     *ENVIRONMENTS.values(),
 ]

@@ -5,29 +5,13 @@ import torch
 from torch.distributions import Categorical
 
 from latent.thought import Decision
-from train.losses import advantages, kl_to_reference, policy_loss
+from train.losses import kl_to_reference, policy_loss
 
 
 def decisions(logp, mask=None, kind="token"):
     logp = torch.as_tensor(logp, dtype=torch.float64)
     mask = torch.ones_like(logp, dtype=torch.bool) if mask is None else torch.as_tensor(mask)
     return Decision(kind, torch.zeros_like(logp), logp, torch.full_like(logp, 0.3), mask, torch.arange(logp.shape[1]))
-
-
-def test_advantages():
-    reward = torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 3.0]])
-    dr = advantages(reward, "dr_grpo")
-    assert dr.tolist() == [[0.5, -0.5, -0.5, 0.5], [0, 0, 0, 0], [-0.75, -0.75, -0.75, 2.25]]
-    grpo = advantages(reward, "grpo")
-    torch.testing.assert_close(grpo[0], torch.tensor([1.0, -1, -1, 1]), atol=1e-5, rtol=0)
-    torch.testing.assert_close(grpo[2], torch.tensor([-1.0, -1, -1, 3]) / 3**0.5, atol=1e-5, rtol=0)
-    assert grpo[1].abs().max() == 0
-    floored = advantages(torch.tensor([[1.0, 0.98, 0.98, 1.0], [1.0, 0.0, 0.0, 1.0]]), "grpo", std_floor=0.1)
-    torch.testing.assert_close(floored, torch.tensor([[0.1, -0.1, -0.1, 0.1], [1.0, -1, -1, 1]]))
-    for equal in (0.88, 0.985, -0.3):  # whose mean over 16 is off by rounding
-        assert advantages(torch.full((2, 16), equal), "grpo").abs().max() == 0
-    with pytest.raises(ValueError, match="ppo"):
-        advantages(reward, "ppo")
 
 
 def test_policy_loss_is_the_sum_written_out():
@@ -37,14 +21,15 @@ def test_policy_loss_is_the_sum_written_out():
         decisions(-torch.rand(4, 5), torch.rand(4, 5) < 0.7),
     ]
     now = [decisions(o.logp_BT + 0.6 * torch.randn(o.logp_BT.shape), o.mask_BT, o.kind) for o in old]
-    adv = torch.tensor([1.0, -2.0, 0.5, -0.1], dtype=torch.float64)
+    adv = [torch.randn(4, 1).double(), torch.randn(4, 5).double()]  # a rollout's, and each decision's own
     total = count = clipped = 0
-    for n, o in zip(now, old):
+    for n, o, a in zip(now, old, adv):
+        a = a.expand_as(o.logp_BT)
         for b in range(4):
             for t in range(o.logp_BT.shape[1]):
                 if o.mask_BT[b, t]:
                     rho = float((n.logp_BT[b, t] - o.logp_BT[b, t]).exp())
-                    free, bounded = rho * adv[b], min(max(rho, 0.8), 1.28) * adv[b]
+                    free, bounded = rho * a[b, t], min(max(rho, 0.8), 1.28) * a[b, t]
                     total, count, clipped = total + min(free, bounded), count + 1, clipped + int(free > bounded)
     loss, metrics = policy_loss(now, old, adv, (0.2, 0.28), entropy=0.01)
     assert int(loss.count) == count
@@ -69,7 +54,7 @@ def test_policy_gradient_is_that_of_the_expected_reward():
         old = Decision(
             "token", torch.tensor([[action]]), logp.detach(), torch.zeros_like(logp), mask, torch.arange(logp.shape[1])
         )
-        loss, metrics = policy_loss([now], [old], reward[action : action + 1], (0.2, 0.2), 0.0)
+        loss, metrics = policy_loss([now], [old], [reward[action].view(1, 1)], (0.2, 0.2), 0.0)
         assert float(metrics["ratio"].taken()) == 1.0
         got += logp.exp().detach()[0, 0] * torch.autograd.grad(-loss.taken(), logits, retain_graph=True)[0]
     torch.testing.assert_close(got, want, atol=1e-12, rtol=0)

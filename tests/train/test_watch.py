@@ -13,6 +13,7 @@ from latent.thought import Decision
 from tests.train.by_hand import trainer_of
 from train import rlvr
 from train.config import RLVR, Run
+from train.losses import Extreme
 
 
 def test_only_updates_in_a_row_are_counted(tmp_path):

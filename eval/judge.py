@@ -1,12 +1,15 @@
 """The judge: a reasoner on an environment's held-out problems, item by item."""
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
+
+from torch import Tensor
 
 from eval.environments.base import Environment, Problem, Verdict, iterate
 from eval.stats import wilson
 from latent.generate import Reasoner
+from latent.text import Codec
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,33 @@ def verify(env: Environment, problem: Problem, text: str) -> Verdict:
         return env.verify(problem, text)
     except Exception as e:
         raise RuntimeError(f"the verifier failed on problem {problem.key}: {type(e).__name__}: {e}") from e
+
+
+class Play:
+    """The sessions of some rows of rollouts, and what has come of them so far."""
+
+    def __init__(self, env: Environment, problems: list[Problem], codec: Codec):
+        self.env, self.problems, self.codec = env, problems, codec
+        self.sessions = [env.open(p) for p in problems]
+        self.reward = [0.0] * len(problems)
+        self.texts: list[list[str]] = [[] for _ in problems]  # of every turn
+
+    def react(self, rows: list[int], tokens_NT: Tensor) -> list[tuple[int, ...] | None]:
+        """What is said next to rows that have written a turn's text; None where the session has ended."""
+        said: list[tuple[int, ...] | None] = []
+        for row, text in zip(rows, self.codec.texts(tokens_NT), strict=True):
+            next_said, reward, done = self.sessions[row].step(text)
+            self.reward[row] += reward
+            self.texts[row].append(text)
+            said.append(None if done or next_said is None else self.codec.observation(next_said))
+        return said
+
+    def verdicts(self) -> list[Verdict]:
+        """Of each row: the last text judged as the last turn's, and the rewards of all turns."""
+        return [
+            replace(verify(self.env, self.env.turns_of(p)[-1], texts[-1]), reward=reward)
+            for p, texts, reward in zip(self.problems, self.texts, self.reward, strict=True)
+        ]
 
 
 class Processes(Protocol):
@@ -72,12 +102,28 @@ def _items(
     """The judged answers to some problems of a batch, `beside` all of its questions."""
     if not problems:
         return []
+    if env.turns > 1:
+        return _played(reasoner, env, problems, steps)
     tokens_BT, thought = reasoner.tokens([p.question for p in problems], steps, beside)
     lengths, items = text_lengths(tokens_BT, reasoner.codec.end), []
     for p, text, used, length in zip(problems, reasoner.codec.texts(tokens_BT), thought.used_B.tolist(), lengths):
         v = verify(env, p, text)
         items.append(Item(p.key, p.level, text, v.correct, v.reward, v.parsed, v.reason, used, length))
     return items
+
+
+def _played(reasoner: Reasoner, env: Environment, problems: list[Problem], steps: int | None) -> list[Item]:
+    """The same of problems of several turns: the texts of all, one after another."""
+    play = Play(env, problems, reasoner.codec)
+    rolled = reasoner.episodes([p.question for p in problems], play.react, steps)
+    tokens = text_lengths(rolled.tokens_BT, reasoner.codec.end)
+    for turn in rolled.later:
+        for row, n in zip(turn.rows_N.tolist(), text_lengths(turn.tokens_NT, reasoner.codec.end)):
+            tokens[row] += n
+    return [
+        Item(p.key, p.level, "\n".join(texts), v.correct, v.reward, v.parsed, v.reason, used, n)
+        for p, texts, v, used, n in zip(problems, play.texts, play.verdicts(), rolled.all_used_B.tolist(), tokens)
+    ]
 
 
 def text_lengths(tokens_BT, end: int | None) -> list[int]:

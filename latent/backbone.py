@@ -153,21 +153,35 @@ class Backbone(nn.Module):
         head = self.lm.get_output_embeddings()
         return head.weight.to(h_ND.dtype) if type(head) is nn.Linear and head.bias is None else None
 
-    def read(self, ids_BT: Tensor, mask_BT: Tensor | None = None) -> tuple[Tensor, Context]:
+    def read(
+        self, ids_BT: Tensor, mask_BT: Tensor | None = None, after: Context | None = None
+    ) -> tuple[Tensor, Context]:
         """Read left-padded prompts. Returns the last position's final hidden state (B, D) and the context.
 
-        `mask_BT` is False on padding; None where there is none. Positions count from each row's first token.
+        `mask_BT` is False on padding; None where there is none. Positions count from each row's first token, or go on
+        from what it has read before, `after`.
         """
-        h_BTD, context = self.hidden(ids_BT, mask_BT, keep=1)
+        h_BTD, context = self.hidden(ids_BT, mask_BT, keep=1, after=after)
         return h_BTD[:, -1], context
 
-    def hidden(self, ids_BT: Tensor, mask_BT: Tensor | None = None, keep: int | None = None) -> tuple[Tensor, Context]:
+    def hidden(
+        self, ids_BT: Tensor, mask_BT: Tensor | None = None, keep: int | None = None, after: Context | None = None
+    ) -> tuple[Tensor, Context]:
         """The same with the final hidden states of at least the last `keep` positions, None = all: (B, T, D)."""
-        t = ids_BT.shape[1]
-        pos_BT = positions(ids_BT, mask_BT)
-        self.must_hold(t)
-        h_BTD, past = self._run(self.embed(ids_BT), pos_BT, None, mask_BT, keep=t if keep is None else keep)
-        return h_BTD, Context(past, mask_BT, pos_BT[:, -1] + 1, t)
+        b, t = ids_BT.shape
+        pos_BT, mask_BS, before = positions(ids_BT, mask_BT), mask_BT, None
+        reach = t if after is None else after.reach + t
+        self.must_hold(reach)
+        if after is not None:
+            pos_BT, before = after.next_B[:, None] + pos_BT, after.layers
+            if mask_BT is not None or after.mask_BS is not None:
+                both = (
+                    ids_BT.new_ones(b, after.size, dtype=torch.bool) if after.mask_BS is None else after.mask_BS,
+                    torch.ones_like(ids_BT, dtype=torch.bool) if mask_BT is None else mask_BT,
+                )
+                mask_BS = torch.cat(both, 1)
+        h_BTD, past = self._run(self.embed(ids_BT), pos_BT, before, mask_BS, keep=t if keep is None else keep)
+        return h_BTD, Context(past, mask_BS, pos_BT[:, -1] + 1, reach)
 
     def step(self, x_BTD: Tensor, context: Context, stride: int = 1) -> tuple[Tensor, Context]:
         """Go on by T positions given as embeddings, their position ids `stride` apart.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,9 +10,9 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from kernels.errors import UserError
-from latent.methods.base import Method, text_hidden
-from latent.text import Codec
-from latent.thought import Chooser, Decision, Greedy, Prompt, Replay, Rollout, Sample, Thought
+from latent.methods.base import Method, followed, text_hidden
+from latent.text import Codec, pad_left
+from latent.thought import Chooser, Decision, Greedy, Prompt, Replay, Rollout, Sample, Thought, Turn
 
 
 def decode(method: Method, thought: Thought, choose: Chooser, max_tokens: int, end: int | None) -> Tensor:
@@ -57,15 +58,53 @@ def _in_groups(row_B: Tensor, rows: int) -> bool:
     )
 
 
+React = Callable[[list[int], Tensor], list[tuple[int, ...] | None]]
+"""(rows, the texts that they have written (N, T)) -> what is said to each next, as ids, None where it has ended."""
+
+
 @torch.no_grad()
 def rollout(
-    method: Method, prompt: Prompt, group: int, max_tokens: int, end: int | None, temperature: float
-) -> Rollout:
-    """Answer P prompts G times each, sampled; what is deterministic is thought once a prompt."""
-    choose = Sample(temperature)
-    thought = method.think(prompt, choose, group)
-    tokens_BT = decode(method, thought, choose, max_tokens, end)
-    return Rollout(prompt, group, tokens_BT, thought.used_B, thought.decisions + choose.decisions())
+    method: Method, prompt: Prompt, group: int, max_tokens: int, end: int | None, temperature: float,
+    react: React | None = None,
+) -> Rollout:  # fmt: skip
+    """Answer P prompts G times each, sampled; what is deterministic is thought once a prompt.
+
+    `react` says what follows a turn; without it an episode has one.
+    """
+    return episode(method, prompt, group, Sample(temperature), max_tokens, end, react)
+
+
+def episode(
+    method: Method, prompt: Prompt, group: int, choose: Chooser, max_tokens: int, end: int | None,
+    react: React | None = None, steps: int | None = None,
+) -> Rollout:  # fmt: skip
+    """Episodes of P prompts, G each, by any chooser. `steps` overrides the number of latent steps."""
+    thought = method.think(prompt, choose, group, steps)
+    tokens_NT = decode(method, thought, choose, max_tokens, end)
+    whole = Rollout(prompt, group, tokens_NT, thought.used_B, thought.decisions + choose.decisions())
+    rows = list(range(len(tokens_NT)))
+    while react is not None:
+        said = react(rows, tokens_NT)
+        going = [i for i, ids in enumerate(said) if ids is not None]
+        if not going:
+            break
+        rows, choose.turn = [rows[i] for i in going], choose.turn + 1
+        at_N = torch.tensor(going, device=tokens_NT.device)
+        prompt = pad_left([said[i] for i in going], 0, tokens_NT.device)
+        written = [row[: row.index(end) + 1] if end in row else row for row in tokens_NT[at_N].tolist()]
+        thought = method.think(_next(thought, at_N, written, prompt), choose, 1, steps)
+        tokens_NT = decode(method, thought, choose, max_tokens, end)
+        rows_N = torch.tensor(rows, device=tokens_NT.device)
+        made = [d.among(rows_N, len(whole.tokens_BT)) for d in thought.decisions + choose.decisions()]
+        whole.later.append(Turn(rows_N, prompt, tokens_NT, thought.used_B, made))
+    return whole
+
+
+def _next(thought: Thought, at_N: Tensor, written: list[list[int]], prompt: Prompt) -> Prompt:
+    """The prompt of the next turn for some of the rollouts of a turn, after all that they have read and written."""
+    row_N = at_N if thought.row_B is None else thought.row_B[at_N]
+    context = thought.context and thought.context.rows(row_N)
+    return followed(replace(thought, context=context, row_B=None), written, prompt, 0)
 
 
 def score(method: Method, rolled: Rollout, temperature: float) -> list[Decision]:
@@ -74,9 +113,26 @@ def score(method: Method, rolled: Rollout, temperature: float) -> list[Decision]
     The thoughts are thought again on the recorded choices, the texts read in parallel, equal ones once. With what the
     method's critic expects, where it has one.
     """
+    thought, found = _scored(method, rolled, temperature)
+    whole, last = len(rolled.tokens_BT), rolled
+    rows_N = torch.arange(whole, device=rolled.tokens_BT.device)
+    for turn in rolled.later:
+        at_N = torch.searchsorted(rows_N, turn.rows_N)  # both in order
+        texts = zip(last.tokens_BT[at_N].tolist(), last.decisions[-1].mask_BT[at_N].sum(1).tolist())
+        prompt = _next(thought, at_N, [row[:n] for row, n in texts], turn.prompt)
+        last = Rollout(prompt, 1, turn.tokens_NT, turn.used_N, [d.of(turn.rows_N) for d in turn.decisions])
+        thought, made = _scored(method, last, temperature)
+        rows_N = turn.rows_N
+        found += [d.among(rows_N, whole) for d in made]
+    return found
+
+
+def _scored(method: Method, rolled: Rollout, temperature: float) -> tuple[Thought, list[Decision]]:
+    """A turn thought again, and its decisions."""
     *thinking, text = rolled.decisions
     choose = Replay(thinking, used_B=rolled.used_B)
     choose.critic = method.critic
+    choose.turn = text.turn
     thought = method.think(rolled.prompt, choose, rolled.group)
     every_B = torch.arange(len(rolled.tokens_BT), device=rolled.tokens_BT.device)
     copy_B = row_B = every_B if thought.row_B is None else thought.row_B
@@ -89,7 +145,8 @@ def score(method: Method, rolled: Rollout, temperature: float) -> list[Decision]
     logp_N, entropy_N, _ = method.backbone.logprob(h_UTD.flatten(0, 1), ids_UT.flatten(), temperature)
     logp_BT, entropy_BT = (x.view(ids_UT.shape)[copy_B] for x in (logp_N, entropy_N))
     expected_BT = None if method.critic is None else method.critic(h_UTD.detach())[..., 0][copy_B]
-    return [*thought.decisions, replace(text, logp_BT=logp_BT, entropy_BT=entropy_BT, expected_BT=expected_BT)]
+    written = replace(text, logp_BT=logp_BT, entropy_BT=entropy_BT, expected_BT=expected_BT)
+    return thought, [*thought.decisions, written]
 
 
 def longest_text(method: Method, answer_tokens: int, chain_tokens: int, chain_steps: int) -> int:
@@ -127,6 +184,12 @@ class Reasoner:
         choose = Greedy()
         thought = self.method.think(prompt, choose, steps=steps)
         return decode(self.method, thought, choose, self.max_tokens, self.codec.end), thought
+
+    @torch.inference_mode()
+    def episodes(self, questions: list[str], react: React, steps: int | None = None) -> Rollout:
+        """Greedy episodes of one batch: `react` says what follows each turn."""
+        prompt = self.codec.prompt(questions, self.method.backbone.device)
+        return episode(self.method, prompt, 1, Greedy(), self.max_tokens, self.codec.end, react, steps)
 
     def answer(
         self, questions: list[str], steps: int | None = None, batch: int = 64, return_thoughts: bool = False

@@ -185,12 +185,13 @@ class Codec:
         rows = [self.question(q) for q in questions]
         if not rows:
             raise UserError("there is no question to read")
-        longest = max(width, *map(len, rows))
-        if min(map(len, rows)) == longest:
-            return Prompt(torch.tensor(rows, device=device))
-        ids = torch.tensor([(self.pad,) * (longest - len(r)) + r for r in rows], device=device)
-        mask = torch.tensor([[i >= longest - len(r) for i in range(longest)] for r in rows], device=device)
-        return Prompt(ids, mask)
+        return pad_left(rows, self.pad, device, width)
+
+    def observation(self, text: str) -> tuple[int, ...]:
+        """The ids of what is said in a later turn, the think token last. Raises UserError in a chat template."""
+        if self.chat:
+            raise UserError("model.chat_template: a chat of several turns is not supported")
+        return (*self._plain(text), self.think)
 
 
 def beginning(tokenizer) -> tuple[int, ...]:
@@ -207,10 +208,26 @@ class Text:
     ids_BT: Tensor
     mask_BT: Tensor | None
 
+    def rows(self) -> list[list[int]]:
+        """The ids of each row, without padding."""
+        ids = self.ids_BT.tolist()
+        lengths = [len(row) for row in ids] if self.mask_BT is None else self.mask_BT.sum(1).tolist()
+        return [row[:n] for row, n in zip(ids, lengths)]
+
 
 def tokens_in(rows: Iterable[tuple[int, ...]]) -> int:
     """Tokens in all rows together."""
     return sum(map(len, rows))
+
+
+def pad_left(rows: list, pad: int, device="cpu", width: int = 0) -> Prompt:
+    """Rows of ids as prompts, of at least `width` positions."""
+    longest = max(width, *map(len, rows))
+    if min(map(len, rows)) == longest:
+        return Prompt(torch.tensor(rows, device=device))
+    ids = torch.tensor([[pad] * (longest - len(r)) + list(r) for r in rows], device=device)
+    mask = torch.tensor([[i >= longest - len(r) for i in range(longest)] for r in rows], device=device)
+    return Prompt(ids, mask)
 
 
 def pad_right(rows: list[tuple[int, ...]], pad: int, device="cpu") -> Text:
@@ -228,6 +245,7 @@ class Batch:
 
     Where processes or micro-batches share a batch, each has the rows from `first` on of `whole` of them. What a loss
     draws at random it draws through `draw`, from a generator that is the same for all: torch's own where none is given.
+    `then`: the turn that follows, of the same rows.
     """
 
     prompt: Prompt
@@ -237,12 +255,27 @@ class Batch:
     generator: torch.Generator | None = None
     first: int = 0
     whole: int | None = None
+    then: "Batch | None" = None
 
     @classmethod
-    def of(cls, problems, codec: Codec, device="cpu", **share) -> "Batch":
-        """From anything with `question`, `steps` and `answer` as text. `share`: `generator`, `first`, `whole`."""
+    def of(cls, problems, codec: Codec, device="cpu", later=(), **share) -> "Batch":
+        """From anything with `question`, `steps` and `answer` as text. `share`: `generator`, `first`, `whole`.
+
+        `later`: the same problems' later turns, as many lists as there are turns after the first.
+        """
+        made = cls.of_turn(problems, codec, codec.prompt([p.question for p in problems], device), share)
+        at = made
+        for turn in later:
+            prompt = pad_left([codec.observation(p.question) for p in turn], codec.pad, device)
+            at.then = cls.of_turn(turn, codec, prompt, share)
+            at = at.then
+        return made
+
+    @classmethod
+    def of_turn(cls, problems, codec: Codec, prompt: Prompt, share: dict) -> "Batch":
+        """One turn of some problems."""
         return cls(
-            codec.prompt([p.question for p in problems], device),
+            prompt,
             [[codec.step(s) for s in p.steps] for p in problems],
             [codec.answer(p.answer) for p in problems],
             codec.pad,

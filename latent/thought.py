@@ -17,14 +17,21 @@ from latent.cache import Context
 
 @dataclass
 class Prompt:
-    """Left-padded prompts. `mask_BT` is False on padding, None where there is none."""
+    """Left-padded prompts. `mask_BT` is False on padding, None where there is none.
+
+    `after`: what each row has read, thought and written before, in earlier turns; None where this is the first.
+    """
 
     ids_BT: Tensor
     mask_BT: Tensor | None = None
+    after: Context | None = None
 
     def rows(self, index: slice) -> "Prompt":
         """Some of them, as they are padded here."""
-        return Prompt(self.ids_BT[index], None if self.mask_BT is None else self.mask_BT[index])
+        after = self.after
+        if after is not None:
+            after = after.rows(torch.arange(len(self.ids_BT), device=self.ids_BT.device)[index])
+        return Prompt(self.ids_BT[index], None if self.mask_BT is None else self.mask_BT[index], after)
 
 
 @dataclass
@@ -62,6 +69,20 @@ class Decision:
         most = max(parts, key=lambda part: len(part.time_T))
         later = max(int(part.time_T[0]) for part in parts) - most.time_T[0]  # texts begin when all have thought
         return cls(most.kind, *fields, most.time_T + later, most.turn, most.density)
+
+    def among(self, rows_N: Tensor, whole: int) -> "Decision":
+        """The same as decisions of `whole` rows, of which those that are not in `rows_N` made none."""
+
+        def spread(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.new_zeros(whole, *x.shape[1:]).index_copy(0, rows_N, x)
+
+        names = ("value_BT", "logp_BT", "entropy_BT", "mask_BT", "expected_BT")
+        return replace(self, **{name: spread(getattr(self, name)) for name in names})
+
+    def of(self, rows_N: Tensor) -> "Decision":
+        """The decisions of some rows, all places kept."""
+        names = ("value_BT", "logp_BT", "entropy_BT", "mask_BT")
+        return replace(self, **{name: getattr(self, name)[rows_N] for name in names}, expected_BT=None)
 
     def rows(self, index: slice | Tensor) -> "Decision":
         """The decisions of some rows, up to the last that any of them made."""
@@ -216,10 +237,39 @@ class Replay(Chooser):
 
 
 @dataclass
+class Turn:
+    """A later turn of some episodes: N of the B rows, `rows_N`, each on its own from here on.
+
+    `prompt`: what was said to them, without what went before; `tokens_NT` and `used_N` as in `Rollout`. `decisions` are
+    of all B rows, of which the others made none.
+    """
+
+    rows_N: Tensor
+    prompt: Prompt
+    tokens_NT: Tensor
+    used_N: Tensor
+    decisions: list[Decision]
+
+    def part(self, rows: slice | Tensor) -> "Turn":
+        """The turn of some rows, numbered among themselves."""
+        whole, device = len(self.decisions[-1].mask_BT), self.rows_N.device
+        own = torch.arange(whole, device=device)[rows]
+        at = torch.full((whole,), -1, device=device).index_copy(0, own, torch.arange(len(own), device=device))
+        kept_N = at[self.rows_N] >= 0
+        decisions = [d.rows(rows) for d in self.decisions]
+        tokens_NT = self.tokens_NT[kept_N, : decisions[-1].mask_BT.shape[1]]
+        prompt = Prompt(
+            self.prompt.ids_BT[kept_N], None if self.prompt.mask_BT is None else self.prompt.mask_BT[kept_N]
+        )
+        return Turn(at[self.rows_N[kept_N]], prompt, tokens_NT, self.used_N[kept_N], decisions)
+
+
+@dataclass
 class Rollout:
     """P prompts answered G times each, row p * G + g; all on the sampling policy, without gradient.
 
-    `tokens_BT` right-padded completions, `used_B` latents used, `decisions` everything random, the text included.
+    `tokens_BT` right-padded completions, `used_B` latents used, `decisions` everything random, the text included: of
+    the first turn. `later`: the turns after it, of those episodes that have more than one.
     """
 
     prompt: Prompt
@@ -227,6 +277,20 @@ class Rollout:
     tokens_BT: Tensor
     used_B: Tensor
     decisions: list[Decision]
+    later: list[Turn] = field(default_factory=list)
+
+    @property
+    def all_used_B(self) -> Tensor:
+        """Latent steps used in all turns together."""
+        used_B = self.used_B.clone()
+        for turn in self.later:
+            used_B[turn.rows_N] += turn.used_N
+        return used_B
+
+    @property
+    def all_decisions(self) -> list[Decision]:
+        """Those of every turn, in order."""
+        return [*self.decisions, *(d for turn in self.later for d in turn.decisions)]
 
     @classmethod
     def joined(cls, prompt: Prompt, group: int, parts: list["Rollout"], end: int | None) -> "Rollout":
@@ -252,6 +316,7 @@ class Rollout:
             tokens_BT=self.tokens_BT[rows, : decisions[-1].mask_BT.shape[1]],
             used_B=self.used_B[rows],
             decisions=decisions,
+            later=[turn.part(rows) for turn in self.later],
         )
 
 

@@ -2,6 +2,7 @@
 
 import torch
 
+from eval.cli import launched
 from eval.environments.base import Environment, Finite, Problem, iterate
 from eval.judge import verify
 from kernels.errors import UserError
@@ -17,17 +18,21 @@ def check(reasoner: Reasoner, env: Environment, run: Run, test: list[Problem]) -
     """Raise UserError for what training or judging would fail on, in silence or late. Returns what is to be said."""
     codec = reasoner.codec
     train = env.splits["train"] if isinstance(env, Finite) else env.train_batch(run.seed, 0, run.train.batch)
-    golds_survive(reasoner, env, train[:GOLDS], test)
     taught = not isinstance(run.train, RLVR)
-    judged = [lengths(codec, p) for p in test]
-    learned = [lengths(codec, p) for p in train]
+    if env.turns > 1:
+        check_turns(reasoner, run)
+    turns = {part: [t for p in some for t in env.turns_of(p)] for part, some in (("train", train), ("test", test))}
+    golds_survive(reasoner, env, turns["train"][:GOLDS], turns["test"])
+    judged = [lengths(codec, p) for p in turns["test"]]
+    learned = [lengths(codec, p) for p in turns["train"]]
     for steps, answer in judged + learned if taught else ():
         reasoner.method.must_take(steps, answer)
     said = must_be_decoded(reasoner, run, learned, judged)
-    must_fit(reasoner, run, test + train, judged + learned)
+    must_fit(reasoner, run, env, test + train)
     if taught:
-        with torch.no_grad(), torch.random.fork_rng():
-            reasoner.method.loss(Batch.of(train[:2], codec))  # what a method itself has to object to
+        few = train[:2]
+        with torch.no_grad(), torch.random.fork_rng():  # what a method itself has to object to
+            reasoner.method.loss(Batch.of(few, codec, later=zip(*(env.turns_of(p)[1:] for p in few))))
     return said
 
 
@@ -36,13 +41,26 @@ def lengths(codec: Codec, problem: Problem) -> Lengths:
     return [len(codec.step(s)) for s in problem.steps], len(codec.answer(problem.answer))
 
 
-def must_fit(reasoner: Reasoner, run: Run, problems: list[Problem], sizes: list[Lengths]) -> None:
-    """Raise UserError for a problem longer than the model's positions."""
+def check_turns(reasoner: Reasoner, run: Run) -> None:
+    """Raise UserError for what does not go through problems of several turns."""
+    if reasoner.method.parallel_answer is not None:
+        raise UserError("a loop along the depth reads one question: several turns need a loop along the sequence")
+    reasoner.codec.observation("")  # raises in a chat template
+    if isinstance(run.train, RLVR) and (run.train.micro_batch or (launched() or (0, 1))[1] > 1):
+        raise UserError("RL of several turns runs on one process, with --train.micro-batch 0")
+
+
+def must_fit(reasoner: Reasoner, run: Run, env: Environment, problems: list[Problem]) -> None:
+    """Raise UserError for a problem longer, with all its turns, than the model's positions."""
     codec, method, has = reasoner.codec, reasoner.method, reasoner.method.backbone.positions
     wider = max([0, *(k - method.steps for k in run.judge.sweep)]) * method.stride
-    for p, (steps, answer) in zip(problems, sizes, strict=True):
-        prompt = len(codec.question(p.question))
-        needs = method.needs(prompt, steps, max(answer, reasoner.answer_tokens)) + wider
+    for p in problems:
+        prompt, needs = 0, -1
+        for i, turn in enumerate(env.turns_of(p)):
+            steps, answer = lengths(codec, turn)
+            said = len(codec.observation(turn.question) if i else codec.question(turn.question))
+            needs += method.needs(said, steps, max(answer, reasoner.answer_tokens)) + wider + 1
+            prompt += said
         if needs > has:
             raise UserError(
                 f"problem {p.key} needs {needs} positions ({prompt} to read, the rest to think and answer), "

@@ -17,7 +17,8 @@ def fit(trainer: Trainer, env: Environment) -> None:
     def update(step: int) -> dict:
         problems, batches, first = trainer.problems(env, step), [], trainer.own()[0]
         for some in iterate(problems, c.micro_batch or len(problems)):
-            batches.append(Batch.of(some, codec, engine.device, first=first, whole=c.batch))
+            turns = zip(*(env.turns_of(p)[1:] for p in some))
+            batches.append(Batch.of(some, codec, engine.device, turns, first=first, whole=c.batch))
             first += len(some)
 
         def drawing(batch: Batch) -> Batch:  # every micro-batch from the start: what is drawn is the whole batch's

@@ -55,7 +55,9 @@ def policy_loss(
         count = count + made
         ratios.append(rho_BT.detach()[mask_BT])
         clipped.append((rho_BT.detach() * adv_BT > bounded_BT.detach())[mask_BT])
-        logged[f"entropy_{new.kind}"] = Mean(torch.where(mask_BT, new.entropy_BT.detach(), 0).sum(), made)
+        entropy_of = Mean(torch.where(mask_BT, new.entropy_BT.detach(), 0).sum(), made)
+        name = f"entropy_{new.kind}"  # over all turns
+        logged[name] = logged[name].joined(entropy_of) if name in logged else entropy_of
     ratio_N = torch.cat(ratios)
     logged |= {
         "ratio": Mean(ratio_N.sum(), len(ratio_N)),

@@ -154,6 +154,19 @@ PAPERS: dict[str, tuple[str, dict[str, float]]] = {
 }
 
 
+def cups_turns() -> Experiment:
+    """Half of the swaps, an answer, the other half: episodes of two turns, learned from the last answer alone by RL."""
+    sim = Sim(n_latent=4, stride=4)
+    return Experiment(
+        env=Cups(turns=2),
+        model=ModelConfig(),
+        arms={
+            "half-trained": Arm(sim, SFT(steps=2000, decay=0.0, stop_at=0.75, log_every=25)),
+            "rlvr": Arm(sim, RLVR(steps=200, lr=5e-4), init="half-trained"),
+        },
+    )
+
+
 def of_method(config: type[MethodConfig]) -> Callable[[], Run]:
     """The preset of a method alone on cups, by its own recipe."""
 
@@ -167,6 +180,7 @@ def of_method(config: type[MethodConfig]) -> Callable[[], Run]:
 PRESETS: dict[str, Callable[[], Run | Experiment]] = {
     "cups": cups,
     "cups-rlvr": cups_rlvr,
+    "cups-turns": cups_turns,
     "prosqa": prosqa,
     "prosqa-closed": prosqa_closed,
     "gsm8k": gsm8k,

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from eval.environments.base import Environment
-from eval.judge import Item, text_lengths, verify
+from eval.judge import Item, Play, text_lengths, verify
 from kernels.errors import UserError
-from latent.generate import decode, rollout, score
+from latent.generate import React, decode, rollout, score
 from latent.methods.base import Method
 from latent.thought import Decision, Prompt, Replay, Rollout, Sample, Share, pieces
 from train.config import RLVR
@@ -27,11 +27,15 @@ def fit(trainer: Trainer, env: Environment) -> None:
     def update(step: int) -> dict:
         problems = trainer.problems(env, step)
         prompt = reasoner.codec.prompt([p.question for p in problems], engine.device)
+        played = Play(env, [p for p in problems for _ in range(c.group)], reasoner.codec) if env.turns > 1 else None
         with engine.whole():
-            rolled = sample(trainer, prompt, step)
-        texts = reasoner.codec.texts(rolled.tokens_BT)
-        verdicts = [verify(env, problems[i // c.group], text) for i, text in enumerate(texts)]
-        used_B = rolled.used_B.float()
+            rolled = sample(trainer, prompt, step, played and played.react)
+        if played is None:
+            texts = reasoner.codec.texts(rolled.tokens_BT)
+            verdicts = [verify(env, problems[i // c.group], text) for i, text in enumerate(texts)]
+        else:
+            texts, verdicts = ["\n".join(each) for each in played.texts], played.verdicts()
+        used_B = rolled.all_used_B.float()
         reward_B = torch.tensor([v.reward for v in verdicts], device=used_B.device) - c.latent_cost * used_B
         reward_PG = reward_B.view(-1, c.group)
         watch(trainer, not c.algorithm.signal(reward_PG), all(v.correct for v in verdicts))
@@ -54,7 +58,7 @@ def fit(trainer: Trainer, env: Environment) -> None:
 
 
 @torch.no_grad()
-def sample(trainer: Trainer, prompt: Prompt, step: int) -> Rollout:
+def sample(trainer: Trainer, prompt: Prompt, step: int, react: React | None = None) -> Rollout:
     """This process's rollouts, in pieces of `micro_batch` rows: those that one process would have drawn in one piece.
 
     Texts are drawn after the last draw of any thought of the whole batch, so the state of the generator there is that
@@ -65,7 +69,7 @@ def sample(trainer: Trainer, prompt: Prompt, step: int) -> Rollout:
     limits = trainer.reasoner.max_tokens, trainer.reasoner.codec.end
     cut = pieces(range(len(prompt.ids_BT)), c.group, c.micro_batch)
     if len(cut) == engine.world == 1:
-        return rollout(method, prompt, c.group, *limits, c.temperature)
+        return rollout(method, prompt, c.group, *limits, c.temperature, react)
     device, whole = prompt.ids_BT.device, c.batch * c.group
     own_B = (torch.tensor(trainer.own())[:, None] * c.group + torch.arange(c.group)).flatten().to(device)
     generator, thoughts, farthest = trainer.drawing(step, device), [], (0, trainer.drawing(step, device).get_state())
@@ -111,7 +115,7 @@ def learn(trainer: Trainer, rolled: Rollout, outcome_B: Tensor, reference: Metho
         was = old.get(id(part)) or detached(now)
         found, logged = c.algorithm.loss(now, was, part_outcome_B, (c.clip_low, c.clip_high), c.entropy)
         if fresh:
-            gaps.append(on_policy(logged, was, part.decisions))
+            gaps.append(on_policy(logged, was, part.all_decisions))
         if reference is None:
             return found, logged
         with torch.no_grad(), engine.whole(reference):
@@ -121,7 +125,7 @@ def learn(trainer: Trainer, rolled: Rollout, outcome_B: Tensor, reference: Metho
 
     for epoch in range(c.epochs):
         for i, minibatch in enumerate(minibatches):
-            made = sum(d.mask_BT.sum() for part, _ in minibatch for d in part.decisions)
+            made = sum(d.mask_BT.sum() for part, _ in minibatch for d in part.all_decisions)
             counts = [made] * (c.algorithm.terms + (reference is not None))
             fresh = epoch == i == 0
             parts = [partial(terms, part, part_outcome_B, fresh) for part, part_outcome_B in minibatch]
@@ -132,7 +136,7 @@ def learn(trainer: Trainer, rolled: Rollout, outcome_B: Tensor, reference: Metho
 
 def judged(problems, rolled: Rollout, texts, verdicts, reward_B, end: int | None) -> list[Item]:
     """The rollouts as judged items, whose reward is what the policy was given."""
-    lengths, used = text_lengths(rolled.tokens_BT, end), rolled.used_B.tolist()
+    lengths, used = text_lengths(rolled.tokens_BT, end), rolled.all_used_B.tolist()
     return [
         Item(p.key, p.level, text, v.correct, reward, v.parsed, v.reason, n, length)
         for p, text, v, reward, n, length in zip(

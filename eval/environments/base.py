@@ -26,11 +26,13 @@ class Problem:
     answer: str
     level: int = 0
     data: dict = field(default_factory=dict, compare=False)
+    more: tuple[str, ...] = ()
+    """What is said in later turns, where that is known beforehand."""
 
     @property
     def key(self) -> str:
-        """Content hash of the question: what keeps train and test apart."""
-        return blake2b(self.question.encode(), digest_size=8).hexdigest()
+        """Content hash of all that is asked: what keeps train and test apart."""
+        return blake2b("\n".join((self.question, *self.more)).encode(), digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,36 @@ class EnvConfig:
         raise NotImplementedError  # each environment's own
 
 
+class Session:
+    """One problem, from its first question to its end. `done` says that there is nothing more to answer."""
+
+    def step(self, text: str) -> tuple[str | None, float, bool]:
+        """What follows a turn's text: what is said next (None at the end), the reward, and whether it is done."""
+        raise NotImplementedError  # each session's own
+
+
+class Scripted(Session):
+    """A session in which what is said does not depend on the answers: the reward is that of the last one."""
+
+    def __init__(self, env: Environment, problem: Problem):
+        self.env, self.turns, self.at = env, env.turns_of(problem), 0
+
+    def step(self, text):
+        self.at += 1
+        if self.at < len(self.turns):
+            return self.turns[self.at].question, 0.0, False
+        return None, self.env.verify(self.turns[-1], text).reward, True
+
+
 class Environment:
     """Problems and their judge. Subclasses write `problems`, `train_batch`, `verify`, `codec`, and say the sizes.
 
     `answer_tokens`, `chain_tokens`, `chain_steps`: the longest answer and chain to decode. `main_level`: the level that
-    tables report.
+    tables report. `turns`: how many a problem has at most; an environment of several says what happens in them by
+    `turns_of`, or by `open` where that depends on the answers.
     """
+
+    turns: int = 1
 
     answer_tokens: int
     chain_tokens: int
@@ -80,6 +106,14 @@ class Environment:
     def train_batch(self, seed: int | str, index: int, size: int) -> list[Problem]:
         """Batch `index` of the training split: a pure function of its arguments, so that a resume is exact."""
         raise NotImplementedError  # each environment's own
+
+    def turns_of(self, problem: Problem) -> list[Problem]:
+        """The turns of a problem as the teacher would go through them, each a problem of its own."""
+        return [problem]
+
+    def open(self, problem: Problem) -> Session:
+        """A session about a problem."""
+        return Scripted(self, problem)
 
     def verify(self, problem: Problem, text: str) -> Verdict:
         """Judge a completion. An unparsed answer is a verdict; an exception stops the run."""

@@ -30,12 +30,17 @@ class Cups(EnvConfig):
     """Moves in a problem; tables report problems with this many live ones."""
     min_swaps: int = 2
     """Fewest live swaps."""
+    turns: int = 1
+    """2: half of the moves are told, an answer is given, then the other half is told and the last answer counts."""
 
     def __post_init__(self):
         if not 2 <= self.cups <= 9:
             raise UserError(f"env.cups must be in 2..9, got {self.cups}")
         if not 1 <= self.min_swaps <= self.swaps:
             raise UserError(f"env.min_swaps must be in 1..env.swaps = {self.swaps}, got {self.min_swaps}")
+
+        if not 1 <= self.turns <= 2 or self.swaps % self.turns:
+            raise UserError(f"env.turns must be 1, or 2 with an even number of env.swaps, got {self.turns}")
 
     def make(self):
         return CupsEnvironment(self)
@@ -44,8 +49,9 @@ class Cups(EnvConfig):
 class CupsEnvironment(Generated):
     def __init__(self, config: Cups):
         self.config = config
-        self.answer_tokens, self.chain_tokens = config.cups, config.cups * config.swaps
-        self.chain_steps = config.swaps
+        self.turns, told = config.turns, config.swaps // config.turns
+        self.answer_tokens, self.chain_tokens = config.cups, config.cups * told
+        self.chain_steps = told
         self.main_level = config.swaps
         self._moves = {f"{i}{j}": (i, j) for i, j in combinations(range(config.cups), 2)}
         self._names = list(self._moves)
@@ -56,8 +62,22 @@ class CupsEnvironment(Generated):
 
     def draw(self, rng: random.Random, level: int) -> Problem:
         moves = rng.choices(self._names, k=level) + ["."] * (self.config.swaps - level)
-        steps = self.oracle(moves)
-        return Problem(" ".join(moves), steps, steps[-1], level)
+        if self.turns == 2:  # dots at the end of each half, as there
+            moves = [m for half in (moves[::2], moves[1::2]) for m in half]
+        return self.told(moves, level)
+
+    def told(self, moves: list[str], level: int) -> Problem:
+        """The problem of some moves: its first turn, and what is said in the second."""
+        steps, half = self.oracle(moves), len(moves) // self.turns
+        more = (" ".join(moves[half:]),) if self.turns == 2 else ()
+        return Problem(" ".join(moves[:half]), steps[:half], steps[half - 1], level, more=more)
+
+    def turns_of(self, problem):
+        if not problem.more:
+            return [problem]
+        steps = self.oracle(f"{problem.question} {problem.more[0]}".split())
+        half = len(problem.steps)
+        return [problem, Problem(problem.more[0], steps[half:], steps[-1], problem.level)]
 
     def known(self, question):
         moves = question.split()

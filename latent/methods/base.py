@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Generic, TypeVar
 
 import torch
@@ -17,7 +17,7 @@ from latent.cache import Context
 from latent.halting import Settled, StopHead
 from latent.methods.config import MethodConfig, SequenceConfig
 from latent.taps import Call
-from latent.text import Batch, Text
+from latent.text import Batch, Text, pad_left
 from latent.thought import Chooser, Prompt, Thought
 
 
@@ -206,6 +206,16 @@ class Method(nn.Module, Generic[ConfigT]):
         return 0
 
 
+@dataclass
+class Taught:
+    """A turn as it is taught: the thought, the text after it, the loss's terms and what is logged of it."""
+
+    thought: Thought
+    text: Text
+    terms: list[Mean]
+    logged: dict[str, Mean]
+
+
 class AlongSequence(Method[ConfigT]):
     """Thinks by feeding the last hidden state back as the next input embedding (Coconut, arXiv:2412.06769, sec. 3).
 
@@ -240,12 +250,37 @@ class AlongSequence(Method[ConfigT]):
             raise UserError(f"{self.title} has no latents: the number of latent steps must be 0, got {k}")
         return self.loop(prompt, choose, group, k, max(k, trained), self.stop, edit)
 
+    def turn(self, batch: Batch) -> Taught:
+        """A turn of a batch as it is taught: what was thought, what is to be written after it, and what that costs."""
+        raise NotImplementedError  # each method's own
+
+    def terms(self, batch):
+        """Those of every turn together: turn t + 1 follows what was thought in turn t and the text that is taught."""
+        taught = self.turn(batch)
+        if batch.then is None:
+            return taught.terms, taught.logged
+        prompt = followed(taught.thought, taught.text.rows(), batch.then.prompt, batch.pad)
+        more, also = self.terms(replace(batch.then, prompt=prompt, generator=batch.generator))
+        terms = [a.joined(b) for a, b in zip(taught.terms, more, strict=True)]
+        return terms, {name: mean.joined(also[name]) for name, mean in taught.logged.items()}
+
+    def turn_counts(self, batch: Batch) -> list[int]:
+        """The counts of the terms of a turn, from the ids alone."""
+        raise NotImplementedError  # each method's own
+
+    def counts(self, batch):
+        found = self.turn_counts(batch)
+        if batch.then is None:
+            return found
+        return [a + b for a, b in zip(found, self.counts(replace(batch.then, generator=batch.generator)), strict=True)]
+
     def loop(
         self, prompt: Prompt, choose: Chooser, group: int, k: int, room: int, stop, edit: Edit | None = None
     ) -> Thought:
         """Think for at most k latents; the text begins where `room` latents would end, whatever was used."""
-        self.backbone.must_hold(prompt.ids_BT.shape[1] + self.stride * room)
-        h_PD, context = self.backbone.read(prompt.ids_BT, prompt.mask_BT)
+        before = prompt.after.reach if prompt.after else 0
+        self.backbone.must_hold(before + prompt.ids_BT.shape[1] + self.stride * room)
+        h_PD, context = self.backbone.read(prompt.ids_BT, prompt.mask_BT, prompt.after)
         policy = self.policy if choose.random else None
         if policy is not None and k and group > 1:  # no two rollouts of a prompt think alike
             row_B = torch.arange(len(h_PD), device=h_PD.device).repeat_interleave(group)
@@ -327,6 +362,22 @@ class Feedback(nn.Module):
             case "soft":
                 return self.backbone[0].mix(h_BD)
         return h_BD
+
+
+def followed(thought: Thought, texts: list[list[int]], prompt: Prompt, pad: int) -> Prompt:
+    """The prompts of a next turn, after a thought and the text that each row wrote then.
+
+    The text's tokens are read again with what follows them, in one pass. Raises UserError after a loop along the
+    depth, which keeps nothing to go on from.
+    """
+    if thought.context is None:
+        raise UserError("a loop along the depth reads one question: several turns need a loop along the sequence")
+    masks = prompt.mask_BT.tolist() if prompt.mask_BT is not None else None
+    rows = []
+    for b, (text, ids) in enumerate(zip(texts, prompt.ids_BT.tolist(), strict=True)):
+        rows.append(text + (ids if masks is None else [i for i, real in zip(ids, masks[b]) if real]))
+    after = thought.context if thought.row_B is None else thought.context.rows(thought.row_B)
+    return replace(pad_left(rows, pad, prompt.ids_BT.device), after=after)
 
 
 def text_hidden(backbone: Backbone, thought: Thought, ids_UT: Tensor, row_U: Tensor | None = None) -> Tensor:

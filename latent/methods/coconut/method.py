@@ -11,7 +11,7 @@ No <eot> token follows the thoughts: the last latent gives the first token.
 
 import torch
 
-from latent.methods.base import AlongSequence, text_loss
+from latent.methods.base import AlongSequence, Taught, text_loss
 from latent.methods.coconut import Coconut
 from latent.text import Batch, tokens_in
 from latent.thought import Greedy
@@ -49,15 +49,15 @@ class CoconutMethod(AlongSequence[Coconut]):
     def trained_steps(self):
         return self.latents(int(self.stage))
 
-    def terms(self, batch):
+    def turn(self, batch):
         self.drawn = drawn = self.draw_stage(batch)
         text = batch.chain(skip=self.skipped(batch, drawn))
         k = self.latents(drawn)
         thought = self.loop(batch.prompt, Greedy(), 1, k, k, stop=None)
         loss, logged = text_loss(self.backbone, thought, text)
-        return [loss], logged
+        return Taught(thought, text, [loss], logged)
 
-    def counts(self, batch):
+    def turn_counts(self, batch):
         return [tokens_in(batch.chain_rows(skip=self.skipped(batch, self.draw_stage(batch))))]
 
     def draw_stage(self, batch: Batch) -> int:

@@ -1,6 +1,6 @@
 """Control: distilled on chains written in tokens (SFT on the teacher's steps, then the answer)."""
 
-from latent.methods.base import AlongSequence, text_loss
+from latent.methods.base import AlongSequence, Taught, text_loss
 from latent.methods.cot import CoT
 from latent.text import one_in, tokens_in
 from latent.thought import Greedy
@@ -18,10 +18,11 @@ class CoTMethod(AlongSequence[CoT]):
     def written(self, steps):
         return sum(one_in(self.config.every, steps))
 
-    def terms(self, batch):
+    def turn(self, batch):
         text = batch.chain(every=self.config.every)
-        loss, logged = text_loss(self.backbone, self.think(batch.prompt, Greedy()), text)
-        return [loss], logged
+        thought = self.think(batch.prompt, Greedy())
+        loss, logged = text_loss(self.backbone, thought, text)
+        return Taught(thought, text, [loss], logged)
 
-    def counts(self, batch):
+    def turn_counts(self, batch):
         return [tokens_in(batch.chain_rows(every=self.config.every))]

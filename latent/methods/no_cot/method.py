@@ -1,6 +1,6 @@
 """Control: the answer at once, no chain and no latents."""
 
-from latent.methods.base import AlongSequence, text_loss
+from latent.methods.base import AlongSequence, Taught, text_loss
 from latent.methods.no_cot import NoCoT
 from latent.text import pad_right, tokens_in
 from latent.thought import Greedy
@@ -9,10 +9,11 @@ from latent.thought import Greedy
 class NoCoTMethod(AlongSequence[NoCoT]):
     """Reads the prompt and answers; trained on the answer alone."""
 
-    def terms(self, batch):
+    def turn(self, batch):
         text = pad_right(batch.answers, batch.pad, batch.prompt.ids_BT.device)
-        loss, logged = text_loss(self.backbone, self.think(batch.prompt, Greedy()), text)
-        return [loss], logged
+        thought = self.think(batch.prompt, Greedy())
+        loss, logged = text_loss(self.backbone, thought, text)
+        return Taught(thought, text, [loss], logged)
 
-    def counts(self, batch):
+    def turn_counts(self, batch):
         return [tokens_in(batch.answers)]

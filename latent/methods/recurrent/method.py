@@ -94,6 +94,8 @@ class RecurrentMethod(Method[Recurrent]):
         self, prompt: Prompt, choose: Chooser, group: int, r: int, stop, edit: Edit | None = None
     ) -> tuple[list[Tensor], "Place", halting.Pace]:
         """The states (B, T, D) before the loop and after each recurrence, where their positions are, and the pace."""
+        if prompt.after is not None:
+            raise UserError("a loop along the depth reads one question: several turns need a loop along the sequence")
         extra = self.config.answer_tokens - 1
         ids_BT, mask_BT = prompt.ids_BT, prompt.mask_BT
         ids_BT = torch.cat([ids_BT, ids_BT[:, -1:].expand(-1, extra)], 1)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels.errors import UserError
-from latent.methods.base import AlongSequence, Mean, share, text_loss, token_loss
+from latent.methods.base import AlongSequence, Mean, Taught, share, text_loss, token_loss
 from latent.methods.sim import Sim
 from latent.text import Batch, Text, pad_right, tokens_in
 from latent.thought import Greedy
@@ -29,7 +29,7 @@ class SimMethod(AlongSequence[Sim]):
         super().__init__(config, backbone)
         self.decoder = StepDecoder(backbone.width, config.step_tokens)
 
-    def terms(self, batch):
+    def turn(self, batch):
         device = batch.prompt.ids_BT.device
         k = self.config.n_latent
         thought = self.loop(batch.prompt, Greedy(), 1, k, k, stop=None)
@@ -37,14 +37,16 @@ class SimMethod(AlongSequence[Sim]):
             used_B = self.early_stops(batch, device)
             h_B1D, context = self.stopped(thought.states_UKD, thought.context, used_B)
             thought = replace(thought, h_UTD=h_B1D, context=context, used_U=used_B)
-        loss, logged = text_loss(self.backbone, thought, pad_right(batch.answers, batch.pad, device))
+        text = pad_right(batch.answers, batch.pad, device)
+        loss, logged = text_loss(self.backbone, thought, text)
         if k == 0:
-            return [loss], logged
+            return Taught(thought, text, [loss], logged)
         step_loss, hit_N = self.step_loss(batch, thought.states_UKD, device)
         step_loss.weight = self.config.step_weight
-        return [loss, step_loss], {**logged, "step_ce": step_loss, "step_exact": share(hit_N)}
+        logged |= {"step_ce": step_loss, "step_exact": share(hit_N)}
+        return Taught(thought, text, [loss, step_loss], logged)
 
-    def counts(self, batch):
+    def turn_counts(self, batch):
         """Every step is dealt to a latent, so that the decoder's tokens are those of the chains."""
         answers = tokens_in(batch.answers)
         return [answers, sum(map(tokens_in, batch.steps))] if self.config.n_latent else [answers]

@@ -135,10 +135,11 @@ class BranchedCache:
         group = len(q) // len(self.k)
         pairs = (self.k, self.own.k), (self.v, self.own.v)
         k, v = (torch.cat([prompt.repeat_interleave(group, 0), own], 2) for prompt, own in pairs)
+        seen_BTS = None
         if self.visible_PS is not None:
-            seen = self.visible_PS.repeat_interleave(group, 0)
-            visible_BTS = F.pad(seen, (0, self.own.size), value=True)[:, None, None]
-        return weigh(q, k, v, visible_BTS, dropout)
+            seen_BS = self.visible_PS.repeat_interleave(group, 0)
+            seen_BTS = F.pad(seen_BS, (0, self.own.size), value=True)[:, None, None]
+        return weigh(q, k, v, seen_BTS, dropout)
 
 
 @dataclass

@@ -181,7 +181,7 @@ class Recording:
         for tap, call in self.parts:
             if n in tap.kv:
                 call.keys[n], call.values[n] = tap.kept(k, 2), tap.kept(v, 2)
-            if n in tap.attentions:
+            if weights is not None and n in tap.attentions:
                 call.attentions[n] = tap.kept(weights, 2)
 
     def complete(self) -> None:

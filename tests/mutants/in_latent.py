@@ -142,12 +142,12 @@ GROUPS = (
     )),
     ("latent/families.py", TAPS, (
         ("attention stays eager", "decoder.set_attn_implementation(before)", "pass"),
-        ("K and V as cached, past the graph", "*cache.added[n], weights[n]",
-         "*(x[:, :, -x_BTD.shape[1] :] for x in (cache.layers[n].keys, cache.layers[n].values)), weights[n]"),
+        ("K and V as cached, past the graph", "*cache.added[n], w_BHTS",
+         "*(x[:, :, -x_BTD.shape[1] :] for x in (longer[n].k, longer[n].v)), w_BHTS"),
     )),
     ("latent/cache.py", TAPS, (
         ("weights of the first positions", "seen = visible_BTS[..., -t:, :]", "seen = visible_BTS[..., :t, :]"),
-        ("shared prompts without their padding", "visible_BTS = F.pad(seen,", "_ = F.pad(seen,"),
+        ("shared prompts without their padding", "seen_BTS = F.pad(seen_BS,", "_ = F.pad(seen_BS,"),
         ("no dropout", "a = F.dropout(weights, dropout) @ v", "a = weights @ v"),
     )),
 )  # fmt: skip

@@ -21,6 +21,7 @@ import tyro
 from eval.cli import guarded, parse, program
 from eval.stats import interval
 from kernels.errors import UserError
+from latent import plugins
 from latent.files import write_text
 from paper import figures, records, tables
 from paper.ablations import ABLATIONS, CONTROLS
@@ -63,6 +64,7 @@ def main(args: list[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, or 2 for what a user can mend, in one line."""
 
     def body() -> None:
+        plugins.load_all()  # which may add ablations
         options = parse(Options, args, program("paper.build", "latent-paper-build"), __doc__)
         if unknown := [name for name in options.names if name not in ABLATIONS]:
             raise UserError(f"no ablation {unknown[0]!r}; there are {', '.join(ABLATIONS)}")

@@ -21,6 +21,7 @@ import tyro
 
 from eval.cli import at_least, guarded, parse, program
 from kernels.errors import UserError
+from latent import plugins
 from latent.files import write_json
 from latent.plain import id_of, identity
 from paper import records
@@ -60,6 +61,7 @@ def main(args: list[str] | None = None) -> int:
     """The command line. Returns the exit code: 0; 1 where cells failed; 2 for what a user can mend, in one line."""
 
     def body() -> int:
+        plugins.load_all()  # which may add ablations
         options = parse(Options, args, program("paper.run", "latent-paper"), __doc__)
         at_least(options, jobs=1)
         names = list(ABLATIONS) if options.name in ("", "all") else [options.name]

@@ -18,6 +18,7 @@ from kernels.errors import UserError, mendable
 from latent import hub, lora
 from latent.files import PART, check_writable, put_folder
 from latent.plain import plain
+from latent.text import Codec
 from train import card, checkpoint, curves, distill, rlvr, start
 from train.checks import check
 from train.config import RLVR, Run
@@ -155,7 +156,7 @@ def final(run: Run, env: Environment, problems: list[Problem], trainer: Trainer)
     for k in sorted(sweep):
         judged = judge(reasoner, env, main, run.judge.batch, steps=k, tick=tick, among=engine)
         swept[str(k)] = summary(judged) | {"correct": [int(i.correct) for i in judged]}
-    prompt = sum(len(reasoner.codec.question(p.question)) for p in main) / len(main)
+    prompt = sum(prompt_tokens(reasoner.codec, env.turns_of(p)) for p in main) / len(main)
     return {
         "main": at_main,
         "levels": {str(k): v for k, v in levels.items()},
@@ -166,3 +167,9 @@ def final(run: Run, env: Environment, problems: list[Problem], trainer: Trainer)
         "flops": forward_flops(reasoner, prompt, at_main["used"], at_main["tokens"]),
         "correct": [int(i.correct) for i in items[: len(main)]],
     }
+
+
+def prompt_tokens(codec: Codec, turns: list[Problem]) -> int:
+    """Tokens that are read of a problem, in all its turns."""
+    first, *later = turns
+    return len(codec.question(first.question)) + sum(len(codec.observation(p.question)) for p in later)

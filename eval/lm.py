@@ -286,7 +286,7 @@ class LatentLM(HFLM):
             end = model.config.eos_token_id
             done = end in row
             row = row[: row.index(end)] if done else row
-            text = self.tokenizer.decode(row)
+            text = self.codec.text(row)
             texts.append(made := Written(postprocess_generated_text(text, first.until, self.think_end_token)))
             made.used, made.tokens = used, len(row) + done
             prompt = len(r.ids) + len(model.thinking(0, r.ids[-1]))

@@ -17,7 +17,7 @@ from kernels.errors import UserError
 from latent.config import pack
 from latent.files import named, read_json
 from latent.generate import Reasoner
-from latent.text import LATENT, PAD, THINK, UNKNOWN, Codec
+from latent.text import LATENT, PAD, THINK, Codec
 
 
 def face(reasoner: Reasoner):
@@ -33,6 +33,7 @@ def face(reasoner: Reasoner):
         backbone=backbone,
         method=pack(method.made_from),
         latent_id=codec.name_latent(),
+        closing_id=codec.name_end(),
         think_id=codec.think,
         fixed_answer=codec.fixed_answer,
         chat=codec.chat,
@@ -70,12 +71,13 @@ def ready_tokenizer(codec: Codec):
     """The codec's tokenizer as other tools need it, which then make the same ids of a text."""
     tokenizer = codec.tokenizer
     codec.name_latent()
+    codec.name_end()
     as_the_codec(tokenizer, codec)
     tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
     if codec.end is not None:
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(codec.end)
-    else:  # tools ask for an end token and a first one: here two that are never written
-        tokenizer.eos_token, tokenizer.bos_token = UNKNOWN, PAD
+    else:  # tools ask for a first token too: here one that is never written
+        tokenizer.bos_token = PAD
     return tokenizer
 
 

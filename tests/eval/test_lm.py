@@ -86,7 +86,7 @@ def test_without_latents_it_is_the_plain_model_after_the_think_token(name, folde
         each = logits[range(len(asked_ids) - 1, len(ids[0]) - 1), said]
         assert abs(float(each.sum()) - logp) < 1e-5
         assert greedy == (logits[len(asked_ids) - 1 : -1].argmax(-1).tolist() == said)
-        first = codec.tokenizer.decode([int(logits[len(asked_ids) - 1].argmax())])
+        first = codec.text([int(logits[len(asked_ids) - 1].argmax())])
         assert text.startswith(first)
 
 

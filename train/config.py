@@ -11,6 +11,7 @@ from kernels.errors import UserError
 from latent.config import MethodConfig, ModelConfig
 
 HOW = {"how": True}  # metadata of a field that changes nothing of what comes out, and so no id
+LARGEST_FLOAT = 3.4028234663852886e38  # in fp32, which everything is computed in
 LATER = {"later": True}  # metadata of a field that came after records were made: at its default it is in no id
 
 
@@ -233,6 +234,8 @@ def check_numbers(config, name: str = "") -> None:
             check_numbers(value, name)
     elif isinstance(config, float) and not math.isfinite(config):
         raise UserError(f"{name} must be finite, got {config}")
+    elif isinstance(config, float) and abs(config) > LARGEST_FLOAT:
+        raise UserError(f"{name} must fit into 32 bits, which end at {LARGEST_FLOAT:.4g}, got {config}")
     elif isinstance(config, int) and not isinstance(config, bool):
         if not -(2**63) <= config < 2**63:
             raise UserError(f"{name} must fit into 64 bits, got {config}")

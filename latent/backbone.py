@@ -122,7 +122,7 @@ class Backbone(nn.Module):
         """The same with the final hidden states of at least the last `keep` positions, None = all: (B, T, D)."""
         t = ids_BT.shape[1]
         pos_BT = positions(ids_BT, mask_BT)
-        self.must_hold(t)
+        self.check_length(t)
         h_BTD, layers = self._run(self.embed(ids_BT), pos_BT, None, mask_BT, keep=t if keep is None else keep)
         return h_BTD, Context(layers, mask_BT, pos_BT[:, -1] + 1, t)
 
@@ -133,7 +133,7 @@ class Backbone(nn.Module):
         """
         b, t, _ = x_BTD.shape
         span = stride * (t - 1) + 1
-        self.must_hold(context.reach + span)
+        self.check_length(context.reach + span)
         pos_BT = context.next_B[:, None] + stride * torch.arange(t, device=context.next_B.device)
         mask_BS = context.mask_BS
         if mask_BS is not None:
@@ -158,7 +158,7 @@ class Backbone(nn.Module):
         decoder = self._decoder(op) if k else None
         if decoder is None:
             return None
-        self.must_hold(context.reach + k * stride)
+        self.check_length(context.reach + k * stride)
         fused = self._ready(op, decoder, (), lambda: LatentDecoder(decoder))
         pos_KB = context.next_B + stride * torch.arange(1, k + 1, device=context.next_B.device)[:, None] - 1
         add_KBD, ropes = self.layers.places(h_BD, pos_KB)
@@ -228,7 +228,7 @@ class Backbone(nn.Module):
         decoder = self.layers and self.layers.decoder()
         return decoder and LatentChain.of(decoder, [(c.k, c.v) for c in context.past], self.recompute)
 
-    def must_hold(self, length: int) -> None:
+    def check_length(self, length: int) -> None:
         """Raise UserError where prompt, thoughts and text together need more positions than there are."""
         if length > self.positions:
             raise UserError(f"prompt, thoughts and text need {length} positions, the model has {self.positions}")

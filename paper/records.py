@@ -8,7 +8,7 @@ from pathlib import Path
 
 from latent.files import write_text
 from train.config import id_of
-from train.record import alone
+from train.record import exclusive_lock
 
 FILE = "runs.jsonl"
 HERE = Path(__file__).parent
@@ -109,7 +109,7 @@ def add(folder: Path, line: dict) -> None:
 
     A diagnosis that is there already stays unless the line has one; so do records that `read` leaves out, if whole.
     """
-    with alone(folder / "runs.lock", wait=True):
+    with exclusive_lock(folder / "runs.lock", wait=True):
         lines, _, others = _read(folder)
         kept = {k: v for k, v in lines.get(line["id"], {}).items() if k == "diagnosis"}
         lines[line["id"]] = kept | line

@@ -179,7 +179,7 @@ class Trainer:
                 self.done = step + 1
                 self.core_seconds += time.process_time() - start
                 event = {"stage": "train", "done": self.done, "total": total}
-                if self.done % c.log_every == 0 or self.done == total or self.enough:
+                if self.logs_after(step):
                     event["metrics"] = self._mean_over_processes(mean(window))
                     window.clear()
                     line = {"step": self.done, "core_seconds": self.core_seconds, **event["metrics"]}
@@ -199,6 +199,10 @@ class Trainer:
                     break
         self._check_weights()
         self.method.eval()
+
+    def logs_after(self, step: int) -> bool:
+        """Whether update `step`, counted from 0, ends with a log line: one in so many, and the last."""
+        return (step + 1) % self.config.log_every == 0 or step + 1 == self.config.steps or self.enough
 
     def _mean_over_processes(self, metrics: dict[str, float]) -> dict[str, float]:
         """The mean over processes, so that all of them see, and act on, the same numbers."""

@@ -8,7 +8,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TypeVar
 
+T = TypeVar("T")
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt(3)
 PATIENCE = 8.0  # seconds from SIGTERM to the end: what sends it sends SIGKILL after ten or thirty
 
@@ -87,6 +89,23 @@ def needs_cpu(device: str) -> bool:
     if device == "cpu" or not torch.accelerator.is_available():
         return True
     return launched() is not None and torch.accelerator.current_accelerator().type == "mps"
+
+
+def on_main(accelerator, work: Callable[[], T]) -> T:
+    """What process 0 does for all of them, once: they get what comes of it, or its error, and end as it does."""
+    value, error = None, None
+    if accelerator.is_main_process:
+        try:
+            value = work()
+        except Exception as e:
+            error = e
+    if accelerator.num_processes > 1:
+        from accelerate.utils import broadcast_object_list
+
+        value, error = broadcast_object_list([value, error])
+    if error is not None:
+        raise error
+    return value
 
 
 @contextmanager

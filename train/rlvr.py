@@ -42,7 +42,7 @@ def fit(trainer: Trainer, env: Environment) -> None:
         watch(trainer, bool(flat_P.all()), all(v.correct for v in verdicts))
 
         metrics = learn(trainer, rolled, adv_B, reference)
-        if trainer.done % c.log_every == 0 and trainer.accelerator.is_main_process:
+        if trainer.logs_after(step) and trainer.accelerator.is_main_process:
             trainer.record.samples(
                 [
                     {"step": step + 1, **asdict(item)}

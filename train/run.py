@@ -1,7 +1,7 @@
 """One run from config to result: build, train, judge, record. Called in a process of its own, or under a launcher."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,8 +20,8 @@ from train import card, checkpoint, curves, distill, rlvr
 from train.checks import check
 from train.config import RLVR, Run, plain
 from train.loop import Trainer
-from train.process import needs_cpu, while_one_works
-from train.record import Record, alone, check_alone
+from train.process import needs_cpu, on_main, while_one_works
+from train.record import Record, check_lock_is_free, exclusive_lock
 from train.selection import Selection
 
 TRAIN_ONLY = ("decoder.",)  # parameters that thinking never reads
@@ -47,7 +47,7 @@ def execute(
     record = Record(root, run)
     env = environments.build(run.env)
     data = env.fingerprint()
-    record.must_match(data)
+    record.check_same_run(data)
     done = record.result
     accelerator.wait_for_everyone()  # all have looked before anyone writes
     if done:
@@ -55,33 +55,35 @@ def execute(
             checkpoint.remove(record.home / "checkpoint")  # where a kill came between the result and this
         return done
     lock = root / f"{run.id}.lock"
-    if accelerator.is_main_process:
-        check_alone(lock)
+    on_main(accelerator, lambda: check_lock_is_free(lock))
     torch.manual_seed(run.seed)
     reasoner = begin(run, env, root)
     problems = test_problems(run, env)
-    for line in check(reasoner, env, run, problems):
+    said, reasoner.answer_tokens, reasoner.chain_tokens = on_main(  # over all problems, so once
+        accelerator, lambda: (check(reasoner, env, run, problems), reasoner.answer_tokens, reasoner.chain_tokens)
+    )
+    for line in said:
         say({"stage": "note", "said": line})
     reasoner.method.to(accelerator.device)
     trainer = Trainer(reasoner, record, accelerator, say)
     trainer.selection = Selection(env, run)
     trainer.choose_start()
-    with alone(lock) if accelerator.is_main_process else nullcontext():  # only now: what is refused writes nothing
+    with ExitStack() as held:
+        on_main(accelerator, lambda: held.enter_context(exclusive_lock(lock)))  # what was refused wrote nothing
         return _fit(run, root, env, trainer, problems, data, command, track)
 
 
 def _fit(run, root, env, trainer, problems, data, command, track) -> dict:
     """Everything of `execute` that writes."""
     reasoner, record, accelerator = trainer.reasoner, trainer.record, trainer.accelerator
-    if accelerator.is_main_process:
-        record.open(data, command, trainer.start.step if trainer.start else 0)
+    on_main(accelerator, lambda: record.open(data, command, trainer.start.step if trainer.start else 0))
     if track != "none":
         named = {} if track == "tensorboard" else {track: {"name": run.id}}
         if track == "wandb":  # whose files would lie in the working directory
             (root / "trackers").mkdir(parents=True, exist_ok=True)
             named["wandb"]["dir"] = str(root / "trackers")
         place = run.id if track == "tensorboard" else "latent-reasoning"
-        accelerator.init_trackers(place, config=flat(plain(run)), init_kwargs=named)
+        accelerator.init_trackers(place, config=flattened(plain(run)), init_kwargs=named)
     accelerator.wait_for_everyone()
     (rlvr if isinstance(run.train, RLVR) else distill).fit(trainer, env)
     result = trainer.selection.choose(trainer)
@@ -107,11 +109,11 @@ def _fit(run, root, env, trainer, problems, data, command, track) -> dict:
     return result
 
 
-def flat(config, name: str = "") -> dict:
+def flattened(config, name: str = "") -> dict:
     """A nested config as one level of names, as trackers want it."""
     if not isinstance(config, dict):
         return {name: config if isinstance(config, (bool, int, float, str)) else str(config)}
-    return {k: v for key, each in config.items() for k, v in flat(each, f"{name}.{key}".lstrip(".")).items()}
+    return {k: v for key, each in config.items() for k, v in flattened(each, f"{name}.{key}".lstrip(".")).items()}
 
 
 def begin(run: Run, env: Environment, root: Path) -> Reasoner:

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from typing import Literal
 
 from eval.environments.answers import HEADING, LONGEST, last_number, marked
-from eval.environments.base import Finite, Problem, Verdict
+from eval.environments.base import Finite, Problem, Verdict, check_lengths
 from eval.environments.equivalence import same
 from eval.environments.files import text_field
 from kernels.errors import UserError
@@ -37,10 +37,7 @@ class Math500:
     """What makes two answers one: how they are written, or math-verify's algebra too (the extra `math`)."""
 
     def __post_init__(self):
-        if self.max_answer < 1 or self.max_chain < 1:
-            raise UserError(
-                f"env.max_answer and env.max_chain must be at least 1, got {self.max_answer}, {self.max_chain}"
-            )
+        check_lengths(self)
         if self.verifier not in ("spelling", "math-verify"):
             raise UserError(f"env.verifier must be spelling or math-verify, got {self.verifier!r}")
 

@@ -162,16 +162,16 @@ class AlongSequence(Method):
         self, prompt: Prompt, choose: Chooser, group: int, k: int, room: int, stop, edit: Edit | None = None
     ) -> Thought:
         """Think for at most k latents; the text begins where `room` latents would end, whatever was used."""
-        self.backbone.must_hold(prompt.ids_BT.shape[1] + self.stride * room)
+        self.backbone.check_length(prompt.ids_BT.shape[1] + self.stride * room)
         h_PD, context = self.backbone.read(prompt.ids_BT, prompt.mask_BT)
-        states, pace = [h_PD], halting.Pace(stop, choose, len(h_PD), group, h_PD.device)
+        states, tracker = [h_PD], halting.HaltTracker(stop, choose, len(h_PD), group, h_PD.device)
         known_KD = self.feedback.known(k) if k else None
         at_once = self._at_once(h_PD, context, k, known_KD) if k and edit is None else None
         if at_once is not None:
             states_PKD, context = at_once
             states += states_PKD.unbind(1)
         for i in range(k):
-            if not pace.go_on(states[i]):
+            if not tracker.advance(states[i]):
                 break
             if at_once is not None:
                 continue
@@ -182,7 +182,7 @@ class AlongSequence(Method):
             states.append(h_P1D[:, 0])
         states_PKD = torch.stack(states, 1)
         context = context.skip(self.stride * (room - len(states) + 1))
-        prompt_U, used_U, row_B = pace.rows()
+        prompt_U, used_U, row_B = tracker.rows()
         if stop is None:
             return Thought(states_PKD[:, -1:], context, states_PKD, used_U, choose.decisions(), row_B)
         if row_B is not None:

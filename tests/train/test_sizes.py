@@ -71,6 +71,7 @@ def test_problems_of_absurd_length_are_never_drawn(huge):
         lambda: Countdown(numbers=huge),
         lambda: Countdown(largest=huge),
         lambda: ProsQA(nodes=(huge, huge)),
+        lambda: ProsQA(nodes=(huge,)),
     ):
         with pytest.raises(UserError, match=rf"env\.\w+ must be .*{huge}"):
             make()
@@ -85,10 +86,11 @@ def test_the_longest_problems_are_refused_by_the_positions(tmp_path):
 
 
 @pytest.mark.parametrize("env", [GSM8K, Math500])
-def test_a_text_takes_at_least_one_token(env):
-    for wrong in ({"max_answer": 0}, {"max_chain": -1}):
-        with pytest.raises(UserError, match="env.max_answer and env.max_chain must be at least 1"):
-            env(**wrong)
+def test_a_text_takes_as_many_tokens_as_one_can_have(env):
+    for name in ("max_answer", "max_chain"):
+        for wrong in (0, -1, *HUGE):
+            with pytest.raises(UserError, match=rf"env\.{name} must be in 1\.\.1000000, got {wrong}"):
+                env(**{name: wrong})
 
 
 @pytest.mark.parametrize("flag", ["--train.lr", "--method.step-weight", "--train.weight-decay", "--train.clip"])

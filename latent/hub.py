@@ -143,7 +143,13 @@ def load(folder: str | Path, device: str = "cpu") -> Reasoner:
             raise UserError(
                 f"{folder}/config.json: field {name!r} must be a whole number, got {getattr(c, name)!r:.40}"
             )
-    codec = Codec(load_tokenizer(folder, c), c.fixed_answer, c.chat)
+    tokenizer = load_tokenizer(folder, c)
+    try:
+        codec = Codec(tokenizer, c.fixed_answer, c.chat)
+    except UserError:
+        raise
+    except Exception as e:  # of settings that nothing has looked at before
+        raise unreadable(folder, e) from e
     return Reasoner(model.method.to(device).eval(), codec, c.answer_tokens, c.chain_tokens, c.chain_steps)
 
 
@@ -154,10 +160,15 @@ def load_tokenizer(folder: Path, config):
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as e:  # whatever transformers and tokenizers raise of files that are missing or spoilt
-        what = next(iter(str(e).strip().splitlines()), "")
-        raise UserError(f"{folder} has no tokenizer that can be read: {type(e).__name__}: {what}") from e
+        raise unreadable(folder, e) from e
     check_tokenizer(folder, tokenizer, config)
     return tokenizer
+
+
+def unreadable(folder: Path, error: Exception) -> UserError:
+    """What to say where a tokenizer's files are spoilt."""
+    what = next(iter(str(error).strip().splitlines()), "")
+    return UserError(f"{folder} has no tokenizer that can be read: {type(error).__name__}: {what}")
 
 
 def check_tokenizer(name, tokenizer, config) -> None:

@@ -135,7 +135,7 @@ def check(line: dict, place: str) -> None:
             raise UserError(f"{place}: field 'result.{name}' must be finite")
     for name, kind in OTHERS.items():
         field(line, name, kind, place)
-    field(line, "env.packages.torch", (str, type(None)), place)
+    field(line, "env.packages.torch", str, place)
     packed = list(PACKED)
     for steps, _ in field(line, "result.sweep", dict, place).items():
         if not steps.isdecimal():

@@ -152,6 +152,6 @@ def test_records(tmp_path):
             build.texts([table], None)
             build.about(list(found.values()))
             kept += 1
-        except UserError as e:
-            assert left_out and "\n" not in str(e), what
+        except UserError as e:  # the record is not there, or others of its row were judged on other problems
+            assert "\n" not in str(e) and (left_out or "pooled.problems" in what), what
     assert kept > 20

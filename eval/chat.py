@@ -116,7 +116,7 @@ def lens(reasoner, thought, used: int, top: int) -> list[str]:
     with torch.inference_mode():
         p_KV = method.backbone.head(method.lens(thought.states_UKD[:1, : used + 1]))[0].softmax(-1)
     best = p_KV.topk(min(top, p_KV.shape[-1]))
-    decode = reasoner.codec.tokenizer.decode
+    decode = reasoner.codec.text
     return ["  ".join(f"{decode([i])!r} {p:.2f}" for p, i in zip(ps, ids)) for ps, ids in
             zip(best.values.tolist(), best.indices.tolist())]  # fmt: skip
 

@@ -26,6 +26,7 @@ from lm_eval.models.utils_hf import stop_sequences_criteria
 from tqdm import tqdm
 
 import latent  # noqa: F401  its checkpoints are known to transformers from here on
+from eval import asked
 from eval.environments.base import iterate
 from eval.usual import Usual
 from kernels.errors import UserError
@@ -63,8 +64,8 @@ class LatentLM(HFLM):
 
     `pretrained` may also be a `Reasoner`, or a `LatentForCausalLM` with its `tokenizer`. `num_latents` (or
     `num_recurrences`) defaults to what the checkpoint was trained with, and is a request's own where `--gen_kwargs` say
-    so. A plain causal LM opens too, with none. Raises UserError for a folder that is no checkpoint, a foreign
-    tokenizer, and more latents than the positions hold.
+    so, for a text or for the likelihood of one. A plain causal LM opens too, with none. Raises UserError for a folder
+    that is no checkpoint, a foreign tokenizer, and more latents than the positions hold.
     """
 
     def __init__(self, pretrained, num_latents: int | None = None, num_recurrences: int | None = None, **kwargs):
@@ -115,6 +116,15 @@ class LatentLM(HFLM):
                 f"{self.model.method.backbone.positions} positions"
             )
 
+    def _steps_of(self, how: dict) -> int:
+        """The number of latents of a request that says `how`. Raises UserError for one that the model cannot have."""
+        steps = _steps(how.get("num_latents"), how.get("num_recurrences"))
+        if self.thinks:
+            self._check(self.num_latents if steps is None else steps)
+        elif steps:
+            raise UserError(f"this is a plain causal LM: num_latents must be 0, got {steps}")
+        return self.num_latents if steps is None else steps
+
     def _positions(self, steps: int) -> int:
         """Positions that are left beside the thoughts."""
         return self.model.method.backbone.positions - self.model.method.reserved(steps)
@@ -131,19 +141,21 @@ class LatentLM(HFLM):
         return self._positions(self.num_latents)  # the think token takes one, the last token written none
 
     @contextmanager
-    def _for(self, doing: str):
-        self.doing = doing
+    def _for(self, doing: str, steps: int):
+        opened_with, self.doing, self.num_latents = self.num_latents, doing, steps
         try:
             yield
         finally:
-            self.doing = "text"
+            self.doing, self.num_latents = "text", opened_with
 
     def loglikelihood(self, requests, disable_tqdm: bool = False):
-        with self._for("likelihood"):
+        """As of any model, after as many thoughts as `--gen_kwargs` say where they do."""
+        with self._for("likelihood", self._steps_of(asked.steps_of_likelihoods())):
             return super().loglikelihood(requests, disable_tqdm)
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False):
-        with self._for("rolling"):
+        asked.steps_of_likelihoods()  # refuses what no task takes
+        with self._for("rolling", self.num_latents):
             return super().loglikelihood_rolling(requests, disable_tqdm)
 
     def apply_chat_template(self, chat_history, *args, **kwargs) -> str:
@@ -185,7 +197,7 @@ class LatentLM(HFLM):
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
         """The text after each context, a `Written` each where the model thinks."""
         if not self.thinks:
-            return super().generate_until([_without_latents(r) for r in requests], disable_tqdm)
+            return super().generate_until([self._without_latents(r) for r in requests], disable_tqdm)
         planned = [self._planned(*r.args) for r in requests]
         alike = defaultdict(list)
         for i, p in enumerate(planned):
@@ -204,6 +216,14 @@ class LatentLM(HFLM):
         bar.close()
         return texts
 
+    def _without_latents(self, request):
+        """A request to a model of another make, to which latents mean nothing."""
+        context, how = request.args
+        self._steps_of(how)  # raises where there are to be some
+        request = copy(request)
+        request.arguments = (context, {k: v for k, v in how.items() if k not in asked.STEPS})
+        return request
+
     def _planned(self, context: str, how: dict) -> _Request:
         """A request as this model takes it.
 
@@ -213,10 +233,8 @@ class LatentLM(HFLM):
         """
         if "max_length" in how:
             raise UserError("max_length is not taken, as thoughts are not counted: give max_gen_toks")
-        rest = {k: v for k, v in how.items() if k not in ("num_latents", "num_recurrences", "until", *LIMITS)}
-        steps = _steps(how.get("num_latents"), how.get("num_recurrences"))
-        steps = self.num_latents if steps is None else steps
-        self._check(steps)
+        rest = {k: v for k, v in how.items() if k not in (*asked.STEPS, "until", *LIMITS)}
+        steps = self._steps_of(how)
         until = how.get("until") or []
         until = [] if isinstance(until, Usual) else [until] if isinstance(until, str) else list(until)
         said = next((how[name] for name in LIMITS if how.get(name) is not None), None)
@@ -267,7 +285,7 @@ class LatentLM(HFLM):
             end = model.config.eos_token_id
             done = end in row
             row = row[: row.index(end)] if done else row
-            text = self.tokenizer.decode(row)
+            text = self.codec.text(row)
             texts.append(made := Written(postprocess_generated_text(text, first.until, self.think_end_token)))
             made.used, made.tokens = used, len(row) + done
             prompt = len(r.ids) + len(model.thinking(0, r.ids[-1]))
@@ -305,7 +323,8 @@ class LatentLM(HFLM):
         """Hash of the checkpoint and of all settings that change answers: of its files, or of weights in memory."""
         known = isinstance(self.pretrained, str)
         name = self.pretrained if known else self.model.config.to_json_string()
-        digest = blake2b(repr((self.num_latents, name, self.settings)).encode(), digest_size=16)
+        said = {k: v for k, v in asked.gen_kwargs().items() if k in asked.STEPS}  # stands in no likelihood's request
+        digest = blake2b(repr((self._steps_of(said), name, self.settings)).encode(), digest_size=16)
         if known and Path(self.pretrained).is_dir():
             for path in sorted(p for p in Path(self.pretrained).iterdir() if p.is_file() and p.suffix != ".md"):
                 with path.open("rb") as f:
@@ -334,19 +353,6 @@ def _steps(num_latents, num_recurrences) -> int | None:
 
 def _said(value) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _without_latents(request):
-    """A request to a model of another make, to which latents mean nothing."""
-    context, how = request.args
-    steps = _steps(how.get("num_latents"), how.get("num_recurrences"))
-    if steps:
-        raise UserError(f"this is a plain causal LM: num_latents must be 0, got {steps}")
-    if steps is None:
-        return request
-    request = copy(request)
-    request.arguments = (context, {k: v for k, v in how.items() if k not in ("num_latents", "num_recurrences")})
-    return request
 
 
 def plain(folder: Path) -> bool:

@@ -140,7 +140,7 @@ def one(reasoner, env, problem, mean: tuple[list, int], readers: dict, chains, t
     from latent.thought import Greedy
 
     method, codec = reasoner.method, reasoner.codec
-    decode = codec.tokenizer.decode
+    decode = codec.text
     judged = lambda text: {"text": text, "correct": verify(env, problem, text).correct}  # noqa: E731
     with torch.inference_mode():
         with method.backbone.tap(states=False, attentions=True) as tapped:

@@ -171,7 +171,7 @@ class Backbone(nn.Module):
         b, t = ids_BT.shape
         pos_BT, mask_BS, before = positions(ids_BT, mask_BT), mask_BT, None
         reach = t if after is None else after.reach + t
-        self.must_hold(reach)
+        self.check_length(reach)
         if after is not None:
             pos_BT, before = after.next_B[:, None] + pos_BT, after.layers
             if mask_BT is not None or after.mask_BS is not None:
@@ -190,7 +190,7 @@ class Backbone(nn.Module):
         """
         b, t, _ = x_BTD.shape
         span = stride * (t - 1) + 1
-        self.must_hold(context.reach + span)
+        self.check_length(context.reach + span)
         pos_BT = context.next_B[:, None] + stride * torch.arange(t, device=context.next_B.device)
         mask_BS = context.mask_BS
         if mask_BS is not None:
@@ -215,7 +215,7 @@ class Backbone(nn.Module):
         decoder = self._decoder(op) if k else None
         if decoder is None:
             return None
-        self.must_hold(context.reach + k * stride)
+        self.check_length(context.reach + k * stride)
         fused = self._ready(op, decoder, (), lambda: LatentDecoder(decoder))
         pos_KB = context.next_B + stride * torch.arange(1, k + 1, device=context.next_B.device)[:, None] - 1
         add_KBD, ropes = self.layers.places(h_BD, pos_KB)
@@ -291,7 +291,7 @@ class Backbone(nn.Module):
         decoder = self.layers and self.layers.decoder()
         return decoder and LatentChain.of(decoder, [(c.k, c.v) for c in context.past], self.recompute)
 
-    def must_hold(self, length: int) -> None:
+    def check_length(self, length: int) -> None:
         """Raise UserError where prompt, thoughts and text together need more positions than there are."""
         if length > self.positions:
             raise UserError(f"prompt, thoughts and text need {length} positions, the model has {self.positions}")

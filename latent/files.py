@@ -48,10 +48,10 @@ def read_lines(path: Path) -> list[dict]:
     return rows
 
 
-def field(data: dict, name: str, kind: type | tuple[type, ...], path: Path):
+def field(data: dict, name: str, kind: type | tuple[type, ...], path: Path | str):
     """A field of what was read from `path`, by dotted name. Raises UserError where it is missing or another kind."""
     at: object = data
-    for key in name.split("."):
+    for key in name.split("."):  # no key of ours has a dot
         if not isinstance(at, dict) or key not in at:
             raise UserError(f"{path} has no field {name!r}")
         at = at[key]

@@ -59,7 +59,7 @@ def build(config: Fixed | LearnedStop | Converged, method: nn.Module) -> StopHea
             return Settled(config, method.backbone, method.lens)
 
 
-class Pace:
+class HaltTracker:
     """Which of P * G rows are still thinking, asked before every latent step."""
 
     def __init__(self, stop: StopHead | Settled | None, choose, prompts: int, group: int, device):
@@ -69,7 +69,7 @@ class Pace:
         self.hits_P = torch.zeros(prompts, dtype=torch.long, device=device)
         self.last: list[Tensor] = []
 
-    def go_on(self, h_PD: Tensor) -> bool:
+    def advance(self, h_PD: Tensor) -> bool:
         """Decide for every row whether it takes one more step from state `h_PD`. False when none does."""
         if self.stop is not None:
             self.live_B = self.live_B & ~self.stops(h_PD)

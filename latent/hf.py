@@ -29,7 +29,7 @@ from latent.cache import Context
 from latent.generate import longest_text
 from latent.hf_config import LatentConfig
 from latent.hf_ends import Length, Seen, Strings, Stripped
-from latent.hf_mask import mask_of
+from latent.hf_mask import mask_of, without_closing
 from latent.methods.base import Method
 from latent.thought import Greedy, Prompt
 
@@ -37,6 +37,10 @@ log = logging.get_logger(__name__)
 UNTHOUGHT = (
     "a checkpoint that thinks is opened as a plain model: log-likelihoods would be of texts that do not follow <think> "
     "and its thoughts, as they did in training; in lm-eval open it with --model latent"
+)
+UNPROMPTED = (
+    "a row to train on has no <think>: it is read as text that nothing was thought before, although `generate` thinks; "
+    "end prompts in <think> and as many <latent> as are to be thought"
 )
 # the name that this release of transformers has for a cache
 CACHE = "cache" if any(f.name == "cache" for f in fields(CausalLMOutputWithPast)) else "past_key_values"
@@ -237,8 +241,8 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
         """Logits (B, T, V) at every column, or at the last `logits_to_keep`; `labels` (B, T) give the mean loss.
 
         With `num_items_in_batch`, which Trainer gives, the loss is the sum divided by it: the labels of all
-        accumulation steps, and of all devices where Trainer averages over them, count the same. Labels at placeholders
-        add nothing to the sum.
+        accumulation steps, and of all devices where Trainer averages over them, count the same. Labels at placeholders,
+        and at what closes a text whose length is fixed, add nothing to the sum.
 
         Rows may be padded on either side, and each may think as often as it likes. Without a mask, the padding token is
         padding. Without `prompt_logits` the columns before a thought are left zero, which saves reading the prompt
@@ -257,6 +261,10 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
         else:
             if attention_mask is None:
                 attention_mask = mask_of(input_ids, self.config)
+            learns = self.training and torch.is_grad_enabled() and self.config.think_id is not None
+            if learns and not bool((input_ids == self.config.think_id).any(1).all()):
+                log.warning_once(UNPROMPTED)
+            input_ids, attention_mask, labels = without_closing(input_ids, attention_mask, labels, self.config)
             h_BTD = self._whole(input_ids, attention_mask, past, prompt_logits and logits_to_keep != 1, unread_BT)
         if logits_to_keep:
             h_BTD, unread_BT = h_BTD[:, -logits_to_keep:], unread_BT[:, -logits_to_keep:]

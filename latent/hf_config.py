@@ -16,8 +16,9 @@ class LatentConfig(PreTrainedConfig):
     `backbone`: config of the causal LM, `method`: that of the method, class names included. `latent_id` stands for
     one latent step in `input_ids`, `think_id` closes a prompt; None in a model that has neither. `num_latents`:
     latent steps unless a call says otherwise, None = as trained. `answer_tokens`, `chain_tokens`, `chain_steps` bound
-    what is written, `fixed_answer` is the length of an answer that no end token closes. `chat`: it was trained on
-    questions in the tokenizer's chat template. `vocabulary`: hash of the tokenizer's.
+    what is written, `fixed_answer` is the length of an answer that no end token closes; `closing_id` is what tools may
+    close it with all the same, and is read as padding. `chat`: it was trained on questions in the tokenizer's chat
+    template. `vocabulary`: hash of the tokenizer's.
     """
 
     model_type = "latent"
@@ -29,6 +30,7 @@ class LatentConfig(PreTrainedConfig):
         method: dict | None = None,
         latent_id: int | None = None,
         think_id: int | None = None,
+        closing_id: int | None = None,
         num_latents: int | None = None,
         fixed_answer: int | None = None,
         chat: bool = False,
@@ -43,6 +45,7 @@ class LatentConfig(PreTrainedConfig):
             raise UserError(f"the checkpoint has format {format}, this version reads up to {FORMAT}")
         self.backbone, self.method = backbone or {}, method or {}
         self.latent_id, self.think_id, self.num_latents = latent_id, think_id, num_latents
+        self.closing_id = closing_id
         self.fixed_answer, self.chat, self.answer_tokens = fixed_answer, chat, answer_tokens
         self.chain_tokens, self.chain_steps = chain_tokens, chain_steps
         self.vocabulary, self.format = vocabulary, format

@@ -1,4 +1,4 @@
-"""Which columns of `input_ids` are padding, where no attention mask says so."""
+"""Which columns of `input_ids` are padding, where no attention mask says so, and where a tool has closed a text."""
 
 import torch
 from torch import Tensor
@@ -32,3 +32,18 @@ def mask_of(ids_BT: Tensor, config, ends: bool = False) -> Tensor:
     real_BT = ids_BT != pad
     begun_BT = real_BT.cumsum(1) > 0
     return begun_BT & (real_BT.flip(1).cumsum(1).flip(1) > 0) if ends else begun_BT
+
+
+def without_closing(ids_BT: Tensor, mask_BT: Tensor, labels_BT: Tensor | None, config):
+    """Ids, mask and labels with the token that other tools close a text with as padding, where lengths end texts.
+
+    Raises UserError where text follows it.
+    """
+    closing_BT = ids_BT == config.closing_id if config.closing_id is not None else None
+    if closing_BT is None or not bool(closing_BT.any()):
+        return ids_BT, mask_BT, labels_BT
+    ended_BT = closing_BT.cumsum(1) > 0
+    if bool((ended_BT & ~closing_BT & mask_BT.bool() & (ids_BT != config.pad_token_id)).any()):
+        raise UserError("the end token stands before text: a row holds one text of a model whose answers end by length")
+    labels_BT = None if labels_BT is None else labels_BT.masked_fill(closing_BT, -100)
+    return ids_BT.masked_fill(closing_BT, config.pad_token_id), mask_BT.bool() & ~ended_BT, labels_BT

@@ -17,7 +17,7 @@ from kernels.errors import UserError
 from latent.files import named, read_json
 from latent.generate import Reasoner
 from latent.plain import plain
-from latent.text import LATENT, PAD, THINK, UNKNOWN, Codec
+from latent.text import LATENT, PAD, THINK, Codec
 
 
 def face(reasoner: Reasoner):
@@ -33,6 +33,7 @@ def face(reasoner: Reasoner):
         backbone=backbone,
         method=plain(method.made_from),
         latent_id=codec.name_latent(),
+        closing_id=codec.name_end(),
         think_id=codec.think,
         fixed_answer=codec.fixed_answer,
         chat=codec.chat,
@@ -70,12 +71,13 @@ def ready_tokenizer(codec: Codec):
     """The codec's tokenizer as other tools need it, which then make the same ids of a text."""
     tokenizer = codec.tokenizer
     codec.name_latent()
+    codec.name_end()
     as_the_codec(tokenizer, codec)
     tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
     if codec.end is not None:
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(codec.end)
-    else:  # tools ask for an end token and a first one: here two that are never written
-        tokenizer.eos_token, tokenizer.bos_token = UNKNOWN, PAD
+    else:  # tools ask for a first token too: here one that is never written
+        tokenizer.bos_token = PAD
     return tokenizer
 
 
@@ -143,7 +145,13 @@ def load(folder: str | Path, device: str = "cpu") -> Reasoner:
             raise UserError(
                 f"{folder}/config.json: field {name!r} must be a whole number, got {getattr(c, name)!r:.40}"
             )
-    codec = Codec(load_tokenizer(folder, c), c.fixed_answer, c.chat)
+    tokenizer = load_tokenizer(folder, c)
+    try:
+        codec = Codec(tokenizer, c.fixed_answer, c.chat)
+    except UserError:
+        raise
+    except Exception as e:  # of settings that nothing has looked at before
+        raise unreadable(folder, e) from e
     return Reasoner(model.method.to(device).eval(), codec, c.answer_tokens, c.chain_tokens, c.chain_steps)
 
 
@@ -154,10 +162,15 @@ def load_tokenizer(folder: Path, config):
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as e:  # whatever transformers and tokenizers raise of files that are missing or spoilt
-        what = next(iter(str(e).strip().splitlines()), "")
-        raise UserError(f"{folder} has no tokenizer that can be read: {type(e).__name__}: {what}") from e
+        raise unreadable(folder, e) from e
     check_tokenizer(folder, tokenizer, config)
     return tokenizer
+
+
+def unreadable(folder: Path, error: Exception) -> UserError:
+    """What to say where a tokenizer's files are spoilt."""
+    what = next(iter(str(error).strip().splitlines()), "")
+    return UserError(f"{folder} has no tokenizer that can be read: {type(error).__name__}: {what}")
 
 
 def check_tokenizer(name, tokenizer, config) -> None:

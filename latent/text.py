@@ -56,6 +56,7 @@ class Codec:
         self.think: int = tokenizer.convert_tokens_to_ids(THINK)
         self.pad: int = tokenizer.pad_token_id
         self.end: int | None = None if fixed_answer else tokenizer.convert_tokens_to_ids(tokenizer.eos_token or END)
+        self._words_apart = type(self._raw.model).__name__ == "WordLevel"  # each is decoded with a space before it
         self.unknown: int | None = tokenizer.get_vocab().get(UNKNOWN)
         self.begin: tuple[int, ...] = beginning(tokenizer)
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -69,7 +70,8 @@ class Codec:
     @property
     def size(self) -> int:
         """Rows that the embedding needs."""
-        return len(self.tokenizer) - sum(name in self.tokenizer.get_vocab() for name in (LATENT, UNKNOWN))
+        without = (LATENT, UNKNOWN, *([END] if self.fixed_answer else []))
+        return len(self.tokenizer) - sum(name in self.tokenizer.get_vocab() for name in without)
 
     def name_latent(self) -> int:
         """The id of the placeholder of a latent step, which has no row in the embedding."""
@@ -78,6 +80,18 @@ class Codec:
         self._control.add(latent := self.tokenizer.convert_tokens_to_ids(LATENT))
         self._words = None
         return latent
+
+    def name_end(self) -> int | None:
+        """The id of an end token for tools that close every text with one, where an answer ends by its length.
+
+        It has no row in the embedding, and is never written. None where the end token is a model's own.
+        """
+        if self.end is not None:
+            return None
+        self.tokenizer.add_special_tokens({"eos_token": END})
+        self._control.add(end := self.tokenizer.convert_tokens_to_ids(END))
+        self._words = None
+        return end
 
     def _encode(self, text: str, split: bool) -> list[int]:
         """Ids of a text; `split`: special tokens that are spelt in it are read as letters."""
@@ -176,7 +190,12 @@ class Codec:
         rows = tokens_BT.tolist()
         if self.end is not None:
             rows = [row[: row.index(self.end)] if self.end in row else row for row in rows]
-        return self.tokenizer.batch_decode(rows)
+        return [self.text(row) for row in rows]
+
+    def text(self, ids: list[int]) -> str:
+        """Ids as a text that begins with its first word."""
+        text = self.tokenizer.decode(ids)
+        return text.removeprefix(" ") if self._words_apart else text
 
     def prompt(self, questions: Iterable[str], device="cpu", width: int = 0) -> Prompt:
         """Left-padded prompts, of at least `width` positions. Raises UserError for what is no list of texts."""
@@ -313,13 +332,14 @@ def one_in(every: int, steps: list) -> list:
 
 def word_codec(words: Iterable[str], fixed_answer: int | None = None) -> Codec:
     """One token a word of a closed vocabulary, split at white space. An unknown word is a ValueError at encoding."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     special = [PAD, THINK] + ([] if fixed_answer else [END])
     vocab = {w: i for i, w in enumerate([*special, *words, UNKNOWN])}
     raw = Tokenizer(models.WordLevel(vocab, unk_token=UNKNOWN))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    raw.decoder = decoders.Replace(Regex("^"), " ")  # what a tool puts a text together of stays as many words
     end = {} if fixed_answer else {"eos_token": END}
     return Codec(
         PreTrainedTokenizerFast(

@@ -5,15 +5,17 @@ whole `config` as it was then.
 """
 
 import json
+import math
 import zlib
 from base64 import b85decode, b85encode
 from hashlib import sha256
 from pathlib import Path
 
-from latent.files import write_text
+from kernels.errors import UserError
+from latent.files import field, write_text
 from latent.plain import id_of, identity
 from train.config import Run
-from train.record import alone
+from train.record import exclusive_lock
 
 FILE = "runs.jsonl"
 HERE = Path(__file__).parent
@@ -29,9 +31,15 @@ def pack(correct: list[int]) -> str:
 
 
 def unpack(text: str) -> list[int]:
-    """The inverse of `pack`."""
+    """The inverse of `pack`. Raises UserError for another text."""
     n, _, packed = text.partition(":")
-    bits = int.from_bytes(zlib.decompress(b85decode(packed)), "big")
+    try:
+        raw = zlib.decompress(b85decode(packed))
+    except (ValueError, zlib.error):
+        raw = None
+    bits = int.from_bytes(raw or b"", "big")
+    if raw is None or not n.isdecimal() or len(raw) != -(-int(n) // 8) or bits.bit_length() > int(n):
+        raise UserError(f"not packed results: {text!r:.40}")
     return [int(b) for b in f"{bits:0{n}b}"[-int(n) :]] if int(n) else []
 
 
@@ -96,19 +104,61 @@ def _read(folder: Path) -> tuple[dict[str, dict], list[str], list[str]]:
     """The same, and the whole lines that were left out, as they are."""
     lines, left_out, others = {}, [], []
     path = folder / FILE
-    for i, text in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
+    try:
+        texts = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    except (OSError, ValueError) as e:
+        raise UserError(f"{path} cannot be read: {e}") from None
+    for i, text in enumerate(texts, 1):
+        place = f"{path}, line {i}"
         try:
             line = json.loads(text)
             id, said, _, _ = line["id"], line["identity"], line["config"], line["result"]["main"]
-        except (ValueError, KeyError, TypeError):
-            left_out.append(f"{path}, line {i}: not a whole record")
+        except (ValueError, KeyError, TypeError, RecursionError):
+            left_out.append(f"{place}: not a whole record")
             continue
         if id != id_of(said):
-            left_out.append(f"{path}, line {i}: run {id} has another config than its id says ({id_of(said)})")
+            left_out.append(f"{place}: run {id!s:.40} has another config than its id says ({id_of(said)})")
             others.append(text)
-        else:
+            continue
+        try:
+            check(line, place)
             lines[id] = line
+        except UserError as e:
+            left_out.append(str(e))
     return lines, left_out, others
+
+
+NUMBER = (int, float)
+RESULTS = ("main.accuracy", "main.used", "pooled.accuracy", "pooled.used", "sooner", "steps", "flops", "core_seconds",
+           "parameters", "steps_written", "latents", "used_mean")  # fmt: skip
+OTHERS = {"result.pooled.problems": str, "env.cpu": str, "env.git": (str, type(None)), "env.packages": dict}
+PACKED = ("result.correct", "result.pooled.correct")
+
+
+def check(line: dict, place: str) -> None:
+    """Raise UserError, naming place and field, for a record that tables and figures cannot be made of."""
+    for name in RESULTS:
+        if not math.isfinite(field(line, f"result.{name}", NUMBER, place)):
+            raise UserError(f"{place}: field 'result.{name}' must be finite")
+    for name, kind in OTHERS.items():
+        field(line, name, kind, place)
+    field(line, "env.packages.torch", str, place)
+    packed = list(PACKED)
+    for steps, _ in field(line, "result.sweep", dict, place).items():
+        if not steps.isdecimal():
+            raise UserError(f"{place}: field 'result.sweep' must be by numbers of latent steps, got {steps!r:.40}")
+        packed.append(f"result.sweep.{steps}.correct")
+    if "diagnosis" in line:
+        field(line, "diagnosis.causal", dict, place)
+        packed.append("diagnosis.causal.intact")
+        packed += [f"diagnosis.causal.sweep.{k}" for k in field(line, "diagnosis.causal.sweep", dict, place)]
+        kinds = field(line, "diagnosis.causal.interventions", dict, place)
+        packed += [f"diagnosis.causal.interventions.{kind}.correct" for kind in kinds]
+    for name in packed:
+        try:
+            unpack(field(line, name, str, place))
+        except UserError as e:
+            raise UserError(str(e) if str(e).startswith(place) else f"{place}: field {name!r}: {e}") from None
 
 
 def add(folder: Path, line: dict) -> None:
@@ -116,7 +166,7 @@ def add(folder: Path, line: dict) -> None:
 
     A diagnosis that is there already stays unless the line has one; so do records that `read` leaves out, if whole.
     """
-    with alone(folder / "runs.lock", wait=True):
+    with exclusive_lock(folder / "runs.lock", wait=True):
         lines, _, others = _read(folder)
         kept = {k: v for k, v in lines.get(line["id"], {}).items() if k == "diagnosis"}
         lines[line["id"]] = kept | line

@@ -11,6 +11,8 @@ from latent.methods import MethodConfig
 from latent.plain import HOW, id_of, identity
 from train.algorithms import GRPO, Algorithm
 
+LARGEST_FLOAT = 3.4028234663852886e38  # in fp32, which everything is computed in
+
 
 @dataclass(frozen=True)
 class SFT:
@@ -232,6 +234,8 @@ def check_numbers(config, name: str = "") -> None:
             check_numbers(value, name)
     elif isinstance(config, float) and not math.isfinite(config):
         raise UserError(f"{name} must be finite, got {config}")
+    elif isinstance(config, float) and abs(config) > LARGEST_FLOAT:
+        raise UserError(f"{name} must fit into 32 bits, which end at {LARGEST_FLOAT:.4g}, got {config}")
     elif isinstance(config, int) and not isinstance(config, bool):
         if not -(2**63) <= config < 2**63:
             raise UserError(f"{name} must fit into 64 bits, got {config}")

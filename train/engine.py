@@ -210,6 +210,19 @@ class Engine:
         """What process 0 has."""
         return mine if self.world == 1 else broadcast_object_list([mine])[0]
 
+    def on_first(self, work: Callable[[], T]) -> T:
+        """What process 0 does for all, once: they get what comes of it, or its error, and end as it does."""
+        value, error = None, None
+        if self.leads:
+            try:
+                value = work()
+            except Exception as e:
+                error = e
+        value, error = self.from_first((value, error))
+        if error is not None:
+            raise error
+        return value
+
     def wait(self) -> None:
         """Until all are here."""
         self.accelerator.wait_for_everyone()

@@ -123,10 +123,10 @@ def check(runs: dict[str, Run], options: Options) -> None:
     samples = {}
     for env in {run.env for run in runs.values()}:
         made = environments.build(env)
-        samples[env] = made.problems("test", made.main_level, 8)
+        samples[env] = made.problems("test", made.main_level, 8), len(made.levels())
     check_writable(options.out, "--out", folder=True)
     for run in runs.values():
-        memory.check(run, samples[run.env])
+        memory.check(run, *samples[run.env])
         place = options.out / run.init if run.init else None
         if run.init and run.init not in ids and not place.is_dir() and not Path(run.init).is_dir():
             raise UserError(

@@ -161,7 +161,7 @@ class Trainer:
                 self.done = step + 1
                 self.core_seconds += time.process_time() - start
                 event = {"stage": "train", "done": self.done, "total": total}
-                if self.done % c.log_every == 0 or self.done == total or self.enough:
+                if self.logs_after(step):
                     event["metrics"] = mean(window)
                     window.clear()
                     line = {"step": self.done, "core_seconds": self.core_seconds, **event["metrics"]}
@@ -182,6 +182,10 @@ class Trainer:
         self._check_weights()
         self.method.eval()
         self.engine.release()
+
+    def logs_after(self, step: int) -> bool:
+        """Whether update `step`, counted from 0, ends with a log line: one in so many, and the last."""
+        return (step + 1) % self.config.log_every == 0 or step + 1 == self.config.steps or self.enough
 
     def _check_weights(self) -> None:
         """Raise UserError where weights are not finite, or so large that the model computes what is not.

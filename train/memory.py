@@ -12,40 +12,71 @@ from pathlib import Path
 from kernels.errors import UserError
 from train.config import Run
 
-PROBLEM = 1000  # bytes of a problem as Python has it
+PROBLEM = 1000  # bytes of a problem as Python has it, at least
 VALUES = 12  # kept for backward a layer and position, in units of the width
 
 
-def check(run: Run, sample: list) -> None:
-    """Raise UserError, naming flag and figures, for a run that cannot fit. `sample`: problems of its environment."""
+def check(run: Run, sample: list, levels: int) -> None:
+    """Raise UserError, naming flag and figures, for a run that cannot fit. `sample`: problems of its environment, which
+    has so many levels."""
+    model, train, judge = run.model, run.train, run.judge
+    method = getattr(run.method, "of", run.method)
+    how = "method" if method is run.method else "method.of"
+    words = [len(p.question.split()) for p in sample]
+    if model.pretrained is None and min(words, default=0) > model.n_positions:
+        raise UserError(
+            f"a problem has {min(words)} words or more, the model has {model.n_positions} positions "
+            f"(--model.n-positions)"
+        )
     has = machine()
     if has is None:
         return
-    model, train = run.model, run.train
-    wide = {"n_layer": model.n_layer, "n_embd": model.n_embd, "vocab_size": model.vocab_size}
-    wide |= {"n_positions": model.n_positions}
-    if model.pretrained is None:
-        parameters = model.n_layer * 12 * model.n_embd**2 + model.n_positions * model.n_embd
-        refuse(16 * parameters, has, f"{parameters:.3g} parameters", "model", model, tuple(wide))
-    words = sum(len(f"{p.question} {p.answer}".split()) for p in sample) / max(1, len(sample))
-    rows = train.batch * getattr(train, "group", 1) // getattr(train, "minibatches", 1)
     width, layers = (model.n_embd, model.n_layer) if model.pretrained is None else (64, 1)
-    kept = rows * (words + run.method.latents) * layers * VALUES * width * (2 if model.bf16 else 4)
-    kept = kept / layers if model.recompute else kept
-    refuse(kept, has, f"{rows:.3g} rows in an update", "train", train, ("batch", "group"))
-    judged = run.judge.items + run.judge.level_items
-    refuse(PROBLEM * judged, has, f"{judged:.3g} problems to judge", "judge", run.judge, ("items", "level_items"))
+    if model.pretrained is None:
+        wide = ("n_layer", "n_embd", "vocab_size", "n_positions")
+        parameters = model.n_layer * 12 * model.n_embd**2 + model.n_positions * model.n_embd
+        refuse(16 * parameters, has, f"{parameters:.3g} parameters", ("model", model, wide))
+    if steps := getattr(method, "step_tokens", 0):
+        refuse(
+            16 * steps * width**2,
+            has,
+            "the decoder of a step",
+            (how, method, ("step_tokens",)),
+            ("model", model, ("n_embd",)),
+        )
+    words = sum(words) / max(1, len(words)) + sum(len(p.answer.split()) for p in sample) / max(1, len(sample))
+    looped = (getattr(method, "r_min", 0) + getattr(method, "r_max", 0)) // 2 * getattr(method, "core", 0)
+    rows = train.batch * getattr(train, "group", 1) // getattr(train, "minibatches", 1)
+    kept = rows * (words + run.method.latents) * VALUES * width * (2 if model.bf16 else 4)
+    kept *= 1 if model.recompute else max(layers, looped)
+    causes = ("train", train, ("batch", "group")), (how, method, ("n_latent", "r_max"))
+    refuse(kept, has, f"{rows:.3g} rows in an update", *causes)
+    loops = max([getattr(method, "n_recurrence", 0), *(judge.sweep if looped else ())])
+    states = min(judge.items, judge.batch) * loops * width * 4
+    refuse(states, has, f"{loops:.3g} states of a problem that is judged", (how, method, ("n_recurrence",)))
+    many = judge.items + judge.level_items * (levels - 1) + (train.valid_items if train.valid_every else 0)
+    each = sum(len(p.question) + len(p.answer) + sum(map(len, p.steps)) for p in sample) / max(1, len(sample))
+    causes = ("judge", judge, ("items", "level_items")), ("train", train, ("valid_items",))
+    refuse(max(PROBLEM, each) * many, has, f"{many:.3g} problems to judge", *causes)
 
 
-def refuse(needs: float, has: int, what: str, part: str, config, names: tuple[str, ...]) -> None:
-    """Raise UserError where more is needed than there is, for the flag furthest above what it is unless said."""
+def refuse(needs: float, has: int, what: str, *parts: tuple[str, object, tuple[str, ...]]) -> None:
+    """Raise UserError where more is needed than there is, for the flag furthest above what it is unless said.
+
+    `parts`: of the flags that it may be, the group's name, the config that has them, and their names.
+    """
     if needs <= has:
         return
-    usual = {name: type(config).__dataclass_fields__[name].default for name in names if hasattr(config, name)}
-    name = max(usual, key=lambda name: getattr(config, name) / max(1, usual[name]))
+    asked = [
+        (f"{part}.{name}", getattr(config, name), type(config).__dataclass_fields__[name].default)
+        for part, config, names in parts
+        for name in names
+        if hasattr(config, name)
+    ]
+    name, value, _ = max(asked, key=lambda each: each[1] / max(1, each[2]))
     raise UserError(
-        f"{part}.{name} {getattr(config, name)} is more than this machine holds: {what} need at least "
-        f"{needs / 2**30:.3g} GiB, it has {has / 2**30:.3g} GiB"
+        f"{name} {value} is more than this machine holds: {what} need at least {needs / 2**30:.3g} GiB, "
+        f"it has {has / 2**30:.3g} GiB"
     )
 
 

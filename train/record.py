@@ -31,7 +31,7 @@ class Record:
         self.home = root / run.id
         self.run = run
 
-    def must_match(self, data: str | None) -> None:
+    def check_same_run(self, data: str | None) -> None:
         """Raise UserError where this run was begun on other data: the config, and so the id, names files only."""
         path = self.home / "env.json"
         if path.exists() and field(read_json(path), "data", (str, type(None)), path) != data:
@@ -117,7 +117,7 @@ class Record:
 
 
 @contextmanager
-def alone(path: Path, wait: bool = False) -> Iterator[None]:
+def exclusive_lock(path: Path, wait: bool = False) -> Iterator[None]:
     """Hold a lock, which ends with this process. Raises UserError where another holds it, unless told to wait."""
     try:
         import fcntl
@@ -133,10 +133,10 @@ def alone(path: Path, wait: bool = False) -> Iterator[None]:
         yield
 
 
-def check_alone(path: Path) -> None:
+def check_lock_is_free(path: Path) -> None:
     """Raise UserError where another process holds a lock. Nothing is written."""
     if path.exists():
-        with alone(path):
+        with exclusive_lock(path):
             pass
 
 

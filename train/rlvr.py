@@ -41,7 +41,7 @@ def fit(trainer: Trainer, env: Environment) -> None:
         watch(trainer, not c.algorithm.signal(reward_PG), all(v.correct for v in verdicts))
 
         metrics = learn(trainer, rolled, c.algorithm.outcome(reward_PG).flatten(), trainer.reference)
-        if trainer.done % c.log_every == 0 and engine.leads:
+        if trainer.logs_after(step) and engine.leads:
             trainer.record.samples(
                 [
                     {"step": step + 1, **asdict(item)}

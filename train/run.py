@@ -4,7 +4,7 @@ import contextlib
 import os
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from train.checks import check
 from train.config import RLVR, Run
 from train.engine import Engine
 from train.loop import Trainer
-from train.record import Record, alone, check_alone
+from train.record import Record, check_lock_is_free, exclusive_lock
 from train.selection import Selection
 
 
@@ -57,7 +57,7 @@ def _execute(run: Run, root: Path, say, device: str, command: str | None, track:
     record = Record(root, run)
     env = environments.build(run.env)
     data = env.fingerprint()
-    record.must_match(data)
+    record.check_same_run(data)
     done = record.result
     engine.wait()  # all have looked before anyone writes
     if done:
@@ -65,33 +65,35 @@ def _execute(run: Run, root: Path, say, device: str, command: str | None, track:
             checkpoint.remove(record.home / "checkpoint")  # where a kill came between the result and this
         return done
     lock = root / f"{run.id}.lock"
-    if engine.leads:
-        check_alone(lock)
+    engine.on_first(lambda: check_lock_is_free(lock))
     torch.manual_seed(run.seed)
     reasoner = start.begin(run, env, root)
     problems = test_problems(run, env)
-    for line in check(reasoner, env, run, problems):
+    said, reasoner.answer_tokens, reasoner.chain_tokens = engine.on_first(  # over all problems, so once
+        lambda: (check(reasoner, env, run, problems), reasoner.answer_tokens, reasoner.chain_tokens)
+    )
+    for line in said:
         say({"stage": "note", "said": line})
     reasoner.method.to(engine.device)
     trainer = Trainer(reasoner, record, engine, say)
     trainer.selection = Selection(env, run)
     trainer.choose_start()
-    with alone(lock) if engine.leads else nullcontext():  # only now: what is refused writes nothing
+    with ExitStack() as held:
+        engine.on_first(lambda: held.enter_context(exclusive_lock(lock)))  # what was refused wrote nothing
         return _fit(run, root, env, trainer, problems, data, command, track)
 
 
 def _fit(run, root, env, trainer, problems, data, command, track) -> dict:
     """Everything of `execute` that writes."""
     reasoner, record, engine = trainer.reasoner, trainer.record, trainer.engine
-    if engine.leads:
-        record.open(data, command, trainer.start.step if trainer.start else 0)
+    engine.on_first(lambda: record.open(data, command, trainer.start.step if trainer.start else 0))
     if track != "none":
         named = {} if track == "tensorboard" else {track: {"name": run.id}}
         if track == "wandb":  # whose files would lie in the working directory
             (root / "trackers").mkdir(parents=True, exist_ok=True)
             named["wandb"]["dir"] = str(root / "trackers")
         place = run.id if track == "tensorboard" else "latent-reasoning"
-        engine.accelerator.init_trackers(place, config=flat(plain(run)), init_kwargs=named)
+        engine.accelerator.init_trackers(place, config=flattened(plain(run)), init_kwargs=named)
     engine.wait()
     (rlvr if isinstance(run.train, RLVR) else distill).fit(trainer, env)
     result = trainer.selection.choose(trainer)
@@ -120,11 +122,11 @@ def _fit(run, root, env, trainer, problems, data, command, track) -> dict:
     return result
 
 
-def flat(config, name: str = "") -> dict:
+def flattened(config, name: str = "") -> dict:
     """A nested config as one level of names, as trackers want it."""
     if not isinstance(config, dict):
         return {name: config if isinstance(config, (bool, int, float, str)) else str(config)}
-    return {k: v for key, each in config.items() for k, v in flat(each, f"{name}.{key}".lstrip(".")).items()}
+    return {k: v for key, each in config.items() for k, v in flattened(each, f"{name}.{key}".lstrip(".")).items()}
 
 
 def test_problems(run: Run, env: Environment) -> list[Problem]:

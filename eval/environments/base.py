@@ -14,6 +14,7 @@ from eval.environments.files import json_rows
 from kernels.errors import UserError
 
 log = logging.getLogger(__name__)
+MOST_TOKENS = 1_000_000  # of a text that a model may write: more than any reads
 SPLITS = ("train", "valid", "test")
 
 
@@ -187,6 +188,13 @@ def split_of(key: str) -> str:
 def _say_once(message: str) -> None:
     """A warning, once: environments are built again wherever they are needed."""
     log.warning(message)
+
+
+def check_lengths(config) -> None:
+    """Raise UserError for longest texts that none can have."""
+    for name in ("max_answer", "max_chain"):
+        if not 1 <= getattr(config, name) <= MOST_TOKENS:
+            raise UserError(f"env.{name} must be in 1..{MOST_TOKENS}, got {getattr(config, name)}")
 
 
 def check_split(split: str) -> None:

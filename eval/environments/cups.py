@@ -16,6 +16,7 @@ from eval.environments.base import EnvConfig, Generated, Problem, Verdict
 from kernels.errors import UserError
 
 ROW = re.compile(r"\d+(?:\s+\d+)*", re.ASCII)
+MOST_SWAPS = 10_000  # a chain of so many is a million tokens
 GLUE = tuple("-+.,/_")  # before a row, they make its first number another one
 
 
@@ -36,6 +37,8 @@ class Cups(EnvConfig):
     def __post_init__(self):
         if not 2 <= self.cups <= 9:
             raise UserError(f"env.cups must be in 2..9, got {self.cups}")
+        if not 1 <= self.swaps <= MOST_SWAPS:
+            raise UserError(f"env.swaps must be in 1..{MOST_SWAPS}, got {self.swaps}")
         if not 1 <= self.min_swaps <= self.swaps:
             raise UserError(f"env.min_swaps must be in 1..env.swaps = {self.swaps}, got {self.min_swaps}")
 

@@ -18,7 +18,7 @@ from fractions import Fraction
 from typing import ClassVar
 
 from eval.environments.answers import HEADING, LONGEST, fold, fractions, marked, number_at, plain, separated
-from eval.environments.base import EnvConfig, Finite, Problem, Verdict
+from eval.environments.base import EnvConfig, Finite, Problem, Verdict, check_lengths
 from eval.environments.files import steps_field, text_field
 from kernels.errors import UserError
 
@@ -41,10 +41,7 @@ class GSM8K(EnvConfig):
     """Longest chain in tokens, for methods that write one."""
 
     def __post_init__(self):
-        if self.max_answer < 1 or self.max_chain < 1:
-            raise UserError(
-                f"env.max_answer and env.max_chain must be at least 1, got {self.max_answer}, {self.max_chain}"
-            )
+        check_lengths(self)
 
     def make(self):
         return GSM8KEnvironment(self)

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from typing import ClassVar, Literal
 
 from eval.environments.answers import HEADING, LONGEST, last_number, marked
-from eval.environments.base import EnvConfig, Finite, Problem, Verdict
+from eval.environments.base import EnvConfig, Finite, Problem, Verdict, check_lengths
 from eval.environments.equivalence import same
 from eval.environments.files import text_field
 from kernels.errors import UserError
@@ -38,6 +38,7 @@ class Math500(EnvConfig):
     """What makes two answers one: how they are written, or math-verify's algebra too (the extra `math`)."""
 
     def __post_init__(self):
+        check_lengths(self)
         if self.verifier not in ("spelling", "math-verify"):
             raise UserError(f"env.verifier must be spelling or math-verify, got {self.verifier!r}")
 

@@ -48,7 +48,7 @@ class ProsQA(EnvConfig):
     """Graphs to train on; each comes in new words every time."""
 
     def __post_init__(self):
-        if not 8 <= self.nodes[0] <= self.nodes[1] <= len(CONCEPTS):
+        if len(self.nodes) != 2 or not 8 <= self.nodes[0] <= self.nodes[1] <= len(CONCEPTS):
             raise UserError(f"env.nodes must be two sizes in 8..{len(CONCEPTS)}, the smaller first, got {self.nodes}")
         if self.graphs < 1:
             raise UserError(f"env.graphs must be at least 1, got {self.graphs}")

@@ -279,33 +279,33 @@ class AlongSequence(Method[ConfigT]):
     ) -> Thought:
         """Think for at most k latents; the text begins where `room` latents would end, whatever was used."""
         before = prompt.after.reach if prompt.after else 0
-        self.backbone.must_hold(before + prompt.ids_BT.shape[1] + self.stride * room)
+        self.backbone.check_length(before + prompt.ids_BT.shape[1] + self.stride * room)
         h_PD, context = self.backbone.read(prompt.ids_BT, prompt.mask_BT, prompt.after)
         policy = self.policy if choose.random else None
         if policy is not None and k and group > 1:  # no two rollouts of a prompt think alike
             row_B = torch.arange(len(h_PD), device=h_PD.device).repeat_interleave(group)
             h_PD, context, group = h_PD[row_B], context.rows(row_B), 1
-        states, pace = [h_PD], halting.Pace(stop, choose, len(h_PD), group, h_PD.device)
+        states, tracker = [h_PD], halting.HaltTracker(stop, choose, len(h_PD), group, h_PD.device)
         known_KD = self.feedback.known(k) if k else None
         at_once = self._at_once(h_PD, context, k, known_KD) if k and edit is None and policy is None else None
         if at_once is not None:
             states_PKD, context = at_once
             states += states_PKD.unbind(1)
         for i in range(k):
-            if not pace.go_on(states[i]):
+            if not tracker.advance(states[i]):
                 break
             if at_once is not None:
                 continue
             x_PD = self.feedback(states[-1]) if known_KD is None else known_KD[i].expand_as(h_PD)
             if policy is not None:
-                x_PD = choose("thought", policy(x_PD, states[-1]), pace.live_B, states[-1])
+                x_PD = choose("thought", policy(x_PD, states[-1]), tracker.live_B, states[-1])
             if edit is not None:
                 x_PD = edit(i, x_PD)
             h_P1D, context = self.backbone.step(x_PD[:, None], context.skip(self.stride - 1))
             states.append(h_P1D[:, 0])
         states_PKD = torch.stack(states, 1)
         context = context.skip(self.stride * (room - len(states) + 1))
-        prompt_U, used_U, row_B = pace.rows()
+        prompt_U, used_U, row_B = tracker.rows()
         if stop is None:
             return Thought(states_PKD[:, -1:], context, states_PKD, used_U, choose.decisions(), row_B)
         if row_B is not None:

@@ -44,7 +44,7 @@ def by_hand(reasoner, problem, inputs_KD) -> str:
             ids.append(method.backbone.head(h).argmax(-1))
             h, context = method.backbone.step(method.backbone.embed(ids[-1][:, None]), context)
             h = h[:, 0]
-    return codec.tokenizer.decode(torch.cat(ids).tolist())
+    return codec.text(torch.cat(ids).tolist())
 
 
 def lively(config, seed=0):

@@ -43,7 +43,9 @@ def said(model, decoder, questions=QUESTIONS, **how) -> list[str]:
     inputs = decoder(questions, return_tensors="pt", padding=True)
     out = model.generate(**inputs, **how)
     assert torch.equal(out[:: len(out) // len(questions), : inputs.input_ids.shape[1]], inputs.input_ids)
-    return decoder.batch_decode(out[:, inputs.input_ids.shape[1] :])
+    texts = decoder.batch_decode(out[:, inputs.input_ids.shape[1] :])
+    assert all(text.startswith(" ") for text in texts)  # so that it can follow the prompt's text
+    return [text[1:] for text in texts]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
@@ -152,7 +154,7 @@ def test_stock_arguments(tmp_path):
     assert said(model, tokenizer, QUESTIONS[:1], repetition_penalty=1.0001, no_repeat_ngram_size=30) == [want]
     streamer = TextIteratorStreamer(tokenizer)
     model.generate(**tokenizer(QUESTIONS[:1], return_tensors="pt"), streamer=streamer)
-    assert "".join(streamer) == f"{QUESTIONS[0]} {want}"
+    assert "".join(streamer).strip() == f"{QUESTIONS[0]} {want}"
     pipe = pipeline("text-generation", model=model, tokenizer=tokenizer)
     answers = pipe(QUESTIONS, batch_size=2, return_full_text=False)
     want = [[w for w in answer.split() if w[0] != "<"] for answer in reasoner.answer(QUESTIONS)]  # no special tokens
@@ -168,7 +170,8 @@ folder, again, *questions = sys.argv[1:]
 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 inputs = tokenizer(questions, return_tensors="pt", padding=True)
-print(tokenizer.batch_decode(model.generate(**inputs)[:, inputs.input_ids.shape[1]:]))
+texts = tokenizer.batch_decode(model.generate(**inputs)[:, inputs.input_ids.shape[1]:])
+print([text.strip() for text in texts])
 model.save_pretrained(again)
 assert "latent" not in sys.modules and "kernels.dispatch" not in sys.modules
 """

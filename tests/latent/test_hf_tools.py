@@ -1,5 +1,7 @@
 """The exported face in tools that bring a head, a trainer or a pipeline of their own."""
 
+import logging
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, pipeline
@@ -133,10 +135,114 @@ def test_a_prompt_with_its_placeholders_thinks_as_often_as_they_are(folders):
         model.generate(torch.tensor([with_them[0].tolist(), [5] * with_them.shape[1]]))
 
 
-def test_a_pipeline_gives_the_answer_apart_from_the_prompt(folders):
-    reasoner = load(folders["sim"])
-    model, tokenizer = (auto.from_pretrained(folders["sim"]) for auto in (AutoModelForCausalLM, AutoTokenizer))
+@pytest.mark.parametrize("name", ["no-cot", "sim", "recurrent"])
+def test_a_pipeline_gives_the_answer_apart_from_the_prompt(name, folders):
+    """The prompt's words and the answer's, none of them run together, with the prompt or without."""
+    reasoner = load(folders[name])
+    model, tokenizer = (auto.from_pretrained(folders[name]) for auto in (AutoModelForCausalLM, AutoTokenizer))
     ask = pipeline("text-generation", model=model, tokenizer=tokenizer)
-    for question, answer in zip(QUESTIONS, reasoner.answer(QUESTIONS, 2)):
-        (said,) = ask(question, num_latents=2, return_full_text=False)
-        assert said["generated_text"].split() == [w for w in answer.split() if w[0] != "<"]
+    k = model.num_latents
+    for question, answer in zip(QUESTIONS, reasoner.answer(QUESTIONS)):
+        words = [w for w in answer.split() if w[0] != "<"]
+        for prompt in (question, " ".join([question, "<think>", *["<latent>"] * k])):
+            (whole,) = ask(prompt)
+            (alone,) = ask(prompt, return_full_text=False)
+            assert whole["generated_text"].split() == prompt.split() + words
+            assert whole["generated_text"] == prompt + alone["generated_text"] and alone["generated_text"][0] == " "
+    (many,) = ask([QUESTIONS[0]], do_sample=True, num_return_sequences=3)
+    assert all(each["generated_text"].startswith(QUESTIONS[0] + " ") for each in many)
+
+
+def closed(model, tokenizer, texts, k):
+    """Texts after k thoughts as other trainers have them: closed by the tokenizer's end token, padded on the right."""
+    prompt = " ".join(["01 23 12 <think>", *["<latent>"] * k])
+    rows = [tokenizer(f"{prompt} {text}{tokenizer.eos_token}")["input_ids"] for text in texts]
+    longest = max(map(len, rows))
+    mask = torch.tensor([[i < len(row) for i in range(longest)] for row in rows])
+    return torch.tensor([row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows]), mask
+
+
+@pytest.mark.parametrize("name", ["no-cot", "sim", "recurrent"])
+def test_a_text_that_is_closed_reads_as_the_text(name, folders):
+    """Where a length ends answers, tools that close them with an end token change no logit and no loss."""
+    model, tokenizer = (auto.from_pretrained(folders[name]) for auto in (AutoModelForCausalLM, AutoTokenizer))
+    k, texts = model.num_latents, ["4 2 1 3", "4 2"]
+    ids, mask = closed(model, tokenizer, texts, k)
+    assert ids[0, -1] == model.config.closing_id == tokenizer.eos_token_id
+    begin = 4 + k
+    labels = ids.masked_fill((torch.arange(ids.shape[1]) < begin) | ~mask, -100)
+    total = 0.0
+    for row, text in enumerate(texts):
+        bare = torch.tensor([tokenizer(" ".join(["01 23 12 <think>", *["<latent>"] * k, text]))["input_ids"]])
+        want = model(bare).logits[0]
+        for given in (mask.long(), None):
+            got = model(ids, attention_mask=given).logits[row, : bare.shape[1]]
+            assert torch.allclose(got, want, atol=1e-5, equal_nan=True)
+        logp = want[begin - 1 : -1].log_softmax(-1)
+        total -= float(logp.gather(1, bare[0, begin:, None]).sum())
+    assert abs(float(model(ids, attention_mask=mask, labels=labels).loss) - total / 6) < 1e-5
+    whole = float(model(ids, attention_mask=mask, labels=labels, num_items_in_batch=8).loss)
+    assert abs(whole - total / 8) < 1e-5
+    with pytest.raises(ValueError, match="the end token stands before text"):
+        model(torch.cat([ids[:1], ids[:1]], 1))
+    with pytest.raises(ValueError, match="the end token stands before text"):
+        model.generate(torch.cat([ids[:1, :3], ids[:1, -1:]], 1))
+    out = model.generate(ids[:, :3], attention_mask=mask[:, :3], max_new_tokens=6)
+    assert not (out == model.config.closing_id).any() and out.shape[1] == 3 + 4
+
+
+def test_training_without_thoughts_is_said(folders, caplog):
+    model, tokenizer = (auto.from_pretrained(folders["sim"]) for auto in (AutoModelForCausalLM, AutoTokenizer))
+    logging.getLogger("transformers").propagate = True
+    ids, mask, _ = batch(model, tokenizer, 2)
+    model.train()
+    model(ids, attention_mask=mask, labels=ids)
+    with torch.no_grad():
+        model(ids[:, :2])
+    assert "has no <think>" not in caplog.text
+    model(ids[:, :2], labels=ids[:, :2])
+    assert "a row to train on has no <think>" in caplog.text
+
+
+def saved(model, tokenizer, folder):
+    """A model in memory, opened from where it was saved."""
+    for each in (model, tokenizer):
+        each.save_pretrained(folder)
+    return load(folder)
+
+
+PAIRS = [("01 23 12", "4 2 1 3"), ("01 12", "2 3 1 4"), ("23", "1 2 4 3")]
+
+
+@pytest.mark.parametrize("name", ["no-cot", "sim", "recurrent"])
+def test_trls_sft_trainer_teaches_a_checkpoint(name, folders, tmp_path):
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+
+    model, tokenizer = (auto.from_pretrained(folders[name]) for auto in (AutoModelForCausalLM, AutoTokenizer))
+    asked = [" ".join([q, "<think>", *["<latent>"] * model.num_latents]) for q, _ in PAIRS]
+    rows = [{"prompt": q, "completion": f" {a}"} for q, (_, a) in zip(asked, PAIRS)]
+    how = trl.SFTConfig(str(tmp_path), max_steps=40, learning_rate=1e-2, per_device_train_batch_size=3, report_to=[],
+                        save_strategy="no", use_cpu=True, bf16=False, disable_tqdm=True)  # fmt: skip
+    trl.SFTTrainer(model, args=how, train_dataset=Dataset.from_list(rows), processing_class=tokenizer).train()
+    assert saved(model, tokenizer, tmp_path / "saved").answer([q for q, _ in PAIRS]) == [a for _, a in PAIRS]
+
+
+@pytest.mark.parametrize("name", ["no-cot", "sim", "recurrent"])
+def test_trls_grpo_trainer_raises_the_reward(name, folders, tmp_path):
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+
+    model, tokenizer = (auto.from_pretrained(folders[name]) for auto in (AutoModelForCausalLM, AutoTokenizer))
+    asked = [" ".join([q, "<think>", *["<latent>"] * model.num_latents]) for q, _ in PAIRS]
+    how = trl.GRPOConfig(str(tmp_path), max_steps=30, learning_rate=1e-2, per_device_train_batch_size=12, report_to=[],
+                         num_generations=4, max_completion_length=4, logging_steps=1, save_strategy="no", use_cpu=True,
+                         bf16=False, disable_tqdm=True, seed=0)  # fmt: skip
+    reward = lambda completions, **_: [float(text.split()[:1] == ["4"]) for text in completions]  # noqa: E731
+    rows = Dataset.from_list([{"prompt": q} for q in asked] * 4)
+    trainer = trl.GRPOTrainer(model, reward, how, rows, processing_class=tokenizer)
+    trainer.train()
+    rewards = [line["reward"] for line in trainer.state.log_history if "reward" in line]
+    assert rewards[0] < 0.5 and min(rewards[-5:]) > 0.8
+    answers = saved(model, tokenizer, tmp_path / "saved").answer([q for q, _ in PAIRS])
+    assert all(text.split()[0] == "4" for text in answers)

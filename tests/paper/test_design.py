@@ -1,5 +1,6 @@
 """Grids over config fields, and the ablations that are shipped."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -117,9 +118,10 @@ def test_records_are_read_but_for_what_is_broken(tmp_path):
     found, left_out = records.read(tmp_path)
     assert set(found) == {json.loads(text[0])["id"], json.loads(text[3])["id"]}
     assert [w.partition(": ")[2][:15] for w in left_out] == [f"run {other['id']}"[:15]] + ["not a whole rec"] * 3
-    records.add(tmp_path, lines[other["id"]] | {"diagnosis": 1})
+    diagnosis = {"causal": {"intact": records.pack([1]), "sweep": {}, "interventions": {}}}
+    records.add(tmp_path, lines[other["id"]] | {"diagnosis": diagnosis})
     records.add(tmp_path, lines[other["id"]])
-    assert records.read(tmp_path)[0][other["id"]]["diagnosis"] == 1
+    assert records.read(tmp_path)[0][other["id"]]["diagnosis"] == diagnosis
     assert set(records.read(tmp_path)[0]) == {*found, other["id"]}
 
 
@@ -146,3 +148,41 @@ def test_sooner_is_the_first_line_of_the_last_stage_that_is_good_enough(tmp_path
     assert records.sooner(config, path) == 200
     path.write_text(json.dumps(lines[1]) + "\n")
     assert records.sooner(config, path) == 900
+
+
+@pytest.mark.parametrize(
+    "name, wrong, said",
+    [
+        ("result.core_seconds", "x", "field 'result.core_seconds' must be int or float, got 'x'"),
+        ("result.sooner", None, "field 'result.sooner' must be int or float, got None"),
+        ("result.main", 3, "no field 'result.main.accuracy'"),
+        ("result.flops", float("nan"), "field 'result.flops' must be finite"),
+        ("result.pooled", [], "no field 'result.pooled.accuracy'"),
+        ("result.sweep", {"four": {}}, "field 'result.sweep' must be by numbers of latent steps, got 'four'"),
+        ("result.sweep", {"4": {}}, "no field 'result.sweep.4.correct'"),
+        ("result.correct", "999999999999:c$@", "field 'result.correct': not packed results: '999999999999:c$@'"),
+        ("result.correct", "2:", "field 'result.correct': not packed results: '2:'"),
+        ("env", None, "no field 'env.cpu'"),
+        ("env.packages", {}, "no field 'env.packages.torch'"),
+        ("diagnosis", 1, "no field 'diagnosis.causal'"),
+    ],
+)
+def test_a_record_of_the_wrong_shape_is_named_and_left_out(name, wrong, said, tmp_path):
+    """Whatever stands in it, by file, line and field; the others are read."""
+    lines = planted({"1 latents": [[1, 0], [1, 1]], "2 latents": [[1, 1], [0, 1]]})
+    first = copy.deepcopy(next(iter(lines.values())))
+    *inside, last = name.split(".")
+    at = first
+    for part in inside:
+        at = at[part]
+    at[last] = wrong
+    rest = list(lines.values())[1:]
+    (tmp_path / "runs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [first, *rest]))
+    found, left_out = records.read(tmp_path)
+    assert set(found) == {line["id"] for line in rest}
+    assert len(left_out) == 1 and left_out[0].startswith(f"{tmp_path}/runs.jsonl, line 1") and said in left_out[0]
+
+
+def test_results_are_unpacked_as_they_were_packed():
+    for hits in ([], [0], [1], [0] * 9, [1, 0, 0, 1] * 5):
+        assert records.unpack(records.pack(hits)) == hits

@@ -13,7 +13,7 @@ import pytest
 from paper import records, run
 from paper.design import cells
 from tests.paper.helpers import MINI, TINY
-from train.record import alone
+from train.record import exclusive_lock
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPT = """
@@ -111,7 +111,7 @@ def test_a_killed_command_ends_its_workers_and_goes_on_inside_a_cell(tmp_path):
 
 def test_two_commands_do_not_write_the_same_run(mini, tmp_path, capsys):
     (first, *_) = cells(MINI, {})
-    with alone(tmp_path / "out" / f"{first.run.id}.lock"):
+    with exclusive_lock(tmp_path / "out" / f"{first.run.id}.lock"):
         assert run.main(["mini", *places(tmp_path)]) == 1
     err = capsys.readouterr().err
     assert f"another process is at {tmp_path}/out/{first.run.id}" in err and "1 of 4 cells failed" in err

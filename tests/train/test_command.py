@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import torch
 
 from train import latent as main_job
 from train import run as runs
+from train.record import exclusive_lock
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -191,6 +193,19 @@ def test_under_a_launcher_an_error_appears_once(tmp_path):
     assert done.returncode != 0 and not (tmp_path / "out").exists()
     said = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert said == ["error: train.batch must be a multiple of the 2 processes, got 3"]
+
+
+def test_under_a_launcher_all_end_at_once_where_another_process_is_at_the_run(tmp_path):
+    """Every process with code 2, by its own: the launcher, which ends those that hang, had nothing to end."""
+    _, run, _ = main_job.parse(["no-cot", "--train.batch", "4"])
+    tmp_path.joinpath("out").mkdir()
+    with exclusive_lock(tmp_path / "out" / f"{run.id}.lock"):
+        two = [*TORCHRUN, "no-cot", "--train.batch", "4", "--out", str(tmp_path / "out")]
+        done = subprocess.run(two, cwd=ROOT, capture_output=True, text=True, check=False)
+    said = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert said == [f"error: another process is at {tmp_path / 'out' / run.id}"]
+    assert len(re.findall(r"exitcode +: 2 ", done.stderr)) == 2, done.stderr[-3000:]
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [f"{run.id}.lock"]
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def train_only(run: Run, root: Path) -> tuple:
     torch.manual_seed(run.seed)
     trainer = Trainer(begin(run, env, root), record.Record(root, run), engine, lambda event: None)
     trainer.choose_start()
-    with record.alone(root / f"{run.id}.lock"):
+    with record.exclusive_lock(root / f"{run.id}.lock"):
         trainer.record.open(None, "a command", trainer.start.step if trainer.start else 0)
         distill.fit(trainer, env)
     weights = {k: v.tolist() for k, v in trainer.method.state_dict().items()}

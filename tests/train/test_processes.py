@@ -19,6 +19,7 @@ from latent.thought import Prompt, Rollout
 from tests.train.by_hand import trainer_of
 from train import distill, rlvr
 from train.config import RLVR, SFT, Run
+from train.selection import Selection
 
 MODEL = ModelConfig(n_layer=1, n_embd=16, n_head=2, n_positions=192, vocab_size=300)
 METHODS = {
@@ -58,6 +59,14 @@ def train(root: Path, data: str, rank: int) -> dict:
     adv_B = torch.randn(8, 3).view(8, 3)[own].flatten()
     logged = rlvr.learn(trainer, prompts(rolled, own), adv_B, reference)
     found["rl"] = dict(trainer.method.state_dict()), [{k: float(logged[k]) for k in ("loss", "kl", "grad_norm")}]
+    chosen = SFT(
+        steps=12, batch=16, lr=0.02, warmup=1, decay=0.0, log_every=4, valid_every=3, valid_items=65, select="best"
+    )
+    trainer, env, _ = trainer_of(run := Run(Cups(), ModelConfig(n_embd=32, n_head=2), NoCoT(), chosen), root)
+    trainer.selection = Selection(env, run)
+    distill.fit(trainer, env)
+    said = trainer.selection.choose(trainer)["selected"]
+    found["best"] = dict(trainer.method.state_dict()), [said]
     halves = {"x": Mean(torch.tensor(2.0 + rank), 1 + 2 * rank), "plain": torch.tensor(float(rank))}
     terms = [Mean(torch.tensor(3.0), 1 + rank, weight=2.0), Mean(torch.zeros(()), 0)]
     part, means = trainer.over_processes(terms, halves)
@@ -95,7 +104,7 @@ def both(tmp_path_factory):
     return one, [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
-@pytest.mark.parametrize("name", [*METHODS, "rl"])
+@pytest.mark.parametrize("name", [*METHODS, "rl", "best"])
 def test_two_processes_are_one(name, both):
     """Weights, buffers and logs: losses are means over the global count of what they average."""
     one, two = both
@@ -105,6 +114,12 @@ def test_two_processes_are_one(name, both):
             torch.testing.assert_close(got[key], want[key], rtol=0, atol=1e-9, msg=lambda m, k=key: f"{k}: {m}")
         for a, b in zip(seen, logged, strict=True):
             assert a == pytest.approx(b, abs=1e-6)  # means over processes are taken in fp32
+
+
+def test_the_choice_was_between_different_weights(both):
+    """65 problems are not shared out evenly, and the best weights are not the last ones."""
+    (_, (said,)), _ = both[0]["best"], both[1]
+    assert said["step"] in (3, 6, 9) and said["valid"] * 65 == pytest.approx(round(said["valid"] * 65))
 
 
 def test_processes_share_every_minibatch(both):

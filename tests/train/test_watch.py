@@ -69,3 +69,21 @@ def test_every_rollout_is_judged_by_its_own_problem(tmp_path):
         assert s["reward"] == pytest.approx(verdict.reward - 0.25 * s["used"])
     assert any(len({p.answer for p in each.values()}) == 2 for each in known)
     assert 3 < sum(s["correct"] for s in samples) < len(samples) / 2
+
+
+def test_samples_are_those_of_the_updates_that_are_logged(tmp_path):
+    """At every log line, the last one too: the same rollouts as where each is logged, whose reward is their mean."""
+    rows, rewards = {}, {}
+    for every in (1, 3):
+        learn = RLVR(steps=7, batch=2, group=4, lr=1e-3, log_every=every, latent_cost=0.05, patience=99)
+        run = Run(Cups(), ModelConfig(n_embd=16, n_head=2), Sim(n_latent=3, halt=LearnedStop(bias=-1.0)), learn)
+        trainer, env, _ = trainer_of(run, tmp_path)
+        rlvr.fit(trainer, env)
+        read = lambda name, home=tmp_path / run.id: [json.loads(x) for x in (home / name).read_text().splitlines()]  # noqa: E731
+        rows[every], rewards[every] = read("samples.jsonl"), {x["step"]: x["reward"] for x in read("metrics.jsonl")}
+    assert list(rewards[3]) == [3, 6, 7]
+    assert [row["step"] for row in rows[3]] == [step for step in (3, 6, 7) for _ in range(8)]
+    assert rows[3] == [row for row in rows[1] if row["step"] in (3, 6, 7)]
+    for step, reward in rewards[1].items():
+        of_step = [row["reward"] for row in rows[1] if row["step"] == step]
+        assert len(of_step) == 8 and sum(of_step) / 8 == pytest.approx(reward, abs=1e-6)

@@ -84,36 +84,36 @@ class RecurrentMethod(Method[Recurrent]):
 
     def think(self, prompt, choose, group=1, steps=None, edit=None):
         r = self.steps if steps is None else steps
-        trace, place, pace = self.run(prompt, choose, group, r, self.stop, edit)
-        prompt_U, used_U, row_B = pace.rows()
+        trace, place, tracker = self.run(prompt, choose, group, r, self.stop, edit)
+        prompt_U, used_U, row_B = tracker.rows()
         states_PRTD = torch.stack(trace, 1)
         h_UTD = self.read_out(states_PRTD[prompt_U, used_U], place.rows(prompt_U))
         return Thought(h_UTD, None, states_PRTD[prompt_U, :, -1], used_U, choose.decisions(), row_B)
 
     def run(
         self, prompt: Prompt, choose: Chooser, group: int, r: int, stop, edit: Edit | None = None
-    ) -> tuple[list[Tensor], "Place", halting.Pace]:
-        """The states (B, T, D) before the loop and after each recurrence, where their positions are, and the pace."""
+    ) -> tuple[list[Tensor], "Place", halting.HaltTracker]:
+        """States (B, T, D) before the loop and after each recurrence, where their positions are, and who went on."""
         if prompt.after is not None:
             raise UserError("a loop along the depth reads one question: several turns need a loop along the sequence")
         extra = self.config.answer_tokens - 1
         ids_BT, mask_BT = prompt.ids_BT, prompt.mask_BT
         ids_BT = torch.cat([ids_BT, ids_BT[:, -1:].expand(-1, extra)], 1)
-        self.backbone.must_hold(ids_BT.shape[1])
+        self.backbone.check_length(ids_BT.shape[1])
         if mask_BT is not None:
             mask_BT = torch.cat([mask_BT, mask_BT[:, -1:].expand(-1, extra)], 1)
         place = Place(positions(ids_BT, mask_BT), mask_BT)
         h_BTD, _ = self.backbone.layers.enter(self.backbone.embed(ids_BT), place.pos_BT)
         injected_BTD = self.inject(self.backbone.loop(h_BTD, self.prelude, place.pos_BT, place.mask_BT))
         trace = [torch.zeros_like(injected_BTD)]
-        pace = halting.Pace(stop, choose, len(ids_BT), group, ids_BT.device)
+        tracker = halting.HaltTracker(stop, choose, len(ids_BT), group, ids_BT.device)
         at_once = None  # all r states where nothing waits for the host, whatever the stops
         if edit is None:
             at_once = self.backbone.recur(
                 injected_BTD, self.carry, self.norm, self.core, r, place.pos_BT, place.mask_BT
             )
         for i in range(r):
-            if not pace.go_on(trace[-1][:, -1]):
+            if not tracker.advance(trace[-1][:, -1]):
                 break
             if at_once is not None:
                 trace.append(at_once[:, i])
@@ -122,7 +122,7 @@ class RecurrentMethod(Method[Recurrent]):
             s_BTD = self.carry(s_BTD)
             s_BTD = self.backbone.loop(s_BTD, self.core, place.pos_BT, place.mask_BT, injected_BTD)
             trace.append(self.norm(s_BTD))
-        return trace, place, pace
+        return trace, place, tracker
 
     def read_out(self, s_BTD: Tensor, place: "Place") -> Tensor:
         """State -> final hidden states at the answer's positions."""

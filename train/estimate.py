@@ -153,6 +153,7 @@ def activations(run: Run, reasoner: Reasoner, prompt: float, chain: float, answe
     body, size = reasoner.method.backbone, 2 if run.model.bf16 else 4
     blocks = len(body.blocks)
     rows = run.train.batch * getattr(run.train, "group", 1)
+    rows = min(rows, run.train.micro_batch or rows)
     kept = 1 if run.model.recompute else 24
     if reasoner.method.parallel_answer is not None:
         return rows * (prompt + text) * used * run.method.core * kept * body.width * size + rows * text * body.vocab * 8

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.train.workers", "train.run", "tests.train.by_hand", "torch.distributed.checkpoint"])
+CONTEXT.set_forkserver_preload(["tests.train.preloaded"])
 
 
 class Failed(RuntimeError):

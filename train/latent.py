@@ -26,7 +26,7 @@ from kernels.errors import UserError
 from latent.files import check_writable
 from train.config import Experiment, Run
 from train.presets import PAPERS, PRESETS
-from train.process import Stopped, heeding_sigterm
+from train.process import Stopped, heeding_sigterm, prepare_launch
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,7 @@ def _command(name: str):
 def run(name: str, asked: Run | Experiment, options: Options, command: str) -> int:
     """Run every arm, then print the table and write it with its figure."""
     runs = asked.runs() if isinstance(asked, Experiment) else {name: asked}
+    prepare_launch()
     if options.kernels != "auto":
         os.environ["LATENT_KERNELS"] = options.kernels  # for the arms' processes too
     if options.push_to_hub or any(needs_the_hub(each) for each in runs.values()):

@@ -28,12 +28,12 @@ def check(run: Run, sample: list) -> None:
     if model.pretrained is None:
         parameters = model.n_layer * 12 * model.n_embd**2 + model.n_positions * model.n_embd
         refuse(16 * parameters, has, f"{parameters:.3g} parameters", "model", model, tuple(wide))
-    at_once, flags = train.micro_batch * (launched() or (0, 1))[1], ("batch", "group")
-    if 0 < at_once < rows:
-        rows, flags = at_once, ("micro_batch",)
     words = sum(len(f"{p.question} {p.answer}".split()) for p in sample) / max(1, len(sample))
     latents = getattr(getattr(run.method, "of", run.method), "n_latent", 0)
     rows = train.batch * getattr(train, "group", 1) // getattr(train, "minibatches", 1)
+    at_once, flags = train.micro_batch * (launched() or (0, 1))[1], ("batch", "group")
+    if 0 < at_once < rows:
+        rows, flags = at_once, ("micro_batch",)
     width, layers = (model.n_embd, model.n_layer) if model.pretrained is None else (64, 1)
     kept = rows * (words + latents) * layers * VALUES * width * (2 if model.bf16 else 4)
     kept = kept / layers if model.recompute else kept

@@ -18,8 +18,13 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, DynamoBackend
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    DynamoBackend,
+    broadcast_object_list,
+    gather_object,
+)
 from accelerate.utils import parse_flag_from_env as flag
 from torch import Tensor, nn
 
@@ -70,8 +75,8 @@ class Engine:
             raise UserError("accelerate's configuration asks for torch.compile: set dynamo_backend to no")
         if self.plugin is not None and self.plugin.fsdp_version != 2:
             raise UserError("accelerate's configuration asks for FSDP1: set fsdp_version to 2 (FSDP_VERSION=2)")
-        if self.plugin is not None and not hasattr(torch.distributed.fsdp.FSDPModule, "set_reduce_scatter_unused_params"):
-            raise UserError(f"FSDP2 needs torch 2.13 or newer here, this is {torch.__version__}")
+        if self.plugin is not None and torch.__version__ < (2, 13):  # where a process may have no gradient for some
+            raise UserError(f"FSDP2 needs torch 2.13 or newer, this is {torch.__version__}")
 
     # The method: one door for what is learned from.
 
@@ -97,12 +102,13 @@ class Engine:
                     p.register_post_accumulate_grad_hook(lambda p, name=name: self.used.add(name))
 
     def _shard(self, method: Method) -> None:
+        from torch.distributed import fsdp
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import OffloadPolicy, fully_shard
 
         mesh = init_device_mesh(self.device.type, (self.world,))
-        offload = self.plugin.cpu_offload if isinstance(self.plugin.cpu_offload, OffloadPolicy) else OffloadPolicy()
-        fully_shard(method, mesh=mesh, reshard_after_forward=False, offload_policy=offload)
+        asked = self.plugin.cpu_offload
+        offload = asked if isinstance(asked, fsdp.OffloadPolicy) else fsdp.OffloadPolicy()
+        fsdp.fully_shard(method, mesh=mesh, reshard_after_forward=False, offload_policy=offload)
 
     def frozen(self, method: Method) -> Method:
         """A copy of a method that is not prepared yet, to compare with: without gradient, in evaluation."""

@@ -1,4 +1,5 @@
 """What workers are forked with, so that none of them imports it again."""
+# ruff: noqa: F401
 
 import torch.distributed.checkpoint
 import torch.distributed.fsdp
@@ -17,6 +18,4 @@ import latent.methods.sim
 import tests.train.by_hand
 import train.memory
 import train.rlvr
-import train.run  # noqa: F401
-
-__all__ = ["AutoModelForCausalLM", "PreTrainedTokenizerFast"]
+import train.run

@@ -1,4 +1,4 @@
-"""How several processes begin and end: rendezvous of two nodes, a process that dies, configurations that are refused."""
+"""How several processes begin and end: two nodes that meet, a process that dies, configurations that are refused."""
 
 import json
 import os
@@ -36,9 +36,7 @@ def test_two_nodes_train_what_one_process_does_and_end_with_the_error_of_the_one
     agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1",
              "--rdzv_backend", "c10d", "--rdzv_endpoint", place]  # fmt: skip
     command = [*agent, "-m", "tests.train.two_nodes", str(tmp_path), data]
-    nodes = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)
-    ]
+    nodes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
     one = train(run_of("sim", data), tmp_path / "one")
     said = "".join(node.communicate(timeout=4 * LIMIT)[0] for node in nodes)
     assert all(node.returncode for node in nodes)

@@ -1,4 +1,4 @@
-"""Micro-batches of any size on one process, and what they are made of: counts told beforehand, draws of whole batches."""
+"""Micro-batches of any size on one process, and what they rest on: counts told beforehand, draws of whole batches."""
 
 import dataclasses
 import json

@@ -96,9 +96,7 @@ def judge(
     return [next(shares[i % world]) for part in iterate(problems, batch) for i in range(len(part))]
 
 
-def _items(
-    reasoner: Reasoner, env: Environment, problems: list[Problem], steps, beside: list[str] | None
-) -> list[Item]:
+def _items(reasoner: Reasoner, env: Environment, problems: list[Problem], steps, beside) -> list[Item]:
     """The judged answers to some problems of a batch, `beside` all of its questions."""
     if not problems:
         return []

@@ -163,6 +163,10 @@ class Chooser:
         self._asked += 1
         return stop_B if self._used_B is None else self._used_B < self._asked
 
+    def follow(self, made: list[Decision]) -> None:
+        """Count on from decisions that another chooser made before."""
+        self._time = max([self._time, *(int(d.time_T[-1]) + 1 for d in made if len(d.time_T))])
+
     def decisions(self) -> list[Decision]:
         """All that was chosen since the last call, one `Decision` a kind, its choices along T."""
         made, self._made = self._made, {}

@@ -18,7 +18,13 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, broadcast_object_list, gather_object
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    DynamoBackend,
+    broadcast_object_list,
+    gather_object,
+)
 from accelerate.utils import parse_flag_from_env as flag
 from torch import Tensor, nn
 
@@ -27,6 +33,7 @@ from latent.methods.base import Method
 from train.process import needs_cpu
 
 T = TypeVar("T")
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_state_dict_pre_hooks", "_load_state_dict_post_hooks")
 KNOWN = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_HPU", "FSDP")
 
 
@@ -39,7 +46,7 @@ class Engine:
         self.leads, self.device = accelerator.is_main_process, accelerator.device
         self.plugin: FullyShardedDataParallelPlugin | None = None  # of FSDP2
         self.module: nn.Module | None = None  # the method as `call` calls it
-        self.plain: type[Method] | None = None  # the method's class, where sharding gave it another
+        self.plain: tuple[type[Method], list] | None = None  # the method's class and hooks before it was sharded
         self.used: set[str] = set()  # parameters that this update's backward has reached, under FSDP2
         if self.world > 1 and flag("ACCELERATE_USE_FSDP"):
             self.plugin = FullyShardedDataParallelPlugin()
@@ -64,12 +71,12 @@ class Engine:
             )
         if self.accelerator.gradient_accumulation_steps != 1:
             raise UserError("accelerate's gradient_accumulation_steps is not 1: give --train.micro-batch instead")
+        if state.dynamo_plugin.backend != DynamoBackend.NO:
+            raise UserError("accelerate's configuration asks for torch.compile: set dynamo_backend to no")
         if self.plugin is not None and self.plugin.fsdp_version != 2:
             raise UserError("accelerate's configuration asks for FSDP1: set fsdp_version to 2 (FSDP_VERSION=2)")
-        if self.plugin is not None and not hasattr(
-            torch.distributed.fsdp.FSDPModule, "set_reduce_scatter_unused_params"
-        ):
-            raise UserError(f"FSDP2 needs torch 2.13 or newer here, this is {torch.__version__}")
+        if self.plugin is not None and torch.__version__ < (2, 13):  # where a process may have no gradient for some
+            raise UserError(f"FSDP2 needs torch 2.13 or newer, this is {torch.__version__}")
 
     # The method: one door for what is learned from.
 
@@ -83,7 +90,8 @@ class Engine:
             self.accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
             self.module = self.accelerator.prepare(method)
             return
-        self.plain = type(method)
+        hooks = [getattr(module, name) for module in method.modules() for name in HOOKS]
+        self.plain = type(method), [(each, dict(each)) for each in hooks]
         for tensor in method.state_dict().values():  # as DDP does: one beginning
             torch.distributed.broadcast(tensor, 0)
         self._shard(method)
@@ -94,12 +102,13 @@ class Engine:
                     p.register_post_accumulate_grad_hook(lambda p, name=name: self.used.add(name))
 
     def _shard(self, method: Method) -> None:
+        from torch.distributed import fsdp
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import OffloadPolicy, fully_shard
 
         mesh = init_device_mesh(self.device.type, (self.world,))
-        offload = self.plugin.cpu_offload if isinstance(self.plugin.cpu_offload, OffloadPolicy) else OffloadPolicy()
-        fully_shard(method, mesh=mesh, reshard_after_forward=False, offload_policy=offload)
+        asked = self.plugin.cpu_offload
+        offload = asked if isinstance(asked, fsdp.OffloadPolicy) else fsdp.OffloadPolicy()
+        fsdp.fully_shard(method, mesh=mesh, reshard_after_forward=False, offload_policy=offload)
 
     def frozen(self, method: Method) -> Method:
         """A copy of a method that is not prepared yet, to compare with: without gradient, in evaluation."""
@@ -176,9 +185,10 @@ class Engine:
                     if p is not None and p not in made:
                         made[p] = nn.Parameter(local(p.detach()), requires_grad=p.requires_grad)
                     module._parameters[name] = made.get(p)
-            method.__class__ = self.plain
-            for hooks in (method._forward_pre_hooks, method._forward_hooks, method._state_dict_pre_hooks):
+            method.__class__ = self.plain[0]
+            for hooks, before in self.plain[1]:
                 hooks.clear()
+                hooks.update(before)
 
     # What processes tell each other.
 

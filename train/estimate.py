@@ -149,6 +149,7 @@ def activations(run: Run, reasoner: Reasoner, prompt: float, chain: float, answe
     used, text = text_of(run, reasoner, chain, answer)
     body, size = reasoner.method.backbone, 2 if run.model.bf16 else 4
     rows = run.train.batch * getattr(run.train, "group", 1)
+    rows = min(rows, run.train.micro_batch or rows)
     kept = 1 if run.model.recompute else 24
     return rows * (reasoner.method.kept(prompt, used, text) * kept * body.width * size + text * body.vocab * 8)
 

@@ -23,7 +23,7 @@ from latent.files import check_writable
 from train.config import Experiment, Run
 from train.flags import Options, parse
 from train.presets import PAPERS
-from train.process import Stopped, heeding_sigterm
+from train.process import Stopped, heeding_sigterm, prepare_launch
 
 
 def main(args: list[str] | None = None) -> int:
@@ -54,6 +54,7 @@ def again(args: list[str]) -> str:
 def run(name: str, asked: Run | Experiment, options: Options, command: str) -> int:
     """Run every arm, then print the table and write it with its figure."""
     runs = asked.runs() if isinstance(asked, Experiment) else {name: asked}
+    prepare_launch()
     if options.kernels != "auto":
         os.environ["LATENT_KERNELS"] = options.kernels  # for the arms' processes too
     if options.push_to_hub or any(needs_the_hub(each) for each in runs.values()):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from eval.cli import launched
 from kernels.errors import UserError
 from train.config import Run
 
@@ -47,9 +48,12 @@ def check(run: Run, sample: list, levels: int) -> None:
     words = sum(words) / max(1, len(words)) + sum(len(p.answer.split()) for p in sample) / max(1, len(sample))
     looped = (getattr(method, "r_min", 0) + getattr(method, "r_max", 0)) // 2 * getattr(method, "core", 0)
     rows = train.batch * getattr(train, "group", 1) // getattr(train, "minibatches", 1)
+    at_once, flags = train.micro_batch * (launched() or (0, 1))[1], ("batch", "group")
+    if 0 < at_once < rows:
+        rows, flags = at_once, ("micro_batch",)
     kept = rows * (words + run.method.latents) * VALUES * width * (2 if model.bf16 else 4)
     kept *= 1 if model.recompute else max(layers, looped)
-    causes = ("train", train, ("batch", "group")), (how, method, ("n_latent", "r_max"))
+    causes = ("train", train, flags), (how, method, ("n_latent", "r_max"))
     refuse(kept, has, f"{rows:.3g} rows in an update", *causes)
     loops = max([getattr(method, "n_recurrence", 0), *(judge.sweep if looped else ())])
     states = min(judge.items, judge.batch) * loops * width * 4

@@ -77,6 +77,20 @@ def amid_update() -> Iterator[Callable[[], bool]]:
         raise Stopped
 
 
+def prepare_launch() -> None:
+    """What a launcher's environment needs before torch is there."""
+    from eval.cli import launched
+
+    if launched():  # DDP warns of looking for parameters without a gradient, which some processes have in some updates
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    elif "RANK" not in os.environ and "MASTER_ADDR" in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ:
+        print(
+            "accelerate launch has started one process, for it sees no GPUs: for several give it --multi_gpu, which "
+            "works on a CPU as well, or use torchrun --nproc_per_node N",
+            file=sys.stderr,
+        )
+
+
 def needs_cpu(device: str) -> bool:
     """Whether to train on the CPU: as told, or for want of a GPU, or of one that several processes can use."""
     import torch

@@ -11,7 +11,7 @@ from eval.judge import Item, Play, text_lengths, verify
 from kernels.errors import UserError
 from latent.generate import React, decode, rollout, score
 from latent.methods.base import Method
-from latent.thought import Decision, Prompt, Replay, Rollout, Sample, Share, pieces
+from latent.thought import Chooser, Decision, Piece, Prompt, Replay, Rollout, Sample, Share, Thought, pieces
 from train.config import RLVR
 from train.loop import Terms, Trainer
 from train.losses import flat, kl_to_reference
@@ -61,8 +61,8 @@ def fit(trainer: Trainer, env: Environment) -> None:
 def sample(trainer: Trainer, prompt: Prompt, step: int, react: React | None = None) -> Rollout:
     """This process's rollouts, in pieces of `micro_batch` rows: those that one process would have drawn in one piece.
 
-    Texts are drawn after the last draw of any thought of the whole batch, so the state of the generator there is that
-    of whoever thought longest; with several pieces, each is thought about again when its text is written.
+    Texts are drawn after the last draw of any thought of the whole batch, so they begin with the generator's state of
+    whoever thought longest. With several pieces each is thought about again before its text, if its thought was drawn.
     """
     c: RLVR = trainer.config
     method, engine = trainer.method, trainer.engine
@@ -70,25 +70,35 @@ def sample(trainer: Trainer, prompt: Prompt, step: int, react: React | None = No
     cut = pieces(range(len(prompt.ids_BT)), c.group, c.micro_batch)
     if len(cut) == engine.world == 1:
         return rollout(method, prompt, c.group, *limits, c.temperature, react)
-    device, whole = prompt.ids_BT.device, c.batch * c.group
-    own_B = (torch.tensor(trainer.own())[:, None] * c.group + torch.arange(c.group)).flatten().to(device)
-    generator, thoughts, farthest = trainer.drawing(step, device), [], (0, trainer.drawing(step, device).get_state())
-    for piece in cut:
+    device, group = prompt.ids_BT.device, range(c.group)
+    own_B = torch.tensor([p * c.group + g for p in trainer.own() for g in group], device=device)
+
+    def choosing(piece: Piece, state: Tensor | None = None) -> Sample:
         generator = trainer.drawing(step, device)
-        choose = Sample(c.temperature, Share(own_B[piece.rows(c.group)], whole, generator))
-        thought = method.think(prompt.rows(piece.prompts), choose, len(range(c.group)[piece.group]))
-        thoughts.append(thought if len(cut) == 1 else replace(thought, h_UTD=None, context=None, states_UKD=None))
-        farthest = max(farthest, (choose.drawn, generator.get_state()), key=lambda drawn: drawn[0])
-    _, state = max(engine.gather(farthest), key=lambda drawn: drawn[0])
+        generator = generator if state is None else generator.set_state(state)
+        return Sample(c.temperature, Share(own_B[piece.rows(c.group)], c.batch * c.group, generator))
+
+    def think(piece: Piece, choose: Chooser) -> Thought:
+        return method.think(prompt.rows(piece.prompts), choose, len(group[piece.group]))
+
+    drawn, latest = [], (0, trainer.drawing(step, device).get_state())
+    for piece in cut:
+        choose = choosing(piece)
+        thought = think(piece, choose)
+        if len(cut) > 1 and not choose.drawn:
+            break  # a method draws for every row or for none
+        drawn.append((thought if len(cut) == 1 else None, thought.decisions, thought.used_B))
+        latest = max(latest, (choose.drawn, choose.share.generator.get_state()), key=lambda found: found[0])
+    _, state = max(engine.gather(latest), key=lambda found: found[0])
     rolled = []
-    for piece, thought in zip(cut, thoughts):
-        some, group = prompt.rows(piece.prompts), len(range(c.group)[piece.group])
-        decisions, used_B = thought.decisions, thought.used_B
-        if len(cut) > 1:
-            thought = method.think(some, Replay(decisions, used_B=used_B), group)
-        choose = Sample(c.temperature, Share(own_B[piece.rows(c.group)], whole, generator.set_state(state)))
+    for piece, (thought, decisions, used_B) in zip(cut, drawn or [(None, [], None)] * len(cut)):
+        choose = choosing(piece, state)
+        choose.follow(decisions)
+        if thought is None:
+            thought = think(piece, Replay(decisions, used_B=used_B))
         tokens_BT = decode(method, thought, choose, *limits)
-        rolled.append(Rollout(some, group, tokens_BT, used_B, decisions + choose.decisions()))
+        some = Rollout(prompt.rows(piece.prompts), len(group[piece.group]), tokens_BT, thought.used_B, decisions)
+        rolled.append(replace(some, decisions=decisions + choose.decisions()))
     return Rollout.joined(prompt, c.group, rolled, limits[1])
 
 

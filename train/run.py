@@ -139,7 +139,10 @@ def test_problems(run: Run, env: Environment) -> list[Problem]:
 
 
 def final(run: Run, env: Environment, problems: list[Problem], trainer: Trainer) -> dict:
-    """Judge on held-out problems, shared by all processes: main level, other levels, sweep; samples, summaries."""
+    """Judge on held-out problems, which all processes share: the main level, the others, the sweep.
+
+    Writes the samples; returns summaries.
+    """
     reasoner, engine, say = trainer.reasoner, trainer.engine, trainer.say
     main = [p for p in problems if p.level == env.main_level]
     sweep = [k for k in run.judge.sweep if k != reasoner.method.trained_steps]

@@ -43,8 +43,8 @@ GROUPS = (
         ("steps_written ignores the stage", "max(0, chain - int(self.stage))", "chain"),
     )),
     ("latent/methods/coconut/method.py", CURRICULUM, (
-        ("the last stage keeps the rest of a long chain", "drawn if drawn < self.last else max(map(len, batch.steps))",
-         "drawn"),
+        ("the last stage keeps the rest of a long chain", "stage if stage < self.last else max(map(len, batch.steps))",
+         "stage"),
         ("the average is believed at once", "self.in_stage >= _FEWEST", "True"),
         ("a stage ends when it is not learned", "self.exact[0] > self.config", "self.exact[0] < self.config"),
         ("the average goes on in the next stage", "self.exact.zero_()", "pass"),

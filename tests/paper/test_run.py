@@ -87,7 +87,7 @@ sys.exit(run.main(sys.argv[1:]))
 def test_a_killed_command_ends_its_workers_and_goes_on_inside_a_cell(tmp_path):
     args = [sys.executable, "-c", LONGER, "mini", "--jobs", "1"]
     process = subprocess.Popen([*args, *places(tmp_path)], cwd=ROOT, stdout=subprocess.DEVNULL)
-    while not list((tmp_path / "out").glob("*/checkpoint/step-*/state.pt")):
+    while not list((tmp_path / "out").glob("*/checkpoint/step-*/manifest.json")):
         assert process.poll() is None
         time.sleep(0.02)
     workers = psutil.Process(process.pid).children(recursive=True)

@@ -19,10 +19,11 @@ def trainer_of(run: Run, root: Path, say=lambda event: None):
     torch.manual_seed(run.seed)
     reasoner = begin(run, env, root)
     reasoner.method.double()
-    record = Record(root, run)
-    record.open(env.fingerprint(), None)
+    record, engine = Record(root, run), Engine.start("cpu")
+    if engine.leads:
+        record.open(env.fingerprint(), None)
     kept = copy.deepcopy(reasoner.method)  # before the engine shares it out
-    return Trainer(reasoner, record, Engine.start("cpu"), say), env, kept
+    return Trainer(reasoner, record, engine, say), env, kept
 
 
 class AdamW:

@@ -153,7 +153,7 @@ def test_a_signal_saves_and_says_how_to_go_on(number, code, tmp_path):
     again = shlex.split(said.partition("this goes on from the last checkpoint: ")[2])
     assert again[:3] == ["python", "-m", "train.latent"]
     _, run, options = main_job.parse(again[3:])
-    assert list((options.out / run.id / "checkpoint").glob("step-*/state.pt"))  # none is due before step 500
+    assert list((options.out / run.id / "checkpoint").glob("step-*/manifest.json"))  # none is due before step 500
     if number == signal.SIGTERM:
         for out in (options.out, tmp_path / "b"):
             runs.execute(run, out, device="cpu")

@@ -239,9 +239,7 @@ def test_without_a_good_checkpoint_the_run_is_refused_with_a_remedy_and_nothing_
     for step in (4, 8):
         flip(home / "checkpoint" / f"step-{step}" / TENSORS, 0.5)
     before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
-    with pytest.raises(
-        ValueError, match=r"step-8/__0_0.distcp is damaged.*remove .*/checkpoint to begin the run again"
-    ):
+    with pytest.raises(ValueError, match=r"step-8/__0_0.distcp is damaged.*remove .*/checkpoint to begin the run"):
         execute(LONGER, root)
     assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file()} == before
     shutil.rmtree(home / "checkpoint")  # the remedy

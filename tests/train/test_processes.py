@@ -1,92 +1,173 @@
-"""Two processes train what one does, on ragged texts: every method's loss, RL's updates, what is logged; in fp64."""
+"""Several processes, DDP or FSDP2, and any micro-batch train what one process does in one piece, on ragged texts."""
 
-import copy
+import dataclasses
 import json
-import subprocess
-import sys
-from dataclasses import replace
+import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from eval.environments import GSM8K, Cups
+from eval.environments import GSM8K, Cups, build
+from eval.judge import judge
 from latent.config import LearnedStop, ModelConfig
-from latent.generate import rollout
 from latent.methods import Coconut, CoT, FixedEmbedding, NoCoT, Pause, Recurrent, Sim
 from latent.methods.base import Mean
-from latent.thought import Prompt, Rollout
+from latent.text import Batch
+from tests.train import workers
 from tests.train.by_hand import trainer_of
 from train import distill, rlvr
 from train.config import RLVR, SFT, Run
+from train.engine import Engine
+from train.loop import Tally
+from train.losses import Extreme
 from train.selection import Selection
+from train.start import begin
 
 MODEL = ModelConfig(n_layer=1, n_embd=16, n_head=2, n_positions=192, vocab_size=300)
-METHODS = {
-    "no-cot": NoCoT(),
-    "cot": CoT(every=2),
-    "coconut": Coconut(n_latent=3, first_stage=2, earlier=0.5, stage_steps=3),
-    "sim": Sim(n_latent=4, step_tokens=48, step_weight=0.5, halt=LearnedStop()),
-    "pause": Pause(of=Coconut(n_latent=3, first_stage=4)),
-    "fixed": FixedEmbedding(of=Sim(n_latent=2, step_tokens=96)),
-    "recurrent": Recurrent(r_min=1, r_max=3, prelude=0),
+SUPERVISED = SFT(steps=4, batch=8, lr=0.02, warmup=0, log_every=1)
+LEARN = RLVR(steps=2, batch=8, group=3, lr=0.02, warmup=0, log_every=1, epochs=2, minibatches=2, kl=0.3, entropy=0.02,
+             clip_low=0.01, clip_high=0.04, latent_cost=1 / 16)  # fmt: skip
+METHODS = {  # with the micro-batches that several processes train it in
+    "no-cot": (NoCoT(), 0),
+    "cot": (CoT(every=2), 3),
+    "coconut": (Coconut(n_latent=3, first_stage=2, earlier=0.5, stage_steps=3), 1),
+    "sim": (Sim(n_latent=4, step_tokens=48, step_weight=0.5, halt=LearnedStop()), 3),
+    "pause": (Pause(of=Coconut(n_latent=3, first_stage=4)), 0),
+    "fixed": (FixedEmbedding(of=Sim(n_latent=2, step_tokens=96)), 2),
+    "recurrent": (Recurrent(r_min=1, r_max=3, prelude=0), 1),
+    "rl": (Sim(n_latent=4, halt=LearnedStop(bias=-0.5)), 0),
+    "rl, groups cut": (Sim(n_latent=4, halt=LearnedStop(bias=-0.5)), 2),
+    "rl, prompts cut": (Sim(n_latent=4, halt=LearnedStop(bias=-0.5)), 4),
+    "rl, nothing random in a thought": (Sim(n_latent=2), 4),
 }
-LEARN = RLVR(steps=1, batch=8, group=3, lr=0.02, warmup=0, epochs=2, minibatches=2, kl=0.3, entropy=0.02,
-             clip_low=0.01, clip_high=0.04)  # fmt: skip
+SHARDED = ("coconut", "sim", "recurrent", "rl", "rl, groups cut")
 
 
-def train(root: Path, data: str, rank: int) -> dict:
-    """All that is compared, trained here: on one process, or on this one of several."""
-    found = {}
-    for name, method in METHODS.items():
-        env = Cups(cups=4) if name == "recurrent" else GSM8K(train=data, max_chain=192)
-        logged = []
-        run = Run(env, MODEL, method, SFT(steps=4, batch=8, lr=0.02, warmup=0, log_every=1))
-        trainer, env, _ = trainer_of(run, root, lambda event, logged=logged: logged.append(event["metrics"]))
-        distill.fit(trainer, env)
-        found[name] = dict(trainer.method.state_dict()), logged
-    run = Run(GSM8K(train=data, max_answer=8), MODEL, Sim(n_latent=4, halt=LearnedStop(bias=-0.5)), LEARN)
-    trainer, env, method = trainer_of(run, root)
-    found["problems"] = [[p.key for p in trainer.problems(env, 0)]], []
-    torch.manual_seed(1)
-    prompt = trainer.reasoner.codec.prompt([p.question for p in env.train_batch(0, 0, 8)])
-    reference = copy.deepcopy(method)
-    for p in reference.parameters():
-        p.data += 0.02 * torch.randn_like(p)
-    rolled = rollout(method, prompt, 3, 8, trainer.reasoner.codec.end, 1.0)
-    world = trainer.accelerator.num_processes
-    own = [p for i in range(2) for p in range(4 * i + 4 // world * rank, 4 * i + 4 // world * (rank + 1))]
-    adv_B = torch.randn(8, 3).view(8, 3)[own].flatten()
-    logged = rlvr.learn(trainer, prompts(rolled, own), adv_B, reference)
-    found["rl"] = dict(trainer.method.state_dict()), [{k: float(logged[k]) for k in ("loss", "kl", "grad_norm")}]
-    chosen = SFT(
-        steps=12, batch=16, lr=0.02, warmup=1, decay=0.0, log_every=4, valid_every=3, valid_items=65, select="best"
-    )
-    trainer, env, _ = trainer_of(run := Run(Cups(), ModelConfig(n_embd=32, n_head=2), NoCoT(), chosen), root)
+def run_of(name: str, data: str, micro_batch: int = 0, **change) -> Run:
+    """The run of a name; rewards differ by the latents used, or by nothing at all."""
+    method, learn = METHODS[name][0], LEARN if name.startswith("rl") else SUPERVISED
+    env = Cups(cups=4) if name == "recurrent" else GSM8K(train=data, max_chain=192, max_answer=8)
+    return Run(env, MODEL, method, dataclasses.replace(learn, micro_batch=micro_batch, **change))
+
+
+def train(run: Run, root: Path) -> tuple[dict, list]:
+    """Weights and buffers, and all log lines."""
+    logged = []
+    trainer, env, _ = trainer_of(run, root, lambda event: logged.append(event["metrics"]))
+    (rlvr if isinstance(run.train, RLVR) else distill).fit(trainer, env)
+    return dict(trainer.method.state_dict()), logged
+
+
+def on_two(folder: Path, data: str) -> None:
+    """What each of two processes finds: everything in DDP, some of it in FSDP2."""
+    rank = int(os.environ["RANK"])
+    found = {name: train(run_of(name, data, cut), folder / f"{rank}") for name, (_, cut) in METHODS.items()}
+    found["means"] = means(rank)
+    found["judged"] = judged(data, Engine.start("cpu"))
+    found["killed"] = stopped(folder / "two", data, at=3)
+    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    sharded = {name: train(run_of(name, data, METHODS[name][1]), folder / f"fsdp{rank}") for name in SHARDED}
+    found["fsdp"] = sharded
+    found["held"] = held(folder / f"fsdp{rank}", data)
+    torch.save(found, folder / f"two-{rank}.pt")
+
+
+def on_four(folder: Path, data: str) -> None:
+    """DDP on four processes, and FSDP2 on four that goes on from what two had saved in DDP."""
+    rank, names = int(os.environ["RANK"]), ("sim", "rl, groups cut")
+    found = {name: train(run_of(name, data, 1), folder / f"{rank}") for name in names}
+    found["judged"] = judged(data, Engine.start("cpu"))
+    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    found["resumed"] = resumed(folder / "two", data)
+    torch.save(found, folder / f"four-{rank}.pt")
+
+
+def long_run(data: str) -> Run:
+    return run_of("sim", data, steps=6, save_every=2, log_every=4, valid_every=2, valid_items=6, select="best")
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the code catches it."""
+
+
+def stopped(root: Path, data: str, at: int) -> None:
+    """A run that is killed after update `at`."""
+
+    def say(event):
+        if event["done"] == at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        resumed(root, data, say)
+
+
+def resumed(root: Path, data: str, say=lambda event: None) -> tuple[dict, list]:
+    """The same run to its end, from whatever it has saved: its weights and its best ones, and its log."""
+    run = long_run(data)
+    trainer, env, _ = trainer_of(run, root, say)
+    trainer.choose_start()
     trainer.selection = Selection(env, run)
     distill.fit(trainer, env)
-    said = trainer.selection.choose(trainer)["selected"]
-    found["best"] = dict(trainer.method.state_dict()), [said]
-    halves = {"x": Mean(torch.tensor(2.0 + rank), 1 + 2 * rank), "plain": torch.tensor(float(rank))}
-    terms = [Mean(torch.tensor(3.0), 1 + rank, weight=2.0), Mean(torch.zeros(()), 0)]
-    part, means = trainer.over_processes(terms, halves)
-    found["means"] = [float(part)], [{k: float(v) for k, v in means.items()}]
-    return found
+    last = {f"last {k}": v.clone() for k, v in trainer.method.state_dict().items()}
+    said = trainer.selection.choose(trainer)
+    log = [json.loads(line) for line in (root / run.id / "metrics.jsonl").read_text().splitlines()]
+    return {**last, **trainer.method.state_dict()}, [said["selected"], *log]
 
 
-def prompts(rolled: Rollout, own: list[int]) -> Rollout:
-    """The rollouts of some prompts."""
-    rows = [p * rolled.group + g for p in own for g in range(rolled.group)]
-    names = ("value_BT", "logp_BT", "entropy_BT", "mask_BT")
-    made = [replace(d, **{name: getattr(d, name)[rows] for name in names}) for d in rolled.decisions]
-    mask = None if rolled.prompt.mask_BT is None else rolled.prompt.mask_BT[own]
-    return Rollout(Prompt(rolled.prompt.ids_BT[own], mask), rolled.group, rolled.tokens_BT[rows], rolled.used_B[rows],
-                   made)  # fmt: skip
+def judged(data: str, among: Engine | None, batch: int = 5) -> list:
+    """Items of texts that end where the longest prompt of their batch leaves no position: what is padded matters."""
+    run = dataclasses.replace(run_of("cot", data), model=dataclasses.replace(MODEL, n_positions=40))
+    torch.manual_seed(3)
+    env = build(run.env)
+    reasoner = begin(run, env, Path("."))
+    return judge(reasoner, env, env.train_batch(0, 0, 13), batch=batch, among=among)
+
+
+class Calls(TorchDispatchMode):
+    """Counts collective calls by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "c10d" in str(func):
+            self.made[str(func).split(".")[1].strip("_")] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def held(root: Path, data: str) -> dict:
+    """What one process of an FSDP2 run holds of parameters and moments, and what an update with k latents moves."""
+    calls = {}
+    for k in (1, 4):
+        run = dataclasses.replace(run_of("sim", data), method=Sim(n_latent=k, step_tokens=96))
+        trainer, env, _ = trainer_of(run, root)
+        batch = Batch.of(trainer.problems(env, 0), trainer.reasoner.codec)
+        with Calls() as counted:
+            trainer.descend([lambda trainer=trainer, batch=batch: trainer.engine.call("terms", batch)])
+        calls[k] = dict(counted.made)
+    parameters = list(trainer.method.parameters())
+    moments = [x for state in trainer.optimizer.state.values() for x in state.values() if x.dim()]
+    here = [sum(x.to_local().numel() for x in each) for each in (parameters, moments)]
+    return {"calls": calls, "whole": sum(p.numel() for p in parameters), "parameters": here[0], "moments": here[1]}
+
+
+def means(rank: int) -> dict:
+    """Of two micro-batches, by hand: what two processes find together."""
+    tally, engine = Tally(), Engine.start("cpu")
+    for i in range(2):
+        x, n = torch.tensor(2.0 + rank + i), 1 + 2 * rank
+        extremes = {"most": Extreme(torch.tensor(float(rank - i)), 1), "least": Extreme(torch.tensor(rank + i), -1)}
+        tally.add([Mean(torch.tensor(3.0), 1 + rank, 2.0), Mean(torch.zeros(()), 0)], {"x": Mean(x, n), **extremes})
+    return {name: float(value) for name, value in tally.over_processes(engine).items()}
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    """What one process finds, and what each of two does."""
+def found(tmp_path_factory):
+    """What one process finds, each of two and each of four."""
     folder = tmp_path_factory.mktemp("processes")
     rows = [
         {"question": f"Say {i}" * (1 + i % 3), "steps": [f"<<{j}+1={j + 1}>>" for j in range((3 * i) % 8)],
@@ -95,51 +176,78 @@ def both(tmp_path_factory):
     ]  # fmt: skip
     data = folder / "ragged.json"
     data.write_text(json.dumps(rows))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    launched = subprocess.Popen([*launcher, "-m", "tests.train.test_processes", str(folder), str(data)],
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
-    one = train(folder / "one", str(data), 0)
-    said, _ = launched.communicate(timeout=300)
-    assert launched.returncode == 0, said[-3000:]
-    return one, [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    one = {name: train(run_of(name, str(data)), folder / "one") for name in METHODS}
+    one["resumed"], one["judged"] = resumed(folder / "whole", str(data)), judged(str(data), None)
+    assert one["judged"] != judged(str(data), None, batch=1)
+    workers.run(2, on_two, folder, str(data))
+    workers.run(4, on_four, folder, str(data))
+    two, four = ([torch.load(folder / f"{n}-{i}.pt", weights_only=False) for i in range(m)]
+                 for n, m in (("two", 2), ("four", 4)))  # fmt: skip
+    return one, two, four
 
 
-@pytest.mark.parametrize("name", [*METHODS, "rl", "best"])
-def test_two_processes_are_one(name, both):
-    """Weights, buffers and logs: losses are means over the global count of what they average."""
-    one, two = both
+def assert_same(got: tuple[dict, list], want: tuple[dict, list]) -> None:
+    """Weights and buffers to rounding in fp64, and every number that was logged."""
+    assert got[0].keys() == want[0].keys() and len(got[1]) == len(want[1])
+    for name, x in want[0].items():
+        torch.testing.assert_close(got[0][name], x, rtol=0, atol=1e-9, msg=lambda m, k=name: f"{k}: {m}")
+    for a, b in zip(got[1], want[1], strict=True):
+        drop = {"core_seconds"}
+        assert {k: v for k, v in a.items() if k not in drop} == pytest.approx(
+            {k: v for k, v in b.items() if k not in drop}, abs=1e-6
+        )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_processes_are_one(name, found):
+    """Whatever the micro-batches; in RL the rollouts, too, are those of one process."""
+    one, two, _ = found
     for each in two:
-        (want, logged), (got, seen) = one[name], each[name]
-        for key in want:
-            torch.testing.assert_close(got[key], want[key], rtol=0, atol=1e-9, msg=lambda m, k=key: f"{k}: {m}")
-        for a, b in zip(seen, logged, strict=True):
-            assert a == pytest.approx(b, abs=1e-6)  # means over processes are taken in fp32
+        assert_same(each[name], one[name])
 
 
-def test_the_choice_was_between_different_weights(both):
-    """65 problems are not shared out evenly, and the best weights are not the last ones."""
-    (_, (said,)), _ = both[0]["best"], both[1]
-    assert said["step"] in (3, 6, 9) and said["valid"] * 65 == pytest.approx(round(said["valid"] * 65))
+@pytest.mark.parametrize("name", SHARDED)
+def test_two_processes_that_share_the_parameters_are_one(name, found):
+    one, two, _ = found
+    for each in two:
+        assert_same(each["fsdp"][name], one[name])
 
 
-def test_processes_share_every_minibatch(both):
-    one, two = both
-    (keys,), halves = one["problems"][0], [each["problems"][0][0] for each in two]
-    assert halves == [keys[0:2] + keys[4:6], keys[2:4] + keys[6:8]]
+@pytest.mark.parametrize("name", ["sim", "rl, groups cut"])
+def test_four_processes_are_one(name, found):
+    one, _, four = found
+    for each in four:
+        assert_same(each[name], one[name])
 
 
-def test_means_are_taken_over_the_global_count(both):
-    """(3 + 3) / (1 + 2) twice weighted, a term of nothing, (2 + 3) / (1 + 3) logged, and a plain mean of 0 and 1."""
-    _, two = both
-    parts, logged = zip(*(each["means"] for each in two))
-    assert sum(p[0] for p in parts) == pytest.approx(4.0) and parts[0][0] == pytest.approx(2.0)
-    assert all(m[0] == pytest.approx({"loss": 4.0, "x": 1.25, "plain": 0.5}) for m in logged)
+def test_a_run_of_two_processes_goes_on_on_four_that_share_the_parameters(found):
+    """Killed between two log lines: what they had measured since the last one is not lost, nor are the best weights."""
+    one, _, four = found
+    for each in four:
+        assert_same(each["resumed"], one["resumed"])
 
 
-if __name__ == "__main__":
-    import os
+def test_means_and_extremes_are_over_all_micro_batches_and_processes(found):
+    """(4 * 3) / (1 + 1 + 2 + 2) twice weighted, a term of nothing, (2 + 3 + 3 + 4) / (1 + 1 + 3 + 3) logged."""
+    _, two, _ = found
+    for each in two:
+        assert each["means"] == pytest.approx({"loss": 4.0, "x": 1.5, "most": 1.0, "least": 0.0})
 
-    torch.set_num_threads(1)
-    at, out = int(os.environ["RANK"]), Path(sys.argv[1])
-    torch.save(train(out / str(at), sys.argv[2], at), out / f"{at}.pt")
-    torch.distributed.destroy_process_group()
+
+def test_an_evaluation_is_shared_and_comes_out_as_that_of_one(found):
+    one, two, four = found
+    assert len(one["judged"]) == 13
+    for each in (*two, *four):
+        assert each["judged"] == one["judged"]
+
+
+def test_each_process_holds_its_share_and_gathers_once_an_update(found):
+    """However many latents: one gather of the parameters, one scatter of the gradients."""
+    _, two, _ = found
+    for each in two:
+        held = each["held"]
+        assert held["parameters"] <= 0.55 * held["whole"] and held["moments"] <= 2 * 0.55 * held["whole"]
+        assert held["calls"][1] == held["calls"][4]
+        gathers = [n for name, n in held["calls"][4].items() if "allgather_base" in name]
+        scatters = [n for name, n in held["calls"][4].items() if "reduce_scatter" in name]
+        assert sum(gathers) == sum(scatters) == 1, held["calls"]

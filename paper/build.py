@@ -120,7 +120,27 @@ def texts(made: list[tables.Table], known: dict[str, str] | None) -> dict[str, s
     """The files that are text, by their names: two a table, and the numbers where all are known."""
     found = {f"tables/{table.name}.md": tables.markdown(table) for table in made}
     found |= {f"tables/{table.name}.tex": tables.latex(table) for table in made}
-    return found if known is None else found | {"numbers.tex": macros(known)}
+    return found if known is None else found | {"numbers.tex": macros(known), "tables/contrasts.md": contrasts(made)}
+
+
+def contrasts(made: list[tables.Table]) -> str:
+    """The page of the differences that the claims rest on."""
+    out = [
+        "# Contrasts",
+        "",
+        "Made by `python -m paper.build`. Differences on the same problems, 95 % intervals over seeds and",
+    ]
+    out += [
+        "problems, p-values corrected within an ablation; what an interval does not exclude is written as no effect.",
+        "",
+    ]
+    out += ["| ablation | contrast | found |", "|---|---|---|"]
+    for table in made:
+        for c, d, p in table.contrasts:
+            if c.claim:
+                found = tables.effect(d, p, c.metric or table.ablation.metric)
+                out.append(f"| [{table.name}]({table.name}.md) | {c.name} | {found} |")
+    return "\n".join([*out, ""])
 
 
 def quoted(path: Path, known: dict[str, str]) -> None:
@@ -154,19 +174,14 @@ def macros(known: dict[str, str]) -> str:
 
 
 def readme(path: Path, made: list[tables.Table]) -> str:
-    """The README with its first table, and the claims with the contrasts that they name, between its marks.
+    """The README with its first table, and the claims with what came of them, between its marks.
 
     Raises UserError where it lacks a mark.
     """
-    out = ["| ablation | claim | by these runs | what it rests on |", "|---|---|---|---|"]
+    out = ["| ablation | claim | by these runs |", "|---|---|---|"]
     for table in made:
-        found = "; ".join(
-            f"{c.name}: {tables.effect(d, p, c.metric or table.ablation.metric)}"
-            for c, d, p in table.contrasts
-            if c.claim
-        )
         claim = table.ablation.claim + (" *" if table.ablation.first_claim else "")
-        out.append(f"| [{table.name}](paper/tables/{table.name}.md) | {claim} | {table.verdict} | {found} |")
+        out.append(f"| [{table.name}](paper/tables/{table.name}.md) | {claim} | {table.verdict} |")
     text = between(path, path.read_text(), MARKS, out)
     known = {table.name: table for table in made}
     if any(name not in known for name, _ in MAIN):

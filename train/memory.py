@@ -11,6 +11,7 @@ from pathlib import Path
 
 from eval.cli import launched
 from kernels.errors import UserError
+from latent.methods import ControlConfig
 from train.config import Run
 
 PROBLEM = 1000  # bytes of a problem as Python has it, at least
@@ -21,8 +22,8 @@ def check(run: Run, sample: list, levels: int) -> None:
     """Raise UserError, naming flag and figures, for a run that cannot fit. `sample`: problems of its environment, which
     has so many levels."""
     model, train, judge = run.model, run.train, run.judge
-    method = getattr(run.method, "of", run.method)
-    how = "method" if method is run.method else "method.of"
+    method = run.method.of if isinstance(run.method, ControlConfig) else run.method
+    sized = ("method" if method is run.method else "method.of", method, method.sizes)
     words = [len(p.question.split()) for p in sample]
     if model.pretrained is None and min(words, default=0) > model.n_positions:
         raise UserError(
@@ -37,27 +38,19 @@ def check(run: Run, sample: list, levels: int) -> None:
         wide = ("n_layer", "n_embd", "vocab_size", "n_positions")
         parameters = model.n_layer * 12 * model.n_embd**2 + model.n_positions * model.n_embd
         refuse(16 * parameters, has, f"{parameters:.3g} parameters", ("model", model, wide))
-    if steps := getattr(method, "step_tokens", 0):
-        refuse(
-            16 * steps * width**2,
-            has,
-            "the decoder of a step",
-            (how, method, ("step_tokens",)),
-            ("model", model, ("n_embd",)),
-        )
+    decoder = 16 * run.method.decoder_parameters(width)
+    refuse(decoder, has, "the decoder of a step", sized, ("model", model, ("n_embd",)))
     words = sum(words) / max(1, len(words)) + sum(len(p.answer.split()) for p in sample) / max(1, len(sample))
-    looped = (getattr(method, "r_min", 0) + getattr(method, "r_max", 0)) // 2 * getattr(method, "core", 0)
     rows = train.batch * getattr(train, "group", 1) // getattr(train, "minibatches", 1)
     at_once, flags = train.micro_batch * (launched() or (0, 1))[1], ("batch", "group")
     if 0 < at_once < rows:
         rows, flags = at_once, ("micro_batch",)
     kept = rows * (words + run.method.latents) * VALUES * width * (2 if model.bf16 else 4)
-    kept *= 1 if model.recompute else max(layers, looped)
-    causes = ("train", train, flags), (how, method, ("n_latent", "r_max"))
-    refuse(kept, has, f"{rows:.3g} rows in an update", *causes)
-    loops = max([getattr(method, "n_recurrence", 0), *(judge.sweep if looped else ())])
+    kept *= 1 if model.recompute else method.trained_layers(layers)
+    refuse(kept, has, f"{rows:.3g} rows in an update", ("train", train, flags), sized)
+    loops = max(method.loops(steps) for steps in (0, *judge.sweep))
     states = min(judge.items, judge.batch) * loops * width * 4
-    refuse(states, has, f"{loops:.3g} states of a problem that is judged", (how, method, ("n_recurrence",)))
+    refuse(states, has, f"{loops:.3g} states of a problem that is judged", sized)
     many = judge.items + judge.level_items * (levels - 1) + (train.valid_items if train.valid_every else 0)
     each = sum(len(p.question) + len(p.answer) + sum(map(len, p.steps)) for p in sample) / max(1, len(sample))
     causes = ("judge", judge, ("items", "level_items")), ("train", train, ("valid_items",))

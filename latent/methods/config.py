@@ -36,6 +36,22 @@ class MethodConfig:
         """Positions that thoughts take, at most."""
         return 0
 
+    sizes: ClassVar[tuple[str, ...]] = ()
+    """Fields that say how large it is, for a complaint to name."""
+
+    def decoder_parameters(self, width: int) -> int:
+        """Parameters of what exists in training alone."""
+        return 0
+
+    def loops(self, steps: int = 0) -> int:
+        """Times that the layers run over all positions in one answer in so many latent steps, 0 = as it is set; 0 where
+        they run over new positions alone."""
+        return 0
+
+    def trained_layers(self, layers: int) -> int:
+        """Layers that a position goes through in training, on average, of a backbone with so many."""
+        return layers
+
     @property
     def thinks(self) -> bool:
         """Whether anything happens between prompt and text that can be taken away."""
@@ -72,6 +88,8 @@ class SequenceConfig(MethodConfig):
         at_least(self, "n_latent", 0)
         at_least(self, "stride", 1)
 
+    sizes: ClassVar[tuple[str, ...]] = ("n_latent",)
+
     @property
     def latents(self):
         return self.n_latent
@@ -92,6 +110,9 @@ class ControlConfig(MethodConfig):
     @property
     def latents(self):
         return self.of.latents
+
+    def decoder_parameters(self, width):
+        return self.of.decoder_parameters(width)
 
     def small(self):
         return replace(self, of=self.of.small())

@@ -15,10 +15,12 @@ from eval.judge import judge
 from latent.config import LearnedStop, ModelConfig
 from latent.methods import Coconut, CoT, FixedEmbedding, NoCoT, Pause, Recurrent, Sim
 from latent.methods.base import Mean
+from latent.policies import Gaussian
 from latent.text import Batch
 from tests.train import workers
 from tests.train.by_hand import trainer_of
 from train import distill, rlvr
+from train.algorithms import PPO
 from train.config import RLVR, SFT, Run
 from train.engine import Engine
 from train.loop import Tally
@@ -42,6 +44,7 @@ METHODS = {  # with the micro-batches that several processes train it in
     "rl, groups cut": (Sim(n_latent=4, halt=LearnedStop(bias=-0.5)), 2),
     "rl, prompts cut": (Sim(n_latent=4, halt=LearnedStop(bias=-0.5)), 4),
     "rl, nothing random in a thought": (Sim(n_latent=2), 4),
+    "rl, ppo": (Sim(n_latent=2, halt=LearnedStop(bias=-0.5), policy=Gaussian(std=0.3)), 2),
 }
 SHARDED = ("coconut", "sim", "recurrent", "rl", "rl, groups cut")
 
@@ -50,6 +53,7 @@ def run_of(name: str, data: str, micro_batch: int = 0, **change) -> Run:
     """The run of a name; rewards differ by the latents used, or by nothing at all."""
     method, learn = METHODS[name][0], LEARN if name.startswith("rl") else SUPERVISED
     env = Cups(cups=4) if name == "recurrent" else GSM8K(train=data, max_chain=192, max_answer=8)
+    change |= {"algorithm": PPO(lam=0.8)} if "ppo" in name else {}
     return Run(env, MODEL, method, dataclasses.replace(learn, micro_batch=micro_batch, **change))
 
 

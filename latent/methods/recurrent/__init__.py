@@ -39,6 +39,14 @@ class Recurrent(MethodConfig):
             at_least(self, name, 0)
         at_least(self, "r_max", self.r_min)
 
+    sizes: ClassVar[tuple[str, ...]] = ("n_recurrence", "r_max")
+
+    def loops(self, steps=0):
+        return steps or self.n_recurrence
+
+    def trained_layers(self, layers):
+        return max(layers, (self.r_min + self.r_max) // 2 * self.core)
+
     def method_class(self):
         from latent.methods.recurrent.method import RecurrentMethod
 

@@ -22,6 +22,11 @@ class Sim(SequenceConfig):
         super().__post_init__()
         at_least(self, "step_tokens", 1)
 
+    sizes: ClassVar[tuple[str, ...]] = ("n_latent", "step_tokens")
+
+    def decoder_parameters(self, width):
+        return self.step_tokens * width**2
+
     def method_class(self):
         from latent.methods.sim.method import SimMethod
 

@@ -85,9 +85,9 @@ class Decision:
         return replace(self, **{name: getattr(self, name)[rows_N] for name in names}, expected_BT=None)
 
     def rows(self, index: slice | Tensor) -> "Decision":
-        """The decisions of some rows, up to the last that any of them made."""
+        """The decisions of some rows, up to the last that any of them made; where none did, one place says so."""
         made_T = self.mask_BT[index].any(0)
-        t = int(made_T.nonzero().max()) + 1 if made_T.any() else 0
+        t = int(made_T.nonzero().max()) + 1 if made_T.any() else 1
         fields = ("value_BT", "logp_BT", "entropy_BT", "mask_BT")
         return replace(self, **{name: getattr(self, name)[index, :t] for name in fields}, time_T=self.time_T[:t])
 

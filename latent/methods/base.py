@@ -293,6 +293,8 @@ class AlongSequence(Method[ConfigT]):
             states += states_PKD.unbind(1)
         for i in range(k):
             if not tracker.advance(states[i]):
+                if policy is not None and i == 0:  # none is made, and said so: every share of a batch has every kind
+                    choose("thought", policy(h_PD, h_PD), tracker.live_B, h_PD)
                 break
             if at_once is not None:
                 continue

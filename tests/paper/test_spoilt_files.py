@@ -16,12 +16,14 @@ from eval import chat, diagnose, runs, view
 from eval.environments import Cups
 from kernels.errors import UserError
 from latent import hub
+from latent.config import ModelConfig
 from latent.methods import Sim
+from latent.plain import plain
 from paper import build, records, tables
 from paper.design import cells
 from tests.helpers import small_reasoner
 from tests.paper.helpers import MINI, planted
-from train.config import SFT, Judge, ModelConfig, Run, plain
+from train.config import SFT, Judge, Run
 
 WRONG = (None, [], 3, -1, 2**70, "x", {}, True, 1.5, [None], [[1]], {"class": "Sim"})
 GONE = "a field that is removed"

@@ -100,10 +100,10 @@ def test_a_group_that_no_machine_holds_fits_in_micro_batches(monkeypatch):
     sample = build(huge.env).problems("test", 2, 4)
     monkeypatch.setattr(memory, "machine", lambda: 2**33)
     with pytest.raises(UserError, match=r"train.group 1000000000 is more than this machine holds"):
-        memory.check(huge, sample)
-    memory.check(dataclasses.replace(huge, train=dataclasses.replace(huge.train, micro_batch=64)), sample)
+        memory.check(huge, sample, 1)
+    memory.check(dataclasses.replace(huge, train=dataclasses.replace(huge.train, micro_batch=64)), sample, 1)
     with pytest.raises(UserError, match=r"train.micro_batch 100000000 is more than this machine holds"):
-        memory.check(dataclasses.replace(huge, train=dataclasses.replace(huge.train, micro_batch=10**8)), sample)
+        memory.check(dataclasses.replace(huge, train=dataclasses.replace(huge.train, micro_batch=10**8)), sample, 1)
 
 
 def test_a_micro_batch_below_0_is_refused_by_its_name():

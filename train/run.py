@@ -64,7 +64,8 @@ def execute(
     trainer = Trainer(reasoner, record, engine, say)
     trainer.selection = Selection(env, run)
     trainer.choose_start()
-    with alone(lock) if engine.leads else nullcontext():  # only now: what is refused writes nothing
+    own = alone(lock) if engine.leads else nullcontext()
+    with own, engine.ending_together():  # only now: what is refused writes nothing
         return _fit(run, root, env, trainer, problems, data, command, track)
 
 

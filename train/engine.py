@@ -248,8 +248,8 @@ class Engine:
             if self.world == 1 or not any(sign in str(e) for sign in GONE):
                 raise
             raise UserError(
-                f"another of the {self.world} processes has ended, so process {self.rank} ends, too: what it said, here "
-                "or on its node, tells why; if it said nothing it was killed, as where memory runs out"
+                f"another of the {self.world} processes has ended, so process {self.rank} ends, too: what it said, "
+                "here or on its node, tells why; if it said nothing it was killed, as where memory runs out"
             ) from e
 
     def log(self, line: dict, step: int) -> None:

@@ -265,7 +265,8 @@ class Trainer:
             elif part == "optimizer":
                 param, _, name = name.rpartition("/")
                 p = params[param]
-                made = torch.empty_like(p) if size == p.shape else torch.empty(size, dtype=dtype, device=p.device)
+                alone = size != p.shape or not size  # the number of steps, which is nobody's share
+                made = torch.empty(size, dtype=dtype, device=p.device) if alone else torch.empty_like(p)
                 self.optimizer.state[p][name] = into[key] = made.detach()
         if best:
             self.counters["best"]["method"] = best

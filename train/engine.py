@@ -260,3 +260,8 @@ class Engine:
 def local(tensor: Tensor) -> Tensor:
     """A tensor whole, wherever its shards are. For all processes alike."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def held_here(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor: all of it, or its shard."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

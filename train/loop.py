@@ -18,7 +18,7 @@ from latent.methods.base import Mean
 from latent.thought import Greedy
 from train import checkpoint
 from train.config import SFT
-from train.engine import Engine
+from train.engine import Engine, held_here
 from train.losses import Extreme
 from train.process import Stopped, amid_update
 from train.record import Record
@@ -309,7 +309,7 @@ def detached(m: Mean) -> Mean:
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether all of it that is here is."""
-    return bool((tensor.to_local() if hasattr(tensor, "to_local") else tensor).isfinite().all())
+    return bool(held_here(tensor).isfinite().all())
 
 
 def seed_of(seed: int, step: int, rank: int) -> int:

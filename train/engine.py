@@ -33,6 +33,7 @@ from latent.methods.base import Method
 from train.process import needs_cpu
 
 T = TypeVar("T")
+GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_state_dict_pre_hooks", "_load_state_dict_post_hooks")
 KNOWN = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_HPU", "FSDP")
 
@@ -250,6 +251,20 @@ class Engine:
         if group is not None:
             torch.distributed.barrier(group)
 
+    @contextmanager
+    def ending_together(self) -> Iterator[None]:
+        """Inside, what the backend says of a fellow that has ended is said in words. It says it at once: it holds a
+        connection to each, so that nobody waits for what does not come."""
+        try:
+            yield
+        except RuntimeError as e:
+            if self.world == 1 or not any(sign in str(e) for sign in GONE):
+                raise
+            raise UserError(
+                f"another of the {self.world} processes has ended, so process {self.rank} ends, too: what it said, "
+                "here or on its node, tells why; if it said nothing it was killed, as where memory runs out"
+            ) from e
+
     def log(self, line: dict, step: int) -> None:
         """To the trackers."""
         self.accelerator.log(line, step)
@@ -258,3 +273,8 @@ class Engine:
 def local(tensor: Tensor) -> Tensor:
     """A tensor whole, wherever its shards are. For all processes alike."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def held_here(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor: all of it, or its shard."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

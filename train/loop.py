@@ -18,7 +18,7 @@ from latent.methods.base import Mean
 from latent.thought import Greedy
 from train import checkpoint
 from train.config import RLVR, SFT
-from train.engine import Engine
+from train.engine import Engine, held_here
 from train.losses import Extreme
 from train.process import Stopped, amid_update
 from train.record import Record
@@ -272,7 +272,8 @@ class Trainer:
             elif part == "optimizer":
                 param, _, name = name.rpartition("/")
                 p = params[param]
-                made = torch.empty_like(p) if size == p.shape else torch.empty(size, dtype=dtype, device=p.device)
+                alone = size != p.shape or not size  # the number of steps, which is nobody's share
+                made = torch.empty(size, dtype=dtype, device=p.device) if alone else torch.empty_like(p)
                 self.optimizer.state[p][name] = into[key] = made.detach()
         if best:
             self.counters["best"]["method"] = best
@@ -315,7 +316,7 @@ def detached(m: Mean) -> Mean:
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether all of it that is here is."""
-    return bool((tensor.to_local() if hasattr(tensor, "to_local") else tensor).isfinite().all())
+    return bool(held_here(tensor).isfinite().all())
 
 
 def seed_of(seed: int, step: int, rank: int) -> int:

@@ -1,4 +1,4 @@
-"""What a process that trains needs around it: memory before its first tensor, an end in order, its fellows."""
+"""What a process that trains needs around it: memory before its first tensor, an end in order, a launcher's needs."""
 
 import ctypes
 import os

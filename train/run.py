@@ -80,6 +80,7 @@ def _execute(run: Run, root: Path, say, device: str, command: str | None, track:
     trainer.choose_start()
     with ExitStack() as held:
         engine.on_first(lambda: held.enter_context(exclusive_lock(lock)))  # what was refused wrote nothing
+        held.enter_context(engine.ending_together())
         return _fit(run, root, env, trainer, problems, data, command, track)
 
 

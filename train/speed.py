@@ -15,15 +15,16 @@ from statistics import median
 from typing import Literal
 
 from eval.cli import guarded, parse
-from train.process import settle
+from train.process import prepare_launch, settle
 
 
 @dataclass(frozen=True)
 class Speed:
     """What to measure."""
 
-    what: Literal["all", "tiny", "gpt2"] = "all"
-    """The tiny model of the preset cups, the GPT-2-small shape, or both."""
+    what: Literal["all", "tiny", "gpt2", "engine"] = "all"
+    """The tiny model of the preset cups, the GPT-2-small shape, or both; or what an update takes of a process, alone,
+    in DDP or in FSDP2, as the launcher has it."""
     rounds: int = 15
     """Rounds of the tiny model; the large one takes two or three."""
     run: str | None = None
@@ -39,15 +40,21 @@ def main() -> int:
 
 def measure(asked: Speed) -> int:
     """Measure, print, keep."""
-    settle()
+    if asked.what == "engine":
+        prepare_launch()
+    else:
+        settle()
     import torch
 
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     rows = []
     if asked.what in ("all", "tiny"):
         rows += tiny(asked)
     if asked.what in ("all", "gpt2"):
         rows += gpt2()
+    if asked.what == "engine":
+        rows += engine()
     for row in rows:
         print(f"{row['what']:66} {row['value']:9.3g} {row['unit']}")
     if asked.out:
@@ -193,6 +200,57 @@ def gpt2() -> list[dict]:
         row("GPT-2 small: generation a prompt, batch 64", median(w["64"]) / 64, cores),
         row("GPT-2 small: generation a prompt, batch 1", median(w["1"]), cores),
     ]
+
+
+def engine(updates: int = 4) -> list[dict]:
+    """What process 0 holds and takes: 42 million parameters, 8 latents, 8 rows an update over all processes.
+
+    Freed memory goes back to the system here, which `settle` puts off, so run it with nothing else in the process.
+    """
+    import resource
+    import tempfile
+
+    import torch
+
+    from eval.environments import Cups, build
+    from latent.config import ModelConfig
+    from latent.methods import Sim
+    from latent.text import Batch
+    from train.config import SFT, Run
+    from train.engine import Engine, held_here
+    from train.loop import Trainer
+    from train.record import Record
+    from train.run import begin
+
+    model = ModelConfig(n_layer=12, n_embd=512, n_head=8, n_positions=128)
+    run = Run(Cups(cups=8), model, Sim(n_latent=8, step_tokens=16), SFT(steps=updates, batch=8))
+    env, on, seconds = build(run.env), Engine.start("cpu"), []
+    with tempfile.TemporaryDirectory() as folder:
+        reasoner = begin(run, env, Path(folder))
+        trainer = Trainer(reasoner, Record(Path(folder), run), on, lambda event: None)
+        for step in range(updates):
+            batch = Batch.of(trainer.problems(env, step), reasoner.codec)
+            start = time.process_time()
+            trainer.descend([lambda batch=batch: on.call("terms", batch)])
+            seconds.append(time.process_time() - start)
+    held = {"parameters": list(trainer.method.parameters())}
+    held["AdamW's moments"] = [x for state in trainer.optimizer.state.values() for x in state.values()]
+    who = "FSDP2" if on.plugin else "DDP" if on.world > 1 else "one process"
+    rows = [
+        row(f"{who}, {on.world} in all: {what} held", sum(held_here(x).nbytes for x in tensors) / 2**20, "MiB")
+        for what, tensors in held.items()
+    ]
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    rows += [
+        row(f"{who}, {on.world} in all: resident between updates", resident / 2**20, "MiB"),
+        row(f"{who}, {on.world} in all: peak", peak / 2**10, "MiB"),
+        row(f"{who}, {on.world} in all: an update", median(seconds[1:]), "core-s"),
+    ]
+    on.wait()
+    if on.world > 1:
+        torch.distributed.destroy_process_group()
+    return rows if on.leads else []
 
 
 if __name__ == "__main__":

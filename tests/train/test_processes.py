@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,7 @@ def run_of(name: str, data: str, micro_batch: int = 0, **change) -> Run:
     method, learn = METHODS[name][0], LEARN if name.startswith("rl") else SUPERVISED
     env = Cups(cups=4) if name == "recurrent" else GSM8K(train=data, max_chain=192, max_answer=8)
     change |= {"algorithm": PPO(lam=0.8)} if "ppo" in name else {}
+    change |= {"steps": 1} if "cut" in name else {}
     return Run(env, MODEL, method, dataclasses.replace(learn, micro_batch=micro_batch, **change))
 
 
@@ -69,12 +71,12 @@ def on_two(folder: Path, data: str) -> None:
     """What each of two processes finds: everything in DDP, some of it in FSDP2."""
     rank = int(os.environ["RANK"])
     found = {name: train(run_of(name, data, cut), folder / f"{rank}") for name, (_, cut) in METHODS.items()}
-    found["means"] = means(rank)
+    found["means"], found["last without"] = means(rank), last_without(folder / f"{rank}", data)
     found["judged"] = judged(data, Engine.start("cpu"))
     found["killed"] = stopped(folder / "two", data, at=3)
     os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     sharded = {name: train(run_of(name, data, METHODS[name][1]), folder / f"fsdp{rank}") for name in SHARDED}
-    found["fsdp"] = sharded
+    found["fsdp"] = sharded | {"last without": last_without(folder / f"fsdp{rank}", data)}
     found["held"] = held(folder / f"fsdp{rank}", data)
     torch.save(found, folder / f"two-{rank}.pt")
 
@@ -130,6 +132,23 @@ def judged(data: str, among: Engine | None, batch: int = 5) -> list:
     return judge(reasoner, env, env.train_batch(0, 0, 13), batch=batch, among=among)
 
 
+def last_without(root: Path, data: str) -> tuple[dict, list]:
+    """An update in which each process's first micro-batch has steps for the decoder, and its last one none."""
+    trainer, env, _ = trainer_of(run_of("sim", data), root)
+    problems, engine = env.train_batch(0, 0, 40), trainer.engine
+    having = [p for p in problems if p.steps][:2], [p for p in problems if not p.steps][:2]
+    batches = [Batch.of([p], trainer.reasoner.codec) for pair in zip(*having) for p in pair]
+    mine = batches[engine.rank * 2 :][:2] if engine.world == 2 else batches
+
+    def counts() -> list:
+        return [sum(each) for each in zip(*(trainer.method.counts(b) for b in mine))]
+
+    parts = [lambda b=b: engine.call("terms", replace(b, generator=torch.Generator().manual_seed(0))) for b in mine]
+    logged = trainer.descend(parts, counts)
+    engine.release()
+    return dict(trainer.method.state_dict()), [{name: float(x) for name, x in logged.items()}]
+
+
 class Calls(TorchDispatchMode):
     """Counts collective calls by name."""
 
@@ -181,6 +200,7 @@ def found(tmp_path_factory):
     data = folder / "ragged.json"
     data.write_text(json.dumps(rows))
     one = {name: train(run_of(name, str(data)), folder / "one") for name in METHODS}
+    one["last without"] = last_without(folder / "one", str(data))
     one["resumed"], one["judged"] = resumed(folder / "whole", str(data)), judged(str(data), None)
     assert one["judged"] != judged(str(data), None, batch=1)
     workers.run(2, on_two, folder, str(data))
@@ -202,7 +222,7 @@ def assert_same(got: tuple[dict, list], want: tuple[dict, list]) -> None:
         )
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*METHODS, "last without"])
 def test_two_processes_are_one(name, found):
     """Whatever the micro-batches; in RL the rollouts, too, are those of one process."""
     one, two, _ = found
@@ -210,7 +230,7 @@ def test_two_processes_are_one(name, found):
         assert_same(each[name], one[name])
 
 
-@pytest.mark.parametrize("name", SHARDED)
+@pytest.mark.parametrize("name", [*SHARDED, "last without"])
 def test_two_processes_that_share_the_parameters_are_one(name, found):
     one, two, _ = found
     for each in two:

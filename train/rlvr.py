@@ -13,7 +13,7 @@ from latent.methods.base import Method
 from latent.thought import Chooser, Decision, Piece, Prompt, Replay, Rollout, Sample, Share, Thought, pieces
 from train.config import RLVR
 from train.loop import Terms, Trainer
-from train.losses import advantages, flat, kl_to_reference, policy_loss
+from train.losses import Extreme, advantages, flat, kl_to_reference, policy_loss
 
 LARGEST_GAP = 1e-3  # nats between sampler and trainer on one decision; fp32 stays below 1e-4
 
@@ -121,7 +121,8 @@ def learn(trainer: Trainer, rolled: Rollout, adv_B: Tensor, reference: Method | 
         was = old.get(id(part)) or detached(now)
         policy, logged = policy_loss(now, was, part_adv_B, (c.clip_low, c.clip_high), c.entropy)
         if fresh:
-            gaps.append(on_policy(logged, was, part.decisions))
+            ratios = {name: m.value for name, m in logged.items() if isinstance(m, Extreme)}
+            gaps.append(on_policy(ratios, was, part.decisions))
         if reference is None:
             return [policy], logged
         with torch.no_grad(), engine.whole(reference):
@@ -161,7 +162,7 @@ def on_policy(metrics: dict, scored: list[Decision], sampled: list[Decision]) ->
 
     Returns the largest gap between the two. Raises RuntimeError where training would be off-policy in silence.
     """
-    assert metrics["ratio_min"].value == metrics["ratio_max"].value == 1, f"ratio on fresh rollouts: {metrics}"
+    assert metrics["ratio_min"] == metrics["ratio_max"] == 1, f"ratio on fresh rollouts: {metrics}"
     gap = max(float(((a.logp_BT - b.logp_BT).abs() * b.mask_BT).max()) for a, b in zip(scored, sampled, strict=True))
     if not gap <= LARGEST_GAP:
         raise RuntimeError(f"sampler and trainer differ by {gap:.3g} nats on one decision")

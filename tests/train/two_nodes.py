@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from eval.cli import guarded
+from kernels.errors import UserError
 from tests.train.test_processes import run_of, train, trainer_of
 from train import distill
 
@@ -17,7 +18,7 @@ def body() -> None:
 
     def say(event):
         if rank == 1 and event["done"] == 2:
-            raise RuntimeError("this process has failed")
+            raise UserError("this process has failed")
 
     trainer, env, _ = trainer_of(run_of("sim", data), folder / f"again-{rank}", say)
     distill.fit(trainer, env)

@@ -14,7 +14,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -125,8 +125,7 @@ def means(reasoner, known: list) -> tuple[list, int]:
     length, alike = max(by_length.items(), key=lambda pair: len(pair[1]))
     inputs: list = []
     with torch.inference_mode():
-        edit = lambda i, x: inputs.append(x) or x  # noqa: E731
-        _, thought = diagnostics.answer(reasoner, alike[:256], Greedy(), edit=edit)
+        _, thought = diagnostics.answer(reasoner, alike[:256], Greedy(), edit=diagnostics.kept_in(inputs))
     return [x[thought.used_U > i].mean(0, keepdim=True) for i, x in enumerate(inputs)], length
 
 
@@ -154,7 +153,9 @@ def one(reasoner, env, problem, mean: tuple[list, int], readers: dict, chains, t
             h_D = states_KD[i]
             best = p_KV[i].topk(min(top, p_KV.shape[-1]))
             mine = [a[0, :, 0].mean(0).tolist() for a in method.of_latent(tapped.calls, i).attentions.values()]
-            at = {"top": [[decode([t]), p] for p, t in zip(best.values.tolist(), best.indices.tolist())]}
+            at: dict[str, Any] = {
+                "top": [[decode([t]), p] for p, t in zip(best.values.tolist(), best.indices.tolist())]
+            }
             at |= {"halt": None if halts is None else halts[i], "attention": mine}
             at["stopped"] = judged(diagnostics.answer(reasoner, [problem], Greedy(), steps=i)[0][0])
             if i:

@@ -8,6 +8,7 @@ one-position step, and nothing of the last layer is computed that no one reads. 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,18 +33,21 @@ class Backbone(nn.Module):
     `lm` is any `transformers` causal LM with a cache of K and V for every layer. Raises UserError for one without.
     """
 
+    __getattr__ = nn.Module.__getattr__  # the same, but a name that no one declares is an error to mypy
+    lm: Any  # a PreTrainedModel, most of which is declared as Tensor | Module
+
     def __init__(self, lm: nn.Module):
         super().__init__()
         self.lm = lm
-        self.decoder = [lm.get_decoder()]  # in a list: its parameters are lm's
+        self.decoder = [self.lm.get_decoder()]  # in a list: its parameters are lm's
         self.layers = layers.known_layers(lm)
         self.recompute = False  # gradient checkpointing
         self._fused: dict[str, tuple[tuple, LatentDecoder | RecurrentLoop]] = {}
         self._taps: list[Tap] = []  # the open ones
-        config = lm.config
+        config = self.lm.config
         self.width: int = config.hidden_size
         self.positions: int = config.max_position_embeddings
-        self.vocab: int = lm.get_output_embeddings().weight.shape[0]
+        self.vocab: int = self.lm.get_output_embeddings().weight.shape[0]
         if self.layers is None and not getattr(self.decoder[0], "layers", None):
             raise UserError(f"{type(lm).__name__} is not a causal LM with a K/V cache a layer")
 
@@ -185,6 +189,7 @@ class Backbone(nn.Module):
         if chain is None:
             h_BTD, past = self._run(x_BTD, pos_BT, context.layers, mask_BS, keep=t)
         else:
+            assert self.layers is not None  # or there were no chain
             x_B1D, rope = self.layers.enter(x_BTD, pos_BT)
             rope = rope and tuple(r[:, 0, 0] for r in rope)
             h_BD, past = chain.step(x_B1D[:, 0], rope, mask_BS)
@@ -204,6 +209,7 @@ class Backbone(nn.Module):
         self.must_hold(context.reach + k * stride)
         fused = self._ready(op, decoder, (), lambda: LatentDecoder(decoder))
         pos_KB = context.next_B + stride * torch.arange(1, k + 1, device=context.next_B.device)[:, None] - 1
+        assert self.layers is not None  # or there were no decoder
         add_KBD, ropes = self.layers.places(h_BD, pos_KB)
         read = [(c.k, c.v) for c in context.layers]
         states_BKD, longer = fused.run(read, h_BD, feed, k, add_KBD, ropes, context.mask_BS)
@@ -239,6 +245,7 @@ class Backbone(nn.Module):
         loop = self._ready(op, core, (weight, *affine), lambda: RecurrentLoop(core, weight.t(), affine, norm.eps))
         if dispatch.choose(op, None, weight, loop.unless(constant_BTD)) == "torch":
             return None
+        assert self.layers is not None  # or there were no decoder
         _, ropes = self.layers.places(constant_BTD, pos_BT)
         return loop.run(constant_BTD, r, ropes, mask_BT)
 
@@ -249,10 +256,10 @@ class Backbone(nn.Module):
             return None
         if dispatch.choose(op, None, weight, dispatch.not_floats(weight)) == "torch":
             return None
-        decoder = self.layers and self.layers.decoder()
-        if not decoder:
+        decoder = None if self.layers is None else self.layers.decoder()
+        if decoder is None:
             dispatch.choose(op, None, weight, f"no fused step for this {type(self.lm).__name__}")
-        return decoder or None
+        return decoder
 
     def _ready(self, op: str, decoder: Decoder, more: tuple[Tensor, ...], make: Callable):
         """What a fused kernel keeps between calls, made anew where a weight lies elsewhere than before."""
@@ -274,8 +281,10 @@ class Backbone(nn.Module):
         """The chain to go on by one position in training, None where the layers are not plain ones."""
         if isinstance(context.past, LatentChain):
             return context.past
-        decoder = self.layers and self.layers.decoder()
-        return decoder and LatentChain.of(decoder, [(c.k, c.v) for c in context.past], self.recompute)
+        decoder = None if self.layers is None else self.layers.decoder()
+        if decoder is None:
+            return None
+        return LatentChain.of(decoder, [(c.k, c.v) for c in context.past], self.recompute)
 
     def must_hold(self, length: int) -> None:
         """Raise UserError where prompt, thoughts and text together need more positions than there are."""
@@ -403,9 +412,10 @@ def from_pretrained(name: str) -> tuple[Backbone, object]:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        lm, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
+        lm, info = loaded
     except (OSError, ValueError) as e:
         raise UserError(f"cannot load a causal LM from {name!r}: {str(e).splitlines()[0]}") from None
     if info["missing_keys"]:

@@ -135,10 +135,11 @@ class BranchedCache:
         group = len(q) // len(self.k)
         pairs = (self.k, self.own.k), (self.v, self.own.v)
         k, v = (torch.cat([prompt.repeat_interleave(group, 0), own], 2) for prompt, own in pairs)
+        seen_B11S = None
         if self.visible_PS is not None:
-            seen = self.visible_PS.repeat_interleave(group, 0)
-            visible_BTS = F.pad(seen, (0, self.own.size), value=True)[:, None, None]
-        return weigh(q, k, v, visible_BTS, dropout)
+            seen_BS = self.visible_PS.repeat_interleave(group, 0)
+            seen_B11S = F.pad(seen_BS, (0, self.own.size), value=True)[:, None, None]
+        return weigh(q, k, v, seen_B11S, dropout)
 
 
 @dataclass
@@ -168,7 +169,11 @@ class Context:
     def rows(self, index_U: Tensor) -> "Context":
         """Some rows, any of them as often as named."""
         mask = None if self.mask_BS is None else self.mask_BS[index_U]
-        return Context([c.rows(index_U) for c in self.layers], mask, self.next_B[index_U], self.reach)
+        past = []
+        for c in self.layers:
+            assert isinstance(c, LayerCache)  # rollouts that have branched go on as they are
+            past.append(c.rows(index_U))
+        return Context(past, mask, self.next_B[index_U], self.reach)
 
     def branch(self, group: int) -> "Context":
         """For `group` rollouts of each row, row p * G + g, that go on position by position."""

@@ -3,10 +3,11 @@
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import DynamicCache
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as masks
 from transformers.masking_utils import eager_mask
 
@@ -30,7 +31,7 @@ class _Cache(DynamicCache):
 
 
 def forward(
-    lm: nn.Module, x_BTD: Tensor, pos_BT: Tensor, past: list[LayerCache] | None, mask_BS: Tensor | None,
+    lm: PreTrainedModel, x_BTD: Tensor, pos_BT: Tensor, past: list[LayerCache] | None, mask_BS: Tensor | None,
     recording: Recording | None = None,
 ) -> tuple[Tensor, list[LayerCache]]:  # fmt: skip
     """Final hidden states (B, T, D) of T new positions, and the layers' longer caches; all of every layer is computed.
@@ -42,7 +43,7 @@ def forward(
     size = cache.get_seq_length() + x_BTD.shape[1]
     mask_BS = x_BTD.new_ones(len(x_BTD), size, dtype=torch.long) if mask_BS is None else mask_BS.long()
     named = "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
-    more = {named: cache}
+    more: dict[str, Any] = {named: cache}
     inner, weighed = (False, False) if recording is None else (recording.inner, bool(recording.weighed))
     if inner:
         more["output_hidden_states"] = True
@@ -50,21 +51,22 @@ def forward(
         more["output_attentions"] = True
     with _attention(decoder, weighed, x_BTD.dtype):
         out = decoder(inputs_embeds=x_BTD, attention_mask=mask_BS, position_ids=pos_BT, use_cache=True, **more)
-    if any(not hasattr(c, "keys") or c.keys is None for c in cache.layers):
+    kept: list[Any] = list(cache.layers)
+    if any(getattr(c, "keys", None) is None for c in kept):
         raise UserError(f"{type(lm).__name__} keeps something else than K and V in its cache: not supported")
     if recording is not None:
-        depth = len(cache.layers)
-        states = _all_of(lm, out, "hidden_states", depth + 1) if inner else [None] * depth
-        weights = _all_of(lm, out, "attentions", depth) if weighed else [None] * depth
+        depth = len(kept)
+        states = _all_of(lm, out, "hidden_states", depth + 1) if inner else ()
+        weights = _all_of(lm, out, "attentions", depth) if weighed else (None,) * depth
         for n in range(depth):
             if inner:
                 recording.state(n, states[n])
             recording.block(n + 1, *cache.added[n], weights[n])
         recording.state(depth, out.last_hidden_state)
-    return out.last_hidden_state, [LayerCache(c.keys, c.values) for c in cache.layers]
+    return out.last_hidden_state, [LayerCache(c.keys, c.values) for c in kept]
 
 
-def _all_of(lm: nn.Module, out, name: str, count: int) -> tuple[Tensor, ...]:
+def _all_of(lm: PreTrainedModel, out, name: str, count: int) -> tuple[Tensor, ...]:
     """One tensor a layer. Raises UserError where the family gives fewer or none."""
     found = out.get(name) or ()
     if len(found) != count or any(x is None for x in found):
@@ -73,7 +75,7 @@ def _all_of(lm: nn.Module, out, name: str, count: int) -> tuple[Tensor, ...]:
 
 
 @contextmanager
-def _attention(decoder: nn.Module, weighed: bool, dtype: torch.dtype) -> Iterator[None]:
+def _attention(decoder: PreTrainedModel, weighed: bool, dtype: torch.dtype) -> Iterator[None]:
     """Where weights are asked for, attention is computed by way of them meanwhile: the faster kinds do not give them.
 
     Its softmax is the family's, mostly in fp32 whatever the model's dtype.

@@ -182,6 +182,7 @@ class Recording:
             if n in tap.kv:
                 call.keys[n], call.values[n] = tap.kept(k, 2), tap.kept(v, 2)
             if n in tap.attentions:
+                assert weights is not None  # they are computed where they are wanted
                 call.attentions[n] = tap.kept(weights, 2)
 
     def complete(self) -> None:

@@ -69,7 +69,9 @@ class PPO(Algorithm):
         next_B, carried_B = outcome_B, outcome_B.new_zeros(outcome_B.shape)  # after the last comes the reward itself
         gamma_B = outcome_B.new_ones(outcome_B.shape)  # undiscounted
         for *_, i, t in sorted(made, reverse=True):
-            live_B, value_B = old[i].mask_BT[:, t], old[i].expected_BT[:, t].detach()
+            expected_BT = old[i].expected_BT
+            assert expected_BT is not None  # there is a critic
+            live_B, value_B = old[i].mask_BT[:, t], expected_BT[:, t].detach()
             adv_B = gamma_B * next_B - value_B + self.gamma * self.lam * carried_B
             adv[i][:, t] = adv_B.where(live_B, adv[i][:, t])
             returns[i][:, t] = (adv_B + value_B).where(live_B, returns[i][:, t])

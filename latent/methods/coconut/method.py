@@ -10,6 +10,7 @@ No <eot> token follows the thoughts: the last latent gives the first token.
 """
 
 import torch
+from torch import Tensor
 
 from latent.methods.base import AlongSequence, text_loss
 from latent.methods.coconut import Coconut
@@ -23,12 +24,16 @@ _FEWEST = 20  # updates in a stage before the average is believed
 class CoconutMethod(AlongSequence[Coconut]):
     """Stage and moving average are buffers, so a checkpoint holds them and a resume goes on with them."""
 
+    stage: Tensor
+    in_stage: Tensor
+    exact: Tensor  # the sum and the weight of a moving average
+
     def __init__(self, config, backbone):
         super().__init__(config, backbone)
         self.last = config.n_latent // config.latents_per_step + 1
         self.register_buffer("stage", torch.tensor(config.first_stage if config.n_latent else self.last))
         self.register_buffer("in_stage", torch.zeros((), dtype=torch.long))
-        self.register_buffer("exact", torch.zeros(2))  # the sum and the weight of a moving average
+        self.register_buffer("exact", torch.zeros(2))
         self.drawn = 0  # the stage that the last batch was trained on
 
     def latents(self, stage: int) -> int:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from kernels.errors import UserError
 from latent import halting
 from latent.backbone import positions
+from latent.layers import GPT2, Llama
 from latent.methods.base import Edit, Method, share, token_loss
 from latent.methods.recurrent import Recurrent
 from latent.text import Batch, Text, tokens_in
@@ -46,6 +47,12 @@ class RecurrentMethod(Method[Recurrent]):
         self.carry, self.inject = nn.Linear(d, d, bias=False), nn.Linear(d, d)
         self.norm = nn.LayerNorm(d)
         self.stop = halting.build(config.halt, self)
+
+    @property
+    def layers(self) -> GPT2 | Llama:
+        """The backbone's, without which there were no loop."""
+        assert self.backbone.layers is not None
+        return self.backbone.layers
 
     def reserved(self, steps):
         return self.config.answer_tokens - 1
@@ -80,7 +87,7 @@ class RecurrentMethod(Method[Recurrent]):
 
     def lens(self, states, layer=None):
         """Normed, the layers above left out: the last norm is outside of every loop."""
-        return self.backbone.layers.norm(states)
+        return self.layers.norm(states)
 
     def think(self, prompt, choose, group=1, steps=None, edit=None):
         r = self.steps if steps is None else steps
@@ -101,7 +108,7 @@ class RecurrentMethod(Method[Recurrent]):
         if mask_BT is not None:
             mask_BT = torch.cat([mask_BT, mask_BT[:, -1:].expand(-1, extra)], 1)
         place = Place(positions(ids_BT, mask_BT), mask_BT)
-        h_BTD, _ = self.backbone.layers.enter(self.backbone.embed(ids_BT), place.pos_BT)
+        h_BTD, _ = self.layers.enter(self.backbone.embed(ids_BT), place.pos_BT)
         injected_BTD = self.inject(self.backbone.loop(h_BTD, self.prelude, place.pos_BT, place.mask_BT))
         trace = [torch.zeros_like(injected_BTD)]
         pace = halting.Pace(stop, choose, len(ids_BT), group, ids_BT.device)
@@ -125,7 +132,7 @@ class RecurrentMethod(Method[Recurrent]):
     def read_out(self, s_BTD: Tensor, place: "Place") -> Tensor:
         """State -> final hidden states at the answer's positions."""
         h_BTD = self.backbone.loop(s_BTD, self.coda, place.pos_BT, place.mask_BT)
-        return self.backbone.layers.norm(h_BTD[:, -self.config.answer_tokens :])
+        return self.layers.norm(h_BTD[:, -self.config.answer_tokens :])
 
     def terms(self, batch):
         r = self.draw_recurrences(batch)

@@ -35,6 +35,7 @@ class SimMethod(AlongSequence[Sim]):
         thought = self.loop(batch.prompt, Greedy(), 1, k, k, stop=None)
         if self.stop is not None and k > 0:
             used_B = self.early_stops(batch, device)
+            assert thought.context is not None  # the text follows
             h_B1D, context = self.stopped(thought.states_UKD, thought.context, used_B)
             thought = replace(thought, h_UTD=h_B1D, context=context, used_U=used_B)
         loss, logged = text_loss(self.backbone, thought, pad_right(batch.answers, batch.pad, device))

@@ -13,6 +13,7 @@ from hashlib import blake2b
 
 import torch
 from torch import Tensor
+from torch.distributions import Bernoulli, Distribution
 
 from eval.environments.base import Environment, Problem, iterate
 from eval.judge import verify
@@ -31,9 +32,10 @@ class StopWhere(Greedy):
     def __init__(self, used_B: Tensor):
         super().__init__(used_B=used_B)
 
-    def __call__(self, kind, dist, live_B, h_UD=None):
+    def __call__(self, kind: str, dist: Distribution, live_B: Tensor, h_UD: Tensor | None = None) -> Tensor:
         if kind != "halt":
             return super().__call__(kind, dist, live_B)
+        assert isinstance(dist, Bernoulli)
         return self.settled(live_B).to(dist.logits.dtype)
 
 

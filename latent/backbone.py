@@ -23,7 +23,7 @@ from kernels.linear_logprob import linear_logprob
 from kernels.recurrent_loop import RecurrentLoop
 from kernels.vocab_mix import vocab_mix
 from latent import layers
-from latent.cache import Context, LayerCache
+from latent.cache import Caches, Context, LayerCache
 from latent.taps import Recording, Tap
 
 
@@ -186,6 +186,7 @@ class Backbone(nn.Module):
         if mask_BS is not None:
             mask_BS = torch.cat([mask_BS, mask_BS.new_ones(b, t)], 1)
         chain = self._chain(context) if t == 1 and torch.is_grad_enabled() and not self._taps else None
+        past: Caches | LatentChain
         if chain is None:
             h_BTD, past = self._run(x_BTD, pos_BT, context.layers, mask_BS, keep=t)
         else:
@@ -291,7 +292,9 @@ class Backbone(nn.Module):
         if length > self.positions:
             raise UserError(f"prompt, thoughts and text need {length} positions, the model has {self.positions}")
 
-    def _run(self, x_BTD, pos_BT, past, mask_BS, keep):
+    def _run(
+        self, x_BTD: Tensor, pos_BT: Tensor, past: Caches | None, mask_BS: Tensor | None, keep: int
+    ) -> tuple[Tensor, Caches]:
         """The decoder over T new positions: final hidden states of at least the last `keep`, and the layers' caches."""
         t = x_BTD.shape[1]
         recording = self._recording(pos_BT, mask_BS if mask_BS is None else mask_BS[:, -t:])
@@ -304,7 +307,10 @@ class Backbone(nn.Module):
             recording.complete()
         return done
 
-    def _forward(self, x_BTD, pos_BT, past, mask_BS, recording=None):
+    def _forward(
+        self, x_BTD: Tensor, pos_BT: Tensor, past: Caches | None, mask_BS: Tensor | None,
+        recording: Recording | None = None,
+    ) -> tuple[Tensor, Caches]:  # fmt: skip
         """The same through the family's own `forward`: any causal LM, the last layer computed in full."""
         from latent import families
 

@@ -1,5 +1,6 @@
 """What has been read so far: the keys and values of every layer, and how a new position attends them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -142,6 +143,9 @@ class BranchedCache:
         return weigh(q, k, v, seen_B11S, dropout)
 
 
+Caches = Sequence[LayerCache | BranchedCache]  # one a layer, all of one kind
+
+
 @dataclass
 class Context:
     """All that has been read so far: a value, never changed in place.
@@ -151,13 +155,13 @@ class Context:
     asking the device.
     """
 
-    past: list[LayerCache] | list[BranchedCache] | LatentChain
+    past: Caches | LatentChain
     mask_BS: Tensor | None
     next_B: Tensor
     reach: int
 
     @property
-    def layers(self) -> list[LayerCache] | list[BranchedCache]:
+    def layers(self) -> Caches:
         """One cache a layer, copied out of a chain."""
         return [LayerCache(k, v) for k, v in self.past.read()] if isinstance(self.past, LatentChain) else self.past
 

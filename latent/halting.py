@@ -12,6 +12,7 @@ from torch.distributions import Bernoulli
 from kernels.exit_criterion import second_difference
 from latent.backbone import Backbone
 from latent.config import Converged, Fixed, LearnedStop
+from latent.thought import Chooser
 
 if TYPE_CHECKING:
     from latent.methods.base import Method
@@ -69,7 +70,9 @@ def build(config: Fixed | LearnedStop | Converged, method: Method) -> StopHead |
 class Pace:
     """Which of P * G rows are still thinking, asked before every latent step."""
 
-    def __init__(self, stop: StopHead | Settled | None, choose, prompts: int, group: int, device):
+    def __init__(
+        self, stop: StopHead | Settled | None, choose: Chooser, prompts: int, group: int, device: torch.device
+    ):
         self.stop, self.choose, self.group = stop, choose, group
         self.live_B = torch.ones(prompts * group, dtype=torch.bool, device=device)
         self.used_B = torch.zeros(prompts * group, dtype=torch.long, device=device)

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kernels.decoder import Act, Affine, Decoder, Layer
 from kernels.recurrent_block import inject
-from latent.cache import LayerCache, attend, visible, weigh
+from latent.cache import BranchedCache, Caches, LayerCache, attend, visible, weigh
 from latent.taps import Recording
 
 ACTIVATIONS: dict[str, Act] = {
@@ -35,9 +35,9 @@ def known_layers(lm) -> "GPT2 | Llama | None":
 
 
 def forward(
-    layers, x_BTD: Tensor, pos_BT: Tensor, past: list[LayerCache] | None, mask_BS: Tensor | None, keep: int,
+    layers, x_BTD: Tensor, pos_BT: Tensor, past: Caches | None, mask_BS: Tensor | None, keep: int,
     recompute: bool, recording: Recording | None,
-) -> tuple[Tensor, list[LayerCache]]:  # fmt: skip
+) -> tuple[Tensor, Caches]:  # fmt: skip
     """Final hidden states of at least the last `keep` of T new positions, (B, T, D), and the layers' longer caches."""
     t, depth = x_BTD.shape[1], len(layers.blocks)
     size = t + (past[0].size if past else 0)
@@ -46,7 +46,7 @@ def forward(
     if recording is not None:
         recording.state(0, h_BTD)
         keep = max(keep, recording.last)
-    caches = []
+    caches: list[LayerCache | BranchedCache] = []
     for n, layer in enumerate(layers.blocks, 1):
         wanted, weighed = keep if n == depth else t, recording is not None and n in recording.weighed
         args = (layer, h_BTD, rope, wanted, past[n - 1] if past else None, visible_BTS, weighed)
@@ -87,8 +87,8 @@ New = tuple[Tensor, Tensor, Tensor | None]  # K and V of new positions, and thei
 
 
 def _layer(
-    layer, h_BTD: Tensor, rope, wanted: int, past: LayerCache | None, visible_BTS, weighed: bool
-) -> tuple[Tensor, LayerCache, New]:
+    layer, h_BTD: Tensor, rope, wanted: int, past: LayerCache | BranchedCache | None, visible_BTS, weighed: bool
+) -> tuple[Tensor, LayerCache | BranchedCache, New]:
     """One layer over T new positions: the last `wanted` of them, its longer cache, and what is new in it."""
     q, k, v = layer.project(h_BTD, rope, wanted)
     cache, weights = LayerCache(k, v) if past is None else past.append(k, v), None

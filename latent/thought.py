@@ -190,7 +190,7 @@ class Sample(Chooser):
         super().__init__(temperature)
         self.share, self.drawn = share, 0
 
-    def pick(self, kind, dist):
+    def pick(self, kind: str, dist: Distribution) -> Tensor:
         self.drawn += 1
         return dist.sample() if self.share is None else self.share.sample(dist)
 
@@ -200,7 +200,7 @@ class Greedy(Chooser):
 
     random = False
 
-    def __call__(self, kind, dist, live_B, h_UD=None):
+    def __call__(self, kind: str, dist: Distribution, live_B: Tensor, h_UD: Tensor | None = None) -> Tensor:
         if isinstance(dist, torch.distributions.Bernoulli):
             return (dist.logits > 0).to(dist.logits.dtype)
         return dist.logits.argmax(-1) if isinstance(dist, torch.distributions.Categorical) else dist.mode
@@ -213,7 +213,7 @@ class Replay(Chooser):
         super().__init__(temperature, used_B)
         self._left = {d.kind: iter(d.value_BT.unbind(1)) for d in decisions}
 
-    def pick(self, kind, dist):
+    def pick(self, kind: str, dist: Distribution) -> Tensor:
         return next(self._left[kind])
 
 

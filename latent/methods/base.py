@@ -235,18 +235,20 @@ class AlongSequence(Method[ConfigT]):
             self.stop = halting.build(config.halt, self)
             self.policy = config.policy.build(backbone.width)
 
-    def reserved(self, steps):
+    def reserved(self, steps: int) -> int:
         return self.stride * max(steps, self.trained_steps)
 
-    def needs(self, prompt, steps, answer):
+    def needs(self, prompt: int, steps: list[int], answer: int) -> int:
         return prompt + self.stride * self.steps + answer - 1
 
-    def passes(self, used, tokens):
+    def passes(self, used: float, tokens: float) -> float:
         """Reading, each latent step, each token after the first; latents whose inputs are known are one pass."""
         parallel = self.feedback is not None and self.feedback.known(1) is not None
         return 1 + (min(used, 1) if parallel else used) + tokens - 1
 
-    def think(self, prompt, choose, group=1, steps=None, edit=None):
+    def think(
+        self, prompt: Prompt, choose: Chooser, group: int = 1, steps: int | None = None, edit: Edit | None = None
+    ) -> Thought:
         trained = self.trained_steps
         k = trained if steps is None else steps
         if k and self.feedback is None:
@@ -254,7 +256,14 @@ class AlongSequence(Method[ConfigT]):
         return self.loop(prompt, choose, group, k, max(k, trained), self.stop, edit)
 
     def loop(
-        self, prompt: Prompt, choose: Chooser, group: int, k: int, room: int, stop, edit: Edit | None = None
+        self,
+        prompt: Prompt,
+        choose: Chooser,
+        group: int,
+        k: int,
+        room: int,
+        stop: StopHead | Settled | None,
+        edit: Edit | None = None,
     ) -> Thought:
         """Think for at most k latents; the text begins where `room` latents would end, whatever was used."""
         self.backbone.must_hold(prompt.ids_BT.shape[1] + self.stride * room)

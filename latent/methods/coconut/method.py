@@ -12,7 +12,8 @@ No <eot> token follows the thoughts: the last latent gives the first token.
 import torch
 from torch import Tensor
 
-from latent.methods.base import AlongSequence, text_loss
+from latent.backbone import Backbone
+from latent.methods.base import AlongSequence, Mean, text_loss
 from latent.methods.coconut import Coconut
 from latent.text import Batch, tokens_in
 from latent.thought import Greedy
@@ -28,7 +29,7 @@ class CoconutMethod(AlongSequence[Coconut]):
     in_stage: Tensor
     exact: Tensor  # the sum and the weight of a moving average
 
-    def __init__(self, config, backbone):
+    def __init__(self, config: Coconut, backbone: Backbone):
         super().__init__(config, backbone)
         self.last = config.n_latent // config.latents_per_step + 1
         self.register_buffer("stage", torch.tensor(config.first_stage if config.n_latent else self.last))
@@ -40,21 +41,21 @@ class CoconutMethod(AlongSequence[Coconut]):
         """Latents in a stage."""
         return min(stage * self.config.latents_per_step, self.config.n_latent)
 
-    def reaches(self, latent, chain):
+    def reaches(self, latent: int, chain: int) -> int:
         return min(-(-latent // self.config.latents_per_step), chain)
 
-    def steps_written(self, chain):
+    def steps_written(self, chain: int) -> int:
         return 0 if self.stage == self.last else max(0, chain - int(self.stage))
 
-    def needs(self, prompt, steps, answer):
+    def needs(self, prompt: int, steps: list[int], answer: int) -> int:
         stages = (self.stride * self.latents(s) + sum(steps[s:]) for s in range(self.last))
         return prompt + max(*stages, self.stride * self.config.n_latent) + answer - 1
 
     @property
-    def trained_steps(self):
+    def trained_steps(self) -> int:
         return self.latents(int(self.stage))
 
-    def terms(self, batch):
+    def terms(self, batch: Batch) -> tuple[list[Mean], dict[str, Mean]]:
         self.drawn = drawn = self.draw_stage(batch)
         text = batch.chain(skip=self.skipped(batch, drawn))
         k = self.latents(drawn)
@@ -62,7 +63,7 @@ class CoconutMethod(AlongSequence[Coconut]):
         loss, logged = text_loss(self.backbone, thought, text)
         return [loss], logged
 
-    def counts(self, batch):
+    def counts(self, batch: Batch) -> list[int | Tensor]:
         return [tokens_in(batch.chain_rows(skip=self.skipped(batch, self.draw_stage(batch))))]
 
     def draw_stage(self, batch: Batch) -> int:
@@ -75,7 +76,7 @@ class CoconutMethod(AlongSequence[Coconut]):
         """Steps of a chain that the text has lost in a stage: all of them in the last."""
         return stage if stage < self.last else max(map(len, batch.steps))
 
-    def learned(self, logged):
+    def learned(self, logged: dict[str, Tensor]) -> dict[str, Tensor]:
         """Go on to the next stage, where this one is learned; batches of earlier stages do not count for that."""
         self.in_stage += 1
         if self.drawn == self.stage:

@@ -1,27 +1,29 @@
 """Control: distilled on chains written in tokens (SFT on the teacher's steps, then the answer)."""
 
-from latent.methods.base import AlongSequence, text_loss
+from torch import Tensor
+
+from latent.methods.base import AlongSequence, Mean, text_loss
 from latent.methods.cot import CoT
-from latent.text import one_in, tokens_in
+from latent.text import Batch, one_in, tokens_in
 from latent.thought import Greedy
 
 
 class CoTMethod(AlongSequence[CoT]):
     """Reads the prompt, writes the chain and the answer; trained on both."""
 
-    def steps_written(self, chain):
+    def steps_written(self, chain: int) -> int:
         return len(one_in(self.config.every, [0] * chain))
 
-    def needs(self, prompt, steps, answer):
+    def needs(self, prompt: int, steps: list[int], answer: int) -> int:
         return prompt + self.written(steps) + answer - 1
 
-    def written(self, steps):
+    def written(self, steps: list[int]) -> int:
         return sum(one_in(self.config.every, steps))
 
-    def terms(self, batch):
+    def terms(self, batch: Batch) -> tuple[list[Mean], dict[str, Mean]]:
         text = batch.chain(every=self.config.every)
         loss, logged = text_loss(self.backbone, self.think(batch.prompt, Greedy()), text)
         return [loss], logged
 
-    def counts(self, batch):
+    def counts(self, batch: Batch) -> list[int | Tensor]:
         return [tokens_in(batch.chain_rows(every=self.config.every))]

@@ -14,7 +14,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -22,6 +22,10 @@ from eval.cli import at_least, guarded, parse, program
 from eval.diagnose import opened
 from eval.runs import finished_beside
 from latent.files import check_writable, write_text
+
+if TYPE_CHECKING:
+    from eval.environments.base import Environment, Problem
+    from latent.generate import Reasoner
 
 TEMPLATE = Path(__file__).parent / "view.html"
 
@@ -112,7 +116,7 @@ def look(options: Options) -> dict:
     }
 
 
-def means(reasoner, known: list) -> tuple[list, int]:
+def means(reasoner: Reasoner, known: list) -> tuple[list, int]:
     """What goes into each latent step, on average over problems of one length, and that length in tokens."""
     import torch
 
@@ -129,7 +133,10 @@ def means(reasoner, known: list) -> tuple[list, int]:
     return [x[thought.used_U > i].mean(0, keepdim=True) for i, x in enumerate(inputs)], length
 
 
-def one(reasoner, env, problem, mean: tuple[list, int], readers: dict, chains, top: int) -> dict:
+def one(
+    reasoner: Reasoner, env: Environment, problem: Problem, mean: tuple[list, int], readers: dict,
+    chains: Reasoner | None, top: int,
+) -> dict:  # fmt: skip
     """A problem with its thoughts."""
     import torch
 

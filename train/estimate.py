@@ -1,6 +1,6 @@
 """What a preset would cost, without running it: FLOPs, memory and time. Everything here is an estimate.
 
-FLOPs are a method's own, times three for a training step; time is FLOPs over the rate of a large product,
+FLOPs are those that a method counts, times three for a training step; time is FLOPs over the rate of a large product,
 measured on this machine or assumed for a GPU, so small models and long chains of latents take longer than it says.
 """
 

@@ -49,14 +49,16 @@ def in_processes(
         return _in_processes(runs, work, jobs, show)
 
 
-def _in_processes(runs, work, jobs, show) -> dict[str, str]:
+def _in_processes(
+    runs: dict[str, Run], work: Callable[[Run, Say], dict], jobs: int, show: Callable[[str, dict], None]
+) -> dict[str, str]:
     context = multiprocessing.get_context("spawn")
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     waiting, finished = dict(runs), set()
     failed: dict[str, str] = {}
     workers: list[_Worker] = []
-    by_id = {run.id: name for name, run in runs.items()}
+    by_id: dict[str | None, str] = {run.id: name for name, run in runs.items()}
 
     def fail(name: str, why: str, traceback: str | None = None) -> None:
         failed[name] = why

@@ -1,17 +1,12 @@
 """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) on a pretrained backbone, by `peft`; merged before saving."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from typing import Any
 
 from kernels.errors import UserError
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
-
-def add(lm: PreTrainedModel, rank: int, alpha: float) -> None:
-    """Put adapters on every linear layer but the head, and freeze the rest of the backbone.
+def add(lm: Any, rank: int, alpha: float) -> None:
+    """Put adapters on every linear layer but the head of a `PreTrainedModel`, and freeze the rest of the backbone.
 
     What a method adds of its own stays trainable. Raises UserError where peft is not installed.
     """
@@ -33,7 +28,7 @@ def add(lm: PreTrainedModel, rank: int, alpha: float) -> None:
         p.requires_grad_("lora_" in name)
 
 
-def merge(lm: PreTrainedModel) -> None:
+def merge(lm: Any) -> None:
     """Add the adapters to the weights that they adapt, and take them out: a plain causal LM again."""
     adapted = [(n, m) for n, m in lm.named_modules() if hasattr(m, "get_base_layer") and hasattr(m, "merge")]
     for name, module in adapted:

@@ -18,6 +18,7 @@ eval: $(BIN)/.ready
 lint: $(BIN)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 speed: $(BIN)/.ready
 	$(BIN)/python -m train.speed
@@ -30,4 +31,4 @@ $(BIN)/.ready: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

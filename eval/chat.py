@@ -12,12 +12,17 @@ import latent.startup  # noqa: F401  first of all: it says what goes wrong befor
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from eval.cli import at_least, guarded, parse, program
 from kernels.errors import UserError
+
+if TYPE_CHECKING:
+    from eval.environments.base import Environment, Problem
+    from latent.generate import Reasoner
+    from latent.thought import Thought
 
 HELP = "A problem, or: /sample (a held-out problem), /latents K (or /latents, as trained), /help, /quit"
 
@@ -88,7 +93,9 @@ def talk(options: Options) -> None:
             reply(reasoner, env, known.question if known else line, known, steps, options.top)
 
 
-def reply(reasoner, env, question: str, problem, steps: int | None, top: int) -> None:
+def reply(
+    reasoner: Reasoner, env: Environment | None, question: str, problem: Problem | None, steps: int | None, top: int
+) -> None:
     """Print answer, thoughts and verdict; what cannot be read is one line."""
     from eval.judge import verify
 
@@ -103,12 +110,12 @@ def reply(reasoner, env, question: str, problem, steps: int | None, top: int) ->
         print(f"  {'prompt' if i == 0 else f'thought {i}':>10}: {said}")
     print(text)
     print(f"{used} latents")
-    if problem is not None:
+    if env is not None and problem is not None:
         verdict = verify(env, problem, text)
         print("correct" if verdict.correct else f"wrong: {verdict.reason}")
 
 
-def lens(reasoner, thought, used: int, top: int) -> list[str]:
+def lens(reasoner: Reasoner, thought: Thought, used: int, top: int) -> list[str]:
     """The likeliest tokens of the prompt's state and of each thought's, with probabilities."""
     import torch
 

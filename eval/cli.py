@@ -63,7 +63,7 @@ def check_flags(args: list[str]) -> None:
 
 def in_one_line(box: str) -> str:
     """The parser's complaint without its frame, up to its first rule."""
-    said = []
+    said: list[str] = []
     for line in box.splitlines()[1:]:
         text = line.strip("│╭╮╰╯ \n")
         if set(text) <= {"─"} and said:

@@ -11,7 +11,7 @@ def sequential_steps(reasoner: Reasoner, used: float, tokens: float) -> float:
     return reasoner.method.passes(used, tokens)
 
 
-def forward_flops(reasoner: Reasoner, prompt: int, used: float, tokens: float) -> float:
+def forward_flops(reasoner: Reasoner, prompt: float, used: float, tokens: float) -> float:
     """Forward FLOPs of one answer."""
     return reasoner.method.flops(prompt, used, tokens)
 

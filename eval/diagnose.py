@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -181,8 +181,9 @@ def lines(found: dict[str, dict]) -> list[str]:
     parts = {name: (f["causal"]["patches"], f["collapse"], f["probe"]) for name, f in found.items()}
     names = ("flipped", "donor", "moved", "cosine", "dimensions", "accuracy", "selectivity")
     heads = ("input: flipped", "to donor", "state: moved", "cosine", "dims", "probe", "selective")
+    nothing: dict[str, Any] = {}
     for name, each in parts.items():
-        merged = [{k: v for d in at for k, v in d.items()} for at in zip_longest(*each, fillvalue={})]
+        merged = [{k: v for d in at for k, v in d.items()} for at in zip_longest(*each, fillvalue=nothing)]
         out += [*aligned([[f"latent, {name}", *heads], *readings(merged, names, first=1)]), ""]
     names = ("top", "entropy", "support", "oracle", "elsewhere", "frontier", "frontier_share")
     for name, f in found.items():

@@ -13,6 +13,7 @@ from hashlib import blake2b
 
 import torch
 from torch import Tensor
+from torch.distributions import Bernoulli, Distribution
 
 from eval.environments.base import Environment, Problem, iterate
 from eval.judge import verify
@@ -31,9 +32,10 @@ class StopWhere(Greedy):
     def __init__(self, used_B: Tensor):
         super().__init__(used_B=used_B)
 
-    def __call__(self, kind, dist, live_B):
+    def __call__(self, kind: str, dist: Distribution, live_B: Tensor, h_UD: Tensor | None = None) -> Tensor:
         if kind != "halt":
             return super().__call__(kind, dist, live_B)
+        assert isinstance(dist, Bernoulli)
         return self.settled(live_B).to(dist.logits.dtype)
 
 
@@ -88,11 +90,21 @@ def hits(env: Environment, problems: list[Problem], texts: list[str]) -> list[in
     return [int(verify(env, p, t).correct) for p, t in zip(problems, texts)]
 
 
+def kept_in(inputs: list[Tensor]) -> Edit:
+    """An edit that changes nothing: it keeps what goes into each latent step."""
+
+    def edit(i: int, x: Tensor) -> Tensor:
+        inputs.append(x)
+        return x
+
+    return edit
+
+
 def untouched(reasoner: Reasoner, env: Environment, problems: list[Problem], batch: int) -> Iterator[Untouched]:
     """The problems answered as trained, a batch at a time."""
     for part in iterate(problems, batch):
         inputs: list[Tensor] = []
-        texts, thought = answer(reasoner, part, Greedy(), edit=lambda i, x, inputs=inputs: inputs.append(x) or x)
+        texts, thought = answer(reasoner, part, Greedy(), edit=kept_in(inputs))
         yield Untouched(part, texts, hits(env, part, texts), thought, inputs)
 
 
@@ -147,7 +159,7 @@ def causal(reasoner: Reasoner, env: Environment, problems: list[Problem], batch:
     if len(problems) % batch == 1:
         raise UserError(f"{len(problems)} problems in batches of {batch} leave one without another to take from")
     found: dict = {"intact": [], "keys": [p.key for p in problems]}
-    kinds = {kind: {"correct": [], "changed": 0.0} for kind in INTERVENTIONS}
+    kinds: dict[str, dict] = {kind: {"correct": [], "changed": 0.0} for kind in INTERVENTIONS}
     patches: list[dict] = []
     for b, was in enumerate(untouched(reasoner, env, problems, batch)):
         found["intact"] += was.correct
@@ -231,8 +243,9 @@ def trace(reasoner: Reasoner, problems: list[Problem], batch: int = 250, layer: 
 
 def _of_layer(reasoner: Reasoner, calls: list[Call], layer: int, thought: Thought) -> Tensor:
     """A layer's states (P, K + 1, D) at the position of each latent step, from before the first."""
-    before, *found = (reasoner.method.of_latent(calls, i).states.get(layer) for i in range(thought.states_UKD.shape[1]))
-    if any(h is None for h in found):
+    before, *later = (reasoner.method.of_latent(calls, i).states.get(layer) for i in range(thought.states_UKD.shape[1]))
+    found = [h for h in later if h is not None]
+    if len(found) < len(later):
         raise UserError(f"layer {layer} does not run in the latent steps of {type(reasoner.method).__name__}")
     if before is None:
         before = torch.zeros_like(thought.states_UKD[:, :1])

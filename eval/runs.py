@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from eval.cli import guarded, parse, program
 from kernels.errors import UserError
@@ -51,7 +51,7 @@ def main(args: list[str] | None = None) -> int:
         for name in options.compare or ():
             if spoilt := next((why for id, why in damaged.items() if id.startswith(name)), None):
                 raise UserError(f"{name} is damaged: {spoilt}")
-        print(*(comparison(options, runs) if options.compare else listing(options, runs)), sep="\n")
+        print(*(comparison(options.compare, runs) if options.compare else listing(options, runs)), sep="\n")
         for name, why in damaged.items():
             print(f"{name} is damaged and left out: {why}", file=sys.stderr)
 
@@ -139,7 +139,7 @@ def finished_beside(run: Path, same: tuple[str, ...]) -> Iterator[tuple[Path, Me
 def _flat(config, name: str = "") -> dict[str, object]:
     if not isinstance(config, dict):
         return {name: config}
-    found = {name: str(config["class"])} if name and "class" in config else {}
+    found: dict[str, object] = {name: str(config["class"])} if name and "class" in config else {}
     for key, value in config.items():
         if key != "class":
             found |= _flat(value, f"{name}.{key}".lstrip("."))
@@ -159,7 +159,7 @@ def listing(options: Options, runs: list[Found]) -> list[str]:
     if not runs:
         return [f"no runs in {options.out}" + (" that match" if options.where else "")]
     main: Callable[[Found, str], float] = lambda run, name: run.result["main"][name] if run.result else -1.0  # noqa: E731
-    keys: dict[str, Callable[[Found], object]] = {
+    keys: dict[str, Callable[[Found], Any]] = {
         "when": lambda run: run.when,
         "accuracy": lambda run: main(run, "accuracy"),
         "used": lambda run: main(run, "used"),
@@ -182,13 +182,13 @@ def listing(options: Options, runs: list[Found]) -> list[str]:
     return [rows[0], "-" * len(rows[0]), *rows[1:]]
 
 
-def comparison(options: Options, runs: list[Found]) -> list[str]:
+def comparison(names: tuple[str, str], runs: list[Found]) -> list[str]:
     """What differs between two runs, and by how much one is better on the same problems."""
     import numpy as np
 
     from eval.stats import mcnemar, paired
 
-    a, b = (pick(runs, name) for name in options.compare)
+    a, b = (pick(runs, name) for name in names)
     fields = [name for name in a.flat | b.flat if a.flat.get(name) != b.flat.get(name)]
     out = [f"{name}: {a.flat.get(name, '-')} | {b.flat.get(name, '-')}" for name in fields] or ["the same config"]
     if not a.result or not b.result:

@@ -5,6 +5,7 @@ from functools import lru_cache
 from math import comb, exp, hypot, log, sqrt
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from kernels.errors import UserError
 
@@ -36,16 +37,16 @@ def bootstrap(correct_SN: np.ndarray, n_boot: int = 10_000, level: float = 0.95,
     return float(low), float(high)
 
 
-def interval(correct_SN: np.ndarray, n_boot: int = 10_000) -> tuple[float, float]:
+def interval(correct_SN: ArrayLike, n_boot: int = 10_000) -> tuple[float, float]:
     """A 95 % interval of an accuracy over S training seeds and N items, 0 or 1 each: `bootstrap`'s.
 
     Never narrower than Wilson's for N items, however many the seeds: where nearly all are right, or wrong, hardly
     anything is left to resample.
     """
-    correct_SN = np.atleast_2d(np.asarray(correct_SN))
-    low, high = bootstrap(correct_SN, n_boot)
-    n = correct_SN.shape[1]
-    least, most = wilson(round(correct_SN.mean() * n), n)
+    hit_SN = np.atleast_2d(np.asarray(correct_SN))
+    low, high = bootstrap(hit_SN, n_boot)
+    n = hit_SN.shape[1]
+    least, most = wilson(round(hit_SN.mean() * n), n)
     return min(low, least), max(high, most)
 
 

@@ -14,7 +14,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -22,6 +22,10 @@ from eval.cli import at_least, guarded, parse, program
 from eval.diagnose import opened
 from eval.runs import finished_beside
 from latent.files import check_writable, write_text
+
+if TYPE_CHECKING:
+    from eval.environments.base import Environment, Problem
+    from latent.generate import Reasoner
 
 TEMPLATE = Path(__file__).parent / "view.html"
 
@@ -112,7 +116,7 @@ def look(options: Options) -> dict:
     }
 
 
-def means(reasoner, known: list) -> tuple[list, int]:
+def means(reasoner: Reasoner, known: list) -> tuple[list, int]:
     """What goes into each latent step, on average over problems of one length, and that length in tokens."""
     import torch
 
@@ -125,12 +129,14 @@ def means(reasoner, known: list) -> tuple[list, int]:
     length, alike = max(by_length.items(), key=lambda pair: len(pair[1]))
     inputs: list = []
     with torch.inference_mode():
-        edit = lambda i, x: inputs.append(x) or x  # noqa: E731
-        _, thought = diagnostics.answer(reasoner, alike[:256], Greedy(), edit=edit)
+        _, thought = diagnostics.answer(reasoner, alike[:256], Greedy(), edit=diagnostics.kept_in(inputs))
     return [x[thought.used_U > i].mean(0, keepdim=True) for i, x in enumerate(inputs)], length
 
 
-def one(reasoner, env, problem, mean: tuple[list, int], readers: dict, chains, top: int) -> dict:
+def one(
+    reasoner: Reasoner, env: Environment, problem: Problem, mean: tuple[list, int], readers: dict,
+    chains: Reasoner | None, top: int,
+) -> dict:  # fmt: skip
     """A problem with its thoughts."""
     import torch
 
@@ -154,7 +160,9 @@ def one(reasoner, env, problem, mean: tuple[list, int], readers: dict, chains, t
             h_D = states_KD[i]
             best = p_KV[i].topk(min(top, p_KV.shape[-1]))
             mine = [a[0, :, 0].mean(0).tolist() for a in method.of_latent(tapped.calls, i).attentions.values()]
-            at = {"top": [[decode([t]), p] for p, t in zip(best.values.tolist(), best.indices.tolist())]}
+            at: dict[str, Any] = {
+                "top": [[decode([t]), p] for p, t in zip(best.values.tolist(), best.indices.tolist())]
+            }
             at |= {"halt": None if halts is None else halts[i], "attention": mine}
             at["stopped"] = judged(diagnostics.answer(reasoner, [problem], Greedy(), steps=i)[0][0])
             if i:

@@ -3,8 +3,9 @@
 Rivals of a chain of latent steps have the same weights and the same cache, and give the same states.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
 
 from kernels.budget import SHAPES, Shape, random_decoder
 
@@ -36,7 +37,7 @@ class Case:
     is too short to be timed by itself; `calls` then are lists, one for each set of inputs.
     """
 
-    calls: dict[str, Callable | list[Callable]]
+    calls: Mapping[str, Callable | list[Callable]]
     exact: Callable
     moved: int
     products: int
@@ -61,14 +62,15 @@ def chain_case(plan: Plan, device: str, layers: int | None) -> Case:
     shape, batch, dtype = plan.shape, plan.batch, torch_dtype(plan.dtype)
     decoder = random_decoder(shape, device, dtype, layers)
     kv = (batch, shape.kv_heads, PROMPT, shape.head)
-    past = [tuple(torch.randn(kv, device=device, dtype=dtype) for _ in "kv") for _ in decoder.layers]
+    cached = lambda: torch.randn(kv, device=device, dtype=dtype)  # noqa: E731
+    past = [(cached(), cached()) for _ in decoder.layers]
     h = torch.randn(batch, shape.d, device=device, dtype=dtype)
     rope = None if decoder.kind == "layer" else rotations(shape, batch, device)
     fused, plain = (LatentDecoder(decoder, impl) for impl in ("triton", "torch"))
 
     def exact():
         double = in_dtype(decoder, torch.float64)
-        pairs = [tuple(x.double() for x in pair) for pair in past]
+        pairs = [(k.double(), v.double()) for k, v in past]
         return LatentDecoder(double, "torch").run(
             pairs, h.double(), None, STEPS, ropes=rope and in_dtype(rope, torch.float64)
         )[0]
@@ -108,9 +110,19 @@ def in_dtype(value, dtype):
 
     if isinstance(value, tuple):
         return tuple(in_dtype(v, dtype) for v in value)
-    if is_dataclass(value):
+    if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{f.name: in_dtype(getattr(value, f.name), dtype) for f in fields(value)})
     return value.to(dtype) if isinstance(value, torch.Tensor) else value
+
+
+def replayed(graph, out) -> Callable:
+    """A call that runs a captured graph again and returns what it writes."""
+
+    def call():
+        graph.replay()
+        return out
+
+    return call
 
 
 class StaticChain:
@@ -127,14 +139,15 @@ class StaticChain:
         self.h = torch.empty_like(h)
         b, kv_heads, size, d = past[0][0].shape
         self.kv = [tuple(x.new_zeros(b, kv_heads, size + STEPS, d) for x in pair) for pair in past]
-        self.heads, self.finish, self.replay = heads, finish, self.run
+        self.heads: Callable = heads
+        self.finish: Callable = finish
+        self.replay = self.run
         if compiled:
             torch._dynamo.reset()  # or arms share one limit of recompilations
             backend = "inductor" if h.is_cuda else "eager"
             self.heads, self.finish = (torch.compile(f, dynamic=False, backend=backend) for f in (heads, finish))
         if h.is_cuda:
-            graph, self.out = captured(self.run, warm=3)
-            self.replay = lambda: (graph.replay(), self.out)[1]
+            self.replay = replayed(*captured(self.run, warm=3))
 
     def run(self):
         import torch
@@ -174,19 +187,21 @@ def hf_chain(shape: Shape, decoder, past, h) -> Callable:
     import transformers as hf
 
     n = len(decoder.layers)
+    lm: Any  # the families' parts have no names in common
     if decoder.kind == "layer":
-        config = hf.GPT2Config(
-            vocab_size=32, n_embd=shape.d, n_inner=shape.inner, n_layer=n, n_head=shape.heads, n_positions=1024
+        lm = hf.GPT2Model(
+            hf.GPT2Config(
+                vocab_size=32, n_embd=shape.d, n_inner=shape.inner, n_layer=n, n_head=shape.heads, n_positions=1024
+            )
         )
-        lm = hf.GPT2Model(config)
     else:
-        family = (hf.Qwen3Config, hf.Qwen3Model) if decoder.layers[0].qk_norm else (hf.LlamaConfig, hf.LlamaModel)
-        config = family[0](
+        qwen = bool(decoder.layers[0].qk_norm)
+        config: Any = (hf.Qwen3Config if qwen else hf.LlamaConfig)(
             vocab_size=32, hidden_size=shape.d, intermediate_size=shape.inner, num_hidden_layers=n,
             num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, head_dim=shape.head,
             rms_norm_eps=decoder.eps,
         )  # fmt: skip
-        lm = family[1](config)
+        lm = (hf.Qwen3Model if qwen else hf.LlamaModel)(config)
     lm = lm.to(h.device, h.dtype).eval()
     blocks = lm.h if decoder.kind == "layer" else lm.layers
     with torch.no_grad():
@@ -254,8 +269,7 @@ def loop_case(plan: Plan, device: str, layers: int | None) -> Case:
 
     calls = {"triton": lambda: run(fused), "torch": lambda: run(plain)}
     if device == "cuda":
-        graph, out = captured(lambda: run(plain), warm=3)
-        calls["graph"] = lambda: (graph.replay(), out)[1]
+        calls["graph"] = replayed(*captured(lambda: run(plain), warm=3))
     weights = carry.numel() + sum(p.numel() for a in decoder.affines() for p in a if p is not None)
     moved = constant.element_size() * (weights + (RECURRENCES + 1) * constant.numel())
     return Case(calls, exact, moved, 2 * RECURRENCES * batch * weights, RECURRENCES)
@@ -285,7 +299,7 @@ def row_case(plan: Plan, device: str, layers: int | None) -> Case:
     d, head, kv_heads = shape.d, shape.head, shape.kv_heads
     states, table = (n, d), (shape.vocab, d)
     own = [(1, n, shape.heads, head), (2, 1, kv_heads, 512, head), (2, 1, n, kv_heads, 64, head)]
-    call, sizes, written, products = {
+    known: dict[str, tuple[Callable, list[tuple[int, ...]], int, int]] = {
         "thought_feedback": (lambda h, w, b, impl: thought_feedback(h, (w, b), impl=impl), [states, (d,), (d,)], d, 0),
         "recurrent_block": (lambda s, c, w, impl: inject(s, c, w, impl=impl), [states, states, (d,)], 2 * d, 0),
         "second_difference": (second_difference, [states] * 3, 0, 0),
@@ -295,7 +309,8 @@ def row_case(plan: Plan, device: str, layers: int | None) -> Case:
             lambda q, prefix, own, impl: shared_prefix_attention(q, tuple(prefix), tuple(own), impl=impl),
             own, shape.heads * head, 4 * shape.heads * head * 576,
         ),
-    }[plan.op]  # fmt: skip
+    }  # fmt: skip
+    call, sizes, written, products = known[plan.op]
 
     def tensor(size):
         x = torch.randn(size, device=device, dtype=dtype)
@@ -320,6 +335,7 @@ def logprob_case(plan: Plan, device: str, layers: int | None) -> Case:
 
     def loss(h, e, ids, impl):
         logp, entropy, _ = linear_logprob(h, e, ids, impl=impl)
+        assert entropy is not None  # as it is where it is not declined
         return logp.sum() + 0.1 * entropy.sum()
 
     def call(impl: str):

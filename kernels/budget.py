@@ -20,7 +20,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 TABLE = Path(__file__).parent / "budget.csv"
 TARGETS = {
@@ -60,7 +62,7 @@ def random_decoder(shape: Shape, device, dtype, layers: int | None = None):
     """A decoder of a model's sizes with random weights, laid out in memory as `transformers` has them."""
     import torch
 
-    from kernels.decoder import Decoder, Layer
+    from kernels.decoder import Act, Decoder, Kind, Layer
 
     gpt2, d = shape.name == "gpt2", shape.d
 
@@ -87,11 +89,13 @@ def random_decoder(shape: Shape, device, dtype, layers: int | None = None):
         )
         for _ in range(layers or shape.layers)
     ]
-    kind, act, eps = ("layer", "gelu_tanh", 1e-5) if gpt2 else ("rms", "silu", 1e-6)
+    kind: Kind = "layer" if gpt2 else "rms"
+    act: Act = "gelu_tanh" if gpt2 else "silu"
+    eps = 1e-5 if gpt2 else 1e-6
     return Decoder(tuple(made), norm(d), shape.heads, shape.kv_heads, shape.head, kind, eps, act)
 
 
-def cases(shape: Shape) -> Iterator[tuple[str, Callable[[], None]]]:
+def cases(shape: Shape) -> Iterator[tuple[str, Callable[[], object]]]:
     """Each op at a model's sizes, as it is called in decoding (B = 1, 64) and in training, in bf16."""
     import torch
 
@@ -110,6 +114,7 @@ def cases(shape: Shape) -> Iterator[tuple[str, Callable[[], None]]]:
         logp, entropy, _ = linear_logprob(
             t(n, shape.d, grad=True), t(shape.vocab, shape.d, grad=True), t(n, dtype=torch.int64), impl="triton"
         )
+        assert entropy is not None  # as it is where it is not declined
         (logp.sum() + entropy.sum()).backward()
 
     def steps(n: int, dtype) -> None:
@@ -120,7 +125,7 @@ def cases(shape: Shape) -> Iterator[tuple[str, Callable[[], None]]]:
 
     for dtype in (torch.bfloat16, torch.float32):
         for n in (1, 4, 16, 64):
-            yield "decode_step", lambda n=n, dtype=dtype: steps(n, dtype)
+            yield "decode_step", partial(steps, n, dtype)
 
     def shared(n: int) -> None:
         kv = (t(1, shape.kv_heads, 256, shape.head),) * 2
@@ -134,22 +139,22 @@ def cases(shape: Shape) -> Iterator[tuple[str, Callable[[], None]]]:
 
     yield "recurrent_block", injected
     for n in (8, 64):
-        yield "shared_prefix_attention", lambda n=n: shared(n)
+        yield "shared_prefix_attention", partial(shared, n)
     for n in (16, 8192):
-        yield "linear_logprob", lambda n=n: logprob(n)
+        yield "linear_logprob", partial(logprob, n)
     for n in (1, 64):
         h, e = t(n, shape.d), t(shape.vocab, shape.d)
         norm = (t(shape.d), t(shape.d) if shape.name == "gpt2" else None)
-        yield "thought_feedback", lambda h=h, norm=norm: thought_feedback(h, norm, impl="triton")
+        yield "thought_feedback", partial(thought_feedback, h, norm, impl="triton")
         gate, square = (h, h, h, t(shape.d)), (t(shape.d, shape.d).t(), None)
-        yield "thought_feedback", lambda h=h, s=square, g=gate: thought_feedback(h, None, 0, s, g, impl="triton")
-        yield "exit_criterion", lambda h=h: second_difference(h, h, h, impl="triton")
-        yield "exit_criterion", lambda h=h, e=e: step_kl(h, h, e, impl="triton")
-        yield "vocab_mix", lambda h=h, e=e: vocab_mix(h, e, impl="triton")
-        yield "vocab_mix", lambda h=h, e=e: vocab_mix(h, e, top_k=16, impl="triton")
+        yield "thought_feedback", partial(thought_feedback, h, None, 0, square, gate, impl="triton")
+        yield "exit_criterion", partial(second_difference, h, h, h, impl="triton")
+        yield "exit_criterion", partial(step_kl, h, h, e, impl="triton")
+        yield "vocab_mix", partial(vocab_mix, h, e, impl="triton")
+        yield "vocab_mix", partial(vocab_mix, h, e, top_k=16, impl="triton")
 
 
-def resident_cases(shape: Shape) -> Iterator[tuple[str, Callable[[], None], str]]:
+def resident_cases(shape: Shape) -> Iterator[tuple[str, Callable[[], object], str]]:
     """Ops whose tiles are made for one architecture, at a model's sizes in bf16, each with that architecture."""
     import torch
 
@@ -167,7 +172,7 @@ def resident_cases(shape: Shape) -> Iterator[tuple[str, Callable[[], None], str]
         loop.run(t(1, 64, shape.d), 1, rope)
 
     for arch in TARGETS:
-        yield "recurrent_loop", lambda arch=arch: recur(arch), arch
+        yield "recurrent_loop", partial(recur, arch), arch
 
 
 @dataclass(frozen=True)
@@ -178,7 +183,7 @@ class Launch:
     module: str
     kernel: str
     signature: tuple[tuple[str, str], ...]
-    constants: tuple[tuple[str, object], ...]
+    constants: tuple[tuple[str, Any], ...]
     divisible: tuple[int, ...]
     options: tuple[tuple[str, int], ...]
     made_for: str | None
@@ -267,14 +272,14 @@ def compiled(launch: Launch, arch: str) -> dict:
     found = {"shared": binary.metadata.shared}
     if arch.startswith("gfx"):
         text = binary.asm["amdgcn"]
-        count = lambda key: int(re.search(rf"\.{key}:\s*(\d+)", text)[1])  # noqa: E731
+        count = lambda key: int(re.findall(rf"\.{key}:\s*(\d+)", text)[0])  # noqa: E731
         return found | {"registers": count("vgpr_count"), "spilled": 4 * count("vgpr_spill_count")}
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as f:
         f.write(binary.asm["cubin"])
         f.flush()
         text = subprocess.run([tool, "-res-usage", f.name], capture_output=True, text=True, check=True).stdout
-    reg, stack = re.search(r"REG:(\d+) STACK:(\d+)", text).groups()
+    reg, stack = re.findall(r"REG:(\d+) STACK:(\d+)", text)[0]
     return found | {"registers": int(reg), "spilled": int(stack)}
 
 

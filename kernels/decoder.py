@@ -15,6 +15,8 @@ from typing import Literal
 from torch import Tensor
 
 Affine = tuple[Tensor, Tensor | None]  # weight and bias of a norm, (D,), or of a projection, (in, out) and (out,)
+Kind = Literal["layer", "rms"]
+Act = Literal["relu", "gelu", "gelu_tanh", "silu"]
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,13 @@ class Decoder:
     heads: int
     kv_heads: int
     d: int
-    kind: Literal["layer", "rms"]
+    kind: Kind
     eps: float
-    act: Literal["relu", "gelu", "gelu_tanh", "silu"]
+    act: Act
 
     def affines(self) -> list[Affine]:
         """Every weight with its bias, in a fixed order: layer by layer, the final norm last."""
-        found = []
+        found: list[Affine] = []
         for layer in self.layers:
             for field in fields(layer):
                 value = getattr(layer, field.name)

@@ -4,6 +4,7 @@ import importlib
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 
 def _join_kernels() -> None:
@@ -35,13 +36,16 @@ class _Register:
             spec = find_spec(name)
         finally:
             sys.meta_path.insert(0, self)
-        load = spec.loader.exec_module
+        if spec is None or spec.loader is None:
+            return spec
+        loader: Any = spec.loader
+        load = loader.exec_module
 
         def load_and_register(module) -> None:
             load(module)
             importlib.import_module(self.after[name])  # registers itself
 
-        spec.loader.exec_module = load_and_register
+        loader.exec_module = load_and_register
         return spec
 
 

@@ -8,6 +8,7 @@ one-position step, and nothing of the last layer is computed that no one reads. 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from kernels.linear_logprob import linear_logprob
 from kernels.recurrent_loop import RecurrentLoop
 from kernels.vocab_mix import vocab_mix
 from latent import layers
-from latent.cache import Context, LayerCache
+from latent.cache import Caches, Context, LayerCache
 from latent.taps import Recording, Tap
 
 
@@ -32,18 +33,21 @@ class Backbone(nn.Module):
     `lm` is any `transformers` causal LM with a cache of K and V for every layer. Raises UserError for one without.
     """
 
+    __getattr__ = nn.Module.__getattr__  # the same, but a name that no one declares is an error to mypy
+    lm: Any  # a PreTrainedModel, most of which is declared as Tensor | Module
+
     def __init__(self, lm: nn.Module):
         super().__init__()
         self.lm = lm
-        self.decoder = [lm.get_decoder()]  # in a list: its parameters are lm's
+        self.decoder = [self.lm.get_decoder()]  # in a list: its parameters are lm's
         self.layers = layers.known_layers(lm)
         self.recompute = False  # gradient checkpointing
         self._fused: dict[str, tuple[tuple, LatentDecoder | RecurrentLoop]] = {}
         self._taps: list[Tap] = []  # the open ones
-        config = lm.config
+        config = self.lm.config
         self.width: int = config.hidden_size
         self.positions: int = config.max_position_embeddings
-        self.vocab: int = lm.get_output_embeddings().weight.shape[0]
+        self.vocab: int = self.lm.get_output_embeddings().weight.shape[0]
         if self.layers is None and not getattr(self.decoder[0], "layers", None):
             raise UserError(f"{type(lm).__name__} is not a causal LM with a K/V cache a layer")
 
@@ -196,9 +200,11 @@ class Backbone(nn.Module):
         if mask_BS is not None:
             mask_BS = torch.cat([mask_BS, mask_BS.new_ones(b, t)], 1)
         chain = self._chain(context) if t == 1 and torch.is_grad_enabled() and not self._taps else None
+        past: Caches | LatentChain
         if chain is None:
             h_BTD, past = self._run(x_BTD, pos_BT, context.layers, mask_BS, keep=t)
         else:
+            assert self.layers is not None  # or there were no chain
             x_B1D, rope = self.layers.enter(x_BTD, pos_BT)
             rope = rope and tuple(r[:, 0, 0] for r in rope)
             h_BD, past = chain.step(x_B1D[:, 0], rope, mask_BS)
@@ -218,6 +224,7 @@ class Backbone(nn.Module):
         self.check_length(context.reach + k * stride)
         fused = self._ready(op, decoder, (), lambda: LatentDecoder(decoder))
         pos_KB = context.next_B + stride * torch.arange(1, k + 1, device=context.next_B.device)[:, None] - 1
+        assert self.layers is not None  # or there were no decoder
         add_KBD, ropes = self.layers.places(h_BD, pos_KB)
         read = [(c.k, c.v) for c in context.layers]
         states_BKD, longer = fused.run(read, h_BD, feed, k, add_KBD, ropes, context.mask_BS)
@@ -253,6 +260,7 @@ class Backbone(nn.Module):
         loop = self._ready(op, core, (weight, *affine), lambda: RecurrentLoop(core, weight.t(), affine, norm.eps))
         if dispatch.choose(op, None, weight, loop.unless(constant_BTD)) == "torch":
             return None
+        assert self.layers is not None  # or there were no decoder
         _, ropes = self.layers.places(constant_BTD, pos_BT)
         return loop.run(constant_BTD, r, ropes, mask_BT)
 
@@ -263,10 +271,10 @@ class Backbone(nn.Module):
             return None
         if dispatch.choose(op, None, weight, dispatch.not_floats(weight)) == "torch":
             return None
-        decoder = self.layers and self.layers.decoder()
-        if not decoder:
+        decoder = None if self.layers is None else self.layers.decoder()
+        if decoder is None:
             dispatch.choose(op, None, weight, f"no fused step for this {type(self.lm).__name__}")
-        return decoder or None
+        return decoder
 
     def _ready(self, op: str, decoder: Decoder, more: tuple[Tensor, ...], make: Callable):
         """What a fused kernel keeps between calls, made anew where a weight lies elsewhere than before."""
@@ -288,15 +296,19 @@ class Backbone(nn.Module):
         """The chain to go on by one position in training, None where the layers are not plain ones."""
         if isinstance(context.past, LatentChain):
             return context.past
-        decoder = self.layers and self.layers.decoder()
-        return decoder and LatentChain.of(decoder, [(c.k, c.v) for c in context.past], self.recompute)
+        decoder = None if self.layers is None else self.layers.decoder()
+        if decoder is None:
+            return None
+        return LatentChain.of(decoder, [(c.k, c.v) for c in context.past], self.recompute)
 
     def check_length(self, length: int) -> None:
         """Raise UserError where prompt, thoughts and text together need more positions than there are."""
         if length > self.positions:
             raise UserError(f"prompt, thoughts and text need {length} positions, the model has {self.positions}")
 
-    def _run(self, x_BTD, pos_BT, past, mask_BS, keep):
+    def _run(
+        self, x_BTD: Tensor, pos_BT: Tensor, past: Caches | None, mask_BS: Tensor | None, keep: int
+    ) -> tuple[Tensor, Caches]:
         """The decoder over T new positions: final hidden states of at least the last `keep`, and the layers' caches."""
         t = x_BTD.shape[1]
         recording = self._recording(pos_BT, mask_BS if mask_BS is None else mask_BS[:, -t:])
@@ -309,7 +321,10 @@ class Backbone(nn.Module):
             recording.complete()
         return done
 
-    def _forward(self, x_BTD, pos_BT, past, mask_BS, recording=None):
+    def _forward(
+        self, x_BTD: Tensor, pos_BT: Tensor, past: Caches | None, mask_BS: Tensor | None,
+        recording: Recording | None = None,
+    ) -> tuple[Tensor, Caches]:  # fmt: skip
         """The same through the family's own `forward`: any causal LM, the last layer computed in full."""
         from latent import families
 
@@ -417,9 +432,10 @@ def from_pretrained(name: str) -> tuple[Backbone, object]:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        lm, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
+        lm, info = loaded
     except (OSError, ValueError) as e:
         raise UserError(f"cannot load a causal LM from {name!r}: {str(e).splitlines()[0]}") from None
     if info["missing_keys"]:

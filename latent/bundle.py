@@ -85,9 +85,9 @@ LatentConfig, LatentForCausalLM = _hf.LatentConfig, _hf.LatentForCausalLM
 
 def text() -> str:
     """The file's text, the same for the same sources."""
-    root = sys.modules.get(__name__.removesuffix(".latent.bundle"))
-    if hasattr(root, "FILE"):  # we came out of such a file ourselves
-        return Path(root.FILE).read_text(encoding="utf-8")
+    ours = getattr(sys.modules.get(__name__.removesuffix(".latent.bundle")), "FILE", None)
+    if ours is not None:  # we came out of such a file ourselves
+        return Path(ours).read_text(encoding="utf-8")
     home = Path(__file__).resolve().parent.parent
     files = sorted(p for top in ("latent", "kernels") for p in (home / top).rglob("*.py"))
     named = {p.relative_to(home).as_posix(): p.read_text(encoding="utf-8") for p in files}

@@ -1,5 +1,6 @@
 """What has been read so far: the keys and values of every layer, and how a new position attends them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -135,11 +136,14 @@ class BranchedCache:
         group = len(q) // len(self.k)
         pairs = (self.k, self.own.k), (self.v, self.own.v)
         k, v = (torch.cat([prompt.repeat_interleave(group, 0), own], 2) for prompt, own in pairs)
-        seen_BTS = None
+        seen_B11S = None
         if self.visible_PS is not None:
             seen_BS = self.visible_PS.repeat_interleave(group, 0)
-            seen_BTS = F.pad(seen_BS, (0, self.own.size), value=True)[:, None, None]
-        return weigh(q, k, v, seen_BTS, dropout)
+            seen_B11S = F.pad(seen_BS, (0, self.own.size), value=True)[:, None, None]
+        return weigh(q, k, v, seen_B11S, dropout)
+
+
+Caches = Sequence[LayerCache | BranchedCache]  # one a layer, all of one kind
 
 
 @dataclass
@@ -151,13 +155,13 @@ class Context:
     asking the device.
     """
 
-    past: list[LayerCache] | list[BranchedCache] | LatentChain
+    past: Caches | LatentChain
     mask_BS: Tensor | None
     next_B: Tensor
     reach: int
 
     @property
-    def layers(self) -> list[LayerCache] | list[BranchedCache]:
+    def layers(self) -> Caches:
         """One cache a layer, copied out of a chain."""
         return [LayerCache(k, v) for k, v in self.past.read()] if isinstance(self.past, LatentChain) else self.past
 
@@ -169,7 +173,11 @@ class Context:
     def rows(self, index_U: Tensor) -> "Context":
         """Some rows, any of them as often as named."""
         mask = None if self.mask_BS is None else self.mask_BS[index_U]
-        return Context([c.rows(index_U) for c in self.layers], mask, self.next_B[index_U], self.reach)
+        past = []
+        for c in self.layers:
+            assert isinstance(c, LayerCache)  # rollouts that have branched go on as they are
+            past.append(c.rows(index_U))
+        return Context(past, mask, self.next_B[index_U], self.reach)
 
     def branch(self, group: int) -> "Context":
         """For `group` rollouts of each row, row p * G + g, that go on position by position."""

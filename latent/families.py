@@ -12,16 +12,17 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as masks
 from transformers.masking_utils import eager_mask
 
 from kernels.errors import UserError
-from latent.cache import LayerCache
+from latent.cache import Caches, LayerCache
 from latent.taps import Recording
 
 
 class _Cache(DynamicCache):
     """Remembers what each layer adds, as the very tensors that are added."""
 
-    def __init__(self, past: list[LayerCache]):
+    def __init__(self, past: Caches):
         super().__init__()
         for i, layer in enumerate(past):
+            assert isinstance(layer, LayerCache)  # rollouts branch only where the arithmetic is ours
             super().update(layer.k, layer.v, i)
         self.added: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -31,9 +32,9 @@ class _Cache(DynamicCache):
 
 
 def forward(
-    lm: PreTrainedModel, x_BTD: Tensor, pos_BT: Tensor, past: list[LayerCache] | None, mask_BS: Tensor | None,
+    lm: PreTrainedModel, x_BTD: Tensor, pos_BT: Tensor, past: Caches | None, mask_BS: Tensor | None,
     recording: Recording | None = None,
-) -> tuple[Tensor, list[LayerCache]]:  # fmt: skip
+) -> tuple[Tensor, Caches]:  # fmt: skip
     """Final hidden states (B, T, D) of T new positions, and the layers' longer caches; all of every layer is computed.
 
     Raises UserError for a cache of something else than K and V, and for a family that does not give what is recorded.

@@ -22,25 +22,25 @@ def decode(method: Method, thought: Thought, choose: Chooser, max_tokens: int, e
     parallel.
     """
     backbone, h_UTD, context, row_B = method.backbone, thought.h_UTD, thought.context, thought.row_B
-    read, shared = h_UTD.shape[1], row_B is not None
-    rollouts = len(row_B) if shared else len(h_UTD)
+    read = h_UTD.shape[1]
+    rollouts = len(h_UTD) if row_B is None else len(row_B)
     live_B = torch.ones(rollouts, dtype=torch.bool, device=h_UTD.device)
-    tokens = []
+    tokens: list[Tensor] = []
     for t in range(max_tokens):
         if t >= read:
             if context is None or context.reach == backbone.positions:
                 break
             next_U = tokens[-1]
-            alike = shared and t == read and _in_groups(row_B, len(h_UTD))
+            alike = row_B is not None and t == read and _in_groups(row_B, len(h_UTD))
             branched = backbone.branch(context, rollouts // len(h_UTD)) if alike else None
             if branched is not None:
-                context, shared = branched, False
-            if shared:  # rollouts that wrote the same so far go on as one row
+                context, row_B = branched, None
+            if row_B is not None:  # rollouts that wrote the same so far go on as one row
                 key_U, row_B = torch.unique(row_B * backbone.vocab + tokens[-1], return_inverse=True)
                 context, next_U = context.rows(key_U // backbone.vocab), key_U % backbone.vocab
             h_UTD, context = backbone.step(backbone.embed(next_U[:, None]), context)
         logits_UV = backbone.head(h_UTD[:, t if t < read else 0]) / choose.temperature
-        logits_BV = logits_UV[row_B] if shared else logits_UV
+        logits_BV = logits_UV if row_B is None else logits_UV[row_B]
         token_B = choose("token", Categorical(logits=logits_BV, validate_args=False), live_B)
         if end is not None:
             token_B = torch.where(live_B, token_B, end)
@@ -143,6 +143,7 @@ def _scored(method: Method, rolled: Rollout, temperature: float) -> tuple[Though
     ids_UT = rolled.tokens_BT[one_U]
     h_UTD = text_hidden(method.backbone, thought, ids_UT, row_B[one_U])
     logp_N, entropy_N, _ = method.backbone.logprob(h_UTD.flatten(0, 1), ids_UT.flatten(), temperature)
+    assert entropy_N is not None  # as it is where it is not declined
     logp_BT, entropy_BT = (x.view(ids_UT.shape)[copy_B] for x in (logp_N, entropy_N))
     expected_BT = None if method.critic is None else method.critic(h_UTD.detach())[..., 0][copy_B]
     written = replace(text, logp_BT=logp_BT, entropy_BT=entropy_BT, expected_BT=expected_BT)

@@ -1,6 +1,9 @@
 """When to stop thinking: at the end (`Fixed`), by a learned stop (`LearnedStop`), or once settled (`Converged`)."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +12,10 @@ from torch.distributions import Bernoulli
 from kernels.exit_criterion import second_difference
 from latent.backbone import Backbone
 from latent.config import Converged, Fixed, LearnedStop
+from latent.thought import Chooser
+
+if TYPE_CHECKING:
+    from latent.methods.base import Method
 
 
 class StopHead(nn.Module):
@@ -41,14 +48,15 @@ class Settled(nn.Module):
         if len(states) < (3 if second else 2):
             return h_PD.new_zeros(len(h_PD), dtype=torch.bool)
         if second:
-            last = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in states[:-4:-1])  # autocast mixes them
-            moved_P = second_difference(*last)[0] / h_PD.shape[-1] ** 0.5
+            wide = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in states[:-4:-1])  # autocast mixes them
+            last_PD, before_PD, earlier_PD = wide
+            moved_P = second_difference(last_PD, before_PD, earlier_PD)[0] / h_PD.shape[-1] ** 0.5
         else:
             moved_P = self.backbone[0].step_kl(self.lens(h_PD), self.lens(states[-2]))
         return moved_P < self.config.below
 
 
-def build(config: Fixed | LearnedStop | Converged, method: nn.Module) -> StopHead | Settled | None:
+def build(config: Fixed | LearnedStop | Converged, method: Method) -> StopHead | Settled | None:
     """What a halting rule needs of a method; None where it is nothing."""
     match config:
         case Fixed():
@@ -62,7 +70,9 @@ def build(config: Fixed | LearnedStop | Converged, method: nn.Module) -> StopHea
 class HaltTracker:
     """Which of P * G rows are still thinking, asked before every latent step."""
 
-    def __init__(self, stop: StopHead | Settled | None, choose, prompts: int, group: int, device):
+    def __init__(
+        self, stop: StopHead | Settled | None, choose: Chooser, prompts: int, group: int, device: torch.device
+    ):
         self.stop, self.choose, self.group = stop, choose, group
         self.live_B = torch.ones(prompts * group, dtype=torch.bool, device=device)
         self.used_B = torch.zeros(prompts * group, dtype=torch.long, device=device)
@@ -82,6 +92,7 @@ class HaltTracker:
         """Which rows stop at a state (B,)."""
         if isinstance(self.stop, StopHead):
             return self.choose("halt", self.stop(h_PD, self.group), self.live_B, h_PD) == 1
+        assert self.stop is not None  # it is asked only where there is one
         self.last = [*self.last[-2:], h_PD]
         self.hits_P = torch.where(self.stop(self.last), self.hits_P + 1, 0)
         return self.choose.settled((self.hits_P >= self.stop.config.hits).repeat_interleave(self.group))

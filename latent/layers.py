@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kernels.decoder import Affine, Decoder, Layer
+from kernels.decoder import Act, Affine, Decoder, Layer
 from kernels.recurrent_block import inject
-from latent.cache import LayerCache, attend, visible, weigh
+from latent.cache import BranchedCache, Caches, LayerCache, attend, visible, weigh
 from latent.taps import Recording
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Act] = {
     "relu": "relu",
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -22,7 +22,7 @@ ACTIVATIONS = {
 }
 
 
-def known_layers(lm):
+def known_layers(lm) -> "GPT2 | Llama | None":
     """The family's pieces, or None for a family or a setting not written down here."""
     kind, config = type(lm).__name__, lm.config
     if kind == "GPT2LMHeadModel":
@@ -35,9 +35,9 @@ def known_layers(lm):
 
 
 def forward(
-    layers, x_BTD: Tensor, pos_BT: Tensor, past: list[LayerCache] | None, mask_BS: Tensor | None, keep: int,
+    layers, x_BTD: Tensor, pos_BT: Tensor, past: Caches | None, mask_BS: Tensor | None, keep: int,
     recompute: bool, recording: Recording | None,
-) -> tuple[Tensor, list[LayerCache]]:  # fmt: skip
+) -> tuple[Tensor, Caches]:  # fmt: skip
     """Final hidden states of at least the last `keep` of T new positions, (B, T, D), and the layers' longer caches."""
     t, depth = x_BTD.shape[1], len(layers.blocks)
     size = t + (past[0].size if past else 0)
@@ -46,7 +46,7 @@ def forward(
     if recording is not None:
         recording.state(0, h_BTD)
         keep = max(keep, recording.last)
-    caches = []
+    caches: list[LayerCache | BranchedCache] = []
     for n, layer in enumerate(layers.blocks, 1):
         wanted, weighed = keep if n == depth else t, recording is not None and n in recording.weighed
         args = (layer, h_BTD, rope, wanted, past[n - 1] if past else None, visible_BTS, weighed)
@@ -87,8 +87,8 @@ New = tuple[Tensor, Tensor, Tensor | None]  # K and V of new positions, and thei
 
 
 def _layer(
-    layer, h_BTD: Tensor, rope, wanted: int, past: LayerCache | None, visible_BTS, weighed: bool
-) -> tuple[Tensor, LayerCache, New]:
+    layer, h_BTD: Tensor, rope, wanted: int, past: LayerCache | BranchedCache | None, visible_BTS, weighed: bool
+) -> tuple[Tensor, LayerCache | BranchedCache, New]:
     """One layer over T new positions: the last `wanted` of them, its longer cache, and what is new in it."""
     q, k, v = layer.project(h_BTD, rope, wanted)
     cache, weights = LayerCache(k, v) if past is None else past.append(k, v), None
@@ -138,14 +138,16 @@ class GPT2:
         return self.body.wpe(pos_KB), None
 
     def decoder(self) -> Decoder | None:
-        layers = [b.weights() for b in self.blocks]
-        if None in layers or torch.is_autocast_enabled(self.norm.weight.device.type):
+        layers = [w for b in self.blocks if (w := b.weights()) is not None]
+        if len(layers) < len(self.blocks) or torch.is_autocast_enabled(self.norm.weight.device.type):
             return None
         if self.body.drop.training and self.body.drop.p:
             return None
         config, d = self.body.config, self.body.embed_dim // self.heads
         act = ACTIVATIONS.get(config.activation_function)
-        return act and Decoder(
+        if act is None:
+            return None
+        return Decoder(
             tuple(layers), _affine(self.norm), self.heads, self.heads, d, "layer", config.layer_norm_epsilon, act
         )
 
@@ -226,14 +228,14 @@ class Llama:
         return None, tuple(r.float() for r in self.body.rotary_emb(h_BD, pos_KB))
 
     def decoder(self) -> Decoder | None:
-        layers = [b.weights() for b in self.blocks]
-        if None in layers or torch.is_autocast_enabled(self.norm.weight.device.type):
+        layers = [w for b in self.blocks if (w := b.weights()) is not None]
+        if len(layers) < len(self.blocks) or torch.is_autocast_enabled(self.norm.weight.device.type):
             return None
         config, act = self.body.config, ACTIVATIONS.get(self.body.config.hidden_act)
+        if act is None:
+            return None
         heads, kv_heads, d = config.num_attention_heads, config.num_key_value_heads, self.blocks[0].attn.head_dim
-        return act and Decoder(
-            tuple(layers), (self.norm.weight, None), heads, kv_heads, d, "rms", config.rms_norm_eps, act
-        )
+        return Decoder(tuple(layers), (self.norm.weight, None), heads, kv_heads, d, "rms", config.rms_norm_eps, act)
 
 
 class LlamaLayer:

@@ -1,12 +1,12 @@
 """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) on a pretrained backbone, by `peft`; merged before saving."""
 
-from torch import nn
+from typing import Any
 
 from kernels.errors import UserError
 
 
-def add(lm: nn.Module, rank: int, alpha: float) -> None:
-    """Put adapters on every linear layer but the head, and freeze the rest of the backbone.
+def add(lm: Any, rank: int, alpha: float) -> None:
+    """Put adapters on every linear layer but the head of a `PreTrainedModel`, and freeze the rest of the backbone.
 
     What a method adds of its own stays trainable. Raises UserError where peft is not installed.
     """
@@ -17,13 +17,18 @@ def add(lm: nn.Module, rank: int, alpha: float) -> None:
     conv = any(type(m).__name__ == "Conv1D" for m in lm.modules())  # GPT-2's, whose weights are (in, out)
     head = lm.get_output_embeddings()
     linear = [n for n, m in lm.named_modules() if type(m).__name__ in ("Linear", "Conv1D") and m is not head]
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=linear, fan_in_fan_out=conv)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # peft declares an int, and takes any number
+        target_modules=linear,
+        fan_in_fan_out=conv,
+    )
     inject_adapter_in_model(config, lm)
     for name, p in lm.named_parameters():
         p.requires_grad_("lora_" in name)
 
 
-def merge(lm: nn.Module) -> None:
+def merge(lm: Any) -> None:
     """Add the adapters to the weights that they adapt, and take them out: a plain causal LM again."""
     adapted = [(n, m) for n, m in lm.named_modules() if hasattr(m, "get_base_layer") and hasattr(m, "merge")]
     for name, module in adapted:

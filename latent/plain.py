@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import cache
 from hashlib import blake2b
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from kernels.errors import UserError
 
@@ -69,8 +69,8 @@ def unlike(written: dict, config, name: str = "") -> str | None:
                 return odd
         elif written[f.name] != plain(value):
             return at
-    odd = written.keys() - {"class", *(f.name for f in fields(config))}
-    return f"{name}.{min(odd)}".lstrip(".") if odd else None
+    unknown = written.keys() - {"class", *(f.name for f in fields(config))}
+    return f"{name}.{min(unknown)}".lstrip(".") if unknown else None
 
 
 def unpack(data, classes: Iterable[type], what: str = "config") -> Any:
@@ -127,7 +127,13 @@ def _put(config, names: list[str], value, path: str):
     return replace(config, **{first: _put(getattr(config, first), rest, value, path)})
 
 
-ClassT = TypeVar("ClassT", bound=type)
+class Named(Protocol):
+    """A config that the command line calls by a name."""
+
+    name: ClassVar[str]
+
+
+ClassT = TypeVar("ClassT", bound=type[Named])
 
 
 def register_in(table: dict[str, Any], cls: ClassT, what: str) -> ClassT:

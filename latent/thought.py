@@ -4,6 +4,7 @@ Tensors carry their dims as a suffix: B rows = P prompts x G rollouts, U distinc
 positions, K latent steps, R recurrences, D width, H heads, V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -56,7 +57,7 @@ class Decision:
     expected_BT: Tensor | None = None
 
     @classmethod
-    def joined(cls, parts: list["Decision"]) -> "Decision":
+    def joined(cls, parts: Sequence["Decision"]) -> "Decision":
         """The decisions of all rows, padded with what was not made."""
         longest = max(part.mask_BT.shape[1] for part in parts)
 
@@ -65,10 +66,10 @@ class Decision:
             spare = [t.new_zeros(len(t), longest - t.shape[1], *t.shape[2:]) for t in of_parts]
             return torch.cat([torch.cat(both, 1) for both in zip(of_parts, spare)])
 
-        fields = map(over, ("value_BT", "logp_BT", "entropy_BT", "mask_BT"))
+        value, logp, entropy, mask = map(over, ("value_BT", "logp_BT", "entropy_BT", "mask_BT"))
         most = max(parts, key=lambda part: len(part.time_T))
         later = max(int(part.time_T[0]) for part in parts) - most.time_T[0]  # texts begin when all have thought
-        return cls(most.kind, *fields, most.time_T + later, most.turn, most.density)
+        return cls(most.kind, value, logp, entropy, mask, most.time_T + later, most.turn, most.density)
 
     def among(self, rows_N: Tensor, whole: int) -> "Decision":
         """The same as decisions of `whole` rows, of which those that are not in `rows_N` made none."""
@@ -173,9 +174,10 @@ class Chooser:
         found = []
         for (kind, density), steps in made.items():
             *along_T, times, expected = zip(*steps)
-            fields = (torch.stack(each, 1) for each in along_T)
+            value, logp, entropy, live = (torch.stack(each, 1) for each in along_T)
             expected_BT = None if expected[0] is None else torch.stack(expected, 1)
-            found.append(Decision(kind, *fields, torch.tensor(times), self.turn, density, expected_BT))
+            times_T = torch.tensor(times)
+            found.append(Decision(kind, value, logp, entropy, live, times_T, self.turn, density, expected_BT))
         return found
 
 
@@ -213,7 +215,7 @@ class Sample(Chooser):
         super().__init__(temperature)
         self.share, self.drawn = share, 0
 
-    def pick(self, kind, dist):
+    def pick(self, kind: str, dist: Distribution) -> Tensor:
         self.drawn += 1
         return dist.sample() if self.share is None else self.share.sample(dist)
 
@@ -223,7 +225,7 @@ class Greedy(Chooser):
 
     random = False
 
-    def __call__(self, kind, dist, live_B, h_UD=None):
+    def __call__(self, kind: str, dist: Distribution, live_B: Tensor, h_UD: Tensor | None = None) -> Tensor:
         if isinstance(dist, torch.distributions.Bernoulli):
             return (dist.logits > 0).to(dist.logits.dtype)
         return dist.logits.argmax(-1) if isinstance(dist, torch.distributions.Categorical) else dist.mode
@@ -236,7 +238,7 @@ class Replay(Chooser):
         super().__init__(temperature, used_B)
         self._left = {d.kind: iter(d.value_BT.unbind(1)) for d in decisions}
 
-    def pick(self, kind, dist):
+    def pick(self, kind: str, dist: Distribution) -> Tensor:
         return next(self._left[kind])
 
 

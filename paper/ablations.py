@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from latent.config import LearnedStop
 from latent.methods import Coconut, CoT, FixedEmbedding, NoCoT, Pause, Recurrent, Sim
-from paper.design import COSTS, Ablation, Contrast, Control, over
+from paper.design import COSTS, Ablation, Axis, Contrast, Control, over
 
 STEPWISE = Sim(n_latent=8, stride=4)
 CURRICULUM = Coconut(n_latent=8, stride=4, stage_steps=400)  # controls must go through its stages, too
@@ -16,7 +16,7 @@ LONG = {"train.steps": 4400}  # nine stages before the last one
 STOPPING = replace(STEPWISE, halt=LearnedStop())
 ONCE = {"method": Recurrent(n_recurrence=1, r_min=1, r_max=1, supervise="answer"), "judge.sweep": ()}
 # starts of RL, and updates of SFT that take as many core-seconds as RL from there (seed 0)
-STARTS = {
+STARTS: Axis = {
     f"start at {a:g}": {"arms.half-trained.train.stop_at": a, "arms.sft.train.steps": steps}
     for a, steps in ((0.25, 860), (0.5, 620), (0.75, 540), (0.9, 540))
 }
@@ -42,19 +42,19 @@ for name, kind in (("pause", Pause), ("fixed", FixedEmbedding)):  # trained firs
     CONTROLS |= {f"{name}, {arm}": Control(verified, "cups-rlvr", arm) for arm in ("half-trained", "rlvr")}
 USUAL = ("no-CoT", "CoT", "pause", "fixed")
 
-RECIPES = {
+RECIPES: Axis = {
     "step decoder": {},
     "curriculum": {"method": CURRICULUM, **LONG},
     "answer only": {"method": ANSWER_ONLY, **LONG},
 }
 
-NUMBERS = {
+NUMBERS: Axis = {
     f"{k} latent{'s' * (k > 1)}": {"method.n_latent": k, "method.stride": 32 // k, "method.step_tokens": 32 // k}
     for k in (1, 2, 4, 8)
 }
 
 # chains cut to the sequential steps of latents, trained for as many core-seconds as 8 latents are, or more
-CUT = {f"CoT, 1 step in {n}": {"method": CoT(every=n), "train.steps": 2300} for n in (2, 3, 4)}
+CUT: Axis = {f"CoT, 1 step in {n}": {"method": CoT(every=n), "train.steps": 2300} for n in (2, 3, 4)}
 
 ABLATIONS: dict[str, Ablation] = {
     "latents": Ablation(

@@ -162,11 +162,12 @@ def wanted(experiment: Experiment, arms: tuple[str, ...]) -> dict[str, Run]:
     """The runs of some arms, and of the arms they start from, those first."""
     needed = set()
     for arm in arms:
-        while arm is not None and arm not in needed:
-            if arm not in experiment.arms:
-                raise UserError(f"no arm {arm!r}; there are {', '.join(experiment.arms)}")
-            needed.add(arm)
-            arm = experiment.arms[arm].init if experiment.arms[arm].init in experiment.arms else None
+        at: str | None = arm
+        while at is not None and at not in needed:
+            if at not in experiment.arms:
+                raise UserError(f"no arm {at!r}; there are {', '.join(experiment.arms)}")
+            needed.add(at)
+            at = experiment.arms[at].init if experiment.arms[at].init in experiment.arms else None
     return {name: run for name, run in experiment.runs().items() if name in needed}
 
 

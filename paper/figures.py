@@ -114,6 +114,7 @@ def write_names(ax, points: dict[str, tuple[float, float]]) -> None:
             hidden = sum(box.overlaps(other) for other in taken) + outside
             if best is None or hidden < best[0]:
                 best = hidden, (dx, dy), ha, box
+        assert best is not None  # one of the tries
         text.set(position=best[1], ha=best[2])
         taken.append(best[3])
 

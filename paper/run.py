@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -219,7 +219,7 @@ def one(run: Run, say, out: Path, diagnosed: frozenset[str], smoke: bool) -> dic
 
     train(run, out, say, "cpu", f"python -m paper.run  # run {run.id}")
     if run.id in diagnosed and not (out / run.id / "diagnosis.json").exists():
-        few = {"items": 8, "batch": 8, "probe_items": 20, "group": 2} if smoke else {}
+        few: dict[str, Any] = {"items": 8, "batch": 8, "probe_items": 20, "group": 2} if smoke else {}
         write_json(
             out / run.id / "diagnosis.json", diagnose.diagnose(out / run.id, diagnose.Options(out / run.id, **few))
         )
@@ -267,7 +267,7 @@ def several(runs: list[Run], work: Callable) -> list[str | None]:
     from train.process import settle
 
     settle()
-    said: dict[str, str | None] = {}
+    said: dict[str | None, str | None] = {}
     for run in runs:
         if said.get(run.init) is not None:
             said[run.id] = f"its start, {run.init}, failed"

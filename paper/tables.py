@@ -149,7 +149,9 @@ def gather(name: str, ablation: Ablation, cells: list[Cell], lines: dict[str, di
             f"more; python -m paper.run {name}"
         )
     rows: dict[str, Row] = {}
-    for c in (c for c in cells if c.row is not None):
+    for c in cells:
+        if c.row is None:
+            continue
         line = lines[c.run.id]
         line = line | {"result": line["result"] | {"core_seconds": seconds(line, lines)}}
         rows.setdefault(c.row, Row(c.row, c.control, ablation.metric, c.diagnose, [])).lines.append(line)

@@ -1,6 +1,6 @@
 """What a preset would cost, without running it: FLOPs, memory and time. Everything here is an estimate.
 
-FLOPs are those of `eval.cost`, times three for a training step; time is FLOPs over the rate of a large product,
+FLOPs are those that a method counts, times three for a training step; time is FLOPs over the rate of a large product,
 measured on this machine or assumed for a GPU, so small models and long chains of latents take longer than it says.
 """
 
@@ -12,11 +12,10 @@ from pathlib import Path
 import torch
 
 from eval import environments
-from eval.cost import forward_flops
 from kernels.errors import UserError
 from latent import methods
 from latent.backbone import from_config
-from latent.generate import Reasoner
+from latent.methods.base import Method
 from latent.text import Codec
 from train.config import RLVR, Run
 
@@ -40,11 +39,11 @@ def report(runs: dict[str, Run]) -> list[str]:
     rows = [["arm", "parameters", "updates", "FLOP", "memory", "here, one core", "one H100"]]
     sources = set()
     for arm, run in runs.items():
-        reasoner, total, trained = on_meta(run)
+        method, total, trained = on_meta(run)
         prompt, chain, answer, source = lengths(run)
         sources.add(source)
-        flops = run.train.steps * run.train.batch * problem_flops(run, reasoner, prompt, chain, answer)
-        memory = 12 * trained + 4 * total + activations(run, reasoner, prompt, chain, answer)
+        flops = run.train.steps * run.train.batch * problem_flops(run, method, prompt, chain, answer)
+        memory = 12 * trained + 4 * total + activations(run, method, prompt, chain, answer)
         seconds = flops / rate, flops / H100[0 if run.model.bf16 else 1]
         rows.append(
             [arm, f"{total / 1e6:.4g} M", str(run.train.steps), f"{flops:.2g}", f"{memory / 2**30:.1f} GiB"]
@@ -60,7 +59,7 @@ def report(runs: dict[str, Run]) -> list[str]:
     return [*lines, *notes]
 
 
-def on_meta(run: Run) -> tuple[Reasoner, int, int]:
+def on_meta(run: Run) -> tuple[Method, int, int]:
     """The run's model without memory, its parameters, and how many of them are trained."""
     with torch.device("meta"):
         body = from_config(config_of(run))
@@ -69,7 +68,7 @@ def on_meta(run: Run) -> tuple[Reasoner, int, int]:
     rank = run.model.lora_rank
     inner = sum(p.numel() for p in body.lm.parameters())
     adapters = rank * sum(sum(p.shape) for p in body.blocks.parameters() if p.ndim == 2)
-    return Reasoner(method, None, 0, 0, 1), total, total - inner + adapters if rank else total
+    return method, total, total - inner + adapters if rank else total
 
 
 def config_of(run: Run):
@@ -124,34 +123,33 @@ def lengths(run: Run) -> tuple[float, float, float, str]:
     return prompt, chain, mean([len(codec.answer(p.answer)) for p in problems]), f"the means of 64 problems, in {which}"
 
 
-def text_of(run: Run, reasoner: Reasoner, chain: float, answer: float) -> tuple[float, float]:
+def text_of(run: Run, method: Method, chain: float, answer: float) -> tuple[float, float]:
     """Latent steps, and tokens written after them, of one problem in training."""
-    method = reasoner.method
     if method.parallel_answer is not None:
         return method.mean_trained_steps, method.parallel_answer
     return method.mean_trained_steps, answer + chain * run.method.chain_share
 
 
-def problem_flops(run: Run, reasoner: Reasoner, prompt: float, chain: float, answer: float) -> float:
+def problem_flops(run: Run, method: Method, prompt: float, chain: float, answer: float) -> float:
     """Training FLOPs of one problem; in RL of a prompt with its group, sampled once and learned from once."""
-    used, text = text_of(run, reasoner, chain, answer)
-    once = forward_flops(reasoner, prompt, used, text)
+    used, text = text_of(run, method, chain, answer)
+    once = method.flops(prompt, used, text)
     backward = (1 if run.model.lora_rank else 2) + run.model.recompute
     if isinstance(run.train, RLVR):
-        thought = forward_flops(reasoner, prompt, used, 1)
+        thought = method.flops(prompt, used, 1)
         once = thought + run.train.group * (once - thought)
         return once * (1 + run.train.epochs * (1 + backward))
     return once * (1 + backward)
 
 
-def activations(run: Run, reasoner: Reasoner, prompt: float, chain: float, answer: float) -> float:
+def activations(run: Run, method: Method, prompt: float, chain: float, answer: float) -> float:
     """Bytes kept for backward: about 24 values of the width a layer and position, and the logits."""
-    used, text = text_of(run, reasoner, chain, answer)
-    body, size = reasoner.method.backbone, 2 if run.model.bf16 else 4
+    used, text = text_of(run, method, chain, answer)
+    body, size = method.backbone, 2 if run.model.bf16 else 4
     rows = run.train.batch * getattr(run.train, "group", 1)
     rows = min(rows, run.train.micro_batch or rows)
     kept = 1 if run.model.recompute else 24
-    return rows * (reasoner.method.kept(prompt, used, text) * kept * body.width * size + text * body.vocab * 8)
+    return rows * (method.kept(prompt, used, text) * kept * body.width * size + text * body.vocab * 8)
 
 
 def matmul_rate(n: int = 1024) -> float:

@@ -70,11 +70,12 @@ def parse(args: list[str]) -> tuple[str, Run | Experiment, Options]:
     name, config, args = _asked(args)
     if args and args[0].startswith(("--tyro-print-completion", "--tyro-write-completion")):
         named = [Annotated[_command(p()), tyro.conf.subcommand(n, default=_command(p())())] for n, p in PRESETS.items()]
-        tyro.cli(Union[tuple(named)], args=args, prog=_called(), config=PLAIN)  # noqa: UP007  prints it, and exits
+        any_of: Any = Union[tuple(named)]  # noqa: UP007
+        tyro.cli(any_of, args=args, prog=_called(), config=PLAIN)  # prints it, and exits
     config, args = choose(config, args)
     if "--help" in args or "-h" in args:
         _help(name, config, args)
-    command = parse_flags(_command(config), args, prog=_called(name), description="", config=PLAIN)
+    command: Any = parse_flags(_command(config), args, prog=_called(name), description="", config=PLAIN)
     at_least(command.options, jobs=1)
     return name, command.config, command.options
 
@@ -147,10 +148,10 @@ def choose(config: Run | Experiment, args: list[str]) -> tuple[Run | Experiment,
             config = changed(config, {path: _in_place_of(old, table[name])})
 
 
-def _in_place_of(old, cls: type):
+def _in_place_of(old, cls: type[Any]):
     if not isinstance(old, MethodConfig):
         return cls()
-    before = old.of if isinstance(old, ControlConfig) else old
+    before: Any = old.of if isinstance(old, ControlConfig) else old  # a control refuses what it is none of
     if issubclass(cls, ControlConfig):
         return cls(of=before)
     kept = {
@@ -178,12 +179,10 @@ def _take(args: list[str], flag: str) -> tuple[str | None, list[str]]:
 def _command(made) -> type:
     """What tyro reads: a config and the options, of a class of their own."""
 
-    @dataclass(frozen=True)
-    class Command:
-        config: Annotated[type(made), tyro.conf.arg(name=""), tyro.conf.FlagConversionOff] = made
-        options: Annotated[Options, tyro.conf.arg(name="")] = Options()
-
-    return Command
+    named: Any = Annotated[type(made), tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
+    options: Any = Annotated[Options, tyro.conf.arg(name="")]
+    members = [("config", named, field(default=made)), ("options", options, field(default=Options()))]
+    return make_dataclass("Command", members, frozen=True)
 
 
 def _called(name: str = "") -> str:
@@ -201,14 +200,15 @@ def _help(name: str, config: Run | Experiment, args: list[str]) -> None:
     if asked == "all":
         tyro.cli(_command(config), args=["--help"], prog=_called(name), description="", config=PLAIN)
     if asked in groups:
-        named = Annotated[type(groups[asked]), tyro.conf.arg(name=asked), tyro.conf.FlagConversionOff]
+        named: Any = Annotated[type(groups[asked]), tyro.conf.arg(name=asked), tyro.conf.FlagConversionOff]
         group = make_dataclass("Group", [("part", named, field(default=groups[asked]))], frozen=True)
         tyro.cli(group, args=["--help"], prog=_called(name), description="", config=PLAIN)
     if asked is not None:
         raise UserError(f"--help {asked}: there are {', '.join(groups)} and all")
     about = PRESETS.get(name, config).__doc__
+    assert about is not None  # a preset's, or a dataclass's, which always has one
     lines = [f"{name}: {about.splitlines()[0]}", "", "What it is made of, by name:"]
-    shown = {}
+    shown: dict[str, dict[str, type]] = {}
     for path, _, table in parts(config):
         top, _, rest = path.partition(".")
         general = f"arms.ARM.{rest.partition('.')[2]}" if top == "arms" else path

@@ -128,8 +128,8 @@ def check(runs: dict[str, Run], options: Options) -> None:
     check_writable(options.out, "--out", folder=True)
     for run in runs.values():
         memory.check(run, *samples[run.env])
-        place = options.out / run.init if run.init else None
-        if run.init and run.init not in ids and not place.is_dir() and not Path(run.init).is_dir():
+        places = [options.out / run.init, Path(run.init)] if run.init else []
+        if run.init and run.init not in ids and not any(place.is_dir() for place in places):
             raise UserError(
                 f"init {run.init!r} is neither an arm of this command nor a run in {options.out} nor a folder"
             )

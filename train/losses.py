@@ -42,7 +42,11 @@ def policy_loss(
     policy that chose, `adv` the advantages of each kind, (B, T) or (B, 1). Real numbers, whose log-probability is a
     density, have no part in the bonus. Logs the ratio, the share clipped and the entropy of each kind.
     """
-    gain, bonus, count, logged, ratios, clipped = 0.0, 0.0, 0, {}, [], []
+    gain: Tensor | float = 0.0
+    bonus: Tensor | float = 0.0
+    count: Tensor | int = 0
+    logged: dict[str, Logged] = {}
+    ratios, clipped = [], []
     for new, was, adv_BT in zip(now, old, adv, strict=True):
         assert new.kind == was.kind, f"decisions out of order: {new.kind} against {was.kind}"
         rho_BT = (new.logp_BT - was.logp_BT.detach()).exp()
@@ -65,6 +69,7 @@ def policy_loss(
         "ratio_min": Extreme(ratio_N.min(), -1),
         "clipped": share(torch.cat(clipped)),
     }
+    assert isinstance(gain, Tensor)  # there are decisions of one kind at least
     return Mean(-(gain + entropy * bonus), count), logged
 
 
@@ -74,9 +79,11 @@ def kl_to_reference(now: list[Decision], reference: list[Decision]) -> Mean:
     k3 = exp(q - p) - 1 - (q - p) with p, q the log-probabilities under policy and reference (Schulman 2020,
     *Approximating KL divergence*; GRPO eq. 4).
     """
-    total, count = 0.0, 0
+    total: Tensor | float = 0.0
+    count: Tensor | int = 0
     for new, ref in zip(now, reference, strict=True):
         gap_BT = ref.logp_BT.detach() - new.logp_BT
         total = total + torch.where(ref.mask_BT, gap_BT.exp() - 1 - gap_BT, 0).sum()
         count = count + ref.mask_BT.sum()
+    assert isinstance(total, Tensor)  # there are decisions of one kind at least
     return Mean(total, count)

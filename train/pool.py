@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 
 from kernels.errors import mendable
@@ -29,7 +30,7 @@ class WorkerError(RuntimeError):
 class _Worker:
     """A process that does one run after another, and the name of the one it is at."""
 
-    process: multiprocessing.Process
+    process: multiprocessing.process.BaseProcess
     line: Connection
     busy: str | None = None
 
@@ -48,12 +49,16 @@ def in_processes(
         return _in_processes(runs, work, jobs, show)
 
 
-def _in_processes(runs, work, jobs, show) -> dict[str, str]:
+def _in_processes(
+    runs: dict[str, Run], work: Callable[[Run, Say], dict], jobs: int, show: Callable[[str, dict], None]
+) -> dict[str, str]:
     context = multiprocessing.get_context("spawn")
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    waiting, finished, failed, workers = dict(runs), set(), {}, []
-    by_id = {run.id: name for name, run in runs.items()}
+    waiting, finished = dict(runs), set()
+    failed: dict[str, str] = {}
+    workers: list[_Worker] = []
+    by_id: dict[str | None, str] = {run.id: name for name, run in runs.items()}
 
     def fail(name: str, why: str, traceback: str | None = None) -> None:
         failed[name] = why
@@ -93,7 +98,7 @@ def _in_processes(runs, work, jobs, show) -> dict[str, str]:
             for line in wait([w.line for w in workers]):
                 worker = next(w for w in workers if w.line is line)
                 try:
-                    name, event = line.recv()
+                    name, event = worker.line.recv()
                 except (EOFError, ConnectionError):
                     workers.remove(worker)
                     worker.process.join()
@@ -138,7 +143,7 @@ def _serve(work: Callable[[Run, Say], dict], line: Connection) -> None:
             while True:
                 name, run = line.recv()
                 try:
-                    told = work(run, lambda event, name=name: _tell(line, name, event))
+                    told = work(run, partial(_tell, line, name))
                     _tell(line, name, {"finished": run.id, **told})
                 except Exception as e:
                     bug = mendable(e) is None
@@ -162,5 +167,7 @@ def complaint(e: Exception) -> str:
 
 
 def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this is a worker
+    parent.join()
     os._exit(1)

@@ -1,6 +1,7 @@
 """What `python -m train.latent NAME` runs: a function a preset."""
 
 from collections.abc import Callable
+from typing import Any
 
 from eval.environments import GSM8K, Cups, ProsQA
 from latent.config import LearnedStop, ModelConfig
@@ -83,7 +84,8 @@ def _published(env, model: ModelConfig, latent, lr: float, epoch: int, first: in
 
     Deviates from the papers' code: bfloat16, and the optimizer is not reset between stages.
     """
-    how = {"batch": 128, "lr": lr, "beta2": 0.999, "warmup": 0, "decay": 0.0, "log_every": 100, "save_every": 1000}
+    how: dict[str, Any] = {"batch": 128, "lr": lr, "beta2": 0.999, "warmup": 0, "decay": 0.0}
+    how |= {"log_every": 100, "save_every": 1000}
     return Experiment(
         env=env,
         model=model,

@@ -6,7 +6,15 @@ from hashlib import blake2b
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from eval.cli import aligned
 from eval.stats import mcnemar, paired
@@ -26,7 +34,7 @@ class Screen:
         self.progress = Progress(
             *columns, TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(), console=self.console
         )
-        self.bars: dict[tuple, int] = {}
+        self.bars: dict[tuple, TaskID] = {}
         self.began: dict[tuple, tuple[float, int]] = {}
 
     def __enter__(self):
@@ -71,7 +79,11 @@ class Row:
 
 def publish(name: str, runs: dict[str, Run], out: Path, with_latency: bool, seconds: float, papers: list[str]) -> None:
     """Print table and notes, and leave them with the figure in OUT/NAME-ID/. `papers`: what others report."""
-    rows = [Row(arm, run, Record(out, run).result) for arm, run in runs.items()]
+    rows = []
+    for arm, run in runs.items():
+        result = Record(out, run).result
+        assert result is not None, f"{arm} has not finished"
+        rows.append(Row(arm, run, result))
     if with_latency:
         measure(rows, out)
     folder = out / f"{name}-{blake2b(' '.join(r.run.id for r in rows).encode(), digest_size=4).hexdigest()}"
@@ -149,7 +161,7 @@ def lines(rows: list[Row]) -> list[list[str]]:
 
 def notes(rows: list[Row], seconds: float) -> list[str]:
     """What the table needs beside it: differences between arms that share a start, sweeps, conditions."""
-    by_id = {row.run.id: row for row in rows}
+    by_id: dict[str | None, Row] = {row.run.id: row for row in rows}
     found = []
     for row in rows:
         start = by_id.get(row.run.init)

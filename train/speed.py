@@ -128,7 +128,8 @@ def tiny(asked: Speed) -> list[dict]:
     def learn(i: int) -> None:
         sample(i)
         now = score(policy, rolled["now"], 1.0)
-        step(policy, optimizer, policy_loss(now, detached(now), torch.randn(1024), (0.2, 0.28), 0.0)[0].taken())
+        adv = [torch.randn(1024, 1)] * len(now)
+        step(policy, optimizer, policy_loss(now, detached(now), adv, (0.2, 0.28), 0.0)[0].taken())
 
     t = rounds(asked.rounds, arms) | rounds(asked.rounds, {"sample": sample, "learn": learn})
     who = "trained" if asked.run else "untrained"

@@ -61,7 +61,9 @@ def same_model(run: Run, place: Path) -> None:
         raise UserError(f"{written}: field 'model' must be an object, got {old!r:.40}")
     new = plain(run.model)
     how = ("bf16", "recompute", "lora_rank", "lora_alpha")  # it is trained, not what it is
-    odd = [k for k in new if k not in how and old is not None and old.get(k) != new[k]]
+    if old is None:
+        return
+    odd = [k for k in new if k not in how and old.get(k) != new[k]]
     if odd:
         k = odd[0]
         raise UserError(f"{run.init} has model.{k} {old.get(k)}, asked is {new[k]}: a run has the model it starts from")

@@ -7,6 +7,7 @@ it looks for the model, and so the stock command knows `--model latent` from her
 import logging
 from dataclasses import fields
 from functools import partial
+from typing import Any
 
 import latent  # noqa: F401  makes --model latent known to lm-eval
 from eval.environments import GSM8K, Countdown, Cups, Math500, ProntoQA, ProsQA
@@ -56,6 +57,6 @@ def __getattr__(task: str):
 
 def judged(doc: dict, results: list[str]) -> dict[str, float]:
     """The environment's verdict, and what the text cost where the model says so: latents used, tokens, MFLOP."""
-    text = results[0]
+    text: Any = results[0]  # a str that may know its cost
     cost = {} if not hasattr(text, "used") else {"latents": text.used, "tokens": text.tokens, "mflop": text.flops / 1e6}
     return utils.judge(doc, results) | cost

@@ -126,14 +126,14 @@ class _Chain:
                 m[:, :, start : self.size].copy_(t)
         self.h.copy_(h_BD)
         self.add.zero_() if add_KBD is None else self.add.copy_(add_KBD)
-        for mine in (x for pair in self.kv for x in pair):
-            mine[:, :, :start].zero_()  # hidden, but what a masked weight of 0 multiplies must be a number
+        for x in (x for pair in self.kv for x in pair):
+            x[:, :, :start].zero_()  # hidden, but what a masked weight of 0 multiplies must be a number
         self.hidden.zero_()
         self.hidden[:, :start] = 1
         if visible_BS is not None:
             self.hidden[:, start : self.size] = ~visible_BS
-        for mine, theirs in zip(self.ropes or (), ropes or ()):
-            mine.copy_(theirs)
+        for m, t in zip(self.ropes or (), ropes or ()):
+            m.copy_(t)
 
     def launch(self, feed: Feed) -> None:
         run, h = self.owner.step_for(self.batch), self.h
@@ -146,7 +146,8 @@ class _Chain:
     def result(self, size: int) -> tuple[Tensor, Past]:
         """Copies, so that the next run does not write into them."""
         kept = slice(self.size - size, None)
-        return self.states.transpose(0, 1).clone(), [tuple(x[:, :, kept].clone() for x in pair) for pair in self.kv]
+        longer = [(k[:, :, kept].clone(), v[:, :, kept].clone()) for k, v in self.kv]
+        return self.states.transpose(0, 1).clone(), longer
 
 
 def captured(run: Callable, warm: int = 1) -> tuple[torch.cuda.CUDAGraph, object]:

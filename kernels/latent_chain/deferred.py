@@ -207,6 +207,7 @@ def _backward(dh: Tensor, chain: Chain, s: int, rope, saved: list) -> Tensor:
             keep(m, dup)
             dm = dup @ affine[0].t() if dm is None else dm.addmm_(dup, affine[0].t())
         index -= 1
+        assert dm is not None  # every layer has such projections
         dx = _norm_backward(dm, layer.norm_2, m_stats, dec, keep).add_(dx)
         index -= 1
         keep(a, dx)
@@ -231,11 +232,12 @@ def _backward(dh: Tensor, chain: Chain, s: int, rope, saved: list) -> Tensor:
         if len(layer.qkv) == 1:
             grads = [torch.cat(grads, 1)]
         dn = None
-        for g, affine in zip(reversed(grads), reversed(layer.qkv)):
+        for grad, affine in zip(reversed(grads), reversed(layer.qkv)):
             index -= 1
-            keep(n, g)
-            dn = g @ affine[0].t() if dn is None else dn.addmm_(g, affine[0].t())
+            keep(n, grad)
+            dn = grad @ affine[0].t() if dn is None else dn.addmm_(grad, affine[0].t())
         index -= 1
+        assert dn is not None
         dx = _norm_backward(dn, layer.norm_1, n_stats, dec, keep).add_(dx)
     assert index == 0, index
     return dx

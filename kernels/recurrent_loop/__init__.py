@@ -7,12 +7,17 @@ version is one launch for all recurrences in which the weights stay where they a
 shared memory of all multiprocessors together (some 17 MB of an H100's 30), the rest in the L2 cache (50 MB).
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from kernels import dispatch
 from kernels.decoder import Affine, Decoder
 from kernels.recurrent_loop import reference
+
+if TYPE_CHECKING:
+    from kernels.recurrent_loop.triton import Loop, Weights
 
 __all__ = ["RecurrentLoop"]
 
@@ -38,7 +43,8 @@ class RecurrentLoop:
     ):
         self.decoder, self.carry, self.norm, self.eps = decoder, carry_DD, norm, eps
         self.impl, self.chip = impl, chip
-        self._weights, self._loops = None, {}
+        self._weights: Weights | None = None
+        self._loops: dict[tuple[int, int], Loop] = {}
 
     @torch.no_grad()
     def run(
@@ -75,9 +81,9 @@ class RecurrentLoop:
             return reference.run(decoder, self.carry, norm, constant_BTD, steps, ropes, visible_BT)
         from kernels.recurrent_loop.triton import ROWS
 
-        ropes = ropes and tuple(r.float() for r in ropes)
+        rope = ropes and tuple(r.float() for r in ropes)
         some = ROWS // length  # sequences at a time
-        parts = [self._some(constant_BTD, steps, ropes, visible_BT, slice(i, i + some)) for i in range(0, batch, some)]
+        parts = [self._some(constant_BTD, steps, rope, visible_BT, slice(i, i + some)) for i in range(0, batch, some)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def unless(self, constant_BTD: Tensor) -> str | None:
@@ -102,7 +108,8 @@ class RecurrentLoop:
         from kernels.recurrent_loop.triton import Loop, Weights, chip
 
         constant_BTD = constant_BTD[rows].contiguous()
-        key = constant_BTD.shape[:2]
+        batch, length, _ = constant_BTD.shape
+        key = batch, length
         # buffers made here are written again in whatever mode the next call has
         with torch.inference_mode(False), torch.no_grad():
             if self._weights is None:
@@ -111,7 +118,9 @@ class RecurrentLoop:
                 if len(self._loops) == _SIZES:
                     self._loops.pop(next(iter(self._loops)))
                 found = self.chip or chip(self.carry.device)
-                self._loops[key] = Loop(self.decoder, self._weights, self.carry, self.norm, self.eps, *key, found)
+                self._loops[key] = Loop(
+                    self.decoder, self._weights, self.carry, self.norm, self.eps, batch, length, found
+                )
             if rows.start == 0:
                 self._weights.refresh()
             ropes = ropes and tuple(r[rows].contiguous() for r in ropes)

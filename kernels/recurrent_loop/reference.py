@@ -19,12 +19,12 @@ def run(
 ) -> Tensor:
     """States (B, R, T, D) after each recurrence; the arguments are those of `RecurrentLoop`."""
     shape = constant_BTD.shape
-    ropes = ropes and tuple(r.flatten(0, 1).to(constant_BTD.dtype) for r in ropes)
+    rope = ropes and tuple(r.flatten(0, 1).to(constant_BTD.dtype) for r in ropes)
     s_BTD, states = torch.zeros_like(constant_BTD), []
     for _ in range(steps):
         x_ND = (s_BTD @ carry_DD + constant_BTD).flatten(0, 1)
         for layer in decoder.layers:
-            q, k, v = (x.unflatten(0, shape[:2]).transpose(1, 2) for x in heads(x_ND, layer, decoder, ropes))
+            q, k, v = (x.unflatten(0, shape[:2]).transpose(1, 2) for x in heads(x_ND, layer, decoder, rope))
             groups = decoder.heads // decoder.kv_heads
             k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
             a_BHTd = F.scaled_dot_product_attention(q, k, v, attended(shape[1], visible_BT, q.device))

@@ -48,7 +48,7 @@ def shared_prefix_attention(
         return reference.shared_prefix_attention(q_PGHd, prefix, suffix, visible_PS, lengths_PG)
     from kernels.shared_prefix_attention import triton
 
-    prefix, suffix = (tuple(x.contiguous() for x in pair) for pair in (prefix, suffix))
+    prefix, suffix = ((k.contiguous(), v.contiguous()) for k, v in (prefix, suffix))
     visible = None if visible_PS is None else visible_PS.to(torch.uint8).contiguous()
     lengths = None if lengths_PG is None else lengths_PG.contiguous()
     return triton.shared_prefix_attention(q_PGHd.contiguous(), prefix, suffix, visible, lengths)

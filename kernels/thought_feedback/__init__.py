@@ -48,8 +48,8 @@ def thought_feedback(
         return reference.thought_feedback(h_ND, norm, eps, projection, gate)
     from kernels.thought_feedback.triton import ThoughtFeedback
 
-    gate = gate and tuple(x.contiguous() for x in gate)
+    gates = gate and tuple(x.contiguous() for x in gate)
     vectors = [x if x is None else x.contiguous() for x in (*(norm or (None, None)), (projection or (None, None))[1])]
     weight = projection and (projection[0] if 1 in projection[0].stride() else projection[0].contiguous())
-    tensors = (*vectors[:2], weight, vectors[2], *(gate or (None,) * 4))
+    tensors = (*vectors[:2], weight, vectors[2], *(gates or (None,) * 4))
     return ThoughtFeedback.apply(dispatch.rows(h_ND), eps, *tensors)

@@ -50,7 +50,8 @@ def vocab_mix(
 
     if top_k is None:
         noise = None if noise_NV is None else dispatch.rows(noise_NV.float())
-        return triton.vocab_mix(*(dispatch.rows(x) for x in (h_ND, e_VD, out_VD)), temperature, noise)
+        h_ND, e_VD, out_VD = (dispatch.rows(x) for x in (h_ND, e_VD, out_VD))
+        return triton.vocab_mix(h_ND, e_VD, out_VD, temperature, noise)
     z_NV = (h_ND @ e_VD.t()).float() / temperature
     z_NK, ids_NK = (z_NV if noise_NV is None else z_NV + noise_NV).topk(top_k, 1)
     lse_N, logp_NK = z_NK.logsumexp(1), z_NK.log_softmax(1)

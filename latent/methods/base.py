@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from latent.backbone import Backbone
 from latent.cache import Context
 from latent.halting import Settled, StopHead
 from latent.methods.config import MethodConfig, SequenceConfig
+from latent.policies.base import Policy
 from latent.taps import Call
 from latent.text import Batch, Text, pad_left
 from latent.thought import Chooser, Prompt, Thought
@@ -63,6 +64,7 @@ class Method(nn.Module, Generic[ConfigT]):
     made_from: MethodConfig
     stop: StopHead | Settled | None
     fresh: ClassVar[tuple[str, ...]] = ("stop.", "policy.", "critic.")
+    __getattr__ = nn.Module.__getattr__  # the same, but a name that no one declares is an error to mypy
 
     def __init__(self, config: ConfigT, backbone: Backbone):
         super().__init__()
@@ -191,8 +193,8 @@ class Method(nn.Module, Generic[ConfigT]):
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch that is all there is, a scalar, and what to log."""
         terms, logged = self.terms(batch)
-        loss = sum(term.weight * term.taken() for term in terms)
-        return loss, {name: mean.taken().detach() for name, mean in logged.items()}
+        first, *others = (term.weight * term.taken() for term in terms)
+        return sum(others, first), {name: mean.taken().detach() for name, mean in logged.items()}
 
     def learned(self, logged: dict[str, Tensor]) -> dict[str, Tensor]:
         """Told after `terms` what was logged, over all processes: where a curriculum goes on.
@@ -216,6 +218,15 @@ class Taught:
     logged: dict[str, Mean]
 
 
+class Feeding(Protocol):
+    """What a loop along the sequence feeds back: last hidden state -> next input embedding, (B, D) -> (B, D)."""
+
+    def known(self, k: int) -> Tensor | None:
+        """The inputs (K, D) of k latents where they do not depend on any state, and can be read in one pass."""
+
+    def __call__(self, h_BD: Tensor) -> Tensor: ...
+
+
 class AlongSequence(Method[ConfigT]):
     """Thinks by feeding the last hidden state back as the next input embedding (Coconut, arXiv:2412.06769, sec. 3).
 
@@ -225,25 +236,29 @@ class AlongSequence(Method[ConfigT]):
 
     def __init__(self, config: ConfigT, backbone: Backbone):
         super().__init__(config, backbone)
-        self.stride, self.feedback, self.policy = 1, None, None
+        self.stride = 1
+        self.feedback: Feeding | None = None
+        self.policy: Policy | None = None
         if isinstance(config, SequenceConfig):  # the controls without latents loop no time
             self.steps, self.stride = config.n_latent, config.stride
             self.feedback = Feedback(config.feedback, backbone)
             self.stop = halting.build(config.halt, self)
             self.policy = config.policy.build(backbone.width)
 
-    def reserved(self, steps):
+    def reserved(self, steps: int) -> int:
         return self.stride * max(steps, self.trained_steps)
 
-    def needs(self, prompt, steps, answer):
+    def needs(self, prompt: int, steps: list[int], answer: int) -> int:
         return prompt + self.stride * self.steps + answer - 1
 
-    def passes(self, used, tokens):
+    def passes(self, used: float, tokens: float) -> float:
         """Reading, each latent step, each token after the first; latents whose inputs are known are one pass."""
         parallel = self.feedback is not None and self.feedback.known(1) is not None
         return 1 + (min(used, 1) if parallel else used) + tokens - 1
 
-    def think(self, prompt, choose, group=1, steps=None, edit=None):
+    def think(
+        self, prompt: Prompt, choose: Chooser, group: int = 1, steps: int | None = None, edit: Edit | None = None
+    ) -> Thought:
         trained = self.trained_steps
         k = trained if steps is None else steps
         if k and self.feedback is None:
@@ -275,7 +290,14 @@ class AlongSequence(Method[ConfigT]):
         return [a + b for a, b in zip(found, self.counts(replace(batch.then, generator=batch.generator)), strict=True)]
 
     def loop(
-        self, prompt: Prompt, choose: Chooser, group: int, k: int, room: int, stop, edit: Edit | None = None
+        self,
+        prompt: Prompt,
+        choose: Chooser,
+        group: int,
+        k: int,
+        room: int,
+        stop: StopHead | Settled | None,
+        edit: Edit | None = None,
     ) -> Thought:
         """Think for at most k latents; the text begins where `room` latents would end, whatever was used."""
         before = prompt.after.reach if prompt.after else 0
@@ -283,10 +305,11 @@ class AlongSequence(Method[ConfigT]):
         h_PD, context = self.backbone.read(prompt.ids_BT, prompt.mask_BT, prompt.after)
         policy = self.policy if choose.random else None
         if policy is not None and k and group > 1:  # no two rollouts of a prompt think alike
-            row_B = torch.arange(len(h_PD), device=h_PD.device).repeat_interleave(group)
-            h_PD, context, group = h_PD[row_B], context.rows(row_B), 1
+            prompt_B = torch.arange(len(h_PD), device=h_PD.device).repeat_interleave(group)
+            h_PD, context, group = h_PD[prompt_B], context.rows(prompt_B), 1
         states, tracker = [h_PD], halting.HaltTracker(stop, choose, len(h_PD), group, h_PD.device)
-        known_KD = self.feedback.known(k) if k else None
+        feedback = self.feedback
+        known_KD = feedback.known(k) if k and feedback is not None else None
         at_once = self._at_once(h_PD, context, k, known_KD) if k and edit is None and policy is None else None
         if at_once is not None:
             states_PKD, context = at_once
@@ -298,7 +321,11 @@ class AlongSequence(Method[ConfigT]):
                 break
             if at_once is not None:
                 continue
-            x_PD = self.feedback(states[-1]) if known_KD is None else known_KD[i].expand_as(h_PD)
+            if known_KD is not None:
+                x_PD = known_KD[i].expand_as(h_PD)
+            else:
+                assert feedback is not None  # as there is wherever there are latents
+                x_PD = feedback(states[-1])
             if policy is not None:
                 x_PD = choose("thought", policy(x_PD, states[-1]), tracker.live_B, states[-1])
             if edit is not None:
@@ -393,6 +420,7 @@ def text_hidden(backbone: Backbone, thought: Thought, ids_UT: Tensor, row_U: Ten
     if t <= h_UTD.shape[1]:
         return h_UTD[:, :t]
     assert h_UTD.shape[1] == 1, f"a text of {t} tokens after a parallel answer of {h_UTD.shape[1]}"
+    assert context is not None  # as it is after everything but a parallel answer, which is all of its text
     rest_UTD, _ = backbone.step(backbone.embed(ids_UT[:, :-1]), context)
     return torch.cat([h_UTD, rest_UTD], 1)
 

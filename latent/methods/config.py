@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from kernels.errors import UserError
 from latent.config import Fixed, Halt, at_least
 from latent.policies import Deterministic, PolicyConfig
 
 if TYPE_CHECKING:
-    from latent.methods.base import Method
+    from latent.methods.base import AlongSequence, Method
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class MethodConfig:
         """Share of a chain's steps that the model writes in tokens by design."""
         return 0.0
 
-    def small(self) -> MethodConfig:
+    def small(self) -> Self:
         """The same cut down to a few updates, for a smoke run."""
         return self
 
@@ -83,6 +83,9 @@ class SequenceConfig(MethodConfig):
     """When to stop thinking."""
     policy: PolicyConfig = field(default_factory=Deterministic)
     """What is random in a thought, sampled in RL and recorded as a decision. Supervised training does not ask it."""
+
+    def method_class(self) -> type[AlongSequence]:
+        raise NotImplementedError  # each method's own
 
     def __post_init__(self):
         at_least(self, "n_latent", 0)

@@ -99,7 +99,7 @@ GROUPS = (
         ("nothing but the answer supervised", 'if self.config.supervise == "steps" else [answer] * r',
          "if False else [answer] * r"),
         ("the coda skipped", "self.backbone.loop(s_BTD, self.coda,", "self.backbone.loop(s_BTD, range(0),"),
-        ("no norm at the end", "self.backbone.layers.norm(h_BTD[:,", "(h_BTD[:,"),
+        ("no norm at the end", "self.layers.norm(h_BTD[:,", "(h_BTD[:,"),
         ("the first positions read out", "-self.config.answer_tokens :])", ": self.config.answer_tokens])"),
     )),
     ("latent/methods/recurrent/method.py", CURRICULUM, (
@@ -147,7 +147,7 @@ GROUPS = (
     )),
     ("latent/cache.py", TAPS, (
         ("weights of the first positions", "seen = visible_BTS[..., -t:, :]", "seen = visible_BTS[..., :t, :]"),
-        ("shared prompts without their padding", "seen_BTS = F.pad(seen_BS,", "_ = F.pad(seen_BS,"),
+        ("shared prompts without their padding", "seen_B11S = F.pad(seen_BS,", "_ = F.pad(seen_BS,"),
         ("no dropout", "a = F.dropout(weights, dropout) @ v", "a = weights @ v"),
     )),
 )  # fmt: skip

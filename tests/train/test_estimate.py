@@ -27,9 +27,9 @@ def test_training_flops_are_about_what_torch_counts(method):
     batch = Batch.of(env.train_batch(0, 0, 16), codec)
     with FlopCounterMode(display=False) as counter:
         made.loss(batch)[0].backward()
-    reasoner, total, trained = estimate.on_meta(run)
+    empty, total, trained = estimate.on_meta(run)
     assert total == trained == sum(p.numel() for p in made.parameters())
-    guess = 16 * estimate.problem_flops(run, reasoner, *estimate.lengths(run)[:3])
+    guess = 16 * estimate.problem_flops(run, empty, *estimate.lengths(run)[:3])
     # the estimate has the last layer's unread positions, which are not computed, and lacks the step decoder
     assert 0.7 < guess / counter.get_total_flops() < 1.45
 

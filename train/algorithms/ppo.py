@@ -19,9 +19,11 @@ from kernels.errors import UserError
 from train.algorithms.base import Algorithm
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
+    from latent.methods.base import Mean
     from latent.thought import Decision
+    from train.losses import Logged
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class PPO(Algorithm):
         if not self.critic_weight > 0:
             raise UserError(f"train.algorithm.critic_weight must be > 0, got {self.critic_weight}")
 
-    def critic(self, width):
+    def critic(self, width: int) -> nn.Module:
         from torch import nn
 
         made = nn.Linear(width, 1)
@@ -53,13 +55,13 @@ class PPO(Algorithm):
         nn.init.zeros_(made.bias)
         return made
 
-    def outcome(self, reward_PG):
+    def outcome(self, reward_PG: Tensor) -> Tensor:
         return reward_PG
 
-    def signal(self, reward_PG):
+    def signal(self, reward_PG: Tensor) -> bool:
         return bool(reward_PG.max() > reward_PG.min())
 
-    def credit(self, outcome_B, old):
+    def credit(self, outcome_B: Tensor, old: list[Decision]) -> list[Tensor]:
         return [adv_BT for adv_BT, _ in self.estimates(outcome_B, old)]
 
     def estimates(self, outcome_B: Tensor, old: list[Decision]) -> list[tuple[Tensor, Tensor]]:
@@ -69,7 +71,9 @@ class PPO(Algorithm):
         next_B, carried_B = outcome_B, outcome_B.new_zeros(outcome_B.shape)  # after the last comes the reward itself
         gamma_B = outcome_B.new_ones(outcome_B.shape)  # undiscounted
         for *_, i, t in sorted(made, reverse=True):
-            live_B, value_B = old[i].mask_BT[:, t], old[i].expected_BT[:, t].detach()
+            expected_BT = old[i].expected_BT
+            assert expected_BT is not None  # there is a critic
+            live_B, value_B = old[i].mask_BT[:, t], expected_BT[:, t].detach()
             adv_B = gamma_B * next_B - value_B + self.gamma * self.lam * carried_B
             adv[i][:, t] = adv_B.where(live_B, adv[i][:, t])
             returns[i][:, t] = (adv_B + value_B).where(live_B, returns[i][:, t])
@@ -77,16 +81,18 @@ class PPO(Algorithm):
             gamma_B = gamma_B.masked_fill(live_B, self.gamma)
         return list(zip(adv, returns))
 
-    def loss(self, now, old, outcome_B, clip, entropy):
+    def loss(
+        self, now: list[Decision], old: list[Decision], outcome_B: Tensor, clip: tuple[float, float], entropy: float
+    ) -> tuple[list[Mean], dict[str, Logged]]:
         from latent.methods.base import Mean
         from train.losses import policy_loss
 
         estimates = self.estimates(outcome_B, old)
         policy, logged = policy_loss(now, old, [adv_BT for adv_BT, _ in estimates], clip, entropy)
-        errors = [
-            (new.expected_BT - return_BT).square()[was.mask_BT]
-            for new, was, (_, return_BT) in zip(now, old, estimates, strict=True)
-        ]
-        squared = Mean(sum(each.sum() for each in errors), policy.count)
+        squares = []
+        for new, was, (_, return_BT) in zip(now, old, estimates, strict=True):
+            assert new.expected_BT is not None  # there is a critic
+            squares.append((new.expected_BT - return_BT).square()[was.mask_BT].sum())
+        squared = Mean(sum(squares[1:], squares[0]), policy.count)
         half = Mean(squared.total / 2, policy.count, weight=self.critic_weight)
         return [policy, half], logged | {"critic_error": squared}

@@ -10,7 +10,9 @@ No <eot> token follows the thoughts: the last latent gives the first token.
 """
 
 import torch
+from torch import Tensor
 
+from latent.backbone import Backbone
 from latent.methods.base import AlongSequence, Taught, text_loss
 from latent.methods.coconut import Coconut
 from latent.text import Batch, tokens_in
@@ -23,33 +25,37 @@ _FEWEST = 20  # updates in a stage before the average is believed
 class CoconutMethod(AlongSequence[Coconut]):
     """Stage and moving average are buffers, so a checkpoint holds them and a resume goes on with them."""
 
-    def __init__(self, config, backbone):
+    stage: Tensor
+    in_stage: Tensor
+    exact: Tensor  # the sum and the weight of a moving average
+
+    def __init__(self, config: Coconut, backbone: Backbone):
         super().__init__(config, backbone)
         self.last = config.n_latent // config.latents_per_step + 1
         self.register_buffer("stage", torch.tensor(config.first_stage if config.n_latent else self.last))
         self.register_buffer("in_stage", torch.zeros((), dtype=torch.long))
-        self.register_buffer("exact", torch.zeros(2))  # the sum and the weight of a moving average
+        self.register_buffer("exact", torch.zeros(2))
         self.drawn = 0  # the stage that the last batch was trained on
 
     def latents(self, stage: int) -> int:
         """Latents in a stage."""
         return min(stage * self.config.latents_per_step, self.config.n_latent)
 
-    def reaches(self, latent, chain):
+    def reaches(self, latent: int, chain: int) -> int:
         return min(-(-latent // self.config.latents_per_step), chain)
 
-    def steps_written(self, chain):
+    def steps_written(self, chain: int) -> int:
         return 0 if self.stage == self.last else max(0, chain - int(self.stage))
 
-    def needs(self, prompt, steps, answer):
+    def needs(self, prompt: int, steps: list[int], answer: int) -> int:
         stages = (self.stride * self.latents(s) + sum(steps[s:]) for s in range(self.last))
         return prompt + max(*stages, self.stride * self.config.n_latent) + answer - 1
 
     @property
-    def trained_steps(self):
+    def trained_steps(self) -> int:
         return self.latents(int(self.stage))
 
-    def turn(self, batch):
+    def turn(self, batch: Batch) -> Taught:
         self.drawn = drawn = self.draw_stage(batch)
         text = batch.chain(skip=self.skipped(batch, drawn))
         k = self.latents(drawn)
@@ -57,7 +63,7 @@ class CoconutMethod(AlongSequence[Coconut]):
         loss, logged = text_loss(self.backbone, thought, text)
         return Taught(thought, text, [loss], logged)
 
-    def turn_counts(self, batch):
+    def turn_counts(self, batch: Batch) -> list[int]:
         return [tokens_in(batch.chain_rows(skip=self.skipped(batch, self.draw_stage(batch))))]
 
     def draw_stage(self, batch: Batch) -> int:
@@ -70,7 +76,7 @@ class CoconutMethod(AlongSequence[Coconut]):
         """Steps of a chain that the text has lost in a stage: all of them in the last."""
         return stage if stage < self.last else max(map(len, batch.steps))
 
-    def learned(self, logged):
+    def learned(self, logged: dict[str, Tensor]) -> dict[str, Tensor]:
         """Go on to the next stage, where this one is learned; batches of earlier stages do not count for that."""
         self.in_stage += 1
         if self.drawn == self.stage:

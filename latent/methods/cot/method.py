@@ -2,27 +2,27 @@
 
 from latent.methods.base import AlongSequence, Taught, text_loss
 from latent.methods.cot import CoT
-from latent.text import one_in, tokens_in
+from latent.text import Batch, one_in, tokens_in
 from latent.thought import Greedy
 
 
 class CoTMethod(AlongSequence[CoT]):
     """Reads the prompt, writes the chain and the answer; trained on both."""
 
-    def steps_written(self, chain):
+    def steps_written(self, chain: int) -> int:
         return len(one_in(self.config.every, [0] * chain))
 
-    def needs(self, prompt, steps, answer):
+    def needs(self, prompt: int, steps: list[int], answer: int) -> int:
         return prompt + self.written(steps) + answer - 1
 
-    def written(self, steps):
+    def written(self, steps: list[int]) -> int:
         return sum(one_in(self.config.every, steps))
 
-    def turn(self, batch):
+    def turn(self, batch: Batch) -> Taught:
         text = batch.chain(every=self.config.every)
         thought = self.think(batch.prompt, Greedy())
         loss, logged = text_loss(self.backbone, thought, text)
         return Taught(thought, text, [loss], logged)
 
-    def turn_counts(self, batch):
+    def turn_counts(self, batch: Batch) -> list[int]:
         return [tokens_in(batch.chain_rows(every=self.config.every))]

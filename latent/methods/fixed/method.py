@@ -6,7 +6,7 @@ over add nothing but their positions. They are run one after another all the sam
 are those of the thoughts they stand beside.
 """
 
-from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,23 +15,31 @@ from latent.backbone import Backbone
 from latent.methods.base import AlongSequence
 from latent.methods.fixed import FixedEmbedding
 
+_made: dict[type[AlongSequence], type[AlongSequence]] = {}
 
-@cache
+
 def fixed(method: type[AlongSequence]) -> type[AlongSequence]:
     """A method's class with a constant fed back in place of its states."""
 
-    class Fixed(method):
-        def __init__(self, config: FixedEmbedding, backbone: Backbone):
-            super().__init__(config.of, backbone)
-            self.made_from = config
-            self.feedback = Constant(backbone)
+    if method not in _made:
+        made: Any = type(f"Fixed{method.__name__}", (Fixed, method), {})
+        _made[method] = made
+    return _made[method]
 
-    Fixed.__name__ = Fixed.__qualname__ = f"Fixed{method.__name__}"
-    return Fixed
+
+class Fixed(AlongSequence):
+    """What is put before a method's class."""
+
+    def __init__(self, config: FixedEmbedding, backbone: Backbone):
+        super().__init__(config.of, backbone)
+        self.made_from = config
+        self.feedback = Constant(backbone)
 
 
 class Constant(nn.Module):
     """Any state -> the same embedding, (B, D) -> (B, D), drawn at the scale of the vocabulary's."""
+
+    embedding: Tensor
 
     def __init__(self, backbone: Backbone):
         super().__init__()

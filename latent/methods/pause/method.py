@@ -6,7 +6,7 @@ are read in one pass. Deviates from Goyal et al., who repeat one token: here eac
 places beyond those in training repeat the last.
 """
 
-from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,19 +15,25 @@ from latent.backbone import Backbone
 from latent.methods.base import AlongSequence
 from latent.methods.pause import Pause
 
+_made: dict[type[AlongSequence], type[AlongSequence]] = {}
 
-@cache
+
 def paused(method: type[AlongSequence]) -> type[AlongSequence]:
     """A method's class with pause tokens in place of its thoughts."""
 
-    class Paused(method):
-        def __init__(self, config: Pause, backbone: Backbone):
-            super().__init__(config.of, backbone)
-            self.made_from = config
-            self.feedback = PauseTokens(max(1, self.steps), backbone)
+    if method not in _made:
+        made: Any = type(f"Paused{method.__name__}", (Paused, method), {})
+        _made[method] = made
+    return _made[method]
 
-    Paused.__name__ = Paused.__qualname__ = f"Paused{method.__name__}"
-    return Paused
+
+class Paused(AlongSequence):
+    """What is put before a method's class."""
+
+    def __init__(self, config: Pause, backbone: Backbone):
+        super().__init__(config.of, backbone)
+        self.made_from = config
+        self.feedback = PauseTokens(max(1, self.steps), backbone)
 
 
 class PauseTokens(nn.Module):

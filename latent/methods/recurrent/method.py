@@ -18,9 +18,12 @@ from torch import Tensor, nn
 
 from kernels.errors import UserError
 from latent import halting
-from latent.backbone import positions
-from latent.methods.base import Edit, Method, share, token_loss
+from latent.backbone import Backbone, positions
+from latent.halting import Settled, StopHead
+from latent.layers import GPT2, Llama
+from latent.methods.base import Edit, Mean, Method, share, token_loss
 from latent.methods.recurrent import Recurrent
+from latent.taps import Call
 from latent.text import Batch, Text, tokens_in
 from latent.thought import Chooser, Greedy, Prompt, Thought
 
@@ -28,7 +31,7 @@ from latent.thought import Chooser, Greedy, Prompt, Thought
 class RecurrentMethod(Method[Recurrent]):
     """One core of layers run r times over the same positions, the prelude's output injected each time."""
 
-    def __init__(self, config, backbone):
+    def __init__(self, config: Recurrent, backbone: Backbone):
         super().__init__(config, backbone)
         if backbone.layers is None:
             raise UserError(f"recurrent depth cannot loop the layers of {type(backbone.lm).__name__}")
@@ -47,21 +50,27 @@ class RecurrentMethod(Method[Recurrent]):
         self.norm = nn.LayerNorm(d)
         self.stop = halting.build(config.halt, self)
 
-    def reserved(self, steps):
+    @property
+    def layers(self) -> GPT2 | Llama:
+        """The backbone's, without which there were no loop."""
+        assert self.backbone.layers is not None
+        return self.backbone.layers
+
+    def reserved(self, steps: int) -> int:
         return self.config.answer_tokens - 1
 
-    def needs(self, prompt, steps, answer):
+    def needs(self, prompt: int, steps: list[int], answer: int) -> int:
         return prompt + self.config.answer_tokens - 1
 
-    def passes(self, used, tokens):
+    def passes(self, used: float, tokens: float) -> float:
         """The recurrences: the answer is read off in parallel."""
         return used
 
     @property
-    def mean_trained_steps(self):
+    def mean_trained_steps(self) -> float:
         return (self.config.r_min + self.config.r_max) / 2
 
-    def flops(self, prompt, used, tokens):
+    def flops(self, prompt: float, used: float, tokens: float) -> float:
         d, n = self.backbone.width, prompt + self.config.answer_tokens - 1
         per_layer, attention = self.layer_flops, 4 * d * n * (n + 1) / 2
         once = sum(per_layer[: self.core.start]) + sum(per_layer[self.core.stop :]) + 2 * d * d
@@ -69,20 +78,22 @@ class RecurrentMethod(Method[Recurrent]):
         layers = len(self.prelude) + len(self.coda) + len(self.core) * used
         return n * (once + looped * used) + attention * layers + self.head_flops * self.config.answer_tokens
 
-    def kept(self, prompt, used, text):
+    def kept(self, prompt: float, used: float, text: float) -> float:
         return (prompt + text) * used * len(self.core)
 
-    def of_latent(self, calls, step):
+    def of_latent(self, calls: list[Call], step: int) -> Call:
         """The last position: of the prelude for step 0, then of each recurrence's core; the coda's call is the last."""
         if step > len(calls) - 2:
             raise UserError(f"the tap saw {len(calls) - 2} recurrences, not {step}")
         return calls[step].at(-1)
 
-    def lens(self, states, layer=None):
+    def lens(self, states: Tensor, layer: int | None = None) -> Tensor:
         """Normed, the layers above left out: the last norm is outside of every loop."""
-        return self.backbone.layers.norm(states)
+        return self.layers.norm(states)
 
-    def think(self, prompt, choose, group=1, steps=None, edit=None):
+    def think(
+        self, prompt: Prompt, choose: Chooser, group: int = 1, steps: int | None = None, edit: Edit | None = None
+    ) -> Thought:
         r = self.steps if steps is None else steps
         trace, place, tracker = self.run(prompt, choose, group, r, self.stop, edit)
         prompt_U, used_U, row_B = tracker.rows()
@@ -91,7 +102,13 @@ class RecurrentMethod(Method[Recurrent]):
         return Thought(h_UTD, None, states_PRTD[prompt_U, :, -1], used_U, choose.decisions(), row_B)
 
     def run(
-        self, prompt: Prompt, choose: Chooser, group: int, r: int, stop, edit: Edit | None = None
+        self,
+        prompt: Prompt,
+        choose: Chooser,
+        group: int,
+        r: int,
+        stop: StopHead | Settled | None,
+        edit: Edit | None = None,
     ) -> tuple[list[Tensor], "Place", halting.HaltTracker]:
         """States (B, T, D) before the loop and after each recurrence, where their positions are, and who went on."""
         if prompt.after is not None:
@@ -103,7 +120,7 @@ class RecurrentMethod(Method[Recurrent]):
         if mask_BT is not None:
             mask_BT = torch.cat([mask_BT, mask_BT[:, -1:].expand(-1, extra)], 1)
         place = Place(positions(ids_BT, mask_BT), mask_BT)
-        h_BTD, _ = self.backbone.layers.enter(self.backbone.embed(ids_BT), place.pos_BT)
+        h_BTD, _ = self.layers.enter(self.backbone.embed(ids_BT), place.pos_BT)
         injected_BTD = self.inject(self.backbone.loop(h_BTD, self.prelude, place.pos_BT, place.mask_BT))
         trace = [torch.zeros_like(injected_BTD)]
         tracker = halting.HaltTracker(stop, choose, len(ids_BT), group, ids_BT.device)
@@ -127,9 +144,9 @@ class RecurrentMethod(Method[Recurrent]):
     def read_out(self, s_BTD: Tensor, place: "Place") -> Tensor:
         """State -> final hidden states at the answer's positions."""
         h_BTD = self.backbone.loop(s_BTD, self.coda, place.pos_BT, place.mask_BT)
-        return self.backbone.layers.norm(h_BTD[:, -self.config.answer_tokens :])
+        return self.layers.norm(h_BTD[:, -self.config.answer_tokens :])
 
-    def terms(self, batch):
+    def terms(self, batch: Batch) -> tuple[list[Mean], dict[str, Mean]]:
         r = self.draw_recurrences(batch)
         trace, place, _ = self.run(batch.prompt, Greedy(), 1, r, stop=None)
         states_NTD = torch.stack(trace[1:], 1).flatten(0, 1)  # row b * r + i - 1
@@ -139,14 +156,14 @@ class RecurrentMethod(Method[Recurrent]):
         exact_BR = hit_NT.all(1).view(-1, r)
         return [loss], {"ce": loss, "exact": share(exact_BR[:, -1]), "step_exact": share(exact_BR.flatten())}
 
-    def counts(self, batch):
+    def counts(self, batch: Batch) -> list[int | Tensor]:
         return [self.draw_recurrences(batch) * tokens_in(batch.answers)]
 
     def draw_recurrences(self, batch: Batch) -> int:
         """How often the core runs in training on a batch."""
         return self.config.r_min + batch.draw_below(self.config.r_max + 1 - self.config.r_min)
 
-    def must_take(self, steps, answer):
+    def must_take(self, steps: list[int], answer: int) -> None:
         asked = steps[: self.config.r_max] if self.config.supervise == "steps" else []
         wrong = {answer, *asked} - {self.config.answer_tokens}
         if wrong:

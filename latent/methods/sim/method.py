@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels.errors import UserError
+from latent.backbone import Backbone
 from latent.methods.base import AlongSequence, Mean, Taught, share, text_loss, token_loss
 from latent.methods.sim import Sim
 from latent.text import Batch, Text, pad_right, tokens_in
@@ -25,16 +26,17 @@ class SimMethod(AlongSequence[Sim]):
 
     fresh = (*AlongSequence.fresh, "decoder.")
 
-    def __init__(self, config, backbone):
+    def __init__(self, config: Sim, backbone: Backbone):
         super().__init__(config, backbone)
         self.decoder = StepDecoder(backbone.width, config.step_tokens)
 
-    def turn(self, batch):
+    def turn(self, batch: Batch) -> Taught:
         device = batch.prompt.ids_BT.device
         k = self.config.n_latent
         thought = self.loop(batch.prompt, Greedy(), 1, k, k, stop=None)
         if self.stop is not None and k > 0:
             used_B = self.early_stops(batch, device)
+            assert thought.context is not None  # the text follows
             h_B1D, context = self.stopped(thought.states_UKD, thought.context, used_B)
             thought = replace(thought, h_UTD=h_B1D, context=context, used_U=used_B)
         text = pad_right(batch.answers, batch.pad, device)
@@ -46,12 +48,12 @@ class SimMethod(AlongSequence[Sim]):
         logged |= {"step_ce": step_loss, "step_exact": share(hit_N)}
         return Taught(thought, text, [loss, step_loss], logged)
 
-    def turn_counts(self, batch):
+    def turn_counts(self, batch: Batch) -> list[int]:
         """Every step is dealt to a latent, so that the decoder's tokens are those of the chains."""
         answers = tokens_in(batch.answers)
         return [answers, sum(map(tokens_in, batch.steps))] if self.config.n_latent else [answers]
 
-    def step_loss(self, batch: Batch, states_BKD: Tensor, device) -> tuple[Mean, Tensor]:
+    def step_loss(self, batch: Batch, states_BKD: Tensor, device: torch.device) -> tuple[Mean, Tensor]:
         """Cross-entropy of the steps given their latents, and which of the steps are right (N,)."""
         if not any(batch.steps):
             return Mean(states_BKD.new_zeros(()), 0), torch.zeros(0, dtype=torch.bool, device=device)
@@ -63,7 +65,7 @@ class SimMethod(AlongSequence[Sim]):
         step_loss, hit_NT = token_loss(self.backbone, h_NTD, text)
         return step_loss, hit_NT.all(1)
 
-    def early_stops(self, batch: Batch, device) -> Tensor:
+    def early_stops(self, batch: Batch, device: torch.device) -> Tensor:
         """Latents used (B,) in training a model that will not always use all of them: any number that suffices.
 
         Suffices: from there on the chain no longer changes. Half of the rows draw such a number, the others use all k.
@@ -86,16 +88,16 @@ class SimMethod(AlongSequence[Sim]):
         k = self.config.n_latent
         return [(i, i + 1) if n <= k else (-(-i * n // k), -(-(i + 1) * n // k)) for i in range(min(k, n))]
 
-    def reaches(self, latent, chain):
+    def reaches(self, latent: int, chain: int) -> int:
         dealt = self.dealt(chain)
         return dealt[latent - 1][1] if latent <= len(dealt) else chain
 
-    def must_take(self, steps, answer):
+    def must_take(self, steps: list[int], answer: int) -> None:
         longest = max((sum(steps[first:last]) for first, last in self.dealt(len(steps))), default=0)
         if longest > self.config.step_tokens:
             raise UserError(f"a latent's step has {longest} tokens, method.step_tokens is {self.config.step_tokens}")
 
-    def step_targets(self, batch: Batch, device) -> tuple[Tensor | None, Text]:
+    def step_targets(self, batch: Batch, device: torch.device) -> tuple[Tensor | None, Text]:
         """The text that each latent must give: which of the B * K latents have one (None = all), and the text."""
         k, rows, text = self.config.n_latent, [], []
         for b, steps in enumerate(batch.steps):

@@ -5,6 +5,7 @@ in the call of its `simple_evaluate` that every evaluation runs in, by its own c
 """
 
 import sys
+from types import FrameType
 
 from kernels.errors import UserError
 
@@ -33,7 +34,7 @@ def steps_of_likelihoods() -> dict:
 
 def _evaluation() -> dict:
     """The variables of the innermost `simple_evaluate` that we are called from, none outside of one."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_name == "simple_evaluate" and frame.f_globals.get("__name__") == "lm_eval.evaluator":
             return frame.f_locals

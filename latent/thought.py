@@ -74,11 +74,17 @@ class Decision:
     def among(self, rows_N: Tensor, whole: int) -> "Decision":
         """The same as decisions of `whole` rows, of which those that are not in `rows_N` made none."""
 
-        def spread(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.new_zeros(whole, *x.shape[1:]).index_copy(0, rows_N, x)
+        def spread(x: Tensor) -> Tensor:
+            return x.new_zeros(whole, *x.shape[1:]).index_copy(0, rows_N, x)
 
-        names = ("value_BT", "logp_BT", "entropy_BT", "mask_BT", "expected_BT")
-        return replace(self, **{name: spread(getattr(self, name)) for name in names})
+        return replace(
+            self,
+            value_BT=spread(self.value_BT),
+            logp_BT=spread(self.logp_BT),
+            entropy_BT=spread(self.entropy_BT),
+            mask_BT=spread(self.mask_BT),
+            expected_BT=None if self.expected_BT is None else spread(self.expected_BT),
+        )
 
     def of(self, rows_N: Tensor) -> "Decision":
         """The decisions of some rows, all places kept."""

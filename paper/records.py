@@ -131,7 +131,13 @@ def _read(folder: Path) -> tuple[dict[str, dict], list[str], list[str]]:
 NUMBER = (int, float)
 RESULTS = ("main.accuracy", "main.used", "pooled.accuracy", "pooled.used", "sooner", "steps", "flops", "core_seconds",
            "parameters", "steps_written", "latents", "used_mean")  # fmt: skip
-OTHERS = {"result.pooled.problems": str, "env.cpu": str, "env.git": (str, type(None)), "env.packages": dict}
+Kind = type | tuple[type, ...]
+OTHERS: dict[str, Kind] = {
+    "result.pooled.problems": str,
+    "env.cpu": str,
+    "env.git": (str, type(None)),
+    "env.packages": dict,
+}
 PACKED = ("result.correct", "result.pooled.correct")
 
 

@@ -45,7 +45,7 @@ def policy_loss(
     gain: Tensor | float = 0.0
     bonus: Tensor | float = 0.0
     count: Tensor | int = 0
-    logged: dict[str, Logged] = {}
+    entropies: dict[str, Mean] = {}
     ratios, clipped = [], []
     for new, was, adv_BT in zip(now, old, adv, strict=True):
         assert new.kind == was.kind, f"decisions out of order: {new.kind} against {was.kind}"
@@ -60,9 +60,10 @@ def policy_loss(
         ratios.append(rho_BT.detach()[mask_BT])
         clipped.append((rho_BT.detach() * adv_BT > bounded_BT.detach())[mask_BT])
         entropy_of = Mean(torch.where(mask_BT, new.entropy_BT.detach(), 0).sum(), made)
-        name = f"entropy_{new.kind}"  # over all turns
-        logged[name] = logged[name].joined(entropy_of) if name in logged else entropy_of
+        before = entropies.get(new.kind)
+        entropies[new.kind] = entropy_of if before is None else before.joined(entropy_of)  # over all turns
     ratio_N = torch.cat(ratios)
+    logged: dict[str, Logged] = {f"entropy_{kind}": mean for kind, mean in entropies.items()}
     logged |= {
         "ratio": Mean(ratio_N.sum(), len(ratio_N)),
         "ratio_max": Extreme(ratio_N.max(), 1),

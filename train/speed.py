@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Literal
@@ -221,7 +222,7 @@ def engine(updates: int = 4) -> list[dict]:
     from train.engine import Engine, held_here
     from train.loop import Trainer
     from train.record import Record
-    from train.run import begin
+    from train.start import begin
 
     model = ModelConfig(n_layer=12, n_embd=512, n_head=8, n_positions=128)
     run = Run(Cups(cups=8), model, Sim(n_latent=8, step_tokens=16), SFT(steps=updates, batch=8))
@@ -232,7 +233,7 @@ def engine(updates: int = 4) -> list[dict]:
         for step in range(updates):
             batch = Batch.of(trainer.problems(env, step), reasoner.codec)
             start = time.process_time()
-            trainer.descend([lambda batch=batch: on.call("terms", batch)])
+            trainer.descend([partial(on.call, "terms", batch)])
             seconds.append(time.process_time() - start)
     held = {"parameters": list(trainer.method.parameters())}
     held["AdamW's moments"] = [x for state in trainer.optimizer.state.values() for x in state.values()]

@@ -90,7 +90,7 @@ def judge(
         if tick:
             tick(len(part))
     reasoner.method.train(was_training)
-    if world == 1:
+    if among is None or world == 1:
         return items
     shares = [iter(share) for share in among.gather(items)]
     return [next(shares[i % world]) for part in iterate(problems, batch) for i in range(len(part))]

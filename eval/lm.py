@@ -203,7 +203,7 @@ class LatentLM(HFLM):
         for i, p in enumerate(planned):
             alike[repr((p.steps, p.limit, p.until, sorted(p.how.items())))].append(i)
         batch = self._detect_batch_size() if self.batch_size == "auto" else int(self.batch_size)
-        texts: list[Written | None] = [None] * len(requests)
+        texts: dict[int, Written] = {}
         bar = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Running generate_until requests")
         for members in alike.values():
             members.sort(key=lambda i: -len(planned[i].ids))
@@ -214,7 +214,7 @@ class LatentLM(HFLM):
                     self.cache_hook.add_partial("generate_until", requests[i].args, text)
                 bar.update(len(part))
         bar.close()
-        return texts
+        return [texts[i] for i in range(len(requests))]
 
     def _without_latents(self, request):
         """A request to a model of another make, to which latents mean nothing."""

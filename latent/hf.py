@@ -13,12 +13,13 @@ import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
-from transformers.generation import StoppingCriteriaList
+from transformers.generation import StoppingCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import logging
 
@@ -53,7 +54,6 @@ class LatentCache(DynamicCache):
     """
 
     is_compileable = False
-    is_linear = is_sliding = (False,)
 
     def __init__(self):
         super().__init__()
@@ -61,6 +61,12 @@ class LatentCache(DynamicCache):
         self.ahead_BTD: Tensor | None = None
         self.used_B: Tensor | None = None  # latent steps used, a row each as they were read
         self.seen = 0
+
+    @property
+    def is_sliding(self) -> list[bool]:
+        return [False]
+
+    is_linear = is_sliding
 
     def get_seq_length(self, *_) -> int:
         return self.seen
@@ -72,8 +78,9 @@ class LatentCache(DynamicCache):
         self.batch_select_indices(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        rows = len(self.context.next_B) if self.context is not None else len(self.ahead_BTD)
-        self.batch_select_indices(torch.arange(rows).repeat_interleave(repeats))
+        held = self.ahead_BTD if self.context is None else self.context.next_B
+        assert held is not None  # something has been read
+        self.batch_select_indices(torch.arange(len(held)).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         if self.context is not None:
@@ -114,7 +121,7 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: LatentConfig, method: Method | None = None):
         super().__init__(config)
-        trained = [] if method is None else list(method.modules())
+        trained: list[Any] = [] if method is None else list(method.modules())  # Any: they get a mark of transformers'
         for module in trained:
             module._is_hf_initialized = True  # or post_init would draw the weights anew
         if method is None:
@@ -133,14 +140,16 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
         """Nothing: `save_pretrained` writes the file that opens a checkpoint."""
 
     @classmethod
-    def from_pretrained(cls, name, *args, output_loading_info: bool = False, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs) -> Any:
         """As of any model. Raises UserError where weights are missing or not finite.
 
         Warns where lm-eval opens it as `--model hf`, which scores continuations without what stands before them.
         """
         if "lm_eval.models.huggingface" in sys.modules and "config" in kwargs and not cls._known:
             log.warning(UNTHOUGHT)
-        model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
+        name = pretrained_model_name_or_path
+        opened: Any = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
+        model, info = opened  # a pair, of which its annotation does not know
         missing = sorted(map(str, [*info["missing_keys"], *info.get("mismatched_keys", ())]))
         if missing:
             raise UserError(f"{name} lacks weights: {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}")
@@ -286,7 +295,8 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
             if num_items_in_batch is not None:
                 whole = num_items_in_batch
                 loss = loss / (whole.to(loss.device) if isinstance(whole, Tensor) else whole)
-        return LatentOutput(loss=loss, logits=logits_BTV, last_hidden_state=h_BTD, **{CACHE: past})
+        held: dict[str, Any] = {CACHE: past}
+        return LatentOutput(loss=loss, logits=logits_BTV, last_hidden_state=h_BTD, **held)
 
     def _go_on(self, ids_BT: Tensor, past: LatentCache) -> Tensor:
         """Final hidden states of text after what the cache holds."""
@@ -300,6 +310,7 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
                 raise UserError(f"this model reads off {self.method.parallel_answer} tokens, more were asked for")
             return past.ahead_BTD[:, :1]
         backbone = self.method.backbone
+        assert past.context is not None  # what has been read and is not read off
         h_BTD, past.context = backbone.step(backbone.embed(ids_BT), past.context)
         return h_BTD
 
@@ -384,11 +395,13 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
         longest = max(map(len, asked))
         left = torch.zeros(len(asked), longest, dtype=torch.long)
         seen = torch.zeros(len(asked), longest, dtype=torch.bool)
-        for u, prompt in enumerate(asked):
-            left[u, longest - len(prompt) :], seen[u, longest - len(prompt) :] = torch.tensor(prompt), True
+        for u, each in enumerate(asked):
+            left[u, longest - len(each) :], seen[u, longest - len(each) :] = torch.tensor(each), True
         prompt = Prompt(left.to(device), None if bool(seen.all()) else seen.to(device))
         thought = self.method.think(prompt, Greedy(), steps=steps)
-        place_b, place_c, values = [], [], []
+        place_b: list[int] = []
+        place_c: list[int] = []
+        values: list[Tensor] = []
 
         def put(which: list[tuple[int, int]], h_ND: Tensor) -> None:
             place_b.extend(b for b, _ in which)
@@ -420,6 +433,7 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
             if past is not None:
                 past.ahead_BTD = h_B[:, t:]
         else:
+            assert context is not None  # a text that is written token by token goes on from it
             if len(asked) < len(rows):
                 context = context.rows(of_B)
             if t:
@@ -427,9 +441,9 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
                 for j, (b, row) in enumerate(rows):
                     text[j, : len(row.text)] = torch.tensor([ids[b][c] for c in row.text])
                 h_BtD, context = backbone.step(backbone.embed(text.to(device)), context)
-                there = [(j, i) for j, (_, row) in enumerate(rows) for i in range(len(row.text))]
-                js, ts = zip(*there)
-                put([(rows[j][0], rows[j][1].text[i]) for j, i in there], h_BtD[list(js), list(ts)])
+                spots = [(j, i) for j, (_, row) in enumerate(rows) for i in range(len(row.text))]
+                js, ts = zip(*spots)
+                put([(rows[j][0], rows[j][1].text[i]) for j, i in spots], h_BtD[list(js), list(ts)])
             if past is not None:
                 if any(len(row.text) != t for _, row in rows):
                     raise UserError("rows that share a cache must be padded on the left")
@@ -473,7 +487,7 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
         else:
             added = self.thinking(steps, last.pop())
             steps = added.count(self.config.latent_id)
-        b, t, n = *ids_BT.shape, len(added)
+        (b, t), n = ids_BT.shape, len(added)
         whole_BT = torch.cat([ids_BT, ids_BT.new_tensor(added).expand(b, n)], 1)
         mask_BT = torch.cat([mask_BT, mask_BT.new_ones(b, n)], 1)
         kwargs = self._settings(kwargs, generation_config, t, n, steps)
@@ -525,7 +539,7 @@ class LatentForCausalLM(PreTrainedModel, GenerationMixin):
             kwargs["min_length"] = asked("min_length") + n
         if asked("use_cache") is not False and kwargs.get(CACHE) is None:
             kwargs[CACHE] = LatentCache()
-        ends = [Seen(end, t, n) for end in kwargs.pop("stopping_criteria", None) or ()]
+        ends: list[StoppingCriteria] = [Seen(end, t, n) for end in kwargs.pop("stopping_criteria", None) or ()]
         method = self.method
         if self.longest is not None:
             ends.append(Length(t + n + self.longest))

@@ -95,9 +95,13 @@ def alone_in_silence() -> Iterator[None]:
 def contents(saved: Saved) -> dict[str, tuple[torch.Size, torch.dtype]]:
     """Size and type of every tensor in a checkpoint, by name."""
     from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-    about = FileSystemReader(saved.folder).read_metadata().state_dict_metadata
-    return {name: (each.size, each.properties.dtype) for name, each in about.items()}
+    found = {}
+    for name, each in FileSystemReader(saved.folder).read_metadata().state_dict_metadata.items():
+        assert isinstance(each, TensorStorageMetadata)  # `save` takes nothing else
+        found[name] = (each.size, each.properties.dtype)
+    return found
 
 
 def load(saved: Saved, into: dict[str, Tensor], engine: Engine) -> None:

@@ -14,7 +14,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
@@ -31,6 +31,9 @@ from torch import Tensor, nn
 from kernels.errors import UserError
 from latent.methods.base import Method
 from train.process import needs_cpu
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
 
 T = TypeVar("T")
 GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
@@ -76,7 +79,8 @@ class Engine:
             raise UserError("accelerate's configuration asks for torch.compile: set dynamo_backend to no")
         if self.plugin is not None and self.plugin.fsdp_version != 2:
             raise UserError("accelerate's configuration asks for FSDP1: set fsdp_version to 2 (FSDP_VERSION=2)")
-        if self.plugin is not None and torch.__version__ < (2, 13):  # where a process may have no gradient for some
+        # versions are compared here, not strings; from 2.13 on a process may have no gradient for some
+        if self.plugin is not None and torch.__version__ < "2.13":
             raise UserError(f"FSDP2 needs torch 2.13 or newer, this is {torch.__version__}")
 
     # The method: one door for what is learned from.
@@ -95,51 +99,61 @@ class Engine:
         self.plain = type(method), [(each, dict(each)) for each in hooks]
         for tensor in method.state_dict().values():  # as DDP does: one beginning
             torch.distributed.broadcast(tensor, 0)
-        self._shard(method)
-        method.set_reduce_scatter_unused_params(True)
+        self._shard(method, self.plugin).set_reduce_scatter_unused_params(True)
         with self.whole():
             for name, p in method.named_parameters():
                 if p.requires_grad:
                     p.register_post_accumulate_grad_hook(lambda p, name=name: self.used.add(name))
 
-    def _shard(self, method: Method) -> None:
+    def _shard(self, method: Method, plugin: FullyShardedDataParallelPlugin) -> FSDPModule:
+        """The method, which is from now on of torch's class, too."""
         from torch.distributed import fsdp
         from torch.distributed.device_mesh import init_device_mesh
 
         mesh = init_device_mesh(self.device.type, (self.world,))
-        asked = self.plugin.cpu_offload
+        asked = plugin.cpu_offload
         offload = asked if isinstance(asked, fsdp.OffloadPolicy) else fsdp.OffloadPolicy()
-        fsdp.fully_shard(method, mesh=mesh, reshard_after_forward=False, offload_policy=offload)
+        return fsdp.fully_shard(method, mesh=mesh, reshard_after_forward=False, offload_policy=offload)
 
     def frozen(self, method: Method) -> Method:
         """A copy of a method that is not prepared yet, to compare with: without gradient, in evaluation."""
         kept = copy.deepcopy(method).requires_grad_(False).eval()
         if self.plugin is not None:
-            self._shard(kept)
+            self._shard(kept, self.plugin)
         return kept
 
     def call(self, verb: str | Callable[..., T], *args) -> T:
         """What is learned from, through `Method.forward`, so that gradients are shared. One `backward` must follow."""
+        assert self.module is not None  # `prepare` comes first
         return self.module(verb, *args)
 
     @contextmanager
     def whole(self, method: Method | None = None) -> Iterator[None]:
         """Inside, all parameters are here as they are, for what is called past `call`. For all processes alike."""
-        method = self.module if method is None else method
-        if self.plugin is None or not hasattr(method, "unshard"):
+        sharded = self._sharded(self.module if method is None else method)
+        if sharded is None:
             yield
             return
-        method.unshard()
+        sharded.unshard()
         try:
             yield
         finally:
-            method.reshard()
+            sharded.reshard()
+
+    def _sharded(self, module: nn.Module | None) -> FSDPModule | None:
+        """A module where FSDP2 shards it, to call its verbs; None otherwise, as before `prepare`."""
+        if self.plugin is None:
+            return None
+        from torch.distributed.fsdp import FSDPModule
+
+        return module if isinstance(module, FSDPModule) else None
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
         """Around a micro-batch's forward and backward: gradients are summed over processes in the last one."""
-        if self.plugin is not None:
-            self.module.set_requires_gradient_sync(last)
-            self.module.set_reshard_after_backward(last)  # gathered once an update
+        sharded = self._sharded(self.module)
+        if sharded is not None:
+            sharded.set_requires_gradient_sync(last)
+            sharded.set_reshard_after_backward(last)  # gathered once an update
         elif self.world > 1 and not last:
             return self.accelerator.no_sync(self.module)
         return nullcontext()
@@ -155,8 +169,10 @@ class Engine:
         `check(norm)` may raise before anything is changed. A parameter that no process has used has no gradient, and is
         left as it is: AdamW would decay one whose gradient is zero.
         """
+        module = self.module
+        assert module is not None  # `prepare` comes first
         if self.plugin is not None:
-            named = [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
+            named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
             found = self.sum([float(n in self.used) for n, _ in named])
             self.used.clear()
             for (_, p), n in zip(named, found):
@@ -167,7 +183,7 @@ class Engine:
         optimizer.step()
         optimizer.zero_grad()
         if self.plugin is not None:
-            for b in self.module.buffers():  # as DDP does in its forward
+            for b in module.buffers():  # as DDP does in its forward
                 torch.distributed.broadcast(b, 0)
         return norm
 
@@ -177,15 +193,16 @@ class Engine:
 
     def release(self) -> None:
         """Training is over: the method is a plain one again, whole in every process."""
-        method = self.module
-        if self.plugin is not None and hasattr(method, "unshard"):
-            method.reshard()
+        method, sharded = self.module, self._sharded(self.module)
+        if sharded is not None:
+            assert isinstance(method, Method) and self.plain is not None  # as `prepare` left them
+            sharded.reshard()
             made: dict[Tensor, nn.Parameter] = {}  # tied ones stay tied
             for module in method.modules():
                 for name, p in module._parameters.items():
                     if p is not None and p not in made:
                         made[p] = nn.Parameter(local(p.detach()), requires_grad=p.requires_grad)
-                    module._parameters[name] = made.get(p)
+                    module._parameters[name] = None if p is None else made[p]
             method.__class__ = self.plain[0]
             for hooks, before in self.plain[1]:
                 hooks.clear()
@@ -223,16 +240,17 @@ class Engine:
 
     def on_first(self, work: Callable[[], T]) -> T:
         """What process 0 does for all, once: they get what comes of it, or its error, and end as it does."""
-        value, error = None, None
+        made: list[T] = []
+        error: Exception | None = None
         if self.leads:
             try:
-                value = work()
+                made.append(work())
             except Exception as e:
                 error = e
-        value, error = self.from_first((value, error))
+        made, error = self.from_first((made, error))
         if error is not None:
             raise error
-        return value
+        return made[0]
 
     def wait(self) -> None:
         """Until all are here."""

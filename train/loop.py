@@ -4,8 +4,9 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,13 +20,13 @@ from latent.thought import Greedy
 from train import checkpoint
 from train.config import RLVR, SFT
 from train.engine import Engine, held_here
-from train.losses import Extreme
+from train.losses import Extreme, Logged
 from train.process import Stopped, amid_update
 from train.record import Record
 from train.selection import Selection
 
 log = logging.getLogger(__name__)
-Terms = tuple[list[Mean], dict[str, Mean | Extreme]]  # of a loss, and what to log beside it
+Terms = tuple[list[Mean], dict[str, Logged]]  # of a loss, and what to log beside it
 
 
 class Diverged(RuntimeError):
@@ -47,9 +48,11 @@ class Trainer:
             self.method.critic = self.config.algorithm.critic(self.method.backbone.width)
             self.method.to(engine.device, self.method.backbone.dtype)
         engine.prepare(self.method)
-        self.core_seconds, self.done, self.counters, self.enough = 0.0, 0, {}, False
+        self.core_seconds, self.done, self.enough = 0.0, 0, False
+        self.counters: dict[str, Any] = {}  # what else a checkpoint keeps of the run's progress
         self.start: checkpoint.Saved | None = None  # what `choose_start` found
-        self.saved, self.given = 0, []  # step of the newest checkpoint; the problems of the last batch
+        self.saved = 0  # step of the newest checkpoint
+        self.given: list[Problem] = []  # of the last batch
         self.selection: Selection | None = None  # validates, where somebody wants it
         stop = list(self.method.stop.parameters()) if self.method.stop is not None else []
         rest = [p for p in self.method.parameters() if not any(p is s for s in stop)]
@@ -94,7 +97,9 @@ class Trainer:
         down = 1.0 if step <= decay_from else 1 - (1 - c.decay_to) * (step - decay_from) / (c.steps - decay_from)
         return min(1.0, (step + 1) / max(1, c.warmup)) * down
 
-    def descend(self, parts: list[Callable[[], Terms]], counts: Callable[[], list] | None = None) -> dict[str, Tensor]:
+    def descend(
+        self, parts: Sequence[Callable[[], Terms]], counts: Callable[[], list] | None = None
+    ) -> dict[str, Tensor]:
         """One optimizer step on a loss that is summed over micro-batches and processes. Returns what to log.
 
         Each part computes a micro-batch's terms; it is called once. Every term's total is divided by its count over all
@@ -102,14 +107,17 @@ class Trainer:
         than one part, `counts` tells those of this process before the first is computed. Raises `Diverged`.
         """
         engine, tally = self.engine, Tally()
-        whole = engine.sum(counts()) if len(parts) > 1 else None
+        whole = None
+        if len(parts) > 1:
+            assert counts is not None  # as said above
+            whole = engine.sum(counts())
         for i, part in enumerate(parts):
             with engine.accumulating(last=i == len(parts) - 1):
                 terms, logged = part()
                 whole = engine.sum([m.count for m in terms]) if whole is None else whole
                 if engine.world > 1:
                     whole = [int(n) for n in whole]
-                engine.backward(sum(m.weight * Mean(m.total, n).taken() for m, n in zip(terms, whole, strict=True)))
+                engine.backward(summed(m.weight * Mean(m.total, n).taken() for m, n in zip(terms, whole, strict=True)))
             tally.add(terms, logged)
             del terms, logged  # and with them what this micro-batch's graph has kept
         metrics = tally.over_processes(engine)
@@ -126,7 +134,9 @@ class Trainer:
 
         Raises UserError where there are checkpoints and none is good, and for a batch that cannot be shared out.
         """
-        home, found, wrong = self.record.home / "checkpoint", None, []
+        home = self.record.home / "checkpoint"
+        found: checkpoint.Saved | None = None
+        wrong: list[str] = []
         per_update = self.share  # raises where the processes cannot share the batch
         parts = getattr(self.config, "minibatches", 1)
         if per_update % parts:
@@ -136,10 +146,11 @@ class Trainer:
         if self.engine.leads:
             found, wrong = checkpoint.newest(home, self.record.run.id, self.record.unfit)
         found, wrong = self.engine.from_first((found, wrong))  # one looks, and all go on from the same
-        if wrong and found is None:
-            raise UserError(f"{wrong[0]}; put back what was there, or remove {home} to begin the run again")
-        for each in wrong if self.engine.leads else ():
-            log.warning("%s: not used; going on from step %d", each, found.step)
+        if wrong:
+            if found is None:
+                raise UserError(f"{wrong[0]}; put back what was there, or remove {home} to begin the run again")
+            for each in wrong if self.engine.leads else ():
+                log.warning("%s: not used; going on from step %d", each, found.step)
         self.start = found
 
     def fit(self, update: Callable[[int], dict[str, Tensor]], dropout: bool = True) -> None:
@@ -160,7 +171,7 @@ class Trainer:
                     raise self._diverged(step, e) from None
                 self.done = step + 1
                 self.core_seconds += time.process_time() - start
-                event = {"stage": "train", "done": self.done, "total": total}
+                event: dict[str, Any] = {"stage": "train", "done": self.done, "total": total}
                 if self.logs_after(step):
                     event["metrics"] = mean(window)
                     window.clear()
@@ -207,7 +218,7 @@ class Trainer:
             what = ", ".join(odd[:3]) or "something on another process"
             raise self._diverged(self.done - 1, Diverged(f"not finite: {what}"), odd)
 
-    def _diverged(self, step: int, why: Diverged, odd: list[str] = ()) -> UserError:
+    def _diverged(self, step: int, why: Diverged, odd: Sequence[str] = ()) -> UserError:
         """The error to raise. In `diverged/` is what the step was given, and the state before it where that is whole.
 
         Data and randomness are functions of (seed, step): the same command, from the last checkpoint, comes here again.
@@ -285,15 +296,15 @@ class Tally:
 
     def __init__(self):
         self.terms: list[Mean] = []
-        self.logged: dict[str, Mean | Extreme] = {}
+        self.logged: dict[str, Logged] = {}
 
-    def add(self, terms: list[Mean], logged: dict[str, Mean | Extreme]) -> None:
+    def add(self, terms: list[Mean], logged: dict[str, Logged]) -> None:
         """One micro-batch's, which must log the same things as the others."""
         terms = [detached(m) for m in terms]
         logged = {name: detached(m) if isinstance(m, Mean) else m for name, m in logged.items()}
         first = not self.logged and not self.terms
         self.terms = terms if first else [a.joined(b) for a, b in zip(self.terms, terms, strict=True)]
-        self.logged = logged if first else {name: m.joined(logged[name]) for name, m in self.logged.items()}
+        self.logged = logged if first else {name: joined(m, logged[name]) for name, m in self.logged.items()}
 
     def over_processes(self, engine: Engine) -> dict[str, Tensor]:
         """The loss, and what is logged: means over all that they average, extremes of all."""
@@ -306,7 +317,23 @@ class Tally:
         furthest = engine.most([m.sign * m.value for m in extremes.values()])
         found = dict(zip(means, taken[len(self.terms) :]))
         found |= {name: m.sign * x for (name, m), x in zip(extremes.items(), furthest)}
-        return {"loss": sum(m.weight * x for m, x in zip(self.terms, taken)), **{n: found[n] for n in self.logged}}
+        return {"loss": summed(m.weight * x for m, x in zip(self.terms, taken)), **{n: found[n] for n in self.logged}}
+
+
+def summed(parts: Iterable[Tensor]) -> Tensor:
+    """Their sum; a loss has one term at least."""
+    whole = sum(parts)
+    assert isinstance(whole, Tensor)
+    return whole
+
+
+def joined(a: Logged, b: Logged) -> Logged:
+    """What two micro-batches log under one name, which is of one kind."""
+    if isinstance(a, Mean):
+        assert isinstance(b, Mean)
+        return a.joined(b)
+    assert isinstance(b, Extreme)
+    return a.joined(b)
 
 
 def detached(m: Mean) -> Mean:

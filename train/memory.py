@@ -40,12 +40,13 @@ def check(run: Run, sample: list, levels: int) -> None:
         refuse(16 * parameters, has, f"{parameters:.3g} parameters", ("model", model, wide))
     decoder = 16 * run.method.decoder_parameters(width)
     refuse(decoder, has, "the decoder of a step", sized, ("model", model, ("n_embd",)))
-    words = sum(words) / max(1, len(words)) + sum(len(p.answer.split()) for p in sample) / max(1, len(sample))
+    length = sum(words) / max(1, len(words)) + sum(len(p.answer.split()) for p in sample) / max(1, len(sample))
     rows = train.batch * getattr(train, "group", 1) // getattr(train, "minibatches", 1)
-    at_once, flags = train.micro_batch * (launched() or (0, 1))[1], ("batch", "group")
+    at_once = train.micro_batch * (launched() or (0, 1))[1]
+    flags: tuple[str, ...] = ("batch", "group")
     if 0 < at_once < rows:
         rows, flags = at_once, ("micro_batch",)
-    kept = rows * (words + run.method.latents) * VALUES * width * (2 if model.bf16 else 4)
+    kept = rows * (length + run.method.latents) * VALUES * width * (2 if model.bf16 else 4)
     kept *= 1 if model.recompute else method.trained_layers(layers)
     refuse(kept, has, f"{rows:.3g} rows in an update", ("train", train, flags), sized)
     loops = max(method.loops(steps) for steps in (0, *judge.sweep))
@@ -65,7 +66,7 @@ def refuse(needs: float, has: int, what: str, *parts: tuple[str, object, tuple[s
     if needs <= has:
         return
     asked = [
-        (f"{part}.{name}", getattr(config, name), type(config).__dataclass_fields__[name].default)
+        (f"{part}.{name}", getattr(config, name), getattr(type(config), name))  # the latter is a field's default
         for part, config, names in parts
         for name in names
         if hasattr(config, name)
@@ -79,7 +80,7 @@ def refuse(needs: float, has: int, what: str, *parts: tuple[str, object, tuple[s
 
 def machine() -> int | None:
     """Bytes of memory that a process here may have, of the largest device; None where that cannot be known."""
-    found = [_gpu()]
+    found: list[int | None] = [_gpu()]
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         if Path(path).is_file() and (text := Path(path).read_text().strip()).isdecimal():
             found.append(min(int(text), _host() or int(text)))

@@ -99,4 +99,8 @@ def needs_cpu(device: str) -> bool:
 
     if device == "cpu" or not torch.accelerator.is_available():
         return True
-    return launched() is not None and torch.accelerator.current_accelerator().type == "mps"
+    if launched() is None:
+        return False
+    accelerator = torch.accelerator.current_accelerator()
+    assert accelerator is not None  # for one is available
+    return accelerator.type == "mps"

@@ -21,7 +21,7 @@ LARGEST_GAP = 1e-3  # nats between sampler and trainer on one decision; fp32 sta
 
 def fit(trainer: Trainer, env: Environment) -> None:
     """Updates of RL; what is logged is explained in train/README.md. Raises UserError without a signal."""
-    c: RLVR = trainer.config
+    c = settings(trainer)
     reasoner, engine = trainer.reasoner, trainer.engine
 
     def update(step: int) -> dict:
@@ -29,7 +29,7 @@ def fit(trainer: Trainer, env: Environment) -> None:
         prompt = reasoner.codec.prompt([p.question for p in problems], engine.device)
         played = Play(env, [p for p in problems for _ in range(c.group)], reasoner.codec) if env.turns > 1 else None
         with engine.whole():
-            rolled = sample(trainer, prompt, step, played and played.react)
+            rolled = sample(trainer, prompt, step, None if played is None else played.react)
         if played is None:
             texts = reasoner.codec.texts(rolled.tokens_BT)
             verdicts = [verify(env, problems[i // c.group], text) for i, text in enumerate(texts)]
@@ -57,6 +57,13 @@ def fit(trainer: Trainer, env: Environment) -> None:
     trainer.fit(update, dropout=False)  # the sampler's policy and the trainer's are then one
 
 
+def settings(trainer: Trainer) -> RLVR:
+    """The config of a run that is trained this way."""
+    c = trainer.config
+    assert isinstance(c, RLVR)
+    return c
+
+
 @torch.no_grad()
 def sample(trainer: Trainer, prompt: Prompt, step: int, react: React | None = None) -> Rollout:
     """This process's rollouts, in pieces of `micro_batch` rows: those that one process would have drawn in one piece.
@@ -64,7 +71,7 @@ def sample(trainer: Trainer, prompt: Prompt, step: int, react: React | None = No
     Texts are drawn after the last draw of any thought of the whole batch, so they begin with the generator's state of
     whoever thought longest. With several pieces each is thought about again before its text, if its thought was drawn.
     """
-    c: RLVR = trainer.config
+    c = settings(trainer)
     method, engine = trainer.method, trainer.engine
     limits = trainer.reasoner.max_tokens, trainer.reasoner.codec.end
     cut = pieces(range(len(prompt.ids_BT)), c.group, c.micro_batch)
@@ -81,21 +88,22 @@ def sample(trainer: Trainer, prompt: Prompt, step: int, react: React | None = No
     def think(piece: Piece, choose: Chooser) -> Thought:
         return method.think(prompt.rows(piece.prompts), choose, len(group[piece.group]))
 
-    drawn, latest = [], (0, trainer.drawing(step, device).get_state())
+    drawn: list[tuple[Thought | None, list[Decision], Tensor | None]] = []
+    latest = (0, trainer.drawing(step, device).get_state())
     for piece in cut:
         choose = choosing(piece)
         thought = think(piece, choose)
         if len(cut) > 1 and not choose.drawn:
             break  # a method draws for every row or for none
         drawn.append((thought if len(cut) == 1 else None, thought.decisions, thought.used_B))
+        assert choose.share is not None  # as `choosing` made it
         latest = max(latest, (choose.drawn, choose.share.generator.get_state()), key=lambda found: found[0])
     _, state = max(engine.gather(latest), key=lambda found: found[0])
     rolled = []
-    for piece, (thought, decisions, used_B) in zip(cut, drawn or [(None, [], None)] * len(cut)):
+    for piece, (kept, decisions, used_B) in zip(cut, drawn or [(None, [], None)] * len(cut)):
         choose = choosing(piece, state)
         choose.follow(decisions)
-        if thought is None:
-            thought = think(piece, Replay(decisions, used_B=used_B))
+        thought = think(piece, Replay(decisions, used_B=used_B)) if kept is None else kept
         tokens_BT = decode(method, thought, choose, *limits)
         some = Rollout(prompt.rows(piece.prompts), len(group[piece.group]), tokens_BT, thought.used_B, decisions)
         rolled.append(replace(some, decisions=decisions + choose.decisions()))
@@ -109,7 +117,7 @@ def learn(trainer: Trainer, rolled: Rollout, outcome_B: Tensor, reference: Metho
     rows; its losses are means over the decisions of all of it. The old policy is the one that all minibatches were
     sampled from.
     """
-    c: RLVR = trainer.config
+    c = settings(trainer)
     method, engine, size = trainer.method, trainer.engine, len(rolled.prompt.ids_BT) // c.minibatches
     cuts = [pieces(range(i * size, (i + 1) * size), c.group, c.micro_batch) for i in range(c.minibatches)]
     minibatches = [[(rolled.part(piece), outcome_B[piece.rows(c.group)]) for piece in cut] for cut in cuts]
@@ -140,7 +148,7 @@ def learn(trainer: Trainer, rolled: Rollout, outcome_B: Tensor, reference: Metho
             counts = [made] * (c.algorithm.terms + (reference is not None))
             fresh = epoch == i == 0
             parts = [partial(terms, part, part_outcome_B, fresh) for part, part_outcome_B in minibatch]
-            metrics = trainer.descend(parts, lambda counts=counts: counts)
+            metrics = trainer.descend(parts, partial(list, counts))
     (gap,) = engine.most([max(gaps)])
     return {"sampler_gap": gap, **metrics}
 
@@ -191,7 +199,7 @@ def watch(trainer: Trainer, no_signal: bool, all_right: bool) -> None:
     no_signal, all_right = trainer.engine.all_agree(no_signal), trainer.engine.all_agree(all_right)
     streak = trainer.counters.get("flat", 0) + 1 if no_signal else 0
     trainer.counters["flat"] = streak
-    if streak < trainer.config.patience:
+    if streak < settings(trainer).patience:
         return
     if not all_right:
         raise UserError(

@@ -43,6 +43,7 @@ class _Worker:
         self._line("start")
 
     def _read(self) -> None:
+        assert self.process.stdout is not None  # a pipe
         for line in self.process.stdout:
             self.lines.put(line)
         self.lines.put("")  # it has ended
@@ -61,6 +62,7 @@ class _Worker:
         return line
 
     def ask(self, said: str, gold: str) -> bool:
+        assert self.process.stdin is not None  # a pipe
         try:
             self.process.stdin.write(json.dumps([said, gold]) + "\n")
             self.process.stdin.flush()

@@ -6,14 +6,17 @@ Its argument is the processor time of a question, in whole seconds, after which 
 import json
 import logging
 import sys
+from importlib import import_module
 from math import ceil
+from types import ModuleType
 
 DECIMALS = 12  # its own 6 take 1.414214 for the square root of 2
 MEMORY = 4 << 30  # bytes: a tower of powers ends this process, not the machine
 
 
+resource: ModuleType | None
 try:
-    import resource
+    resource = import_module("resource")
 except ImportError:  # no such limits on this system: the parent's patience is the only one
     resource = None
 

@@ -70,6 +70,7 @@ def _lines(text: str) -> list[Marked]:
         said = plain(text[begin:stop]) if stop - begin <= LONGEST else ""
         if LEAD_IN.fullmatch(said) and line >= 0:
             rest = re.compile(r"\s*([^\n]*)").match(text, line, until)
+            assert rest is not None  # it matches the empty text, too
             said, stop = rest[1] if len(rest[1]) <= LONGEST else "", rest.end()
         said = LEAD_IN.sub("", said, count=1) if LEAD_IN.match(said) else said
         if said:

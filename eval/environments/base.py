@@ -159,7 +159,8 @@ class Generated(Environment):
         check_split(split)
         if level not in self.levels():
             raise UserError(f"no level {level}: this environment has {self.levels()}")
-        rng, found, idle = random.Random(f"{split} {level}"), {}, 0
+        rng, idle = random.Random(f"{split} {level}"), 0
+        found: dict[str, Problem] = {}
         while len(found) < n and idle < 2000:
             problem = self.draw(rng, level)
             idle += 1
@@ -227,10 +228,10 @@ class Finite(Environment):
         for i, source in ((1, test), (0, train)):  # test first: of two answers the one in test counts
             if source is None or source == "":
                 continue
-            both[i] = []
+            both[i] = rows = []
             for row, place in json_rows(source):
                 problem = parse(row, place)
-                both[i].append(problem)
+                rows.append(problem)
                 earlier, where = first.setdefault(problem.key, (problem, place))
                 if earlier.answer != problem.answer:
                     again.append((place, problem, where, earlier))
@@ -250,7 +251,8 @@ class Finite(Environment):
         if test is None:
             cut = max(1, len(train) // 10)
             train, test = train[cut:], train[:cut]
-        tested, trained = {}, {}
+        tested: dict[str, Problem] = {}
+        trained: dict[str, Problem] = {}
         for p in test:
             tested.setdefault(p.key, p)
         for p in train:

@@ -111,7 +111,8 @@ def _without_thousands(text: str) -> str:
 
 def _split(tokens: list[str], at: set[str]) -> list[list[str]]:
     """Parts between separators that stand in no bracket."""
-    parts, depth = [[]], 0
+    parts: list[list[str]] = [[]]
+    depth = 0
     for token in tokens:
         depth += (token in OPENERS or token.startswith(r"\begin{")) - (token in CLOSERS or token.startswith(r"\end{"))
         if depth == 0 and token in at:

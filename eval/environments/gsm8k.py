@@ -169,7 +169,8 @@ def renamed(row: dict, place: str) -> tuple[dict, dict]:
         if answer not in row:
             continue
         parts = [row.get(key) for key in question]
-        if not all(isinstance(part, str) for part in parts):
+        texts = [part for part in parts if isinstance(part, str)]
+        if len(texts) < len(parts):
             raise UserError(f"{place}: field {question[0]!r} must be a string, got {parts[0]!r:.40}")
         try:
             number = Decimal(str(row[answer]).replace(",", ""))
@@ -180,5 +181,5 @@ def renamed(row: dict, place: str) -> tuple[dict, dict]:
         if number == number.to_integral_value():
             number = number.to_integral_value()
         within = {"within": "0.001"} if answer == "target" else {}
-        return {"question": " ".join(p.strip() for p in parts), "steps": [], "answer": f"{number:f}"}, within
+        return {"question": " ".join(text.strip() for text in texts), "steps": [], "answer": f"{number:f}"}, within
     return row, {}

@@ -61,7 +61,8 @@ class Math500Environment(Finite):
         said = final(text)
         if not said:
             return Verdict(0.0, False, False, "nothing after ### and no \\boxed")
-        gold, late = problem.data["gold"], []
+        gold = problem.data["gold"]
+        late: list[str] = []
         correct = same(said, gold, self._equal(late) if self.algebra else None)
         reason = f"expected {gold}" + (f" ({late[0]})" if late else "")
         return Verdict(float(correct), correct, True, "" if correct else reason)

@@ -75,7 +75,8 @@ class _ProsQA(Environment):
         return Verdict(float(correct), correct, True, "" if correct else f"expected {right}")
 
     def frontier(self, problem, step):
-        out, question = {}, problem.question
+        out: dict[str, list[str]] = {}
+        question = problem.question
         for said in question[: question.rindex(" Is ")].split(" ."):
             words = said.split()
             if words:
@@ -104,7 +105,7 @@ def statement(line: str) -> tuple[str, str] | None:
     """Entity and concept of "X is a Y", with which a line begins; None without it, and where X is another thing too."""
     if len(line) > LONGEST or not (said := STATEMENT.match(line)):
         return None
-    return said.groups() if {said[2]} == set(re.findall(rf"\b{said[1]} is an? (\w+)", line)) else None
+    return (said[1], said[2]) if {said[2]} == set(re.findall(rf"\b{said[1]} is an? (\w+)", line)) else None
 
 
 class GeneratedProsQA(_ProsQA, Generated):
@@ -126,8 +127,8 @@ class GeneratedProsQA(_ProsQA, Generated):
         """A random graph with its question."""
         hops = rng.choices((3, 4, 5, 6), HOPS)[0]
         while True:
-            graph = grow(rng, rng.randint(*self.config.nodes))
-            graph = balanced(rng, graph) if self.config.closed else asked(rng, graph, hops)
+            grown = grow(rng, rng.randint(*self.config.nodes))
+            graph = balanced(rng, grown) if self.config.closed else asked(rng, grown, hops)
             if graph is not None:
                 return graph
 
@@ -148,8 +149,8 @@ class Graph:
     other: int = 0
 
     def __post_init__(self):
-        self.out = [[] for _ in range(self.n)]
-        self.into = [[] for _ in range(self.n)]
+        self.out: list[list[int]] = [[] for _ in range(self.n)]
+        self.into: list[list[int]] = [[] for _ in range(self.n)]
         for a, b in self.edges:
             self.out[a].append(b)
             self.into[b].append(a)
@@ -186,7 +187,7 @@ def grow(rng: random.Random, n: int) -> Graph:
         barred = 2 if u < 0.41 else 1 if u < 0.82 else 0
         pool = [i for i in range(new) if not label[i] & barred]
         wanted = 0 if rng.random() < 0.025 else rng.choices((1, 2, 3, 4, 5), (49, 31, 14, 4.5, 1.5))[0]
-        parents = set()
+        parents: set[int] = set()
         while len(parents) < min(wanted, len(pool)):
             parents.add(rng.choices(pool, [1.5 * depth[i] + 1 for i in pool])[0])
         edges += [(p, new) for p in sorted(parents)]

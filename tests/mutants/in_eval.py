@@ -90,7 +90,7 @@ GROUPS = (
          "correct = said[1] == statement(right)[1]"),
         ("two answers at once", 'if {said[2]} == set(re.findall(rf"\\b{said[1]} is an? (\\w+)", line)) else None', ""),
         ("the other option is reachable too", "and i not in from_away", ""),
-        ("closed problems have shortcuts", "balanced(rng, graph) if self.config.closed else", ""),
+        ("closed problems have shortcuts", "balanced(rng, grown) if self.config.closed else", ""),
         ("the target named first", "rng.sample([name[graph.target], name[graph.other]], 2)",
          "[name[graph.target], name[graph.other]]"),
     )),

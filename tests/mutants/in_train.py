@@ -36,8 +36,8 @@ GROUPS = (
     )),
     ("train/loop.py", BY_HAND_SFT, (
         ("one drawing for all steps", "seed_of(self.record.run.seed, step, 0)", "seed_of(self.record.run.seed, 0, 0)"),
-        ("weights of a loss's terms ignored", "sum(m.weight * Mean(", "sum(Mean("),
-        ("weights ignored in the logged loss", "sum(m.weight * x for", "sum(x for"),
+        ("weights of a loss's terms ignored", "summed(m.weight * Mean(", "summed(Mean("),
+        ("weights ignored in the logged loss", "summed(m.weight * x for", "summed(x for"),
     )),
     ("train/loop.py", BY_HAND_RL, (
         ("stop_lr ignored", 'getattr(self.config, "stop_lr", 1.0)', "1.0"),
@@ -69,7 +69,7 @@ GROUPS = (
          "(self.engine.rank * parts + i) * own + j"),
     )),
     ("train/loop.py", MICRO, (
-        ("each micro-batch divides by its own count", "engine.sum(counts()) if len(parts) > 1 else None", "None"),
+        ("each micro-batch divides by its own count", "if len(parts) > 1:", "if False:"),
         ("only the last micro-batch is logged", "self.logged = logged if first", "self.logged = logged if True"),
     )),
     ("train/engine.py", OPTIMIZER, (
@@ -134,7 +134,7 @@ GROUPS = (
     )),
     ("train/rlvr.py", f"{RUNS}::test_groups_without_spread_stop_the_run", (
         ("a run that cannot learn goes on", "if not all_right:", "if False:"),
-        ("patience ignored", "if streak < trainer.config.patience:", "if True:"),
+        ("patience ignored", "if streak < settings(trainer).patience:", "if True:"),
     )),
     ("train/rlvr.py", "tests/train/test_watch.py", (
         ("updates without a signal need not be in a row", '.get("flat", 0) + 1 if no_signal else 0',

@@ -8,7 +8,7 @@ train: $(BIN)/.ready
 	$(BIN)/python -m train.latent
 
 test: $(BIN)/.ready
-	$(BIN)/python -m pytest tests -n auto --dist worksteal
+	$(BIN)/python -m pytest tests -n auto --dist loadgroup
 
 eval: $(BIN)/.ready
 	$(BIN)/python -m train.latent sim --train.steps 1200 --no-latency --out runs/eval

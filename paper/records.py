@@ -112,7 +112,7 @@ def _read(folder: Path) -> tuple[dict[str, dict], list[str], list[str]]:
         place = f"{path}, line {i}"
         try:
             line = json.loads(text)
-            id, said, _, _ = line["id"], line["identity"], line["config"], line["result"]["main"]
+            id, said, _, _ = line["id"], dict(line["identity"]), line["config"], line["result"]["main"]
         except (ValueError, KeyError, TypeError, RecursionError):
             left_out.append(f"{place}: not a whole record")
             continue
@@ -133,6 +133,8 @@ RESULTS = ("main.accuracy", "main.used", "pooled.accuracy", "pooled.used", "soon
            "parameters", "steps_written", "latents", "used_mean")  # fmt: skip
 Kind = type | tuple[type, ...]
 OTHERS: dict[str, Kind] = {
+    "config.method.class": str,
+    "config.train.log_every": int,
     "result.pooled.problems": str,
     "env.cpu": str,
     "env.git": (str, type(None)),

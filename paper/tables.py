@@ -177,7 +177,7 @@ def gather(name: str, ablation: Ablation, cells: list[Cell], lines: dict[str, di
 
 def seconds(line: dict, lines: dict[str, dict]) -> float:
     """Core-seconds of a run's training, with those of what it started from."""
-    start = line["config"]["init"]
+    start = line["identity"].get("init")
     return line["result"]["core_seconds"] + (seconds(lines[start], lines) if start in lines else 0.0)
 
 

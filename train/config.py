@@ -105,7 +105,7 @@ class RLVR(SFT):
     entropy: float = 0.0
     """Weight of the entropy bonus (nats a decision)."""
     kl: float = 0.0
-    """Weight of the KL to the frozen starting policy."""
+    """Weight of the KL to the frozen starting policy, over choices that are no real numbers."""
     temperature: float = 1.0
     """Sampling temperature of text, part of every log-probability."""
     patience: int = 20

@@ -77,12 +77,16 @@ def policy_loss(
 def kl_to_reference(now: list[Decision], reference: list[Decision]) -> Mean:
     """Over the same decisions, the k3 estimate of KL(policy || reference): >= 0, unbiased on the policy's own samples.
 
+    Of real numbers there is no estimate: ratios of densities in many dimensions are astronomical or nothing.
+
     k3 = exp(q - p) - 1 - (q - p) with p, q the log-probabilities under policy and reference (Schulman 2020,
     *Approximating KL divergence*; GRPO eq. 4).
     """
     total: Tensor | float = 0.0
     count: Tensor | int = 0
     for new, ref in zip(now, reference, strict=True):
+        if new.density:
+            continue
         gap_BT = ref.logp_BT.detach() - new.logp_BT
         total = total + torch.where(ref.mask_BT, gap_BT.exp() - 1 - gap_BT, 0).sum()
         count = count + ref.mask_BT.sum()

@@ -144,8 +144,10 @@ def learn(trainer: Trainer, rolled: Rollout, outcome_B: Tensor, reference: Metho
 
     for epoch in range(c.epochs):
         for i, minibatch in enumerate(minibatches):
-            made = sum(d.mask_BT.sum() for part, _ in minibatch for d in part.all_decisions)
-            counts = [made] * (c.algorithm.terms + (reference is not None))
+            every = [d for part, _ in minibatch for d in part.all_decisions]
+            counts = [sum(d.mask_BT.sum() for d in every)] * c.algorithm.terms
+            if reference is not None:
+                counts.append(sum(d.mask_BT.sum() for d in every if not d.density))
             fresh = epoch == i == 0
             parts = [partial(terms, part, part_outcome_B, fresh) for part, part_outcome_B in minibatch]
             metrics = trainer.descend(parts, partial(list, counts))

@@ -78,8 +78,10 @@ def test_thoughts_and_answers(config, family, kernels, called):
         torch.testing.assert_close(a.logp_BT, b.logp_BT, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "qwen3"])
-@pytest.mark.parametrize("config", [Sim(n_latent=2), NoCoT(), Sim(n_latent=3, halt=LearnedStop(bias=-0.5))])
+@pytest.mark.parametrize(
+    "config, family",
+    [(Sim(n_latent=2), "gpt2"), (NoCoT(), "qwen3"), (Sim(n_latent=3, halt=LearnedStop(bias=-0.5)), "qwen3")],
+)
 def test_rollouts_that_share_a_prompt(config, family, kernels, called):
     method = small_reasoner(config, ModelConfig(family=family, n_layer=2, n_embd=32, n_head=2, n_positions=64)).method
     seen = {}

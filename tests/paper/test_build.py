@@ -63,8 +63,8 @@ def test_a_claim_is_supported_contradicted_or_not_shown():
 def test_training_counts_with_what_it_started_from():
     lines = planted(BETTER, FIVE)
     first, *_ = (c.run.id for c in cells(FIVE, {}) if c.row == "2 latents" and c.seed == 0)
-    lines["start"] = {"config": {"init": None}, "result": {"core_seconds": 7.0}}
-    lines[first]["config"]["init"] = "start"
+    lines["start"] = {"identity": {}, "result": {"core_seconds": 7.0}}
+    lines[first]["identity"] = {**lines[first]["identity"], "init": "start"}
     table = tables.gather("mini", FIVE, cells(FIVE, {}), lines, 20)
     assert table.rows["2 latents"].mean("core_seconds") == pytest.approx(12.0 + 7.0 / 5)
 

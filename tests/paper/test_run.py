@@ -37,8 +37,8 @@ def mini(monkeypatch):
     monkeypatch.setitem(run.ABLATIONS, "mini", MINI)
 
 
-def places(tmp_path):
-    return ["--out", str(tmp_path / "out"), "--records", str(tmp_path / "records")]
+def places(tmp_path, jobs=1):
+    return ["--out", str(tmp_path / "out"), "--records", str(tmp_path / "records"), "--jobs", str(jobs)]
 
 
 def test_the_smoke_of_everything_ends_in_the_paper():
@@ -55,7 +55,7 @@ def test_an_ablation_is_run_recorded_and_not_repeated(mini, tmp_path, capsys):
     dry = capsys.readouterr().out
     assert "4 cells, about 1 core-minutes" in dry and "mini: 2 latents, seed 1" in dry
     assert not (tmp_path / "out").exists()
-    assert run.main(["mini", *places(tmp_path)]) == 0
+    assert run.main(["mini", *places(tmp_path, jobs=2)]) == 0
     assert "4/4" in capsys.readouterr().out
     lines, left_out = records.read(tmp_path / "records")
     assert set(lines) == {c.run.id for c in cells(MINI, {})} and not left_out
@@ -85,7 +85,7 @@ sys.exit(run.main(sys.argv[1:]))
 
 
 def test_a_killed_command_ends_its_workers_and_goes_on_inside_a_cell(tmp_path):
-    args = [sys.executable, "-c", LONGER, "mini", "--jobs", "1"]
+    args = [sys.executable, "-c", LONGER, "mini"]
     process = subprocess.Popen([*args, *places(tmp_path)], cwd=ROOT, stdout=subprocess.DEVNULL)
     while not list((tmp_path / "out").glob("*/checkpoint/step-*/manifest.json")):
         assert process.poll() is None
@@ -149,7 +149,7 @@ def test_failed_cells_are_named_and_the_others_are_kept(monkeypatch, tmp_path, c
 
 def test_cells_go_through_submitit(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(run.ABLATIONS, "mini", replace(broken(), seeds=(0,)))
-    assert run.main(["mini", *places(tmp_path), "--launcher", "local", "--jobs", "3"]) == 1
+    assert run.main(["mini", *places(tmp_path, jobs=3), "--launcher", "local"]) == 1
     told = capsys.readouterr()
     assert "mini: 2 latents, seed 0: finished" in told.out and "failed: mini: broken, seed 0: problem" in told.err
     assert len(records.read(tmp_path / "records")[0]) == 2
@@ -166,6 +166,6 @@ def test_cells_go_through_submitit(monkeypatch, tmp_path, capsys):
 )
 def test_bad_input_is_one_line(args, message, monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(run.ABLATIONS, "wrong", replace(MINI, axes=({"a": {"method.latents": 1}},)))
-    assert run.main([*args, *places(tmp_path)]) == 2
+    assert run.main([*args, *places(tmp_path)[:4]]) == 2
     err = capsys.readouterr().err.strip()
     assert message in err and "\n" not in err

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kernels.errors import UserError
 from train import latent as main_job
 from train import run as runs
 from train.record import exclusive_lock
@@ -63,19 +64,11 @@ def test_an_experiment_ends_in_a_table_and_a_figure_and_is_not_repeated(tmp_path
         (["sim", "--judge.items", 0], "judge.items must be at least 1, got 0"),
         (["sim", "--train.clip", -1], "train.clip must be > 0, got -1"),
         (["sim", "--method.step-tokens", 3], "a latent's step has 4 tokens, method.step_tokens is 3"),
-        (["sim", "--judge.sweep", 30], "needs 132 positions"),
-        (["recurrent", "--env.cups", 5], "must have method.answer_tokens = 4 tokens"),
         (["sim", "--kernels", "cuda"], "--kernels"),
         (["sim", "--jobs", 0], "--jobs must be at least 1, got 0"),
         (["sim", "--init", "abc"], "init 'abc' is neither"),
-        (
-            ["sim", "--model.n-positions", 20],
-            "needs 44 positions (9 to read, the rest to think and answer), the model has 20",
-        ),
         (["gsm8k", "--env.train", "nowhere.json"], "no such data file: nowhere.json"),
         (["gsm8k", "--env.train", "README.md"], "README.md, line 1: not JSON"),
-        (["gsm8k", "--model.pretrained", "nowhere", "--env.train", "{data}"], "cannot load a causal LM from 'nowhere'"),
-        (["recurrent", "--method.coda", 1], "need 3 layers, the model has 2"),
         (["sim", "--train.lr", "nan"], "train.lr must be > 0, got nan"),
         (["sim", "--train.lr", "inf"], "train.lr must be finite, got inf"),
         (["sim", "--train.decay-to", "nan"], "train.decay_to must be in [0, 1], got nan"),
@@ -109,6 +102,29 @@ def test_bad_input_is_one_line_and_writes_nothing(args, message, tmp_path, capfd
     lines = [line for line in capfd.readouterr().err.splitlines() if line.strip()]
     assert len(lines) == 1 and message in lines[0], lines
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["sim", "--judge.sweep", 30], "needs 132 positions"),
+        (["recurrent", "--env.cups", 5], "must have method.answer_tokens = 4 tokens"),
+        (
+            ["sim", "--model.n-positions", 20],
+            "needs 44 positions (9 to read, the rest to think and answer), the model has 20",
+        ),
+        (["gsm8k", "--model.pretrained", "nowhere", "--env.train", "{data}"], "cannot load a causal LM from 'nowhere'"),
+        (["recurrent", "--method.coda", 1], "need 3 layers, the model has 2"),
+    ],
+)
+def test_what_an_arms_process_refuses_is_one_line_and_writes_nothing(args, message, tmp_path):
+    """In this process: that another's line becomes the command's is asked above, of a latent's step."""
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(f'{{"question": "{i}", "answer": "#### {i}"}}\n' for i in range(20)))
+    _, run, _ = main_job.parse([str(a).replace("{data}", str(data)) for a in args])
+    with pytest.raises(UserError) as e:
+        runs.execute(run, tmp_path / "out", device="cpu")
+    assert message in str(e.value) and "\n" not in str(e.value) and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("out", ["", "  ", "README.md", "README.md/runs", "/proc/runs"])

@@ -111,7 +111,7 @@ def test_an_update_is_the_one_that_the_config_says(algorithm, thoughts, tmp_path
     optimizer, below, above, apart = AdamW(policy, c, c.stop_lr), 0, 0, 0.0
     for _ in range(c.epochs):
         for minibatch in (range(8), range(8, 16)):
-            gain = bonus = kl = count = error = 0
+            gain = bonus = kl = count = compared = error = 0
             for b in minibatch:
                 logp, entropy, value = of(policy, b)
                 for t in range(len(logp)):
@@ -120,11 +120,13 @@ def test_an_update_is_the_one_that_the_config_says(algorithm, thoughts, tmp_path
                     gain = gain + torch.minimum(rho * adv[b][t], bounded * adv[b][t])
                     below, above = below + int(rho < 1 - c.clip_low), above + int(rho > 1 + c.clip_high)
                     gap = reference[b][t] - logp[t]
-                    kl = kl + gap.exp() - 1 - gap
+                    real = isinstance(thoughts, Gaussian) and entropy[t] == 0  # of a thought, which has no part in it
+                    kl = kl if real else kl + gap.exp() - 1 - gap
+                    compared += not real
                 error = error + (value - torch.tensor(adv[b]).double() - expected[b]).square().sum() / 2
                 bonus, count = bonus + entropy.sum(), count + len(logp)
             apart = max(apart, float(kl.detach()))
-            loss = -gain / count - c.entropy * bonus / count + c.kl * kl / count
+            loss = -gain / count - c.entropy * bonus / count + c.kl * kl / compared
             loss = loss + algorithm.critic_weight * error / count if isinstance(algorithm, PPO) else loss
             optimizer.step(loss, rate=1 / 2)
     assert below and above and apart > 0.1  # the case is one in which bounds and reference matter

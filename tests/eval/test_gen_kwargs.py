@@ -126,6 +126,7 @@ def test_the_command_says_it_in_one_line(folder, capsys, monkeypatch):
     assert last == "error: --gen_kwargs temperature: no text is generated in these tasks, leave it out"
 
 
+@pytest.mark.slow
 def test_stock_lm_evals_own_command_knows_the_model_by_a_task_of_ours_and_takes_them_too(folder, tmp_path):
     args = f"run --model latent --model_args pretrained={folder / 'sim'} --limit 2 --device cpu --log_samples".split()
     args += ["--tasks", f"{harness.TASKS / 'cups.yaml'},{folder}/tasks/choices.yaml", "--gen_kwargs", "num_latents=1"]

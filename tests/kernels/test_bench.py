@@ -8,6 +8,8 @@ import torch
 from kernels import report
 from kernels.bench_cases import planned
 
+pytestmark = pytest.mark.slow  # in Triton's interpreter
+
 ROOT = Path(__file__).parent.parent.parent
 
 

@@ -7,6 +7,8 @@ from kernels.decode_step import LatentDecoder
 from tests.kernels.check import DEVICE
 from tests.kernels.decoders import make_decoder, make_past, make_rope
 
+pytestmark = pytest.mark.slow  # in Triton's interpreter
+
 K = 2
 
 

@@ -10,6 +10,8 @@ from kernels.recurrent_loop import RecurrentLoop
 from tests.kernels.check import DEVICE
 from tests.kernels.decoders import make_decoder
 
+pytestmark = pytest.mark.slow  # in Triton's interpreter
+
 R = 2
 
 

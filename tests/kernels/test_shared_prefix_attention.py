@@ -4,6 +4,8 @@ import torch
 from kernels.shared_prefix_attention import shared_prefix_attention
 from tests.kernels.check import DEVICE, assert_at_most_twice_torchs_error
 
+pytestmark = pytest.mark.slow  # in Triton's interpreter
+
 
 def inputs(p, g, h, kv_heads, size, late, d):
     shapes = [(p, g, h, d), *[(p, kv_heads, size, d)] * 2, *[(p, g, kv_heads, late, d)] * 2]

@@ -14,6 +14,8 @@ from tests import helpers
 from tests.helpers import SMALL
 from tests.kernels.check import DEVICE
 
+pytestmark = pytest.mark.slow  # in Triton's interpreter
+
 CONFIGS = [
     (Sim(n_latent=3, stride=2, feedback="norm", halt=LearnedStop(bias=-0.5)), "gpt2"),
     (Sim(n_latent=2), "qwen3"),

@@ -15,6 +15,8 @@ from paper.design import cells
 from tests.paper.helpers import MINI, TINY
 from train.record import exclusive_lock
 
+pytestmark = pytest.mark.slow  # commands with processes of their own
+
 ROOT = Path(__file__).parent.parent.parent
 SCRIPT = """
 import resource, sys

@@ -25,6 +25,8 @@ from tests.helpers import small_reasoner
 from tests.paper.helpers import MINI, planted
 from train.config import SFT, Judge, Run
 
+pytestmark = pytest.mark.slow  # thousands of spoilt files
+
 WRONG = (None, [], 3, -1, 2**70, "x", {}, True, 1.5, [None], [[1]], {"class": "Sim"})
 GONE = "a field that is removed"
 SKIPPED = ("vocab", "merges", "id2label", "label2id")  # thousands of fields alike

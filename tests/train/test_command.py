@@ -34,6 +34,7 @@ def tiny(arm: str, steps: int = 4) -> list:
     return [f"--arms.{arm}.train.steps", steps, f"--arms.{arm}.train.batch", 8]
 
 
+@pytest.mark.slow
 def test_an_experiment_ends_in_a_table_and_a_figure_and_is_not_repeated(tmp_path):
     arms = [*tiny("half-trained"), *tiny("rlvr"), *tiny("sft"), "--arms.rlvr.train.group", 4]
     args = ["cups-rlvr", *TINY, *arms, "--out", tmp_path]
@@ -179,6 +180,7 @@ def test_a_signal_saves_and_says_how_to_go_on(number, code, tmp_path):
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "train.latent"]
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does_and_go_on_where_they_were_told_to_end(tmp_path):
     """The same problems an update, split over two processes: the same weights and log up to rounding, with what
     either had measured when they were stopped between log lines."""
@@ -203,6 +205,7 @@ def test_two_processes_train_what_one_does_and_go_on_where_they_were_told_to_end
         torch.testing.assert_close(one[name], two[name], rtol=0, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_under_a_launcher_an_error_appears_once(tmp_path):
     two = [*TORCHRUN, "no-cot", "--train.batch", "3", "--out", str(tmp_path / "out")]
     done = subprocess.run(two, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -211,6 +214,7 @@ def test_under_a_launcher_an_error_appears_once(tmp_path):
     assert said == ["error: train.batch must be a multiple of the 2 processes, got 3"]
 
 
+@pytest.mark.slow
 def test_under_a_launcher_all_end_at_once_where_another_process_is_at_the_run(tmp_path):
     """With code 2, the line once, nothing written; the launcher then ends whoever is slower to go."""
     _, run, _ = main_job.parse(["no-cot", "--train.batch", "4"])
@@ -224,6 +228,7 @@ def test_under_a_launcher_all_end_at_once_where_another_process_is_at_the_run(tm
     assert [p.name for p in (tmp_path / "out").iterdir()] == [f"{run.id}.lock"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "set, said",
     [

@@ -192,6 +192,7 @@ def _as_before(monkeypatch):
     monkeypatch.setenv("LATENT_IMPORT", "")
 
 
+@pytest.mark.slow
 def test_a_file_of_ones_own_runs_its_own_method_and_environment(tmp_path):
     """In worker processes, opened again, listed; without the file what it registers is named as missing."""
     (tmp_path / "mine.py").write_text(MINE)

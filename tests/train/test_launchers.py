@@ -17,6 +17,8 @@ from tests.train.test_processes import assert_same, run_of, train
 from train import run as runs
 from train.engine import Engine
 
+pytestmark = pytest.mark.slow  # launchers
+
 LIMIT = 60  # seconds in which all have ended when one has: the promise, of which a tenth is needed
 
 

@@ -29,7 +29,7 @@ from train.losses import Extreme
 from train.selection import Selection
 from train.start import begin
 
-pytestmark = pytest.mark.xdist_group("processes")  # what is launched is launched once
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]  # what is launched is launched once
 MODEL = ModelConfig(n_layer=1, n_embd=16, n_head=2, n_positions=192, vocab_size=300)
 SUPERVISED = SFT(steps=4, batch=8, lr=0.02, warmup=0, log_every=1)
 LEARN = RLVR(steps=2, batch=8, group=3, lr=0.02, warmup=0, log_every=1, epochs=2, minibatches=2, kl=0.3, entropy=0.02,

@@ -12,10 +12,11 @@ from kernels.errors import UserError
 from latent import load
 from latent.config import LearnedStop, ModelConfig
 from latent.methods import Coconut, CoT, Recurrent, Sim
+from latent.policies import Gaussian
 from train import rlvr
 from train import run as runs
 from train.config import RLVR, SFT, Arm, Experiment, Judge, Run
-from train.start import begin
+from train.start import begin, check_starts
 
 MODEL = ModelConfig(n_layer=2, n_embd=32, n_head=2)
 JUDGE = Judge(items=40, level_items=5, batch=16)
@@ -287,3 +288,30 @@ def test_a_chain_that_no_latent_can_give_is_refused_before_training(tmp_path):
     with pytest.raises(ValueError, match=r"a latent's step has \d+ tokens, method\.step_tokens is 8"):
         runs.execute(run, tmp_path / "out", device="cpu")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_an_arm_cannot_start_from_is_said_before_anything_is_trained(tmp_path):
+    """Of an arm of the same command, and of a folder; a stop head, a step decoder and a policy may start afresh."""
+    fits = [
+        Sim(n_latent=3, halt=LearnedStop()),
+        Sim(step_tokens=9),
+        CoT(),
+        Sim(policy=Gaussian(learned=True)),
+        Coconut(),
+    ]
+    for method in fits:
+        asked = Experiment(Cups(), MODEL, {"a": Arm(Sim(), SMALL_SFT), "b": Arm(method, SMALL_RL, init="a")}, JUDGE)
+        check_starts(asked.runs().values(), tmp_path)
+    start = sft(Sim(n_latent=8, stride=4))
+    runs.execute(start, tmp_path, device="cpu")
+    for method in (Recurrent(), Sim(feedback="project"), Sim(feedback="norm")):
+        asked = Experiment(Cups(), MODEL, {"a": Arm(Sim(), SMALL_SFT), "b": Arm(method, SMALL_RL, init="a")}, JUDGE)
+        name = type(method).__name__
+        with pytest.raises(UserError, match=f"the weights of {asked.runs()['a'].id} do not fit {name}: "):
+            check_starts(asked.runs().values(), tmp_path)
+        alone = dataclasses.replace(start, method=method, init=start.id)
+        with pytest.raises(UserError, match=f"the weights of {start.id} do not fit {name}: "):
+            check_starts([alone], tmp_path)
+    wider = dataclasses.replace(start, model=dataclasses.replace(MODEL, n_embd=64), init=start.id)
+    with pytest.raises(UserError, match=r"has model\.n_embd \d+, asked is 64"):
+        check_starts([wider], tmp_path)

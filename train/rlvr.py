@@ -4,10 +4,11 @@ from dataclasses import asdict, replace
 from functools import partial
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from eval.environments.base import Environment
-from eval.judge import Item, Play, text_lengths, verify
+from eval.judge import Item, Play, verify
 from kernels.errors import UserError
 from latent.generate import React, decode, rollout, score
 from latent.methods.base import Method
@@ -37,15 +38,16 @@ def fit(trainer: Trainer, env: Environment) -> None:
             texts, verdicts = ["\n".join(each) for each in played.texts], played.verdicts()
         used_B = rolled.all_used_B.float()
         reward_B = torch.tensor([v.reward for v in verdicts], device=used_B.device) - c.latent_cost * used_B
-        reward_PG = reward_B.view(-1, c.group)
+        reward_PG = rearrange(reward_B, "(P G) -> P G", G=c.group)
         watch(trainer, not c.algorithm.signal(reward_PG), all(v.correct for v in verdicts))
 
-        metrics = learn(trainer, rolled, c.algorithm.outcome(reward_PG).flatten(), trainer.reference)
+        outcome_B = rearrange(c.algorithm.outcome(reward_PG), "P G -> (P G)")
+        metrics = learn(trainer, rolled, outcome_B, trainer.reference)
         if trainer.logs_after(step) and engine.leads:
             trainer.record.samples(
                 [
                     {"step": step + 1, **asdict(item)}
-                    for item in judged(problems, rolled, texts, verdicts, reward_B, reasoner.codec.end)[: 2 * c.group]
+                    for item in judged(problems, rolled, texts, verdicts, reward_B)[: 2 * c.group]
                 ]
             )
         of_all = {name: sum(getattr(v, name) for v in verdicts) for name in ("correct", "parsed")}
@@ -155,9 +157,10 @@ def learn(trainer: Trainer, rolled: Rollout, outcome_B: Tensor, reference: Metho
     return {"sampler_gap": gap, **metrics}
 
 
-def judged(problems, rolled: Rollout, texts, verdicts, reward_B, end: int | None) -> list[Item]:
+def judged(problems, rolled: Rollout, texts, verdicts, reward_B) -> list[Item]:
     """The rollouts as judged items, whose reward is what the policy was given."""
-    lengths, used = text_lengths(rolled.tokens_BT, end), rolled.all_used_B.tolist()
+    written = [d.mask_BT.sum(1) for d in rolled.all_decisions if d.kind == "token"]
+    lengths, used = torch.stack(written).sum(0).tolist(), rolled.all_used_B.tolist()
     return [
         Item(p.key, p.level, text, v.correct, reward, v.parsed, v.reason, n, length)
         for p, text, v, reward, n, length in zip(

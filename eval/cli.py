@@ -145,6 +145,16 @@ def program(module: str, script: str) -> str:
     return script if Path(sys.argv[0]).stem == script else f"python -m {module}"
 
 
+MOST = 100_000  # problems that a command of ours looks at
+
+
+def at_most(options, *names: str) -> None:
+    """Raise UserError for a number of problems that would take days to draw."""
+    for name in names:
+        if getattr(options, name) > MOST:
+            raise UserError(f"--{name.replace('_', '-')} must be at most {MOST}, got {getattr(options, name)}")
+
+
 def at_least(options, **least: int) -> None:
     """Raise UserError for an option below its least value."""
     for name, n in least.items():

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from eval.cli import aligned, at_least, guarded, parse, program
+from eval.cli import aligned, at_least, at_most, guarded, parse, program
 from eval.runs import finished_beside
 from kernels.errors import UserError
 from latent.files import check_writable, field, read_json, write_text
@@ -54,6 +54,7 @@ def main(args: list[str] | None = None) -> int:
     def body() -> None:
         options = parse(Options, args, program("eval.diagnose", "latent-diagnose"), __doc__)
         at_least(options, items=2, batch=2, probe_items=10, group=2)
+        at_most(options, "items", "probe_items")
         from latent import hub
 
         for run in (options.run, *options.beside):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from eval.cli import at_least, guarded, parse, program
+from eval.cli import at_least, at_most, guarded, parse, program
 from eval.diagnose import opened
 from eval.runs import finished_beside
 from latent.files import check_writable, write_text
@@ -56,6 +56,7 @@ def main(args: list[str] | None = None) -> int:
     def body() -> None:
         options = parse(Options, args, program("eval.view", "latent-view"), __doc__)
         at_least(options, problems=1, top=1, probe_items=10)
+        at_most(options, "problems", "probe_items")
         from latent import hub
 
         hub.find(options.run)  # before a slow look

@@ -190,7 +190,7 @@ class Trainer:
                     raise Stopped  # on every process, whichever was told
                 if ended:
                     break
-        self._check_weights()
+        self.check_weights()
         self.method.eval()
         self.engine.release()
 
@@ -198,8 +198,10 @@ class Trainer:
         """Whether update `step`, counted from 0, ends with a log line: one in so many, and the last."""
         return (step + 1) % self.config.log_every == 0 or step + 1 == self.config.steps or self.enough
 
-    def _check_weights(self) -> None:
+    def check_weights(self, step: int | None = None) -> None:
         """Raise UserError where weights are not finite, or so large that the model computes what is not.
+
+        `step`: the update that it was found in, None = the last one that is done.
 
         Asked before every save, and not after every update: weights that the next update's loss and gradient were
         finite with were finite, and that much every update checks.
@@ -216,7 +218,7 @@ class Trainer:
             self.method.train(was_training)
         if not self.engine.all_agree(not odd):
             what = ", ".join(odd[:3]) or "something on another process"
-            raise self._diverged(self.done - 1, Diverged(f"not finite: {what}"), odd)
+            raise self._diverged(self.done - 1 if step is None else step, Diverged(f"not finite: {what}"), odd)
 
     def _diverged(self, step: int, why: Diverged, odd: Sequence[str] = ()) -> UserError:
         """The error to raise. In `diverged/` is what the step was given, and the state before it where that is whole.
@@ -250,7 +252,7 @@ class Trainer:
         return {f"{n}/{k}": v for n, p in self.method.named_parameters() for k, v in state.get(p, {}).items()}
 
     def _save(self) -> None:
-        self._check_weights()
+        self.check_weights()
         window = self.counters["window"]
         window[:] = [{k: float(v) for k, v in m.items()} for m in window]
         tensors = {f"method/{n}": v for n, v in self.method.state_dict().items()}

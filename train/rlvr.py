@@ -29,8 +29,12 @@ def fit(trainer: Trainer, env: Environment) -> None:
         problems = trainer.problems(env, step)
         prompt = reasoner.codec.prompt([p.question for p in problems], engine.device)
         played = Play(env, [p for p in problems for _ in range(c.group)], reasoner.codec) if env.turns > 1 else None
-        with engine.whole():
-            rolled = sample(trainer, prompt, step, None if played is None else played.react)
+        try:
+            with engine.whole():
+                rolled = sample(trainer, prompt, step, None if played is None else played.react)
+        except (RuntimeError, ValueError):  # torch's complaint of a policy that is no distribution
+            trainer.check_weights(step)  # says it in words, where that is so
+            raise
         if played is None:
             texts = reasoner.codec.texts(rolled.tokens_BT)
             verdicts = [verify(env, problems[i // c.group], text) for i, text in enumerate(texts)]

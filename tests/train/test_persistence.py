@@ -317,6 +317,16 @@ def test_rl_saves_no_weights_that_are_not_finite_either(tmp_path):
     check_nothing_bad_is_kept(tmp_path / run.id, build(run.env).train_batch(f"0 after {start.id}", 0, 2))
 
 
+def test_weights_that_rollouts_cannot_be_drawn_from_are_said_in_words(tmp_path):
+    """The first update is not saved; the second draws from what it made, which is no distribution."""
+    start = dataclasses.replace(SHORT, method=Sim(n_latent=2, step_tokens=16, halt=LearnedStop()))
+    start = dataclasses.replace(start, train=dataclasses.replace(SHORT.train, steps=0))
+    execute(start, tmp_path)
+    how = RLVR(steps=3, batch=2, group=16, lr=1e38, warmup=0, latent_cost=0.1)
+    with pytest.raises(UserError, match="training diverged at step 1: not finite"):
+        execute(dataclasses.replace(start, train=how, init=start.id), tmp_path)
+
+
 def check_nothing_bad_is_kept(home: Path, problems: list) -> None:
     """No model, no checkpoint, and a dump that says which problems the update was given."""
     assert not (home / "model").exists() and not list(home.glob("checkpoint/*")) and not (home / "result.json").exists()

@@ -3,7 +3,7 @@
 import json
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import cache
 from hashlib import blake2b
@@ -18,30 +18,12 @@ HOW = {"how": True}  # metadata of a field that changes nothing of what comes ou
 
 def plain(config) -> Any:
     """A config as plain data, every field, every dataclass with its class name."""
-    if is_dataclass(config):
-        named = {f.name: plain(getattr(config, f.name)) for f in fields(config)}
-        return {"class": type(config).__name__} | named
-    if isinstance(config, dict):
-        return {k: plain(v) for k, v in config.items()}
-    if isinstance(config, (list, tuple)):
-        return [plain(v) for v in config]
-    return config
+    return _written(config, lambda f, value: True)
 
 
 def identity(config) -> Any:
     """The same with the fields alone that differ from their defaults: a new field with a default changes nothing."""
-    if is_dataclass(config):
-        found = {"class": type(config).__name__}
-        for f in fields(config):
-            value = getattr(config, f.name)
-            if f.metadata != HOW and value != _default(f):
-                found[f.name] = identity(value)
-        return found
-    if isinstance(config, dict):
-        return {k: identity(v) for k, v in config.items()}
-    if isinstance(config, (list, tuple)):
-        return [identity(v) for v in config]
-    return config
+    return _written(config, lambda f, value: f.metadata != HOW and value != _default(f))
 
 
 def id_of(identity: dict) -> str:
@@ -144,6 +126,19 @@ def register_in(table: dict[str, Any], cls: ClassT, what: str) -> ClassT:
             raise UserError(f"there is a {what} {other.name!r} of class {other.__name__} already")
     table[cls.name] = cls
     return cls
+
+
+def _written(config, keep: Callable[[Any, Any], bool]) -> Any:
+    """A config as plain data, with the fields for which `keep` of the field and its value holds."""
+    if is_dataclass(config):
+        values = [(f, getattr(config, f.name)) for f in fields(config)]
+        kept = {f.name: _written(value, keep) for f, value in values if keep(f, value)}
+        return {"class": type(config).__name__} | kept
+    if isinstance(config, dict):
+        return {k: _written(v, keep) for k, v in config.items()}
+    if isinstance(config, (list, tuple)):
+        return [_written(v, keep) for v in config]
+    return config
 
 
 def _default(f) -> Any:

@@ -178,7 +178,6 @@ def _take(args: list[str], flag: str) -> tuple[str | None, list[str]]:
 
 def _command(made) -> type:
     """What tyro reads: a config and the options, of a class of their own."""
-
     named: Any = Annotated[type(made), tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
     options: Any = Annotated[Options, tyro.conf.arg(name="")]
     members = [("config", named, field(default=made)), ("options", options, field(default=Options()))]

@@ -6,9 +6,9 @@ BY_HAND_SFT, RUNS = "tests/train/test_wiring.py", "tests/train/test_runs.py"
 
 GROUPS = (
     ("latent/plain.py", "tests/train/test_config.py", (
-        ("new fields change old ids", "and value != _default(f):", ":"),
-        ("fields that only say how are in ids", "if f.metadata != HOW and value", "if value"),
-        ("classes are in no id", 'found = {"class": type(config).__name__}', "found = {}"),
+        ("new fields change old ids", " and value != _default(f))", ")"),
+        ("fields that only say how are in ids", "f.metadata != HOW and value", "value"),
+        ("classes are in no id", '{"class": type(config).__name__} | kept', "kept"),
         ("a changed field is not told", "elif written[f.name] != plain(value):", "elif False:"),
         ("texts pass for numbers", "if hint in (int, str, bool):", "if False:"),
     )),

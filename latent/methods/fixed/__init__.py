@@ -18,6 +18,7 @@ class FixedEmbedding(ControlConfig):
     """The method whose training and number of latents it has; its `feedback` does not apply."""
 
     def method_class(self):
-        from latent.methods.fixed.method import fixed
+        from latent.methods.control import controlled
+        from latent.methods.fixed.method import Fixed
 
-        return fixed(self.of.method_class())
+        return controlled(Fixed, self.of.method_class())

@@ -6,33 +6,19 @@ over add nothing but their positions. They are run one after another all the sam
 are those of the thoughts they stand beside.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from latent.backbone import Backbone
-from latent.methods.base import AlongSequence
+from latent.methods.control import Control
 from latent.methods.fixed import FixedEmbedding
 
-_made: dict[type[AlongSequence], type[AlongSequence]] = {}
 
-
-def fixed(method: type[AlongSequence]) -> type[AlongSequence]:
-    """A method's class with a constant fed back in place of its states."""
-
-    if method not in _made:
-        made: Any = type(f"Fixed{method.__name__}", (Fixed, method), {})
-        _made[method] = made
-    return _made[method]
-
-
-class Fixed(AlongSequence):
+class Fixed(Control):
     """What is put before a method's class."""
 
     def __init__(self, config: FixedEmbedding, backbone: Backbone):
-        super().__init__(config.of, backbone)
-        self.made_from = config
+        super().__init__(config, backbone)
         self.feedback = Constant(backbone)
 
 

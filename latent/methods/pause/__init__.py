@@ -18,6 +18,7 @@ class Pause(ControlConfig):
     """The method whose training and number of latents it has; its `feedback` does not apply."""
 
     def method_class(self):
-        from latent.methods.pause.method import paused
+        from latent.methods.control import controlled
+        from latent.methods.pause.method import Paused
 
-        return paused(self.of.method_class())
+        return controlled(Paused, self.of.method_class())

@@ -6,33 +6,19 @@ are read in one pass. Deviates from Goyal et al., who repeat one token: here eac
 places beyond those in training repeat the last.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from latent.backbone import Backbone
-from latent.methods.base import AlongSequence
+from latent.methods.control import Control
 from latent.methods.pause import Pause
 
-_made: dict[type[AlongSequence], type[AlongSequence]] = {}
 
-
-def paused(method: type[AlongSequence]) -> type[AlongSequence]:
-    """A method's class with pause tokens in place of its thoughts."""
-
-    if method not in _made:
-        made: Any = type(f"Paused{method.__name__}", (Paused, method), {})
-        _made[method] = made
-    return _made[method]
-
-
-class Paused(AlongSequence):
+class Paused(Control):
     """What is put before a method's class."""
 
     def __init__(self, config: Pause, backbone: Backbone):
-        super().__init__(config.of, backbone)
-        self.made_from = config
+        super().__init__(config, backbone)
         self.feedback = PauseTokens(max(1, self.steps), backbone)
 
 

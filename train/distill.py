@@ -3,8 +3,6 @@
 from dataclasses import replace
 from functools import partial
 
-import torch
-
 from eval.environments.base import Environment, iterate
 from latent.text import Batch
 from train.loop import Terms, Trainer
@@ -25,7 +23,7 @@ def fit(trainer: Trainer, env: Environment) -> None:
             return replace(batch, generator=trainer.drawing(step))
 
         def terms(batch: Batch) -> Terms:
-            with torch.autocast(engine.device.type, torch.bfloat16, enabled=trainer.record.run.model.bf16):
+            with trainer.precision():
                 return engine.call("terms", drawing(batch))
 
         def counts() -> list:

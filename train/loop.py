@@ -90,6 +90,10 @@ class Trainer:
         """What a step draws for its whole batch, on whichever process: that of a single one."""
         return torch.Generator(device).manual_seed(seed_of(self.record.run.seed, step, 0))
 
+    def precision(self) -> torch.autocast:
+        """Autocast to bfloat16 where the run asks for it: in sampling, training and judging alike."""
+        return torch.autocast(self.engine.device.type, torch.bfloat16, enabled=self.record.run.model.bf16)
+
     def rate(self, step: int) -> float:
         """Linear warm-up, constant, linear decay at the end: a factor of the peak rate."""
         c = self.config

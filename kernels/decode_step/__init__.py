@@ -207,7 +207,7 @@ class _Workspace:
 
     def run(self, h_BD: Tensor, feed: Feed, steps: int, add_KBD, ropes, reads: tuple[int, ...]) -> Tensor:
         """States (B, K, D) of `steps` positions, whose K and V are then there too."""
-        mixed = torch.is_autocast_enabled(h_BD.device.type)
+        mixed = h_BD.is_cuda and torch.is_autocast_enabled("cuda")  # is part of what a graph does
         key = (steps, _reference(feed), add_KBD is None, ropes is None, h_BD.dtype, mixed, reads)
         chain = self._chains.get(key)
         if chain is None:

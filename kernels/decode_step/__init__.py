@@ -22,8 +22,8 @@ __all__ = ["LatentDecoder", "StaticCache"]
 Feed = Callable[[Tensor], Tensor] | None  # hidden state (B, D) -> the next input; None = as it is
 Past = Sequence[tuple[Tensor, Tensor]]
 MEMORY = 1 / 8  # of a GPU's memory, for the caches that graphs write
-_SPARE = 64  # positions of a cache beyond those asked for, for the text that follows
-_ROOMS = tuple(64 * n * 2**i for i in range(16) for n in (2, 3))  # 128, 192, 256, 384, ...: few sizes, so few graphs
+_SPARE = 32  # positions of a cache beyond those asked for, for the text that follows
+_ROOMS = (*range(64, 512, 64), *(256 * n * 2**i for i in range(16) for n in (2, 3)))  # few sizes, so few graphs
 
 
 class LatentDecoder:
@@ -214,7 +214,7 @@ class _Workspace:
             self._chains = {k: c for k, c in self._chains.items() if k[1] is None or k[1]() is not None}
             chain = self._chains[key] = _Chain(steps, h_BD, self.kv[0][0], add_KBD is not None, ropes is not None)
         chain.load(self.filled, h_BD, add_KBD, ropes)
-        if not h_BD.is_cuda:
+        if not _graphs_on(h_BD):
             chain.launch(self, feed)
         else:
             if chain.graph is None:
@@ -256,6 +256,11 @@ class _Chain:
             x, add = h if feed is None else feed(h), None if self.add is None else self.add[i]
             workspace.step(x, add, workspace.kv, self.sizes, i, rope, workspace.hidden, self.states[i])
             h = self.states[i]
+
+
+def _graphs_on(x: Tensor) -> bool:
+    """Whether work on `x` is captured."""
+    return x.is_cuda
 
 
 def _on(device: torch.device):

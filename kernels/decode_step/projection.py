@@ -131,21 +131,23 @@ def vector_kernel(
     accs = ()
     accs_2 = ()
     for _ in tl.static_range(N):
-        accs = accs + (tl.zeros((BLOCK_C // COPIES, COPIES, CHUNK), tl.float32),)  # noqa: RUF005
-        accs_2 = accs_2 + (tl.zeros((BLOCK_C // COPIES, COPIES, CHUNK), tl.float32),)  # noqa: RUF005
+        accs = accs + (in_copies(tl.zeros((BLOCK_C, CHUNK), tl.float32), COPIES),)  # noqa: RUF005
+        accs_2 = accs_2 + (in_copies(tl.zeros((BLOCK_C, CHUNK), tl.float32), COPIES),)  # noqa: RUF005
     for i in tl.static_range((K + CHUNK - 1) // CHUNK):
         # a copy for each warp, so that each thread reads just what it multiplies and none waits for another
         k = i * CHUNK + tl.arange(0, CHUNK)[None, :] + copy
-        tile = tl.reshape(tiles[i], (BLOCK_C // COPIES, COPIES, CHUNK)).to(tl.float32)
+        tile = in_copies(tiles[i], COPIES).to(tl.float32)
         tile_2 = tile
         if GATED:
-            tile_2 = tl.reshape(tiles_2[i], (BLOCK_C // COPIES, COPIES, CHUNK)).to(tl.float32)
+            tile_2 = in_copies(tiles_2[i], COPIES).to(tl.float32)
         sofar = accs
         sofar_2 = accs_2
         accs = ()
         accs_2 = ()
         for r in tl.static_range(N):
-            x_k = tl.load(x + r * K + k, mask=k < K, other=0.0).to(tl.float32)[None]
+            x_k = tl.load(x + r * K + k, mask=k < K, other=0.0).to(tl.float32)
+            if COPIES < BLOCK_C:
+                x_k = x_k[None]
             accs = accs + (sofar[r] + tile * x_k,)  # noqa: RUF005
             if GATED:
                 accs_2 = accs_2 + (sofar_2[r] + tile_2 * x_k,)  # noqa: RUF005
@@ -163,15 +165,24 @@ def vector_kernel(
 
 
 @triton.jit
+def in_copies(tile, COPIES: tl.constexpr):
+    """A tile (BLOCK_C, CHUNK) as (BLOCK_C / COPIES, COPIES, CHUNK), to be multiplied by COPIES equal rows."""
+    if tile.shape[0] > COPIES:
+        return tl.reshape(tile, (tile.shape[0] // COPIES, COPIES, tile.shape[1]))
+    else:
+        return tile
+
+
+@triton.jit
 def rows_of(accs, N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
     """Each row's sums over the inner length, (BLOCK_N, BLOCK_C)."""
     if BLOCK_N == 1:
-        return tl.reshape(tl.sum(accs[0], 2), (1, BLOCK_C))
+        return tl.reshape(tl.sum(accs[0], -1), (1, BLOCK_C))
     else:
         row = tl.arange(0, BLOCK_N)[:, None]
         out = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
         for r in tl.static_range(N):
-            out = tl.where(row == r, tl.reshape(tl.sum(accs[r], 2), (1, BLOCK_C)), out)
+            out = tl.where(row == r, tl.reshape(tl.sum(accs[r], -1), (1, BLOCK_C)), out)
         return out
 
 

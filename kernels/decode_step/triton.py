@@ -33,12 +33,14 @@ from kernels.layer_tiles import ACTS, NORMS
 from kernels.tiles import narrow
 
 FEW = 4  # rows up to which products go without tensor cores
-WARPS = 4  # of a vector kernel's program
+WARPS = 4  # of a vector kernel's program, at least
 CHUNK = 256  # of a product's inner length: 8 numbers for each thread of a warp
 IN_FLIGHT = 32 * 1024  # bytes of weights that a program asks for at once, about
 PARTS = 16  # of the cache at most, attended by different programs
 POSITIONS = 64  # of a part, at least
-EARLY = ("enter", "qkv", "attend", "out", "up", "down")  # launches that let the one after begin before they wait
+EARLY = ("attend", "out", "up", "down")  # launches that let the one after begin before they wait themselves
+WIDE = (0, 1 << 30)  # inner lengths
+PROGRAMS = 512  # of attention, one a row and head, up to which the cache is cut into parts for more of them
 STREAM_C, OTHER_C = 16, 32  # columns of a matrix kernel's tile, to the stream and elsewhere
 
 
@@ -105,7 +107,8 @@ class Step:
         self.sums = torch.empty(self.tiles, batch, 2, **full)
         self.qkv = like.new_empty(batch, (decoder.heads + 2 * decoder.kv_heads) * decoder.d)
         self.a, self.inner = like.new_empty(batch, heads), like.new_empty(batch, inner)
-        parts = PARTS if self.few else 1
+        self.cut = batch * decoder.heads <= PROGRAMS
+        parts = PARTS if self.cut else 1
         self.parts, self.stats = (
             torch.empty(parts, batch, heads, **full),
             torch.empty(parts, batch, decoder.heads, 2, **full),
@@ -145,7 +148,7 @@ class Step:
         parts = min(len(self.parts), triton.cdiv(room, POSITIONS))
         halves = 2 if kv[0][0].dtype == torch.float32 else 1  # as many bytes a tile, whatever the dtype
         attention = {"BLOCK_S": POSITIONS // halves, "AHEAD": False}
-        if not self.few:  # programs enough: of one warp, which reads the next positions while it attends these
+        if not self.cut:  # programs enough: of one warp, which reads the next positions while it attends these
             attention = {"BLOCK_S": 16 // halves, "AHEAD": True, "num_warps": 1}
         enter_kernel[(n,)](
             x_BD,
@@ -203,9 +206,11 @@ class Step:
         tiles = sum(triton.cdiv(wide, block_c) for wide in widths)
         if self.few:
             held = block_c * w.shape[0] * w.element_size() // 4 // 32  # registers of a warp's threads for the tile
-            warps = WARPS if n <= 2 or held <= 128 * WARPS else 2 * WARPS
+            warps = warps_for(held, w.shape[0], w.stride(0) == 1, n)
             chunk = CHUNK * max(1, warps // block_c)  # no two warps have the same
-            copies = 1 if w.stride(0) != 1 else min(warps, block_c)
+            if w.stride(0) != 1 and warps > WARPS:
+                chunk //= 2  # or it spills
+            copies = min(warps, block_c) if w.stride(0) == 1 else block_c
             options = options | {"num_warps": warps}
             vector_kernel[(tiles,)](
                 *tensors,
@@ -224,6 +229,13 @@ class Step:
         matrix_kernel[(tiles, triton.cdiv(n, block_n))](
             *tensors, n, self.decoder.eps, BLOCK_N=block_n, CHUNK=chunk, num_stages=stages, **shape, **options
         )
+
+
+def warps_for(held: int, inner: int, out_major: bool, n: int) -> int:
+    """Warps of a vector kernel's program; `held`: registers of one warp's threads that its weights would take."""
+    if out_major:
+        return 2 * WARPS if WIDE[0] <= inner <= WIDE[1] else WARPS
+    return WARPS if n <= 2 or held <= 128 * WARPS else 2 * WARPS
 
 
 def _has_dependent_launch(device: torch.device) -> bool:

@@ -152,6 +152,16 @@ def test_nothing_to_do_and_wrong_inputs():
         RecurrentLoop(replace(decoder, layers=(layer,)), carry, norm, impl="triton").run(x, 1)
 
 
+def test_auto_takes_one_layer_and_few_positions():
+    x = torch.zeros(1, 65, 40)
+    for layers, rows, told in ((1, 64, None), (1, 65, "up to 64 positions"), (2, 1, "several layers")):
+        loop = RecurrentLoop(*make("gpt2", layers, torch.float32)[0], impl="auto")
+        reason = loop.unless(x[:, :rows])
+        assert (reason is None) == (told is None) and (told or "None") in str(reason)
+        if layers == 2:
+            assert RecurrentLoop(loop.decoder, loop.carry, loop.norm, impl="triton").unless(x[:, :rows]) is None
+
+
 def test_more_sequences_than_one_launch_takes():
     low, _ = make("qwen3", 1, torch.float32)
     given = inputs("qwen3", 5, 22, torch.float32)

@@ -1,8 +1,8 @@
 """Attention with one query over the vocabulary, in two forms; and the top-k form, which has its ids and gathers.
 
-A state or two (`few_kernel`): one read of E. A warp takes whole rows of E, multiplies each with the states, and keeps
-online what softmax needs and an unnormalised mix of its own: nothing but five shuffles a row passes between threads.
-The next rows are copied to shared memory meanwhile, some 32 KB of them in flight. A last launch joins the programs.
+A state or two (`few_kernel`): one read of E. A program is a warp or two, so that hardly any waits for another. It takes
+two whole rows of E at a time, multiplies them with the states, and keeps online what softmax needs and an unnormalised
+mix, while the next rows are copied to shared memory. A last launch joins the programs.
 
 More states: two products on tensor cores. The first reads E and leaves logits in fp32, with each program's maximum and
 sums; once these are joined, the second reads the output embedding, makes the probabilities as it goes, and leaves
@@ -18,75 +18,58 @@ from kernels.dispatch import interpreted
 from kernels.tiles import logits_tile, narrow, product
 from kernels.vocab_mix import FEW
 
-WARPS = 8  # of the form for few
-PROGRAMS = 264  # two for each of a large GPU's multiprocessors
-
-
-@triton.jit
-def joined(m, s, t, axis: tl.constexpr):
-    """Softmax statistics put together along an axis: maximum, sum, sum of p (z - m), and each part's factor."""
-    most = tl.max(m, axis)
-    below = m - tl.expand_dims(most, axis)
-    scale = tl.exp(below)
-    return most, tl.sum(scale * s, axis), tl.sum(scale * (t + s * below), axis), scale
+FEW_PROGRAMS = 1056  # eight small ones for each of a large GPU's multiprocessors
+PROGRAMS = 264  # two of the products
 
 
 @triton.jit(do_not_specialize=["V", "programs"])
 def few_kernel(
     h, e, out, noise, stats, mix, V, D, stride_h, stride_e, stride_o, stride_n, inverse_temperature, programs,
-    N: tl.constexpr, TIED: tl.constexpr, NOISE: tl.constexpr, BLOCK_N: tl.constexpr, CHUNKS: tl.constexpr,
-    WIDE: tl.constexpr, WARPS: tl.constexpr, STAGES: tl.constexpr,
+    N: tl.constexpr, TIED: tl.constexpr, NOISE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr,
+    BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Softmax statistics (3, N) and unnormalised mix (N, D) of the rows of E that are this program's.
-
-    Tiles are (states, chunks of a row, warps, numbers of a chunk), so that a warp has a whole row, 16 bytes a thread.
-    """
+    """Softmax statistics (3, N) and unnormalised mix (N, D) of the rows of E that are this program's."""
     program = tl.program_id(0)
     n = tl.arange(0, BLOCK_N)
-    warp = tl.arange(0, WARPS)
-    d = (tl.arange(0, CHUNKS)[:, None, None] * WIDE + tl.arange(0, WIDE)[None, None, :])[None]
-    at = d + tl.zeros((1, 1, WARPS, 1), tl.int32)
-    far = n[:, None, None, None] * stride_h
-    h_tile = tl.load(h + far + at, mask=(n[:, None, None, None] < N) & (at < D), other=0.0).to(tl.float32)
-    m = tl.full((BLOCK_N, WARPS), -1e38, tl.float32)
-    s = tl.zeros((BLOCK_N, WARPS), tl.float32)
-    t = tl.zeros((BLOCK_N, WARPS), tl.float32)
-    acc = tl.zeros((BLOCK_N, CHUNKS, WARPS, WIDE), tl.float32)
-    for start in tl.range(program * WARPS, V, programs * WARPS, num_stages=STAGES):
-        v = start + warp
-        rows = v[None, None, :, None].to(tl.int64)
-        there = (rows < V) & (d < D)
-        e_tile = tl.load(e + rows * stride_e + d, mask=there, other=0.0).to(tl.float32)
-        z = tl.sum(tl.sum(e_tile * h_tile, 1), 2) * inverse_temperature
+    d = tl.arange(0, BLOCK_D)
+    mine = (n[:, None] < N) & (d[None, :] < D)
+    h_tile = tl.load(h + n[:, None] * stride_h + d[None, :], mask=mine, other=0.0).to(tl.float32)
+    m = tl.full((BLOCK_N,), -1e38, tl.float32)
+    s = tl.zeros((BLOCK_N,), tl.float32)
+    t = tl.zeros((BLOCK_N,), tl.float32)
+    acc = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    for start in tl.range(program * BLOCK_V, V, programs * BLOCK_V, num_stages=STAGES):
+        v = start + tl.arange(0, BLOCK_V)
+        rows = v[:, None].to(tl.int64)
+        there = (rows < V) & (d[None, :] < D)
+        e_tile = tl.load(e + rows * stride_e + d[None, :], mask=there, other=0.0).to(tl.float32)
+        z = tl.sum(e_tile[None] * h_tile[:, None, :], 2) * inverse_temperature
         inside = v[None, :] < V
         if NOISE:
             z += tl.load(noise + n[:, None] * stride_n + v[None, :], mask=(n[:, None] < N) & inside, other=0.0)
         z = tl.where(inside, z, -1e38)
-        new = tl.maximum(m, z)
-        x = z - new
+        new = tl.maximum(m, tl.max(z, 1))
+        x = z - new[:, None]
         p = tl.where(inside, tl.exp(x), 0.0)
         scale = tl.exp(m - new)
-        t = scale * (t + s * (m - new)) + p * x
-        s = scale * s + p
+        t = scale * (t + s * (m - new)) + tl.sum(tl.where(p > 0, p * x, 0.0), 1)
+        s = scale * s + tl.sum(p, 1)
         m = new
         o_tile = e_tile
         if not TIED:
-            o_tile = tl.load(out + rows * stride_o + d, mask=there, other=0.0).to(tl.float32)
-        acc = acc * scale[:, None, :, None] + p[:, None, :, None] * o_tile
-    most, total, shifted, scale = joined(m, s, t, 1)
+            o_tile = tl.load(out + rows * stride_o + d[None, :], mask=there, other=0.0).to(tl.float32)
+        acc = acc * scale[:, None] + tl.sum(p[:, :, None] * o_tile[None], 1)
     at = stats + program * 3 * N + n
-    tl.store(at, most, mask=n < N)
-    tl.store(at + N, total, mask=n < N)
-    tl.store(at + 2 * N, shifted, mask=n < N)
-    d = tl.arange(0, CHUNKS)[None, :, None] * WIDE + tl.arange(0, WIDE)[None, None, :]
-    far = (program * N + n[:, None, None]) * D
-    tl.store(mix + far + d, tl.sum(acc * scale[:, None, :, None], 2), mask=(n[:, None, None] < N) & (d < D))
+    tl.store(at, m, mask=n < N)
+    tl.store(at + N, s, mask=n < N)
+    tl.store(at + 2 * N, t, mask=n < N)
+    tl.store(mix + (program * N + n[:, None]) * D + d[None, :], acc, mask=mine)
 
 
 @triton.jit(do_not_specialize=["N", "splits"])
 def join_kernel(
     stats, mix, lse, entropy, out, N, D, splits,
-    MIX: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr,
+    MIX: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """One row's logsumexp and entropy, and with MIX some columns of its mix, from all programs' parts."""
     row = tl.program_id(0)
@@ -96,16 +79,22 @@ def join_kernel(
     m = tl.load(at, mask=ok, other=-1e38)
     s = tl.load(at + N, mask=ok, other=0.0)
     t = tl.load(at + 2 * N, mask=ok, other=0.0)
-    most, total, shifted, scale = joined(m, s, t, 0)
+    most = tl.max(m, 0)
+    scale = tl.exp(m - most)
+    total = tl.sum(scale * s, 0)
     if tl.program_id(1) == 0:
         tl.store(lse + row, most + tl.log(total))
-        tl.store(entropy + row, tl.log(total) - shifted / total)
+        tl.store(entropy + row, tl.log(total) - tl.sum(scale * (t + s * (m - most)), 0) / total)
     if MIX:
         d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
-        places = mix + (part[:, None] * N + row) * D + d[None, :]
-        tile = tl.load(places, mask=ok[:, None] & (d[None, :] < D), other=0.0)
-        mixed = tl.sum(tile * scale[:, None], 0) / total
-        tl.store(out + row.to(tl.int64) * D + d, narrow(mixed, out.dtype.element_ty, UPCAST), mask=d < D)
+        mixed = tl.zeros((BLOCK_D,), tl.float32)
+        for start in range(0, splits, BLOCK_P):
+            some = start + tl.arange(0, BLOCK_P)
+            factor = tl.exp(tl.load(stats + some * 3 * N + row, mask=some < splits, other=-1e38) - most)
+            places = mix + (some[:, None] * N + row) * D + d[None, :]
+            tile = tl.load(places, mask=(some[:, None] < splits) & (d[None, :] < D), other=0.0)
+            mixed += tl.sum(tile * factor[:, None], 0)
+        tl.store(out + row.to(tl.int64) * D + d, narrow(mixed / total, out.dtype.element_ty, UPCAST), mask=d < D)
 
 
 @triton.jit(do_not_specialize=["N", "V", "splits"])
@@ -194,17 +183,16 @@ def by_few(
     h_ND: Tensor, e_VD: Tensor, out_VD: Tensor, temperature: float, noise_NV: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     (n, d), v, full = h_ND.shape, len(e_VD), torch.float32
-    programs = min(triton.cdiv(v, WARPS), PROGRAMS)
-    stats, mix = h_ND.new_empty(programs, 3, n, dtype=full), h_ND.new_empty(programs, n, d, dtype=full)
-    wide = 32 * 16 // h_ND.element_size()  # 16 bytes for each thread of a warp
     tied = out_VD is e_VD or out_VD.data_ptr() == e_VD.data_ptr() != 0
-    row = d * h_ND.element_size() * (1 if tied else 2)  # bytes that a warp reads at once
+    row = d * h_ND.element_size() * (1 if tied else 2)
+    block_v = 2 if row <= 4096 else 1  # rows at once, in registers
+    programs = min(triton.cdiv(v, block_v), FEW_PROGRAMS)
+    stats, mix = h_ND.new_empty(programs, 3, n, dtype=full), h_ND.new_empty(programs, n, d, dtype=full)
     few_kernel[(programs,)](
         h_ND, e_VD, out_VD, noise_NV, stats, mix, v, d, h_ND.stride(0), e_VD.stride(0), out_VD.stride(0),
         0 if noise_NV is None else noise_NV.stride(0), 1 / temperature, programs,
-        N=n, TIED=tied, NOISE=noise_NV is not None,
-        BLOCK_N=triton.next_power_of_2(n), CHUNKS=triton.next_power_of_2(triton.cdiv(d, wide)), WIDE=wide,
-        WARPS=WARPS, STAGES=4 if row <= 4096 else 3, num_warps=WARPS,
+        N=n, TIED=tied, NOISE=noise_NV is not None, BLOCK_N=triton.next_power_of_2(n), BLOCK_V=block_v,
+        BLOCK_D=triton.next_power_of_2(d), STAGES=4, num_warps=1 if n * d <= 1024 else 2,
     )  # fmt: skip
     return join(stats, mix, torch.empty_like(h_ND, memory_format=torch.contiguous_format))
 
@@ -242,10 +230,11 @@ def join(stats: Tensor, mix: Tensor | None, out_ND: Tensor) -> tuple[Tensor, Ten
     """The mix, written to `out_ND`, logsumexp and entropy; without a mix the last two."""
     splits, _, n = stats.shape
     lse_N, entropy_N = stats.new_empty(n), stats.new_empty(n)
-    block_d = 16  # a program's threads ask for all its parts at once
+    block_d = 16
     join_kernel[(n, 1 if mix is None else triton.cdiv(out_ND.shape[1], block_d))](
         stats, mix, lse_N, entropy_N, out_ND, n, out_ND.shape[1], splits,
-        MIX=mix is not None, BLOCK_S=triton.next_power_of_2(splits), BLOCK_D=block_d, UPCAST=interpreted(),
+        MIX=mix is not None, BLOCK_S=triton.next_power_of_2(splits), BLOCK_P=512, BLOCK_D=block_d, UPCAST=interpreted(),
+        num_warps=8,
     )  # fmt: skip
     return out_ND, lse_N, entropy_N
 

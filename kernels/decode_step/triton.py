@@ -28,7 +28,7 @@ from torch import Tensor
 from kernels.decode_step.attention import attend_kernel
 from kernels.decode_step.projection import follow, lead, matrix_kernel, vector_kernel
 from kernels.decoder import Affine, Decoder
-from kernels.dispatch import interpreted
+from kernels.dispatch import capability, interpreted
 from kernels.layer_tiles import ACTS, NORMS
 from kernels.tiles import narrow
 
@@ -98,7 +98,7 @@ class Step:
         first = decoder.layers[0]
         like, self.width = first.out[0], decoder.norm[0].shape[0]
         heads, inner = decoder.heads * decoder.d, first.down[0].shape[0]
-        self.dependent = self.few and _has_dependent_launch(like.device)
+        self.dependent = self.few and capability(like.device) >= 90
         self.narrow_c = self.columns(first.out[0], first.down[0]) if self.few else STREAM_C
         self.tiles = triton.cdiv(self.width, self.narrow_c)
         full = {"dtype": torch.float32, "device": like.device}
@@ -236,9 +236,3 @@ def warps_for(held: int, inner: int, out_major: bool, n: int) -> int:
     if out_major:
         return 2 * WARPS if WIDE[0] <= inner <= WIDE[1] else WARPS
     return WARPS if n <= 2 or held <= 128 * WARPS else 2 * WARPS
-
-
-def _has_dependent_launch(device: torch.device) -> bool:
-    if device.type != "cuda" or torch.version.hip:
-        return False
-    return torch.cuda.get_device_capability(device)[0] >= 9

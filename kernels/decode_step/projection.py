@@ -10,14 +10,14 @@ from kernels.tiles import narrow, product
 
 @triton.jit
 def lead(PDL: tl.constexpr):
-    """Let the kernel after begin to fetch its weights as soon as there is room for it."""
+    """Let the kernel after begin to fetch its weights as soon as there is room for it (PDL 2)."""
     if PDL == 2:
         gdc_launch_dependents()
 
 
 @triton.jit
 def follow(PDL: tl.constexpr):
-    """Wait for the kernel before."""
+    """Wait for the kernel before, and only then let the one after begin (PDL 1)."""
     if PDL:
         gdc_wait()
         if PDL == 1:

@@ -7,17 +7,18 @@
     5  x    += inner W_down + b                           as 1
 
 What bounds a step is how fast the weights stream. Up to FEW rows are multiplied without tensor cores, which would want
-sixteen: a program asks for its whole tile of weights at once, and on Hopper and newer it does so while the kernel
-before still runs (programmatic dependent launch). More rows go through tensor cores, a pipelined loop over the input's
-length.
+sixteen: a program asks for its whole tile of weights at once, and on Hopper and newer it does so while kernels before
+still run (programmatic dependent launch). All but the first projection let their successor begin before they wait
+themselves, so that the weights of two or three launches are on their way at a time. More rows go through tensor cores,
+a pipelined loop over the input's length.
 
 The residual stream x stays in fp32. Whoever adds to it also leaves its product with the next norm's weight in the
 model's dtype, and its tile's sums of x and x^2: a norm is then a scale (and, for LayerNorm, a shift) of what the next
 projection gives, and nobody reads the stream twice. q, k and v are read where the model keeps them.
 
-Measured on an H100 before it was settled (paper/LOG.md): parts of the cache put together by the projection that reads
-them, all heads of a K and V in one program, whole weight tiles in registers for tensor cores, and dependent launch of
-the matrix kernels were all slower.
+Measured on an H100 and an H200 before it was settled (paper/LOG.md): parts of the cache put together by the projection
+that reads them, all heads of a K and V in one program, whole weight tiles in registers for tensor cores, dependent
+launch of the matrix kernels, narrower tiles of them, and cutting the cache where there are many rows were all slower.
 """
 
 import torch
@@ -26,32 +27,27 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.decode_step.attention import attend_kernel
-from kernels.decode_step.projection import follow, lead, matrix_kernel, vector_kernel
+from kernels.decode_step.projection import follow, matrix_kernel, vector_kernel
 from kernels.decoder import Affine, Decoder
 from kernels.dispatch import capability, interpreted
 from kernels.layer_tiles import ACTS, NORMS
 from kernels.tiles import narrow
 
 FEW = 4  # rows up to which products go without tensor cores
-WARPS = 4  # of a vector kernel's program, at least
+WARPS = 4  # of a vector kernel's program, twice as many for inner lengths beyond LONG
+LONG = 1024
 CHUNK = 256  # of a product's inner length: 8 numbers for each thread of a warp
 IN_FLIGHT = 32 * 1024  # bytes of weights that a program asks for at once, about
-PARTS = 16  # of the cache at most, attended by different programs
+PARTS = 16  # of the cache at most, attended by different programs where there are few rows
 POSITIONS = 64  # of a part, at least
-EARLY = ("attend", "out", "up", "down")  # launches that let the one after begin before they wait themselves
-WIDE = (0, 1 << 30)  # inner lengths
-PROGRAMS = 512  # of attention, one a row and head, up to which the cache is cut into parts for more of them
-STREAM_C, OTHER_C = 16, 32  # columns of a matrix kernel's tile, to the stream and elsewhere
 
 
 @triton.jit(do_not_specialize=["N"])
 def enter_kernel(
     x, add, weight, stream, scaled, sums, N,
-    C: tl.constexpr, TILES: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr, PDL: tl.constexpr,
-    UPCAST: tl.constexpr,
+    C: tl.constexpr, TILES: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """The stream of one row begins: its input, and what the position adds."""
-    lead(PDL)
     row = tl.program_id(0)
     cols = tl.arange(0, BLOCK_C)
     ok = cols < C
@@ -99,7 +95,7 @@ class Step:
         like, self.width = first.out[0], decoder.norm[0].shape[0]
         heads, inner = decoder.heads * decoder.d, first.down[0].shape[0]
         self.dependent = self.few and capability(like.device) >= 90
-        self.narrow_c = self.columns(first.out[0], first.down[0]) if self.few else STREAM_C
+        self.narrow_c = self.columns(first.out[0], first.down[0]) if self.few else 16
         self.tiles = triton.cdiv(self.width, self.narrow_c)
         full = {"dtype": torch.float32, "device": like.device}
         self.stream = torch.empty(batch, self.width, **full)
@@ -107,8 +103,7 @@ class Step:
         self.sums = torch.empty(self.tiles, batch, 2, **full)
         self.qkv = like.new_empty(batch, (decoder.heads + 2 * decoder.kv_heads) * decoder.d)
         self.a, self.inner = like.new_empty(batch, heads), like.new_empty(batch, inner)
-        self.cut = batch * decoder.heads <= PROGRAMS
-        parts = PARTS if self.cut else 1
+        parts = PARTS if self.few else 1
         self.parts, self.stats = (
             torch.empty(parts, batch, heads, **full),
             torch.empty(parts, batch, decoder.heads, 2, **full),
@@ -135,12 +130,8 @@ class Step:
         dec, n = self.decoder, self.n
         # the first launch waits for all that came before it, weights included: those after may fetch theirs early
         plain = {"UPCAST": interpreted(), "num_warps": 4}
-
-        def chained(kind: str) -> dict:
-            if not self.dependent:
-                return plain | {"PDL": 0}
-            return plain | {"PDL": 2 if kind in EARLY else 1, "launch_pdl": True}
-
+        late = plain | ({"PDL": 1, "launch_pdl": True} if self.dependent else {"PDL": 0})
+        early = late | ({"PDL": 2} if self.dependent else {})
         wide_d = triton.next_power_of_2(dec.d)
         row = {"C": self.width, "BLOCK_C": triton.next_power_of_2(self.width)}
         tile = {"TILES": self.tiles, "BLOCK_T": triton.next_power_of_2(self.tiles)}
@@ -148,36 +139,25 @@ class Step:
         parts = min(len(self.parts), triton.cdiv(room, POSITIONS))
         halves = 2 if kv[0][0].dtype == torch.float32 else 1  # as many bytes a tile, whatever the dtype
         attention = {"BLOCK_S": POSITIONS // halves, "AHEAD": False}
-        if not self.cut:  # programs enough: of one warp, which reads the next positions while it attends these
+        if not self.few:  # programs enough: of one warp, which reads the next positions while it attends these
             attention = {"BLOCK_S": 16 // halves, "AHEAD": True, "num_warps": 1}
         enter_kernel[(n,)](
-            x_BD,
-            add_BD,
-            dec.layers[0].norm_1[0],
-            self.stream,
-            self.scaled,
-            self.sums,
-            n,
-            PDL=2 if self.dependent and "enter" in EARLY else 0,
-            **row,
-            **tile,
-            **plain,
+            x_BD, add_BD, dec.layers[0].norm_1[0], self.stream, self.scaled, self.sums, n, **row, **tile, **plain
         )
         norms = [layer.norm_1[0] for layer in dec.layers[1:]] + [dec.norm[0]]
         for layer, (k, v), after in zip(dec.layers, kv, norms):
-            self.project(self.scaled, layer.qkv, self.qkv, chained("qkv") | tile, norm=layer.norm_1)
+            self.project(self.scaled, layer.qkv, self.qkv, late | tile, norm=layer.norm_1)
             q_weight, k_weight = (pair[0] for pair in layer.qk_norm) if layer.qk_norm else (None, None)
             attend_kernel[(n, dec.heads, parts)](
                 self.qkv, q_weight, k_weight, *(rope or (self.qkv, self.qkv)), k, v, hidden_BS,
-                self.a, self.parts, self.stats, self.arrived, sizes_K, step, n, room, dec.eps,
-                dec.d**-0.5,
+                self.a, self.parts, self.stats, self.arrived, sizes_K, step, n, room, dec.eps, dec.d**-0.5,
                 H=dec.heads, H_KV=dec.kv_heads, D=dec.d, NORM=bool(layer.qk_norm), ROPE=rope is not None, PARTS=parts,
-                BLOCK_P=triton.next_power_of_2(parts), BLOCK_D=wide_d, **chained("attend") | attention,
+                BLOCK_P=triton.next_power_of_2(parts), BLOCK_D=wide_d, **early | attention,
             )  # fmt: skip
-            self.project(self.a, (layer.out,), None, chained("out") | tile, then=layer.norm_2[0])
-            self.project(self.scaled, layer.up, self.inner, chained("up") | tile, norm=layer.norm_2, act=dec.act)
-            self.project(self.inner, (layer.down,), None, chained("down") | tile, then=after)
-        leave_kernel[(n,)](self.stream, *dec.norm, out_BD, n, dec.eps, NORM=NORMS[dec.kind], **row, **chained("leave"))
+            self.project(self.a, (layer.out,), None, early | tile, then=layer.norm_2[0])
+            self.project(self.scaled, layer.up, self.inner, early | tile, norm=layer.norm_2, act=dec.act)
+            self.project(self.inner, (layer.down,), None, early | tile, then=after)
+        leave_kernel[(n,)](self.stream, *dec.norm, out_BD, n, dec.eps, NORM=NORMS[dec.kind], **row, **late)
 
     def project(
         self, x: Tensor, affines: tuple[Affine, ...], out: Tensor | None, options: dict, norm: Affine | None = None,
@@ -190,7 +170,7 @@ class Step:
         if out is None:
             block_c = self.narrow_c
         else:
-            block_c = max(1, self.columns(*weights) // (2 if gated else 1)) if self.few else OTHER_C
+            block_c = max(1, self.columns(*weights) // (2 if gated else 1)) if self.few else 32
         full = w.dtype == torch.float32  # multiplied without tensor cores: small tiles, or they spill
         if full and not self.few:
             block_c = 16
@@ -205,23 +185,10 @@ class Step:
         }  # fmt: skip
         tiles = sum(triton.cdiv(wide, block_c) for wide in widths)
         if self.few:
-            held = block_c * w.shape[0] * w.element_size() // 4 // 32  # registers of a warp's threads for the tile
-            warps = warps_for(held, w.shape[0], w.stride(0) == 1, n)
-            chunk = CHUNK * max(1, warps // block_c)  # no two warps have the same
-            if w.stride(0) != 1 and warps > WARPS:
-                chunk //= 2  # or it spills
-            copies = min(warps, block_c) if w.stride(0) == 1 else block_c
-            options = options | {"num_warps": warps}
             vector_kernel[(tiles,)](
-                *tensors,
-                self.decoder.eps,
-                N=n,
-                BLOCK_N=triton.next_power_of_2(n),
-                CHUNK=chunk,
-                COPIES=copies,
-                **shape,
-                **options,
-            )
+                *tensors, self.decoder.eps, N=n, BLOCK_N=triton.next_power_of_2(n), **shape,
+                **options | vector_options(w, block_c, n),
+            )  # fmt: skip
             return
         block_n = 16 if n <= 16 or full else 32 if n <= 32 else 64
         chunk, stages = (64, 3) if full else (256, 4) if n <= 16 else (64 if shape["NORM"] == 2 else 128, 4)
@@ -231,8 +198,13 @@ class Step:
         )
 
 
-def warps_for(held: int, inner: int, out_major: bool, n: int) -> int:
-    """Warps of a vector kernel's program; `held`: registers of one warp's threads that its weights would take."""
-    if out_major:
-        return 2 * WARPS if WIDE[0] <= inner <= WIDE[1] else WARPS
-    return WARPS if n <= 2 or held <= 128 * WARPS else 2 * WARPS
+def vector_options(w: Tensor, block_c: int, n: int) -> dict:
+    """Warps of a program, and how it takes the rows of x, for a tile of `block_c` columns of a weight (in, out)."""
+    if w.stride(0) == 1:  # (out, in) in memory: a warp reads along a column
+        warps = WARPS if w.shape[0] <= LONG else 2 * WARPS
+        return {"num_warps": warps, "CHUNK": CHUNK * max(1, warps // block_c), "COPIES": min(warps, block_c)}
+    held = (
+        block_c * w.shape[0] * w.element_size() // 4 // 32
+    )  # registers of one warp's threads that the tile would take
+    wide = n > 2 and held > 128 * WARPS  # then half of a chunk, or it spills
+    return {"num_warps": WARPS * (1 + wide), "CHUNK": CHUNK // (1 + wide), "COPIES": block_c}

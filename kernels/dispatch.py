@@ -7,7 +7,7 @@ TRITON_INTERPRET=1 the Triton kernels run on CPU tensors too, slowly: that is ho
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from importlib import util
 from typing import Literal
@@ -21,6 +21,7 @@ Impl = Literal["auto", "torch", "triton"]
 IMPLS = ("auto", "torch", "triton")
 log = logging.getLogger("kernels")
 _told: set[str] = set()
+_failed: dict[str, str] = {}  # ops whose kernel did not compile, and why
 
 
 def asked(impl: Impl | None) -> str:
@@ -40,17 +41,59 @@ def choose(op: str, impl: Impl | None, x: Tensor, unless: str | None = None) -> 
     wanted = asked(impl)
     if wanted == "torch":
         return "torch"
-    if wanted == "auto" and not x.is_cuda:
+    if wanted == "auto" and not on_gpu(x):
         return "torch"
-    unless = unless or unavailable(x.device)
+    unless = unless or unavailable(x.device) or _failed.get(op)
     if unless is None:
         return "triton"
+    _decline(op, wanted, unless)
+    return "torch"
+
+
+def on_gpu(x: Tensor) -> bool:
+    """Whether `auto` is to think of kernels at all."""
+    return x.is_cuda
+
+
+def _decline(op: str, wanted: str, unless: str) -> None:
+    """Say once that torch is used, or raise UserError where Triton was asked for."""
     if wanted == "triton":
         raise UserError(f"{op}: Triton asked for, but {unless}")
     if (told := f"{op}: {unless}; plain torch is used") not in _told:
         _told.add(told)
         log.warning(told)
-    return "torch"
+
+
+class launching:
+    """Within, the kernels of an op are launched, on the GPU of `x`.
+
+    One that does not compile or does not fit is no error under `auto`: it is logged, what follows the block is done,
+    and the op goes to torch from then on. Where Triton was asked for it is a UserError.
+    """
+
+    def __init__(self, op: str, impl: Impl | None, x: Tensor):
+        self.op, self.wanted = op, asked(impl)
+        # a kernel starts on the current GPU, which need not be the tensors'
+        self.gpu = torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+    def __enter__(self) -> None:
+        self.gpu.__enter__()
+
+    def __exit__(self, kind, error, trace) -> bool:
+        self.gpu.__exit__(kind, error, trace)
+        if error is None or not _is_compilers(error):
+            return False
+        said = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+        _failed[self.op] = f"its kernel does not compile here ({said.strip():.200})"
+        _decline(self.op, self.wanted, _failed[self.op])
+        return True
+
+
+def _is_compilers(error: BaseException) -> bool:
+    """Whether an error says that a kernel cannot be compiled, or takes more than the GPU has."""
+    from triton.errors import TritonError
+
+    return isinstance(error, TritonError) or "PassManager::run failed" in str(error)
 
 
 def unavailable(device: torch.device) -> str | None:

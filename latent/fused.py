@@ -43,6 +43,7 @@ class ServedWeights:
 
     def __init__(self):
         self._copies: dict[tuple[nn.Module, torch.dtype], tuple[Tensor, Tensor | None]] = {}
+        self._asked: set[tuple[nn.Module, torch.dtype]] = set()  # since the last refresh
         self._stamp: tuple[int, int] | None = None
 
     def affine(self, module: nn.Module, dtype: torch.dtype) -> Affine | None:
@@ -54,11 +55,14 @@ class ServedWeights:
                 return None
             weight, bias = source
             self._copies[key] = weight.to(dtype, copy=True), None if bias is None else bias.to(dtype, copy=True)
+        self._asked.add(key)
         weight, bias = self._copies[key]
         return (weight if _inner(module) == "Conv1D" else weight.t()), bias
 
     def refresh(self) -> None:
-        """Write the copies anew where what they are copies of has changed."""
+        """Write the copies anew where their weights have changed; drop those not asked for since the last time."""
+        self._copies = {key: copies for key, copies in self._copies.items() if key in self._asked}
+        self._asked = set()
         stamp = _steps_taken, sum(p._version for module, _ in self._copies for p in module.parameters())
         if stamp == self._stamp:
             return
@@ -109,12 +113,13 @@ class Fused:
 
     def __init__(self, lm: Any, layers):
         self.lm, self.layers = lm, layers
-        self._served = ServedWeights()
+        self._served, self._served_head = ServedWeights(), ServedWeights()
         self._ops: dict[str, tuple[tuple, LatentDecoder | RecurrentLoop]] = {}
 
     def __getstate__(self):
         """Without what was made ready, as a copy has weights of its own."""
-        return {"lm": self.lm, "layers": self.layers, "_served": ServedWeights(), "_ops": {}}
+        served = {"_served": ServedWeights(), "_served_head": ServedWeights()}
+        return {"lm": self.lm, "layers": self.layers, "_ops": {}, **served}
 
     def wanted(self, op: str) -> bool:
         """Whether a fused kernel is to run at all: without gradient, where there is a GPU or it is asked for."""
@@ -150,11 +155,11 @@ class Fused:
 
         return affine
 
-    def copied(self, module: nn.Linear, dtype: torch.dtype) -> Tensor:
-        """The weight (out, in) of a linear module in a dtype, kept between calls."""
-        affine = self._served.affine(module, dtype)
+    def head(self, module: nn.Linear, dtype: torch.dtype) -> Tensor:
+        """The head's weight (V, D) in a dtype, kept between calls."""
+        affine = self._served_head.affine(module, dtype)
         assert affine is not None  # as it is for a linear module
-        self._served.refresh()
+        self._served_head.refresh()
         return affine[0].t()
 
     def ready(self, op: str, decoder: Decoder, more: tuple[Tensor, ...], make: Callable):

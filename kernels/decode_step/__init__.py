@@ -8,7 +8,7 @@ waits for the host between the prompt and the last latent, and a token of text i
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ class LatentDecoder:
         weight = decoder.layers[0].out[0]
         self.decoder, self.dtype, self.device = decoder, weight.dtype, weight.device
         amd = "it is made for NVIDIA's GPUs" if torch.version.hip else None
+        self.asked = impl
         self.impl = dispatch.choose("decode_step", impl, weight, dispatch.not_floats(weight) or amd or decoder.mixed())
         self._workspaces: OrderedDict[tuple[int, int], _Workspace] = OrderedDict()  # by batch and room
         self._steps: dict[int, object] = {}  # what lies between launches, by batch
@@ -73,13 +74,15 @@ class LatentDecoder:
             dispatch.expect("decode_step", "add", add_KBD, (steps, *h_BD.shape))
         if steps == 0 or batch == 0:
             return h_BD.new_empty(batch, steps, h_BD.shape[1]), past
-        if self.impl == "torch":
-            return self._torch(past, h_BD, feed, steps, add_KBD, ropes, visible_BS)
-        # buffers made here are written again in whatever mode the next call has; leaving it allows gradients
-        with torch.inference_mode(False), torch.no_grad(), _on(self.device):
-            workspace = self._workspace(past, batch, size, steps, visible_BS)
-            states_BKD = workspace.run(h_BD, feed, steps, add_KBD, ropes, tuple(x.data_ptr() for x in reads))
-            return states_BKD, StaticCache(self, workspace, batch, visible_BS)
+        if self.impl == "triton":
+            # buffers made here are written again in whatever mode the next call has; leaving it allows gradients
+            mode = torch.inference_mode(False), torch.no_grad()
+            with dispatch.launching("decode_step", self.asked, h_BD), mode[0], mode[1]:
+                workspace = self._workspace(past, batch, size, steps, visible_BS)
+                states_BKD = workspace.run(h_BD, feed, steps, add_KBD, ropes, tuple(x.data_ptr() for x in reads))
+                return states_BKD, StaticCache(self, workspace, batch, visible_BS)
+            self.impl = "torch"  # for it does not compile
+        return self._torch(past, h_BD, feed, steps, add_KBD, ropes, visible_BS)
 
     def _torch(self, past, h_BD, feed, steps, add_KBD, ropes, visible_BS) -> tuple[Tensor, Past]:
         states = []
@@ -261,11 +264,6 @@ class _Chain:
 def _graphs_on(x: Tensor) -> bool:
     """Whether work on `x` is captured."""
     return x.is_cuda
-
-
-def _on(device: torch.device):
-    """A kernel starts on the current GPU, which need not be the tensors'."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _reference(feed: Feed):

@@ -28,11 +28,12 @@ def second_difference(
     dispatch.expect(op, "h", h_ND, (None, None))
     for name, x in (("before", before_ND), ("earlier", earlier_ND)):
         dispatch.expect(op, name, x, tuple(h_ND.shape), like=h_ND)
-    if dispatch.choose(op, impl, h_ND, dispatch.not_floats(h_ND)) == "torch":
-        return reference.second_difference(h_ND, before_ND, earlier_ND)
-    from kernels.exit_criterion import triton
+    if dispatch.choose(op, impl, h_ND, dispatch.not_floats(h_ND)) == "triton":
+        from kernels.exit_criterion import triton
 
-    return triton.second_difference(*(dispatch.rows(x) for x in (h_ND, before_ND, earlier_ND)))
+        with dispatch.launching(op, impl, h_ND):
+            return triton.second_difference(*(dispatch.rows(x) for x in (h_ND, before_ND, earlier_ND)))
+    return reference.second_difference(h_ND, before_ND, earlier_ND)
 
 
 @torch.no_grad()
@@ -45,8 +46,9 @@ def step_kl(h_ND: Tensor, before_ND: Tensor, e_VD: Tensor, impl: dispatch.Impl |
     dispatch.expect(op, "h", h_ND, (None, None))
     dispatch.expect(op, "before", before_ND, tuple(h_ND.shape), like=h_ND)
     dispatch.expect(op, "e", e_VD, (None, h_ND.shape[1]), like=h_ND)
-    if dispatch.choose(op, impl, h_ND, dispatch.not_floats(h_ND)) == "torch":
-        return reference.step_kl(h_ND, before_ND, e_VD)
-    from kernels.exit_criterion import triton
+    if dispatch.choose(op, impl, h_ND, dispatch.not_floats(h_ND)) == "triton":
+        from kernels.exit_criterion import triton
 
-    return triton.step_kl(*(dispatch.rows(x) for x in (h_ND, before_ND, e_VD)))
+        with dispatch.launching(op, impl, h_ND):
+            return triton.step_kl(*(dispatch.rows(x) for x in (h_ND, before_ND, e_VD)))
+    return reference.step_kl(h_ND, before_ND, e_VD)

@@ -35,11 +35,12 @@ def linear_logprob(
         raise ValueError(f"{op}: ids must be integers on {h_ND.device}, got {ids_N.dtype} on {ids_N.device}")
     if not temperature > 0:
         raise ValueError(f"{op}: temperature must be > 0, got {temperature}")
-    if dispatch.choose(op, impl, h_ND, dispatch.not_floats(h_ND)) == "torch":
-        return reference.linear_logprob(h_ND, e_VD, ids_N, temperature, entropy)
-    from kernels.linear_logprob.triton import LinearLogprob
+    if dispatch.choose(op, impl, h_ND, dispatch.not_floats(h_ND)) == "triton":
+        from kernels.linear_logprob.triton import LinearLogprob
 
-    logp_N, entropy_N, top_N = LinearLogprob.apply(
-        dispatch.rows(h_ND), dispatch.rows(e_VD), ids_N.contiguous(), temperature
-    )
-    return logp_N, entropy_N if entropy else None, top_N
+        with dispatch.launching(op, impl, h_ND):
+            logp_N, entropy_N, top_N = LinearLogprob.apply(
+                dispatch.rows(h_ND), dispatch.rows(e_VD), ids_N.contiguous(), temperature
+            )
+            return logp_N, entropy_N if entropy else None, top_N
+    return reference.linear_logprob(h_ND, e_VD, ids_N, temperature, entropy)

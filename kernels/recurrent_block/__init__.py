@@ -34,9 +34,10 @@ def inject(
         if x is not None:
             dispatch.expect(op, name, x, (s_ND.shape[1],), like=s_ND)
     wide = f"rows of {s_ND.shape[1]} are too wide for one tile (8192)" if s_ND.shape[1] > 8192 else None
-    if dispatch.choose(op, impl, s_ND, dispatch.not_floats(s_ND) or wide) == "torch":
-        return reference.inject(s_ND, constant_ND, weight_D, bias_D, eps)
-    from kernels.recurrent_block.triton import Inject
+    if dispatch.choose(op, impl, s_ND, dispatch.not_floats(s_ND) or wide) == "triton":
+        from kernels.recurrent_block.triton import Inject
 
-    bias_D = None if bias_D is None else bias_D.contiguous()
-    return Inject.apply(s_ND.contiguous(), constant_ND.contiguous(), weight_D.contiguous(), bias_D, eps)
+        with dispatch.launching(op, impl, s_ND):
+            shift_D = None if bias_D is None else bias_D.contiguous()
+            return Inject.apply(s_ND.contiguous(), constant_ND.contiguous(), weight_D.contiguous(), shift_D, eps)
+    return reference.inject(s_ND, constant_ND, weight_D, bias_D, eps)

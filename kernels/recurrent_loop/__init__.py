@@ -80,15 +80,16 @@ class RecurrentLoop:
             dispatch.expect(op, "visible", visible_BT, (batch, length))
         if steps == 0 or constant_BTD.numel() == 0:
             return constant_BTD.new_empty(batch, steps, length, width)
-        if dispatch.choose(op, self.impl, constant_BTD, self.unless(constant_BTD)) == "torch":
-            decoder, norm = self.decoder, (self.norm, self.eps)
-            return reference.run(decoder, self.carry, norm, constant_BTD, steps, ropes, visible_BT)
-        from kernels.recurrent_loop.triton import ROWS
+        if dispatch.choose(op, self.impl, constant_BTD, self.unless(constant_BTD)) == "triton":
+            from kernels.recurrent_loop.triton import ROWS
 
-        rope = ropes and tuple(r.float() for r in ropes)
-        some = ROWS // length  # sequences at a time
-        parts = [self._some(constant_BTD, steps, rope, visible_BT, slice(i, i + some)) for i in range(0, batch, some)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+            rope = ropes and tuple(r.float() for r in ropes)
+            slices = [slice(i, i + ROWS // length) for i in range(0, batch, ROWS // length)]  # sequences at a time
+            with dispatch.launching(op, self.impl, constant_BTD):
+                parts = [self._some(constant_BTD, steps, rope, visible_BT, some) for some in slices]
+                return parts[0] if len(parts) == 1 else torch.cat(parts)
+        decoder, norm = self.decoder, (self.norm, self.eps)
+        return reference.run(decoder, self.carry, norm, constant_BTD, steps, ropes, visible_BT)
 
     def unless(self, constant_BTD: Tensor) -> str | None:
         """Why the Triton kernel cannot serve such an input; None if it can, or if there can be no kernel at all."""

@@ -44,11 +44,12 @@ def shared_prefix_attention(
         dispatch.expect(op, "visible", visible_PS, (p, size))
     if lengths_PG is not None:
         dispatch.expect(op, "lengths", lengths_PG, (p, g))
-    if dispatch.choose(op, impl, q_PGHd, dispatch.not_floats(q_PGHd)) == "torch":
-        return reference.shared_prefix_attention(q_PGHd, prefix, suffix, visible_PS, lengths_PG)
-    from kernels.shared_prefix_attention import triton
+    if dispatch.choose(op, impl, q_PGHd, dispatch.not_floats(q_PGHd)) == "triton":
+        from kernels.shared_prefix_attention import triton
 
-    prefix, suffix = ((k.contiguous(), v.contiguous()) for k, v in (prefix, suffix))
-    visible = None if visible_PS is None else visible_PS.to(torch.uint8).contiguous()
-    lengths = None if lengths_PG is None else lengths_PG.contiguous()
-    return triton.shared_prefix_attention(q_PGHd.contiguous(), prefix, suffix, visible, lengths)
+        with dispatch.launching(op, impl, q_PGHd):
+            prefix, suffix = ((k.contiguous(), v.contiguous()) for k, v in (prefix, suffix))
+            visible = None if visible_PS is None else visible_PS.to(torch.uint8).contiguous()
+            lengths = None if lengths_PG is None else lengths_PG.contiguous()
+            return triton.shared_prefix_attention(q_PGHd.contiguous(), prefix, suffix, visible, lengths)
+    return reference.shared_prefix_attention(q_PGHd, prefix, suffix, visible_PS, lengths_PG)

@@ -44,12 +44,14 @@ def thought_feedback(
         for name, x in zip("eri", gate):
             dispatch.expect(op, name, x, (n, d), like=h_ND)
         dispatch.expect(op, "decay", gate[3], (d,), like=h_ND)
-    if dispatch.choose(op, impl, h_ND, dispatch.not_floats(h_ND)) == "torch":
-        return reference.thought_feedback(h_ND, norm, eps, projection, gate)
-    from kernels.thought_feedback.triton import ThoughtFeedback
+    if dispatch.choose(op, impl, h_ND, dispatch.not_floats(h_ND)) == "triton":
+        from kernels.thought_feedback.triton import ThoughtFeedback
 
-    gates = gate and tuple(x.contiguous() for x in gate)
-    vectors = [x if x is None else x.contiguous() for x in (*(norm or (None, None)), (projection or (None, None))[1])]
-    weight = projection and (projection[0] if 1 in projection[0].stride() else projection[0].contiguous())
-    tensors = (*vectors[:2], weight, vectors[2], *(gates or (None,) * 4))
-    return ThoughtFeedback.apply(dispatch.rows(h_ND), eps, *tensors)
+        gates = gate and tuple(x.contiguous() for x in gate)
+        affine = (*(norm or (None, None)), (projection or (None, None))[1])
+        vectors = [x if x is None else x.contiguous() for x in affine]
+        weight = projection and (projection[0] if 1 in projection[0].stride() else projection[0].contiguous())
+        tensors = (*vectors[:2], weight, vectors[2], *(gates or (None,) * 4))
+        with dispatch.launching(op, impl, h_ND):
+            return ThoughtFeedback.apply(dispatch.rows(h_ND), eps, *tensors)
+    return reference.thought_feedback(h_ND, norm, eps, projection, gate)

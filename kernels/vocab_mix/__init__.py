@@ -45,19 +45,20 @@ def vocab_mix(
     if top_k is not None and not 1 <= top_k <= len(e_VD):
         raise ValueError(f"{op}: top_k must be in 1..{len(e_VD)}, got {top_k}")
     unless = dispatch.not_floats(h_ND) or left_to_torch(h_ND, top_k, dispatch.asked(impl) == "auto")
-    if dispatch.choose(op, impl, h_ND, unless) == "torch":
-        return reference.vocab_mix(h_ND, e_VD, out_VD, temperature, noise_NV, top_k)
-    from kernels.vocab_mix import triton
+    if dispatch.choose(op, impl, h_ND, unless) == "triton":
+        from kernels.vocab_mix import triton
 
-    if top_k is None:
-        noise = None if noise_NV is None else dispatch.rows(noise_NV.float())
-        h_ND, e_VD, out_VD = (dispatch.rows(x) for x in (h_ND, e_VD, out_VD))
-        return triton.vocab_mix(h_ND, e_VD, out_VD, temperature, noise)
-    z_NV = (h_ND @ e_VD.t()).float() / temperature
-    z_NK, ids_NK = (z_NV if noise_NV is None else z_NV + noise_NV).topk(top_k, 1)
-    lse_N, logp_NK = z_NK.logsumexp(1), z_NK.log_softmax(1)
-    mix_ND = triton.gather_mix(ids_NK, logp_NK.exp(), dispatch.rows(out_VD))
-    return mix_ND, lse_N, -(logp_NK.exp() * logp_NK).sum(1)
+        with dispatch.launching(op, impl, h_ND):
+            if top_k is None:
+                noise = None if noise_NV is None else dispatch.rows(noise_NV.float())
+                h_ND, e_VD, out_VD = (dispatch.rows(x) for x in (h_ND, e_VD, out_VD))
+                return triton.vocab_mix(h_ND, e_VD, out_VD, temperature, noise)
+            z_NV = (h_ND @ e_VD.t()).float() / temperature
+            z_NK, ids_NK = (z_NV if noise_NV is None else z_NV + noise_NV).topk(top_k, 1)
+            lse_N, logp_NK = z_NK.logsumexp(1), z_NK.log_softmax(1)
+            mix_ND = triton.gather_mix(ids_NK, logp_NK.exp(), dispatch.rows(out_VD))
+            return mix_ND, lse_N, -(logp_NK.exp() * logp_NK).sum(1)
+    return reference.vocab_mix(h_ND, e_VD, out_VD, temperature, noise_NV, top_k)
 
 
 def left_to_torch(h_ND: Tensor, top_k: int | None, auto: bool) -> str | None:

@@ -80,11 +80,14 @@ def test_copies_are_written_only_when_something_changed():
     weight, bias = served.affine(linear, torch.bfloat16)
     served.refresh()
     linear.weight.data.fill_(7.0)  # says nothing
+    served.affine(linear, torch.bfloat16)
     served.refresh()
     assert not (weight == 7).any()
     with torch.no_grad():
         linear.bias.fill_(3.0)
+    assert served.affine(linear, torch.bfloat16)[0].data_ptr() == weight.data_ptr()
     served.refresh()
     assert (weight == 7).all() and (bias == 3).all() and weight.dtype == torch.bfloat16 and weight.shape == (3, 2)
-    assert served.affine(linear, torch.bfloat16)[0].data_ptr() == weight.data_ptr()
     assert served.affine(torch.nn.ReLU(), torch.bfloat16) is None
+    served.refresh()  # nobody has asked for it since
+    assert not served._copies

@@ -1,0 +1,59 @@
+"""A kernel that does not compile: one line and torch under `auto`, an error where Triton was asked for."""
+
+import logging
+
+import pytest
+import torch
+from triton.runtime.errors import OutOfResources
+
+from kernels import dispatch
+from kernels.decode_step import LatentDecoder
+from kernels.errors import UserError
+from kernels.exit_criterion import second_difference
+from tests.kernels.decoders import make_decoder, make_past
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(dispatch, "on_gpu", lambda x: True)
+    monkeypatch.setattr(dispatch, "_failed", {})
+    monkeypatch.setattr(dispatch, "_told", set())
+
+
+def too_large(*args, **kwargs):
+    raise OutOfResources(300_000, 232_448, "shared memory")
+
+
+def test_a_kernel_that_does_not_fit_goes_to_torch_with_one_line(monkeypatch, caplog):
+    monkeypatch.setattr("kernels.exit_criterion.triton.second_difference", too_large)
+    states = torch.randn(3, 2, 8)
+    with caplog.at_level(logging.WARNING, logger="kernels"):
+        got = [second_difference(*states) for _ in range(2)]
+    for found in got:
+        assert all(torch.equal(a, b) for a, b in zip(found, second_difference(*states, impl="torch")))
+    assert len(caplog.messages) == 1
+    assert "second_difference: its kernel does not compile here" in caplog.text and "shared memory" in caplog.text
+    with pytest.raises(UserError, match="second_difference: Triton asked for, but its kernel does not compile here"):
+        second_difference(*states, impl="triton")
+
+
+def test_an_error_of_another_kind_is_not_swallowed(monkeypatch):
+    def wrong(*args):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("kernels.exit_criterion.triton.second_difference", wrong)
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        second_difference(*torch.randn(3, 2, 8))
+
+
+def test_a_chain_whose_kernels_do_not_fit(monkeypatch, caplog):
+    monkeypatch.setattr("kernels.decode_step.triton.Step.__call__", too_large)
+    decoder = make_decoder("gpt2", layers=1, dtype=torch.float32)
+    past = [tuple(x.detach() for x in p) for p in make_past(decoder, 2, 3, torch.float32)]
+    h = torch.randn(2, 24)
+    with caplog.at_level(logging.WARNING, logger="kernels"):
+        latent = LatentDecoder(decoder)
+        got, cache = latent.run(past, h, None, 2)
+    want, kv = LatentDecoder(decoder, "torch").run(past, h, None, 2)
+    assert torch.equal(got, want) and torch.equal(cache[0][1], kv[0][1])
+    assert latent.impl == "torch" and LatentDecoder(decoder).impl == "torch" and len(caplog.messages) == 1

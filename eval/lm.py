@@ -83,7 +83,7 @@ class LatentLM(HFLM):
             kwargs = {"device": "cuda" if torch.cuda.is_available() else "cpu", **kwargs}
         same = ("batch_size", "max_batch_size", "device", "tokenizer")  # what changes no answer, or is checked
         self.settings = {k: str(v) for k, v in sorted(kwargs.items()) if k not in same}
-        with hub.quiet(), LatentForCausalLM.known_caller():
+        with hub.quiet(), LatentForCausalLM.without_warning():
             super().__init__(pretrained=pretrained, **{"backend": "causal", **kwargs})
         self.thinks = isinstance(self.model, LatentForCausalLM)
         self.spent: dict[str, list[float]] = defaultdict(lambda: [0.0] * 4)  # by task: texts, latents, tokens, FLOPs
@@ -107,7 +107,7 @@ class LatentLM(HFLM):
 
     def _check(self, steps: int) -> None:
         """Raise UserError for a number of latents that the model does not have, or has no room for."""
-        self.model.thinking(steps)
+        self.model.thinking_ids(steps)
         if self.model.method.parallel_answer is not None and steps == 0:
             raise UserError("a loop along the depth needs at least one recurrence, got 0")
         if self._positions(steps) < 2:
@@ -172,7 +172,7 @@ class LatentLM(HFLM):
         longest = self.model.method.parallel_answer
         if longest is not None and len(continuation_ids) > longest:
             raise UserError(f"this model reads off {longest} tokens, {continuation!r:.40} has {len(continuation_ids)}")
-        return context_ids + self.model.thinking(self.num_latents, context_ids[-1]), continuation_ids
+        return context_ids + self.model.thinking_ids(self.num_latents, context_ids[-1]), continuation_ids
 
     def _read(self, context: str) -> list[int]:
         """A context's ids, as the judge reads a question; of a chat, whose template lm-eval puts in, what it gave."""
@@ -241,7 +241,7 @@ class LatentLM(HFLM):
         ids = self._read(context)
         if not ids:
             raise UserError("a context of no tokens cannot be gone on with")
-        think = self.model.thinking(0, ids[-1])
+        think = self.model.thinking_ids(0, ids[-1])
         room = (self._max_length or self._positions(steps)) + 1 - len(ids) - len(think)
         needs = self.model.generation_config.max_new_tokens
         if said is None or isinstance(said, Usual) or int(said) >= room + len(ids):
@@ -249,7 +249,7 @@ class LatentLM(HFLM):
                 raise UserError(f"a context of {len(ids)} tokens and {steps} thoughts leave no room for text")
             limit = min(needs, room)
         else:
-            limit = int(said) if self.model.longest is None else min(int(said), self.model.longest)
+            limit = int(said) if self.model.text_limit is None else min(int(said), self.model.text_limit)
             if limit < 1:
                 raise UserError(f"max_gen_toks must be at least 1, got {said}")
             if limit > room:
@@ -288,7 +288,7 @@ class LatentLM(HFLM):
             text = self.codec.text(row)
             texts.append(made := Written(postprocess_generated_text(text, first.until, self.think_end_token)))
             made.used, made.tokens = used, len(row) + done
-            prompt = len(r.ids) + len(model.thinking(0, r.ids[-1]))
+            prompt = len(r.ids) + len(model.thinking_ids(0, r.ids[-1]))
             made.flops = model.method.flops(prompt, used, made.tokens)
         return texts
 

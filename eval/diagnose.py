@@ -58,7 +58,7 @@ def main(args: list[str] | None = None) -> int:
         from latent import hub
 
         for run in (options.run, *options.beside):
-            hub.find(run)  # before a slow look
+            hub.find_checkpoint(run)  # raises now rather than after minutes of work
         check_writable(options.run / "diagnostics.json", "the file")
         found = {"run": diagnose(options.run, options)}
         for path in options.beside:

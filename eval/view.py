@@ -59,7 +59,7 @@ def main(args: list[str] | None = None) -> int:
         at_most(options, "problems", "probe_items")
         from latent import hub
 
-        hub.find(options.run)  # before a slow look
+        hub.find_checkpoint(options.run)  # raises now rather than after minutes of work
         out = options.out or options.run / "view.html"
         check_writable(out, "--out")
         write_text(out, page(look(options)))

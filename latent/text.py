@@ -13,23 +13,21 @@ from kernels.errors import UserError
 from latent.thought import Prompt
 
 THINK, END, PAD = "<think>", "<end>", "<pad>"
-LATENT, UNKNOWN = "<latent>", "<unknown>"  # a latent step in ids, a word outside a closed vocabulary: no embeddings
-
-
-_OPEN, _CLOSE = "\ue000", "\ue001"  # private use: around what a chat's user wrote and must stay text
+LATENT, UNKNOWN = "<latent>", "<unknown>"  # a latent step, a word outside a closed vocabulary; neither is embedded
+_OPEN, _CLOSE = "\ue000", "\ue001"  # private-use characters: marks around a control token that a user spelt in a chat
 
 
 class Codec:
-    """Ids of a problem's parts. `tokenizer` is any Hugging Face tokenizer.
+    """Encodes the parts of a problem, and decodes texts. `tokenizer` is any Hugging Face tokenizer.
 
-    A prompt begins as the tokenizer begins a text (`begin`: BOS, where it has one), then come the question and the
-    token that says *now think*; the text after the thoughts is the chain's steps, if the method writes them, and the
-    answer, closed by the end token unless the answer has a fixed number of tokens (`fixed_answer`), which then ends it.
-    `chat`: questions go into the tokenizer's chat template, as the user's turn; ValueError where it has none.
+    A prompt begins as the tokenizer begins a text (`begin`: BOS, where it has one); then come the question and the
+    think token. The text after the thoughts is the chain's steps, if the method writes them, and the answer. The end
+    token closes it, unless answers have a fixed number of tokens (`fixed_answer`). `chat`: questions go into the
+    tokenizer's chat template as the user's turn. Raises UserError where it has none.
 
     Questions, steps and answers are text and nothing else: a control token that is spelt in one (`<latent>`, `</s>`) is
-    read as the letters it is spelt with, and refused with a ValueError where a closed vocabulary has no letters. The
-    token that pads is no token that a text can begin, end or be unknown with.
+    read as the letters it is spelt with. A closed vocabulary has no letters: it raises UserError. The padding token is
+    never BOS, the end token or the unknown token.
     """
 
     def __init__(self, tokenizer, fixed_answer: int | None = None, chat: bool = False):
@@ -37,7 +35,7 @@ class Codec:
         if chat and not tokenizer.chat_template:
             raise UserError("model.chat_template: this tokenizer has no chat template")
         self._raw = tokenizer.backend_tokenizer
-        self._raw.no_truncation()  # a tokenizer.json may have been saved with it
+        self._raw.no_truncation()  # tokenizer.json may ask for truncation and padding
         self._raw.no_padding()
         vocab = tokenizer.get_vocab()
         taken = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id, None}
@@ -56,16 +54,16 @@ class Codec:
         self.think: int = tokenizer.convert_tokens_to_ids(THINK)
         self.pad: int = tokenizer.pad_token_id
         self.end: int | None = None if fixed_answer else tokenizer.convert_tokens_to_ids(tokenizer.eos_token or END)
-        self._words_apart = type(self._raw.model).__name__ == "WordLevel"  # each is decoded with a space before it
+        self._word_level = type(self._raw.model).__name__ == "WordLevel"  # then a text decodes with a leading space
         self.unknown: int | None = tokenizer.get_vocab().get(UNKNOWN)
         self.begin: tuple[int, ...] = beginning(tokenizer)
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         ours = {tokenizer.get_vocab().get(t) for t in (THINK, END, PAD, LATENT)} - {None}
         self._control = special | set(tokenizer.all_special_ids) | ours | {self.pad}
         if tokenizer.unk_token_id not in (self.end, self.pad, tokenizer.bos_token_id):
-            self._control.discard(tokenizer.unk_token_id)  # that of a character it does not know
-        self._words: str | None = None
-        self._piece = lru_cache(1 << 16)(self._plain)  # steps and answers of symbol tasks come again and again
+            self._control.discard(tokenizer.unk_token_id)  # any unknown character gives it
+        self._control_pattern: str | None = None
+        self._cached_ids = lru_cache(1 << 16)(self._plain)  # symbol tasks repeat their few steps and answers
 
     @property
     def size(self) -> int:
@@ -73,28 +71,28 @@ class Codec:
         without = (LATENT, UNKNOWN, *([END] if self.fixed_answer else []))
         return len(self.tokenizer) - sum(name in self.tokenizer.get_vocab() for name in without)
 
-    def name_latent(self) -> int:
-        """The id of the placeholder of a latent step, which has no row in the embedding."""
+    def ensure_latent_token(self) -> int:
+        """The id of the latent placeholder, added where the tokenizer lacks it. It is not embedded."""
         if LATENT not in self.tokenizer.get_vocab():
             self.tokenizer.add_tokens([AddedToken(LATENT, special=True)], special_tokens=True)
         self._control.add(latent := self.tokenizer.convert_tokens_to_ids(LATENT))
-        self._words = None
+        self._control_pattern = None
         return latent
 
-    def name_end(self) -> int | None:
-        """The id of an end token for tools that close every text with one, where an answer ends by its length.
+    def ensure_end_token(self) -> int | None:
+        """The id of an end token for tools that close every text with one; it is added where answers have fixed length.
 
-        It has no row in the embedding, and is never written. None where the end token is a model's own.
+        It is neither embedded nor ever written. None where texts end with an end token that the model has learnt.
         """
         if self.end is not None:
             return None
         self.tokenizer.add_special_tokens({"eos_token": END})
         self._control.add(end := self.tokenizer.convert_tokens_to_ids(END))
-        self._words = None
+        self._control_pattern = None
         return end
 
     def _encode(self, text: str, split: bool) -> list[int]:
-        """Ids of a text; `split`: special tokens that are spelt in it are read as letters."""
+        """Ids of a text. `split`: special tokens that are spelt in it are read as letters."""
         self._raw.encode_special_tokens = split
         try:
             ids = self._raw.encode(text, add_special_tokens=False).ids
@@ -107,7 +105,7 @@ class Codec:
         return ids
 
     def _plain(self, text: str) -> tuple[int, ...]:
-        """Ids of a text in which nothing is a control token. Raises UserError where that cannot be."""
+        """Ids of a text without control tokens. Raises UserError where one that is spelt in it cannot be split."""
         ids = self._encode(text, split=True)
         if not self._control.isdisjoint(ids):  # added tokens that are not marked special are never split
             try:
@@ -121,7 +119,7 @@ class Codec:
         return tuple(ids)
 
     def _spelt(self, text: str) -> list[int]:
-        """Ids of a text by the tokenizer's normalizer, pre-tokenizer and model alone: no added token is one."""
+        """Ids of a text by the tokenizer's normalizer, pre-tokenizer and model alone, which know no added tokens."""
         raw, pieces = self._raw, [text]
         if raw.normalizer is not None:
             pieces = [raw.normalizer.normalize_str(text)]
@@ -130,24 +128,24 @@ class Codec:
         return [token.id for piece in pieces for token in raw.model.tokenize(piece)]
 
     def question(self, text: str) -> tuple[int, ...]:
-        """A prompt's ids: how a text begins, the question, the think token last."""
+        """A prompt's ids: BOS where there is one, the question, and the think token."""
         ids = self._turn(text) if self.chat else self._plain(text)
         begun = ids[: len(self.begin)] == self.begin  # most templates write BOS themselves
         return (*(() if self.chat and begun else self.begin), *ids, self.think)
 
     def _turn(self, text: str) -> tuple[int, ...]:
-        """Ids of a question as the user's turn of the chat template, whose own control tokens count as such."""
+        """Ids of a question as the user's turn of a chat. The template's own control tokens stay control tokens."""
         marked = self.marked(text)
         turn = [{"role": "user", "content": marked}]
-        said = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        if marked != text and any(said.count(mark) < marked.count(mark) for mark in (_OPEN, _CLOSE)):
+        chat = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        if marked != text and any(chat.count(mark) < marked.count(mark) for mark in (_OPEN, _CLOSE)):
             raise UserError(f"cannot encode {text!r:.60}: the chat template cuts a control token in it")
-        return self.rendered(said)
+        return self.rendered(chat)
 
     def marked(self, text: str) -> str:
-        """A turn's text for a chat template, with marks around what is spelt like a control token.
+        """A turn's text for a chat template, with marks around every word that is spelt like a control token.
 
-        `rendered` reads it as letters then. Raises UserError where the text holds both such a word and our marks.
+        `rendered` then reads these words as letters. Raises UserError for a text that holds such a word and our marks.
         """
         marked = re.sub(self._control_words(), rf"{_OPEN}\g<0>{_CLOSE}", text)
         if marked != text and (_OPEN in text or _CLOSE in text):
@@ -155,50 +153,50 @@ class Codec:
         return marked
 
     def _control_words(self) -> str:
-        """A pattern of what control tokens are spelt like, the longest first."""
-        if self._words is None:
+        """A pattern that matches the spelling of any control token, the longest first."""
+        if self._control_pattern is None:
             names = [self.tokenizer.convert_ids_to_tokens(i) for i in self._control]
-            self._words = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
-        return self._words
+            self._control_pattern = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+        return self._control_pattern
 
-    def rendered(self, said: str) -> tuple[int, ...]:
-        """Ids of a chat as its template gives it: control tokens are such, but for those that are `marked`.
+    def rendered(self, chat: str) -> tuple[int, ...]:
+        """Ids of a chat after its template: words that are `marked` are letters, all other control tokens are tokens.
 
         Raises UserError where the template cut a mark off.
         """
         words = self._control_words()
-        pieces = re.split(f"{_OPEN}({words}){_CLOSE}", said)  # template, token, template, token, ..., template
+        pieces = re.split(f"{_OPEN}({words}){_CLOSE}", chat)  # the odd ones are the marked words
         if any(re.search(f"{_OPEN}(?:{words})|(?:{words}){_CLOSE}", p) for p in pieces):
-            raise UserError(f"cannot encode {said!r:.60}: the chat template cuts a control token in it")
+            raise UserError(f"cannot encode {chat!r:.60}: the chat template cuts a control token in it")
         ids = [self._plain(p) if i % 2 else self._encode(p, split=False) for i, p in enumerate(pieces) if p]
         return tuple(i for piece in ids for i in piece)
 
     def step(self, text: str) -> tuple[int, ...]:
-        """The ids of one step of a chain."""
-        return self._piece(text)
+        """Ids of one step of a chain."""
+        return self._cached_ids(text)
 
     def answer(self, text: str) -> tuple[int, ...]:
-        """An answer's ids, closed by the end token where its length is not fixed."""
-        ids = self._piece(text)
+        """Ids of an answer, with the end token where its length is not fixed."""
+        ids = self._cached_ids(text)
         if self.end is not None:
             return (*ids, self.end)
         assert len(ids) == self.fixed_answer, f"an answer of {len(ids)} tokens, expected {self.fixed_answer}: {text!r}"
         return ids
 
     def texts(self, tokens_BT: Tensor) -> list[str]:
-        """Completions as text, cut at the end token; a special token before it stays, for the verifier to see."""
+        """Completions as texts, cut at the end token. Other special tokens stay, so that the verifier sees them."""
         rows = tokens_BT.tolist()
         if self.end is not None:
             rows = [row[: row.index(self.end)] if self.end in row else row for row in rows]
         return [self.text(row) for row in rows]
 
     def text(self, ids: list[int]) -> str:
-        """Ids as a text that begins with its first word."""
+        """Ids as a text, without the leading space that a word-level vocabulary decodes to."""
         text = self.tokenizer.decode(ids)
-        return text.removeprefix(" ") if self._words_apart else text
+        return text.removeprefix(" ") if self._word_level else text
 
     def prompt(self, questions: Iterable[str], device="cpu", width: int = 0) -> Prompt:
-        """Left-padded prompts, of at least `width` positions. Raises UserError for what is no list of texts."""
+        """Left-padded prompts of at least `width` positions. Raises UserError for anything but a list of texts."""
         if isinstance(questions, str):
             raise UserError(f"questions must be a list of texts, got one text: give [{questions!r:.40}]")
         rows = [self.question(q) for q in questions]
@@ -207,14 +205,14 @@ class Codec:
         return pad_left(rows, self.pad, device, width)
 
     def observation(self, text: str) -> tuple[int, ...]:
-        """The ids of what is said in a later turn, the think token last. Raises UserError in a chat template."""
+        """Ids of an observation in a later turn, and the think token. Raises UserError with a chat template."""
         if self.chat:
             raise UserError("model.chat_template: a chat of several turns is not supported")
         return (*self._plain(text), self.think)
 
 
 def beginning(tokenizer) -> tuple[int, ...]:
-    """The ids that a tokenizer puts before every text: BOS, where it adds one."""
+    """The ids that a tokenizer puts before every text: BOS where it adds one, else none."""
     probe = tokenizer("a", return_special_tokens_mask=True)
     mask = probe["special_tokens_mask"]
     return tuple(probe["input_ids"][: mask.index(0) if 0 in mask else 0])
@@ -235,12 +233,12 @@ class Text:
 
 
 def tokens_in(rows: Iterable[tuple[int, ...]]) -> int:
-    """Tokens in all rows together."""
+    """The number of tokens in all rows."""
     return sum(map(len, rows))
 
 
 def pad_left(rows: list, pad: int, device="cpu", width: int = 0) -> Prompt:
-    """Rows of ids as prompts, of at least `width` positions."""
+    """Rows of ids as left-padded prompts of at least `width` positions."""
     longest = max(width, *map(len, rows))
     if min(map(len, rows)) == longest:
         return Prompt(torch.tensor(rows, device=device))
@@ -250,7 +248,7 @@ def pad_left(rows: list, pad: int, device="cpu", width: int = 0) -> Prompt:
 
 
 def pad_right(rows: list[tuple[int, ...]], pad: int, device="cpu") -> Text:
-    """Rows of ids as one tensor."""
+    """Rows of ids as right-padded text."""
     longest = max(map(len, rows))
     if min(map(len, rows)) == longest:
         return Text(torch.tensor(rows, device=device), None)
@@ -262,9 +260,9 @@ def pad_right(rows: list[tuple[int, ...]], pad: int, device="cpu") -> Text:
 class Batch:
     """Problems as ids: prompts, and for each row its steps and its answer.
 
-    Where processes or micro-batches share a batch, each has the rows from `first` on of `whole` of them. What a loss
-    draws at random it draws through `draw`, from a generator that is the same for all: torch's own where none is given.
-    `then`: the turn that follows, of the same rows.
+    Where processes or micro-batches share a batch of `whole` rows, this holds those from `first` on. A loss makes its
+    random draws through `draw`, `draw_below` and `draw_rows`, from `generator` (None: torch's global one), which all
+    shares seed alike. `then`: the next turn of the same rows.
     """
 
     prompt: Prompt
@@ -280,19 +278,18 @@ class Batch:
     def of(cls, problems, codec: Codec, device="cpu", later=(), **share) -> "Batch":
         """From anything with `question`, `steps` and `answer` as text. `share`: `generator`, `first`, `whole`.
 
-        `later`: the same problems' later turns, as many lists as there are turns after the first.
+        `later`: the later turns of the same problems, a list of problems for each turn.
         """
-        made = cls.of_turn(problems, codec, codec.prompt([p.question for p in problems], device), share)
-        at = made
+        batch = last = cls.of_turn(problems, codec, codec.prompt([p.question for p in problems], device), share)
         for turn in later:
             prompt = pad_left([codec.observation(p.question) for p in turn], codec.pad, device)
-            at.then = cls.of_turn(turn, codec, prompt, share)
-            at = at.then
-        return made
+            last.then = cls.of_turn(turn, codec, prompt, share)
+            last = last.then
+        return batch
 
     @classmethod
     def of_turn(cls, problems, codec: Codec, prompt: Prompt, share: dict) -> "Batch":
-        """One turn of some problems."""
+        """One turn of problems, whose prompts are given."""
         return cls(
             prompt,
             [[codec.step(s) for s in p.steps] for p in problems],
@@ -302,36 +299,36 @@ class Batch:
         )
 
     def draw(self) -> float:
-        """A number in [0, 1) for the whole batch."""
+        """A uniform number in [0, 1), the same for every share of the batch."""
         return float(torch.rand((), generator=self.generator))
 
     def draw_below(self, n: int) -> int:
-        """A whole number in 0..n - 1 for the whole batch."""
+        """A uniform integer in 0..n - 1, the same for every share of the batch."""
         return int(torch.randint(n, (), generator=self.generator))
 
     def draw_rows(self) -> Tensor:
-        """A number in [0, 1) for each of these rows (B,): that row's, whoever else is in the process."""
+        """A uniform number in [0, 1) for each row here (B,). It depends on the row, not on how the batch is shared."""
         rows = len(self.answers)
         drawn = torch.rand(self.whole or rows, generator=self.generator)[self.first : self.first + rows]
         return drawn.to(self.prompt.ids_BT.device)
 
     def chain(self, skip: int = 0, every: int = 1) -> Text:
-        """The steps from the `skip`-th on, cut to one in `every`, then the answer."""
+        """The text of a chain: one in `every` of the steps from number `skip` on, then the answer."""
         return pad_right(self.chain_rows(skip, every), self.pad, self.prompt.ids_BT.device)
 
     def chain_rows(self, skip: int = 0, every: int = 1) -> list[tuple[int, ...]]:
-        """The same, a row of ids a problem."""
+        """The same as rows of ids, one for each problem."""
         cut = [one_in(every, steps[skip:]) for steps in self.steps]
         return [sum(steps, ()) + answer for steps, answer in zip(cut, self.answers)]
 
 
 def one_in(every: int, steps: list) -> list:
-    """One of a chain's steps in `every`; the last is left out, unless all are kept, as the answer follows it."""
+    """Every `every`-th step of a chain. Unless all are kept the last is left out, because the answer repeats it."""
     return steps if every == 1 else steps[every - 1 : -1 : every]
 
 
 def word_codec(words: Iterable[str], fixed_answer: int | None = None) -> Codec:
-    """One token a word of a closed vocabulary, split at white space. An unknown word is a ValueError at encoding."""
+    """A codec with one token for each of `words`, split at white space. Encoding an unknown word raises UserError."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -339,7 +336,8 @@ def word_codec(words: Iterable[str], fixed_answer: int | None = None) -> Codec:
     vocab = {w: i for i, w in enumerate([*special, *words, UNKNOWN])}
     raw = Tokenizer(models.WordLevel(vocab, unk_token=UNKNOWN))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    raw.decoder = decoders.Replace(Regex("^"), " ")  # what a tool puts a text together of stays as many words
+    # A space before every word: tools join a text from pieces, and would join words otherwise.
+    raw.decoder = decoders.Replace(Regex("^"), " ")
     end = {} if fixed_answer else {"eos_token": END}
     return Codec(
         PreTrainedTokenizerFast(
@@ -350,7 +348,7 @@ def word_codec(words: Iterable[str], fixed_answer: int | None = None) -> Codec:
 
 
 def bpe_codec(texts: Iterable[str], size: int) -> Codec:
-    """Byte-level BPE of `size` tokens trained on `texts`, digits one by one so that numbers are spelt the same way."""
+    """Byte-level BPE of `size` tokens, trained on `texts`. A digit is a token, so that numbers are spelt alike."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

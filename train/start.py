@@ -102,7 +102,7 @@ def check_starts(runs: Iterable[Run], root: Path) -> None:
             if not (place / "model").is_dir() and not (place / "model.safetensors").is_file():
                 continue  # it says itself, when it is opened, what it is not
             same_model(run, place)
-            config = LatentConfig.from_pretrained(hub.find(place))
+            config = LatentConfig.from_pretrained(hub.find_checkpoint(place))
             body, method = config.backbone_config(), methods.unpack(config.method)
         elif run.method != before.method:
             body, method = config_of(before), before.method

@@ -11,13 +11,13 @@ from typing import Any
 
 import latent  # noqa: F401  makes --model latent known to lm-eval
 from eval.environments import GSM8K, Countdown, Cups, Math500, ProntoQA, ProsQA
+from eval.task_defaults import DefaultNumber, DefaultStops
 from eval.tasks import utils
-from eval.usual import Number, Words
 from kernels.errors import UserError
 
 log = logging.getLogger(__name__)
-PARAGRAPH, GAP = Words(["\n\n"]), Words(["\n\n\n"])
-SHORT, MIDDLE, LONG = Number(36), Number(160), Number(1024)
+PARAGRAPH, GAP = DefaultStops(["\n\n"]), DefaultStops(["\n\n\n"])
+SHORT, MIDDLE, LONG = DefaultNumber(36), DefaultNumber(160), DefaultNumber(1024)
 SOURCES = {"latent_gsm8k": "gsm8k"}  # where a task and its problems bear different names
 CONFIGS = {
     "cups": Cups,

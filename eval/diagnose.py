@@ -97,7 +97,7 @@ def diagnose(run: Path, options: Options) -> dict:
     """Every number of the suite for one run. Raises UserError where it cannot be had."""
     import torch
 
-    from eval import diagnostics
+    from eval import interventions, readings
 
     torch.set_num_threads(1)
     reasoner, env = opened(run, options.device, "diagnose")
@@ -107,22 +107,22 @@ def diagnose(run: Path, options: Options) -> dict:
     depth = reasoner.method.backbone.depth
     if options.layer is not None and not -depth - 1 <= options.layer <= depth:
         raise UserError(f"--layer must be from {-depth - 1} to {depth}, got {options.layer}")
-    states = diagnostics.trace(reasoner, problems, options.batch, options.layer)
+    states = readings.trace(reasoner, problems, options.batch, options.layer)
     known = env.train_batch("probe", 0, options.probe_items)
     probe = []
     if any(p.steps for p in problems) and any(p.steps for p in known):
-        probe = diagnostics.probe(reasoner, diagnostics.trace(reasoner, known, options.batch, options.layer), states)
+        probe = readings.probe(reasoner, readings.trace(reasoner, known, options.batch, options.layer), states)
     return {
         "method": type(reasoner.method.made_from).__name__,
         "env": type(env).__name__,
         **({} if states.layer is None else {"layer": states.layer}),
         "latents": reasoner.method.trained_steps,
         "steps_written": reasoner.method.steps_written(env.chain_steps),
-        "causal": diagnostics.causal(reasoner, env, problems, options.batch),
-        "lens": diagnostics.lens(reasoner, env, states),
+        "causal": interventions.causal(reasoner, env, problems, options.batch),
+        "lens": readings.lens(reasoner, env, states),
         "probe": probe,
-        "collapse": diagnostics.collapse(states),
-        "diversity": diagnostics.diversity(reasoner, env, problems[:64], options.group),
+        "collapse": readings.collapse(states),
+        "diversity": readings.diversity(reasoner, env, problems[:64], options.group),
     }
 
 

@@ -1,7 +1,8 @@
-"""Are a run's latents used? `python -m eval.diagnose RUN` answers with numbers, beside its pause and fixed controls.
+"""Are a run's latents used? `python -m eval.diagnose RUN` answers with numbers, beside the run's controls.
 
-Controls are runs in the same folder whose method is a control of the run's (pause tokens, a fixed embedding), all else
-but the feedback the same; others can be named. Everything is kept in RUN/diagnostics.json.
+Controls are runs in the same folder whose method is a control of the run's method (pause tokens, a fixed embedding),
+with the same config otherwise but for the feedback. Other runs can be named. All numbers are kept in
+RUN/diagnostics.json.
 """
 
 from __future__ import annotations
@@ -32,18 +33,18 @@ class Options:
     run: Annotated[Path, tyro.conf.Positional]
     """A finished run (runs/ID)."""
     beside: tuple[Path, ...] = ()
-    """Runs to read it beside; the controls in its folder unless said."""
+    """Runs to show beside it; by default the controls in its folder."""
     items: int = 500
     """Held-out problems of the main level."""
     batch: int = 250
-    """Problems of a batch, among which thoughts are exchanged."""
+    """Problems in a batch. Thoughts are exchanged within a batch."""
     probe_items: int = 2000
     """Training problems that the linear probes are fitted on."""
     group: int = 16
-    """Samples a problem, of 64 problems, for what RL would see."""
+    """Samples of each of 64 problems, to see what RL would learn from."""
     layer: int | None = None
-    """The layer whose states at each latent step the lens, the probes and the distances read: 0 the embeddings, -1 the
-    last block; the thoughts themselves unless said."""
+    """Layer whose states the lens, the probes and the distances read at each latent step: 0 is the embeddings, -1 the
+    last block. By default they read the thoughts themselves."""
     device: Literal["auto", "cpu"] = "auto"
     """Where to run; auto is a GPU if there is one."""
 
@@ -67,7 +68,7 @@ def main(args: list[str] | None = None) -> int:
             try:
                 found[name] = diagnose(path, options)
             except ValueError as e:
-                print(f"not beside it: {name}: {e}")
+                print(f"control left out: {name}: {e}")
         write_text(options.run / "diagnostics.json", json.dumps(found) + "\n")
         print(*lines(found), "", f"{options.run}/diagnostics.json", sep="\n")
 
@@ -75,9 +76,9 @@ def main(args: list[str] | None = None) -> int:
 
 
 def controls_of(run: Path) -> dict[str, Path]:
-    """The runs in the folder of a run that are controls of its method, by the control's name.
+    """The runs beside a run that are controls of its method, by the control's name.
 
-    Raises UserError where there are several of a kind.
+    Raises UserError where there are two of one kind.
     """
     mine = unpack(field(read_json(run / "config.json"), "method", dict, run / "config.json"))
     found: dict[str, Path] = {}
@@ -94,7 +95,7 @@ def controls_of(run: Path) -> dict[str, Path]:
 
 
 def diagnose(run: Path, options: Options) -> dict:
-    """Every number of the suite for one run. Raises UserError where it cannot be had."""
+    """All numbers for one run. Raises UserError where the run does not think or its problems are not known."""
     import torch
 
     from eval import interventions, readings
@@ -103,7 +104,7 @@ def diagnose(run: Path, options: Options) -> dict:
     reasoner, env = opened(run, options.device, "diagnose")
     problems = env.problems("test", env.main_level, options.items)
     if len(problems) % options.batch == 1:
-        problems = problems[:-1]
+        problems = problems[:-1]  # a batch of one has nothing to exchange
     depth = reasoner.method.backbone.depth
     if options.layer is not None and not -depth - 1 <= options.layer <= depth:
         raise UserError(f"--layer must be from {-depth - 1} to {depth}, got {options.layer}")
@@ -127,7 +128,10 @@ def diagnose(run: Path, options: Options) -> dict:
 
 
 def opened(run: Path, device: str, purpose: str):
-    """A run's reasoner, which thinks, and its environment. Raises UserError where there is nothing for a purpose."""
+    """A run's reasoner and its environment. Raises UserError for a run without latents or without an environment.
+
+    `purpose` completes the error's sentence "nothing to ...".
+    """
     import torch
 
     from eval import environments
@@ -152,7 +156,7 @@ def cost(found: dict, kind: str) -> tuple[float, float, float]:
 
 
 def summary(found: dict) -> str:
-    """In one line whether the answer is computed through the latents."""
+    """One line that says whether the answer is computed through the latents."""
     lost, low, high = cost(found, "other problem")
     n = len(found["causal"]["intact"])
     verdict = "causally used" if low > 0 else "not shown to be used"
@@ -163,10 +167,13 @@ def summary(found: dict) -> str:
 
 
 def lines(found: dict[str, dict]) -> list[str]:
-    """What to print: the summary, then tables with columns for each run."""
+    """What to print: the summary, then tables with a column for each run."""
     out = [summary(found["run"]), ""]
     if len(found) == 1:
-        out += ["No control stands beside it: train `pause` and `fixed` of this method into the same folder.", ""]
+        out += [
+            "There is no control to compare with: train `pause` and `fixed` of this method into the same folder.",
+            "",
+        ]
     rows = [["accuracy (95 % Wilson interval)", *found]]
     rows.append(["latents, as trained", *(str(f["latents"]) for f in found.values())])
     rows.append(["steps of the chain still written", *(str(f["steps_written"]) for f in found.values())])
@@ -185,10 +192,10 @@ def lines(found: dict[str, dict]) -> list[str]:
     nothing: dict[str, Any] = {}
     for name, each in parts.items():
         merged = [{k: v for d in at for k, v in d.items()} for at in zip_longest(*each, fillvalue=nothing)]
-        out += [*aligned([[f"latent, {name}", *heads], *readings(merged, names, first=1)]), ""]
+        out += [*aligned([[f"latent, {name}", *heads], *rows_of(merged, names, first=1)]), ""]
     names = ("top", "entropy", "support", "oracle", "elsewhere", "frontier", "frontier_share")
     for name, f in found.items():
-        out += [*aligned([[f"lens, {name}", *names], *readings(f["lens"], names, first=0)]), ""]
+        out += [*aligned([[f"lens, {name}", *names], *rows_of(f["lens"], names, first=0)]), ""]
     for name, f in found.items():
         d = f["diversity"]
         entropy = ", ".join(f"{kind} {value:.3f}" for kind, value in d["entropy"].items())
@@ -200,8 +207,8 @@ def lines(found: dict[str, dict]) -> list[str]:
     return out
 
 
-def readings(rows: list[dict], names: tuple[str, ...], first: int) -> list[list[str]]:
-    """A row a latent; a dash where there is no such number."""
+def rows_of(rows: list[dict], names: tuple[str, ...], first: int) -> list[list[str]]:
+    """A row for each latent; a dash where a number is missing."""
     return [
         [str(i), *("-" if row.get(name) is None else f"{row[name]:.2f}" for name in names)]
         for i, row in enumerate(rows, first)

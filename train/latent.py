@@ -17,7 +17,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from eval.cli import do_not_wait_for_the_hub, guarded, launched, program
+from eval.cli import guarded, launched, program, set_offline_if_the_hub_is_unreachable
 from kernels.errors import UserError
 from latent.files import check_writable
 from train.config import Experiment, Run
@@ -58,7 +58,7 @@ def run(name: str, asked: Run | Experiment, options: Options, command: str) -> i
     if options.kernels != "auto":
         os.environ["LATENT_KERNELS"] = options.kernels  # for the arms' processes too
     if options.push_to_hub or any(needs_the_hub(each) for each in runs.values()):
-        do_not_wait_for_the_hub()
+        set_offline_if_the_hub_is_unreachable()
     if options.estimate:
         from train import estimate
 

@@ -14,6 +14,7 @@ from latent.generate import React, decode, rollout, score
 from latent.methods.base import Method
 from latent.thought import Chooser, Decision, Piece, Prompt, Replay, Rollout, Sample, Share, Thought, pieces
 from train.config import RLVR
+from train.divergence import check_weights
 from train.loop import Terms, Trainer
 from train.losses import Extreme, flat, kl_to_reference
 
@@ -33,7 +34,7 @@ def fit(trainer: Trainer, env: Environment) -> None:
             with engine.whole():
                 rolled = sample(trainer, prompt, step, None if played is None else played.react)
         except (RuntimeError, ValueError):  # torch's complaint of a policy that is no distribution
-            trainer.check_weights(step)  # says it in words, where that is so
+            check_weights(trainer, step)  # raises a UserError where the weights are why
             raise
         if played is None:
             texts = reasoner.codec.texts(rolled.tokens_BT)
@@ -84,10 +85,10 @@ def sample(trainer: Trainer, prompt: Prompt, step: int, react: React | None = No
     if len(cut) == engine.world == 1:
         return rollout(method, prompt, c.group, *limits, c.temperature, react)
     device, group = prompt.ids_BT.device, range(c.group)
-    own_B = torch.tensor([p * c.group + g for p in trainer.own() for g in group], device=device)
+    own_B = torch.tensor([p * c.group + g for p in trainer.rows for g in group], device=device)
 
     def choosing(piece: Piece, state: Tensor | None = None) -> Sample:
-        generator = trainer.drawing(step, device)
+        generator = trainer.generator(step, device)
         generator = generator if state is None else generator.set_state(state)
         return Sample(c.temperature, Share(own_B[piece.rows(c.group)], c.batch * c.group, generator))
 
@@ -95,7 +96,7 @@ def sample(trainer: Trainer, prompt: Prompt, step: int, react: React | None = No
         return method.think(prompt.rows(piece.prompts), choose, len(group[piece.group]))
 
     drawn: list[tuple[Thought | None, list[Decision], Tensor | None]] = []
-    latest = (0, trainer.drawing(step, device).get_state())
+    latest = (0, trainer.generator(step, device).get_state())
     for piece in cut:
         choose = choosing(piece)
         thought = think(piece, choose)
@@ -214,4 +215,4 @@ def watch(trainer: Trainer, no_signal: bool, all_right: bool) -> None:
         raise UserError(
             f"no group had any spread of reward for {streak} updates: start from a model that is sometimes right"
         )
-    trainer.enough = True
+    trainer.stop_early = True

@@ -19,7 +19,7 @@ from latent import hub, lora
 from latent.files import PART, check_writable, put_folder
 from latent.plain import plain
 from latent.text import Codec
-from train import card, checkpoint, curves, distill, rlvr, start
+from train import card, checkpoint, curves, distill, resume, rlvr, start
 from train.checks import check
 from train.config import RLVR, Run
 from train.engine import Engine
@@ -77,7 +77,7 @@ def _execute(run: Run, root: Path, say, device: str, command: str | None, track:
     reasoner.method.to(engine.device)
     trainer = Trainer(reasoner, record, engine, say)
     trainer.selection = Selection(env, run)
-    trainer.choose_start()
+    resume.choose_start(trainer)
     with ExitStack() as held:
         engine.on_first(lambda: held.enter_context(exclusive_lock(lock)))  # what was refused wrote nothing
         held.enter_context(engine.ending_together())

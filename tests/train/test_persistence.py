@@ -21,6 +21,7 @@ from train import run as runs
 from train.config import RLVR, SFT, Judge, Run
 from train.engine import Engine
 from train.loop import Trainer
+from train.resume import choose_start
 from train.start import begin
 
 MODEL = ModelConfig(n_layer=1, n_embd=16, n_head=1)
@@ -103,7 +104,7 @@ def train_only(run: Run, root: Path) -> tuple:
     engine = Engine.start("cpu")
     torch.manual_seed(run.seed)
     trainer = Trainer(begin(run, env, root), record.Record(root, run), engine, lambda event: None)
-    trainer.choose_start()
+    choose_start(trainer)
     with record.exclusive_lock(root / f"{run.id}.lock"):
         trainer.record.open(None, "a command", trainer.start.step if trainer.start else 0)
         distill.fit(trainer, env)
@@ -227,7 +228,7 @@ def test_the_checkpoint_before_a_damaged_one_gives_the_same_run(killed, whole, t
     flip(root / LONGER.id / "checkpoint" / "step-8" / TENSORS, 0.5)
     with caplog.at_level(logging.WARNING):
         execute(LONGER, root)
-    (said,) = [r.getMessage() for r in caplog.records if r.name == "train.loop"]
+    (said,) = [r.getMessage() for r in caplog.records if r.name == "train.resume"]
     assert said.endswith("step-8/__0_0.distcp is damaged: its checksum is another: not used; going on from step 4")
     assert what_came_out(root, LONGER) == what_came_out(whole, LONGER)
 

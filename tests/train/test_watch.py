@@ -20,12 +20,12 @@ def test_only_updates_in_a_row_are_counted(tmp_path):
     trainer, _, _ = trainer_of(run, tmp_path)
     for no_signal in (True, True, False, True, True, False):
         rlvr.watch(trainer, no_signal, all_right=False)
-    assert trainer.counters["flat"] == 0 and not trainer.enough
+    assert trainer.counters["flat"] == 0 and not trainer.stop_early
     rlvr.watch(trainer, True, True)
     rlvr.watch(trainer, True, True)
-    assert not trainer.enough
+    assert not trainer.stop_early
     rlvr.watch(trainer, True, True)
-    assert trainer.enough
+    assert trainer.stop_early
     with pytest.raises(UserError, match="no group had any spread of reward for 4 updates"):
         rlvr.watch(trainer, True, False)
 

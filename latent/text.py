@@ -63,7 +63,7 @@ class Codec:
         if tokenizer.unk_token_id not in (self.end, self.pad, tokenizer.bos_token_id):
             self._control.discard(tokenizer.unk_token_id)  # any unknown character gives it
         self._control_pattern: str | None = None
-        self._cached_ids = lru_cache(1 << 16)(self._plain)  # symbol tasks repeat their few steps and answers
+        self.step = lru_cache(1 << 16)(self._plain)  # ids of a step; symbol tasks repeat a few steps and answers
 
     @property
     def size(self) -> int:
@@ -171,13 +171,9 @@ class Codec:
         ids = [self._plain(p) if i % 2 else self._encode(p, split=False) for i, p in enumerate(pieces) if p]
         return tuple(i for piece in ids for i in piece)
 
-    def step(self, text: str) -> tuple[int, ...]:
-        """Ids of one step of a chain."""
-        return self._cached_ids(text)
-
     def answer(self, text: str) -> tuple[int, ...]:
         """Ids of an answer, with the end token where its length is not fixed."""
-        ids = self._cached_ids(text)
+        ids = self.step(text)
         if self.end is not None:
             return (*ids, self.end)
         assert len(ids) == self.fixed_answer, f"an answer of {len(ids)} tokens, expected {self.fixed_answer}: {text!r}"
@@ -280,23 +276,16 @@ class Batch:
 
         `later`: the later turns of the same problems, a list of problems for each turn.
         """
-        batch = last = cls.of_turn(problems, codec, codec.prompt([p.question for p in problems], device), share)
-        for turn in later:
-            prompt = pad_left([codec.observation(p.question) for p in turn], codec.pad, device)
-            last.then = cls.of_turn(turn, codec, prompt, share)
-            last = last.then
+        batch = None
+        for i, turn in reversed([*enumerate([problems, *later])]):  # the last first, so that each has what follows it
+            if i == 0:
+                prompt = codec.prompt([p.question for p in turn], device)
+            else:
+                prompt = pad_left([codec.observation(p.question) for p in turn], codec.pad, device)
+            steps, answers = [[codec.step(s) for s in p.steps] for p in turn], [codec.answer(p.answer) for p in turn]
+            batch = cls(prompt, steps, answers, codec.pad, then=batch, **share)
+        assert batch is not None  # there is a first turn
         return batch
-
-    @classmethod
-    def of_turn(cls, problems, codec: Codec, prompt: Prompt, share: dict) -> "Batch":
-        """One turn of problems, whose prompts are given."""
-        return cls(
-            prompt,
-            [[codec.step(s) for s in p.steps] for p in problems],
-            [codec.answer(p.answer) for p in problems],
-            codec.pad,
-            **share,
-        )
 
     def draw(self) -> float:
         """A uniform number in [0, 1), the same for every share of the batch."""

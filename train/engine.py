@@ -51,6 +51,7 @@ class Engine:
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.leads, self.device = accelerator.is_main_process, accelerator.device
         self.plugin: FullyShardedDataParallelPlugin | None = None  # only under FSDP2
+        self.sharded: FSDPModule | None = None  # the method, where FSDP2 has sharded it
         self.module: nn.Module | None = None  # the method, wrapped where DDP does
         self.unsharded: tuple[type[Method], list] | None = None  # the method's class and hooks before FSDP2
         self.used: set[str] = set()  # under FSDP2, parameters that have a gradient on this process in this update
@@ -103,7 +104,8 @@ class Engine:
         self.unsharded = type(method), [(each, dict(each)) for each in hooks]
         for tensor in method.state_dict().values():  # as DDP does: all processes start from the same weights
             torch.distributed.broadcast(tensor, 0)
-        self._shard(method, self.plugin).set_reduce_scatter_unused_params(True)
+        self.sharded = self._shard(method, self.plugin)
+        self.sharded.set_reduce_scatter_unused_params(True)
         with self.whole():
             for name, p in method.named_parameters():
                 if p.requires_grad:
@@ -133,8 +135,16 @@ class Engine:
 
     @contextmanager
     def whole(self, method: Method | None = None) -> Iterator[None]:
-        """Inside, this process holds all parameters, for calls that bypass `call`. All processes must enter it."""
-        sharded = self._sharded(self.module if method is None else method)
+        """Inside, this process holds all parameters, for calls that bypass `call`. All processes must enter it.
+
+        `method`: a frozen copy whose parameters they are; None: the method that is trained.
+        """
+        sharded = self.sharded
+        if self.plugin is not None and method is not None:
+            from torch.distributed.fsdp import FSDPModule
+
+            assert isinstance(method, FSDPModule)  # as `frozen` made it
+            sharded = method
         if sharded is None:
             yield
             return
@@ -144,20 +154,11 @@ class Engine:
         finally:
             sharded.reshard()
 
-    def _sharded(self, module: nn.Module | None) -> FSDPModule | None:
-        """A module as an FSDPModule where FSDP2 shards it; None otherwise."""
-        if self.plugin is None:
-            return None
-        from torch.distributed.fsdp import FSDPModule
-
-        return module if isinstance(module, FSDPModule) else None
-
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
         """Wraps a micro-batch's forward and backward: gradients are summed over processes in the last one only."""
-        sharded = self._sharded(self.module)
-        if sharded is not None:
-            sharded.set_requires_gradient_sync(last)
-            sharded.set_reshard_after_backward(last)  # parameters are gathered once an update
+        if self.sharded is not None:
+            self.sharded.set_requires_gradient_sync(last)
+            self.sharded.set_reshard_after_backward(last)  # parameters are gathered once an update
         elif self.world > 1 and not last:
             return self.accelerator.no_sync(self.module)
         return nullcontext()
@@ -198,10 +199,11 @@ class Engine:
 
     def release(self) -> None:
         """End training: every process holds the whole method again, as a plain module."""
-        method, sharded = self.module, self._sharded(self.module)
-        if sharded is not None:
+        method = self.module
+        if self.sharded is not None:
             assert isinstance(method, Method) and self.unsharded is not None  # as `prepare` left them
-            sharded.reshard()
+            self.sharded.reshard()
+            self.sharded = None
             made: dict[Tensor, nn.Parameter] = {}  # by the sharded one, so that tied parameters stay tied
             for module in method.modules():
                 for name, p in module._parameters.items():

@@ -123,7 +123,7 @@ GROUPS = (
     )),
     ("train/rlvr.py", BY_HAND_RL, (
         ("outcomes of another minibatch", "outcome_B[piece.rows(c.group)]", "outcome_B.roll(8)[piece.rows(c.group)]"),
-        ("KL dropped", "[*found, replace(kl, weight=c.kl)]", "[*found, replace(kl, weight=0.0)]"),
+        ("KL dropped", "[*losses, replace(kl, weight=c.kl)]", "[*losses, replace(kl, weight=0.0)]"),
         ("KL's sign", "weight=c.kl)", "weight=-c.kl)"),
         ("KL's weight", "replace(kl, weight=c.kl)", "kl"),
         ("the old policy is the current one", "was = old.get(id(part)) or detached(now)", "was = detached(now)"),
@@ -138,7 +138,7 @@ GROUPS = (
         ("a run that cannot learn goes on", "if not all_right:", "if False:"),
         ("patience ignored", "if streak < settings(trainer).patience:", "if True:"),
     )),
-    ("train/rlvr.py", "tests/train/test_watch.py", (
+    ("train/rlvr.py", "tests/train/test_reward_signal.py", (
         ("updates without a signal need not be in a row", '.get("flat", 0) + 1 if no_signal else 0',
          '.get("flat", 0) + no_signal'),
         ("answers judged by other problems", "problems[i // c.group]", "problems[i % len(problems)]"),
@@ -177,7 +177,7 @@ GROUPS = (
         ("the best weights are not copied", '.to("cpu", copy=True)', '.to("cpu")'),
     )),
     ("train/checks.py", CHECKS, (
-        ("golds not read back", 'golds_survive(reasoner, env, turns["train"][:GOLDS], turns["test"])', "pass"),
+        ("golds not read back", 'check_golds(reasoner, env, turns["train"][:GOLDS], turns["test"])', "pass"),
         ("a run where nothing can be right goes on", 'cut["judge"] == len(test) or', "False and"),
         ("answers that a tokenizer makes long are cut", "reasoner.answer_tokens = answer * 5 // 4", "pass"),
         ("half of the problems not looked at", "in judged + learned if taught else ()", "in judged if taught else ()"),
@@ -186,7 +186,7 @@ GROUPS = (
         ("arms start from no run", "runs[arm.init].id if arm.init in runs else arm.init", "arm.init"),
     )),
     ("train/start.py", f"{RUNS}::test_an_arm_starts_from_the_run_of_the_arm_it_names", (
-        ("a run does not take over weights", "inherit(method, started.method, run.init)", "pass"),
+        ("a run does not take over weights", "inherited(method, start.method, run.init), strict", "{}, strict"),
     )),
     ("train/run.py", f"{RUNS}::test_the_seed_says_which_weights_a_run_begins_with"
      f" {RUNS}::test_a_run_is_judged_at_every_level_and_number_of_steps_asked_for"

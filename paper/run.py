@@ -263,10 +263,10 @@ def in_jobs(
 
 def several(runs: list[Run], work: Callable) -> list[str | None]:
     """Cells one after another, in a job: a complaint each, None where there is none."""
-    from train.pool import complaint
-    from train.process import settle
+    from train.pool import one_line
+    from train.process import configure_cpu_process
 
-    settle()
+    configure_cpu_process()
     said: dict[str | None, str | None] = {}
     for run in runs:
         if said.get(run.init) is not None:
@@ -276,7 +276,7 @@ def several(runs: list[Run], work: Callable) -> list[str | None]:
             work(run, lambda event: None)
             said[run.id] = None
         except Exception as e:
-            said[run.id] = complaint(e)
+            said[run.id] = one_line(e)
     return list(said.values())
 
 

@@ -16,7 +16,7 @@ from statistics import median
 from typing import Literal
 
 from eval.cli import guarded, parse
-from train.process import prepare_launch, settle
+from train.process import configure_cpu_process, prepare_launch
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def measure(asked: Speed) -> int:
     if asked.what == "engine":
         prepare_launch()
     else:
-        settle()
+        configure_cpu_process()
     import torch
 
     torch.set_num_threads(1)
@@ -207,7 +207,7 @@ def gpt2() -> list[dict]:
 def engine(updates: int = 4) -> list[dict]:
     """What process 0 holds and takes: 42 million parameters, 8 latents, 8 rows an update over all processes.
 
-    Freed memory goes back to the system here, which `settle` puts off, so run it with nothing else in the process.
+    Freed memory goes back to the system here, which `configure_cpu_process` puts off, so run it with nothing else in the process.
     """
     import resource
     import tempfile

@@ -94,7 +94,7 @@ def prepare_launch() -> None:
 
 
 def needs_cpu(device: str) -> bool:
-    """Whether to train on the CPU: because `device` says so, or because no GPU can be used, by several processes too."""
+    """Whether to train on the CPU: where `device` says so, without a GPU, and for several processes on MPS."""
     import torch
 
     from eval.cli import launched

@@ -11,8 +11,9 @@ from torch.distributions import Categorical
 
 from kernels.errors import UserError
 from latent.methods.base import Method, followed, text_hidden
+from latent.rollout import Rollout, Turn
 from latent.text import Codec, pad_left
-from latent.thought import Chooser, Decision, Greedy, Prompt, Replay, Rollout, Sample, Thought, Turn
+from latent.thought import Chooser, Decision, Greedy, Prompt, Replay, Sample, Thought
 
 
 def decode(method: Method, thought: Thought, choose: Chooser, max_tokens: int, end: int | None) -> Tensor:

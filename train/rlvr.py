@@ -12,7 +12,8 @@ from eval.judge import Item, Play, verify
 from kernels.errors import UserError
 from latent.generate import React, decode, rollout, score
 from latent.methods.base import Method
-from latent.thought import Chooser, Decision, Piece, Prompt, Replay, Rollout, Sample, Share, Thought, pieces
+from latent.rollout import Piece, Rollout, pieces
+from latent.thought import Chooser, Decision, Prompt, Replay, Sample, Share, Thought
 from train.config import RLVR
 from train.divergence import check_weights
 from train.loop import Terms, Trainer

@@ -120,9 +120,9 @@ GROUPS = (
     ("latent/taps.py", TAPS, (
         ("the first positions kept", "narrow(dim, x.shape[dim] - self.keep, self.keep)", "narrow(dim, 0, self.keep)"),
         ("what is not kept is held", "return part if x.requires_grad else part.clone()", "return part"),
-        ("layers in the model's order", "{n: found[n] for n in tap.layers if n in found}",
-         "{n: found[n] for n in sorted(found)}"),
-        ("layers from the end are one too low", "found.append(n % (depth + 1))", "found.append(n % max(1, depth))"),
+        ("layers in the model's order", "{n: recorded[n] for n in tap.layers if n in recorded}",
+         "{n: recorded[n] for n in sorted(recorded)}"),
+        ("layers from the end are one too low", "numbers.append(n % (depth + 1))", "numbers.append(n % max(1, depth))"),
         ("K and V are not the model's own", "tap.kept(k, 2), tap.kept(v, 2)", "tap.kept(k.clone(), 2), tap.kept(v, 2)"),
         ("a tap gets the others' layers", "if n in tap.kv:", "if n > 0:"),
         ("weights beyond the position", ": a.shape[3] - later]", ": a.shape[3]]"),

@@ -1,7 +1,7 @@
 """Mutants of latent/methods/, and of the taps."""
 
 METHODS, CONTROLS, CURRICULUM = (f"tests/latent/test_{name}.py" for name in ("methods", "controls", "curriculum"))
-TAPS, LAYERS = "tests/latent/test_taps.py", "tests/eval/test_readings.py"
+TAPS, LAYERS = "tests/latent/test_taps.py tests/latent/test_open_taps.py", "tests/eval/test_readings.py"
 BY_HAND_SFT, RUNS = "tests/train/test_wiring.py", "tests/train/test_runs.py"
 
 GROUPS = (

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from eval.environments.base import Environment, Problem, Verdict, iterate
 from eval.stats import wilson
+from latent.codec import Codec
 from latent.generate import Reasoner
-from latent.text import Codec
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,9 @@ from eval.environments.base import iterate
 from eval.lm_requests import Request, Written, latent_steps, requested
 from kernels.errors import UserError
 from latent import hub
+from latent.codec import Codec
 from latent.generate import Reasoner
 from latent.hf import LatentForCausalLM
-from latent.text import Codec
 
 log = logging.getLogger(__name__)
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")

@@ -14,10 +14,10 @@ import torch
 from tokenizers.processors import TemplateProcessing
 
 from kernels.errors import UserError
+from latent.codec import LATENT, PAD, THINK, Codec
 from latent.files import named, read_json
 from latent.generate import Reasoner
 from latent.plain import plain
-from latent.text import LATENT, PAD, THINK, Codec
 
 
 def as_hf_model(reasoner: Reasoner):

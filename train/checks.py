@@ -6,8 +6,9 @@ from eval.cli import launched
 from eval.environments.base import Environment, Finite, Problem, iterate
 from eval.judge import verify
 from kernels.errors import UserError
+from latent.codec import Codec
 from latent.generate import Reasoner
-from latent.text import Batch, Codec, pad_right
+from latent.text import Batch, pad_right
 from train.config import RLVR, Run
 
 Lengths = tuple[list[int], int]  # tokens of a problem's steps, and of its answer

@@ -15,8 +15,8 @@ from eval import environments
 from kernels.errors import UserError
 from latent import methods
 from latent.backbone import from_config
+from latent.codec import Codec
 from latent.methods.base import Method
-from latent.text import Codec
 from train.config import RLVR, Run
 
 # shapes of models whose config may not be available: family, layers, D, MLP, heads, K/V heads, vocabulary, positions

@@ -16,9 +16,9 @@ from eval.environments.base import Environment, Problem
 from eval.judge import Item, by_level, judge, summary
 from kernels.errors import UserError, mendable
 from latent import hub, lora
+from latent.codec import Codec
 from latent.files import PART, check_writable, put_folder
 from latent.plain import plain
-from latent.text import Codec
 from train import card, checkpoint, curves, distill, resume, rlvr, start
 from train.checks import check
 from train.config import RLVR, Run

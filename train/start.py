@@ -11,11 +11,11 @@ from torch import Tensor
 from eval.environments.base import Environment, Finite
 from kernels.errors import UserError
 from latent import backbone, hub, lora, methods
+from latent.codec import Codec
 from latent.files import read_json
 from latent.generate import Reasoner
 from latent.methods.base import Method
 from latent.plain import plain
-from latent.text import Codec
 from train.config import Run
 
 

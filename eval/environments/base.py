@@ -277,7 +277,7 @@ class Finite(Environment):
         return [self._shuffled(seed, i // len(train))[i % len(train)] for i in range(index * size, (index + 1) * size)]
 
     def codec(self, model):
-        from latent.text import bpe_codec
+        from latent.codec import bpe_codec
 
         train = self.splits["train"]
         return bpe_codec((p.question + "".join(p.steps) + p.answer for p in train), model.vocab_size)

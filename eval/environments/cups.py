@@ -118,7 +118,7 @@ class CupsEnvironment(Generated):
         return row[0][::-1].split()[-k:]
 
     def codec(self, model):
-        from latent.text import word_codec
+        from latent.codec import word_codec
 
         return word_codec([*self._names, ".", *self._valid], fixed_answer=self.config.cups)
 

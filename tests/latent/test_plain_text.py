@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 import latent
 from eval.environments import Cups, ProsQA, build
 from latent import backbone, hub, methods
+from latent.codec import Codec
 from latent.config import ModelConfig
 from latent.generate import Reasoner
 from latent.methods import Coconut, NoCoT, Recurrent, Sim
-from latent.text import Codec
 from tests.helpers import SMALL, small_reasoner
 
 PLAIN = "{% for m in messages %}[{{ m.role }}] {{ m.content }}</s>{% endfor %}[bot]"

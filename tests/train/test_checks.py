@@ -11,10 +11,10 @@ from tokenizers import normalizers
 from eval import environments
 from eval.environments import GSM8K, Countdown, Cups, Math500, ProntoQA, ProsQA
 from latent import backbone, methods
+from latent.codec import Codec
 from latent.config import ModelConfig
 from latent.generate import Reasoner
 from latent.methods import Coconut, CoT, NoCoT, Recurrent, Sim
-from latent.text import Codec
 from tests.latent.test_plain_text import tokenizer_of
 from train import checks
 from train import run as runs

@@ -117,15 +117,15 @@ def launched() -> tuple[int, int] | None:
     Where only one of RANK and WORLD_SIZE is set, as in the shell of some clusters, there is no launcher. Raises
     UserError for values that are not numbers.
     """
-    found = []
+    numbers = []
     for name in ("RANK", "WORLD_SIZE"):
         value = os.environ.get(name)
         if value is None:
             return None
         if not value.isdecimal():
             raise UserError(f"{name} must be a whole number, got {value!r}: it is set by launchers, unset it")
-        found.append(int(value))
-    return (found[0], found[1]) if found[1] > 1 else None
+        numbers.append(int(value))
+    return (numbers[0], numbers[1]) if numbers[1] > 1 else None
 
 
 def fails_first() -> bool:

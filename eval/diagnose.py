@@ -61,16 +61,16 @@ def main(args: list[str] | None = None) -> int:
         for run in (options.run, *options.beside):
             hub.find_checkpoint(run)  # raises now rather than after minutes of work
         check_writable(options.run / "diagnostics.json", "the file")
-        found = {"run": diagnose(options.run, options)}
+        diagnoses = {"run": diagnose(options.run, options)}
         for path in options.beside:
-            found[path.name] = diagnose(path, options)
+            diagnoses[path.name] = diagnose(path, options)
         for name, path in {} if options.beside else controls_of(options.run).items():
             try:
-                found[name] = diagnose(path, options)
+                diagnoses[name] = diagnose(path, options)
             except ValueError as e:
                 print(f"control left out: {name}: {e}")
-        write_text(options.run / "diagnostics.json", json.dumps(found) + "\n")
-        print(*lines(found), "", f"{options.run}/diagnostics.json", sep="\n")
+        write_text(options.run / "diagnostics.json", json.dumps(diagnoses) + "\n")
+        print(*lines(diagnoses), "", f"{options.run}/diagnostics.json", sep="\n")
 
     return guarded(body)
 
@@ -81,17 +81,17 @@ def controls_of(run: Path) -> dict[str, Path]:
     Raises UserError where there are two of one kind.
     """
     mine = unpack(field(read_json(run / "config.json"), "method", dict, run / "config.json"))
-    found: dict[str, Path] = {}
+    controls: dict[str, Path] = {}
     for folder, method in finished_beside(run, ("env", "model", "train", "seed")):
         if not isinstance(method, ControlConfig) or not isinstance(mine, SequenceConfig):
             continue
         if replace(method.of, feedback=mine.feedback) != mine:
             continue
         kind = method.name
-        if kind in found:
-            raise UserError(f"{found[kind].name} and {folder.name} are both {kind} controls: say --beside")
-        found[kind] = folder
-    return found
+        if kind in controls:
+            raise UserError(f"{controls[kind].name} and {folder.name} are both {kind} controls: say --beside")
+        controls[kind] = folder
+    return controls
 
 
 def diagnose(run: Path, options: Options) -> dict:
@@ -146,47 +146,47 @@ def opened(run: Path, device: str, purpose: str):
     return reasoner, env
 
 
-def cost(found: dict, kind: str) -> tuple[float, float, float]:
+def cost(diagnosis: dict, kind: str) -> tuple[float, float, float]:
     """Accuracy lost by an intervention, with the 95 % interval of the paired difference over items."""
     from eval.stats import paired
 
-    causal = found["causal"]
+    causal = diagnosis["causal"]
     lost = paired(causal["intact"], causal["interventions"][kind]["correct"], n_boot=2000)
     return lost.mean, lost.low, lost.high
 
 
-def summary(found: dict) -> str:
+def summary(diagnosis: dict) -> str:
     """One line that says whether the answer is computed through the latents."""
-    lost, low, high = cost(found, "other problem")
-    n = len(found["causal"]["intact"])
+    lost, low, high = cost(diagnosis, "other problem")
+    n = len(diagnosis["causal"]["intact"])
     verdict = "causally used" if low > 0 else "not shown to be used"
     return (
-        f"The latents are {verdict} on this task ({found['env']}): thoughts of another problem cost "
+        f"The latents are {verdict} on this task ({diagnosis['env']}): thoughts of another problem cost "
         f"{100 * lost:.1f} points of accuracy (95 % interval {100 * low:.1f} to {100 * high:.1f}, {n} problems)."
     )
 
 
-def lines(found: dict[str, dict]) -> list[str]:
+def lines(diagnoses: dict[str, dict]) -> list[str]:
     """What to print: the summary, then tables with a column for each run."""
-    out = [summary(found["run"]), ""]
-    if len(found) == 1:
+    out = [summary(diagnoses["run"]), ""]
+    if len(diagnoses) == 1:
         out += [
             "There is no control to compare with: train `pause` and `fixed` of this method into the same folder.",
             "",
         ]
-    rows = [["accuracy (95 % Wilson interval)", *found]]
-    rows.append(["latents, as trained", *(str(f["latents"]) for f in found.values())])
-    rows.append(["steps of the chain still written", *(str(f["steps_written"]) for f in found.values())])
-    if "layer" in found["run"]:
-        rows.append(["layer whose states are read", *(str(f["layer"]) for f in found.values())])
-    rows.append(["as trained", *(share(f["causal"]["intact"]) for f in found.values())])
-    for kind in found["run"]["causal"]["interventions"]:
+    rows = [["accuracy (95 % Wilson interval)", *diagnoses]]
+    rows.append(["latents, as trained", *(str(f["latents"]) for f in diagnoses.values())])
+    rows.append(["steps of the chain still written", *(str(f["steps_written"]) for f in diagnoses.values())])
+    if "layer" in diagnoses["run"]:
+        rows.append(["layer whose states are read", *(str(f["layer"]) for f in diagnoses.values())])
+    rows.append(["as trained", *(share(f["causal"]["intact"]) for f in diagnoses.values())])
+    for kind in diagnoses["run"]["causal"]["interventions"]:
         name = "latents of another problem" if kind == "other problem" else f"latents {kind}"
-        rows.append([name, *(share(f["causal"]["interventions"][kind]["correct"]) for f in found.values())])
-    for k in found["run"]["causal"]["sweep"]:
-        rows.append([f"{k} latents", *(share(f["causal"]["sweep"].get(k)) for f in found.values())])
+        rows.append([name, *(share(f["causal"]["interventions"][kind]["correct"]) for f in diagnoses.values())])
+    for k in diagnoses["run"]["causal"]["sweep"]:
+        rows.append([f"{k} latents", *(share(f["causal"]["sweep"].get(k)) for f in diagnoses.values())])
     out += [*aligned(rows), ""]
-    parts = {name: (f["causal"]["patches"], f["collapse"], f["probe"]) for name, f in found.items()}
+    parts = {name: (f["causal"]["patches"], f["collapse"], f["probe"]) for name, f in diagnoses.items()}
     names = ("flipped", "donor", "moved", "cosine", "dimensions", "accuracy", "selectivity")
     heads = ("input: flipped", "to donor", "state: moved", "cosine", "dims", "probe", "selective")
     nothing: dict[str, Any] = {}
@@ -194,9 +194,9 @@ def lines(found: dict[str, dict]) -> list[str]:
         merged = [{k: v for d in at for k, v in d.items()} for at in zip_longest(*each, fillvalue=nothing)]
         out += [*aligned([[f"latent, {name}", *heads], *rows_of(merged, names, first=1)]), ""]
     names = ("top", "entropy", "support", "oracle", "elsewhere", "frontier", "frontier_share")
-    for name, f in found.items():
+    for name, f in diagnoses.items():
         out += [*aligned([[f"lens, {name}", *names], *rows_of(f["lens"], names, first=0)]), ""]
-    for name, f in found.items():
+    for name, f in diagnoses.items():
         d = f["diversity"]
         entropy = ", ".join(f"{kind} {value:.3f}" for kind, value in d["entropy"].items())
         out.append(

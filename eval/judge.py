@@ -35,8 +35,8 @@ def verify(env: Environment, problem: Problem, text: str) -> Verdict:
         raise RuntimeError(f"the verifier failed on problem {problem.key}: {type(e).__name__}: {e}") from e
 
 
-class Play:
-    """Sessions of an environment, one for each row of a batch of rollouts, with their rewards and texts so far."""
+class Sessions:
+    """The sessions of a batch of rollouts, one for each row, with their rewards and texts so far."""
 
     def __init__(self, env: Environment, problems: list[Problem], codec: Codec):
         self.env, self.problems, self.codec = env, problems, codec
@@ -101,7 +101,7 @@ def _items(reasoner: Reasoner, env: Environment, problems: list[Problem], steps,
     if not problems:
         return []
     if env.turns > 1:
-        return _played(reasoner, env, problems, steps)
+        return _items_of_turns(reasoner, env, problems, steps)
     tokens_BT, thought = reasoner.tokens([p.question for p in problems], steps, beside)
     lengths, items = text_lengths(tokens_BT, reasoner.codec.end), []
     for p, text, used, length in zip(problems, reasoner.codec.texts(tokens_BT), thought.used_B.tolist(), lengths):
@@ -110,17 +110,18 @@ def _items(reasoner: Reasoner, env: Environment, problems: list[Problem], steps,
     return items
 
 
-def _played(reasoner: Reasoner, env: Environment, problems: list[Problem], steps: int | None) -> list[Item]:
+def _items_of_turns(reasoner: Reasoner, env: Environment, problems: list[Problem], steps: int | None) -> list[Item]:
     """The same for problems of several turns. An item's text is those of all turns, line by line."""
-    play = Play(env, problems, reasoner.codec)
-    rolled = reasoner.episodes([p.question for p in problems], play.react, steps)
+    sessions = Sessions(env, problems, reasoner.codec)
+    rolled = reasoner.episodes([p.question for p in problems], sessions.react, steps)
     tokens = text_lengths(rolled.tokens_BT, reasoner.codec.end)
     for turn in rolled.later:
         for row, n in zip(turn.rows_N.tolist(), text_lengths(turn.tokens_NT, reasoner.codec.end)):
             tokens[row] += n
+    rows = zip(problems, sessions.texts, sessions.verdicts(), rolled.all_used_B.tolist(), tokens)
     return [
         Item(p.key, p.level, "\n".join(texts), v.correct, v.reward, v.parsed, v.reason, used, n)
-        for p, texts, v, used, n in zip(problems, play.texts, play.verdicts(), rolled.all_used_B.tolist(), tokens)
+        for p, texts, v, used, n in rows
     ]
 
 

@@ -139,11 +139,11 @@ def finished_beside(run: Path, same: tuple[str, ...]) -> Iterator[tuple[Path, Me
 def _flat(config, name: str = "") -> dict[str, object]:
     if not isinstance(config, dict):
         return {name: config}
-    found: dict[str, object] = {name: str(config["class"])} if name and "class" in config else {}
+    values: dict[str, object] = {name: str(config["class"])} if name and "class" in config else {}
     for key, value in config.items():
         if key != "class":
-            found |= _flat(value, f"{name}.{key}".lstrip("."))
-    return found
+            values |= _flat(value, f"{name}.{key}".lstrip("."))
+    return values
 
 
 def listing(options: Options, runs: list[Recorded]) -> list[str]:
@@ -213,10 +213,10 @@ def comparison(names: tuple[str, str], runs: list[Recorded]) -> list[str]:
 
 def pick(runs: list[Recorded], name: str) -> Recorded:
     """The run whose id begins with `name`. Raises UserError for none or several."""
-    found = [run for run in runs if run.id.startswith(name)]
-    if len(found) != 1:
-        raise UserError(f"{len(found)} runs begin with {name!r}" + "".join(f" {run.id}" for run in found))
-    return found[0]
+    matching = [run for run in runs if run.id.startswith(name)]
+    if len(matching) != 1:
+        raise UserError(f"{len(matching)} runs begin with {name!r}" + "".join(f" {run.id}" for run in matching))
+    return matching[0]
 
 
 if __name__ == "__main__":

@@ -111,9 +111,9 @@ class Codec:
                 ids = self._spelt(text)
             except Exception as e:
                 raise UserError(f"cannot encode {text!r:.60}: {e}") from None
-            found = self._control.intersection(ids)
-            if found:
-                name = self.tokenizer.convert_ids_to_tokens(min(found))
+            control = self._control.intersection(ids)
+            if control:
+                name = self.tokenizer.convert_ids_to_tokens(min(control))
                 raise UserError(f"cannot encode {text!r:.60}: it holds {name!r}, which is a control token here")
         return tuple(ids)
 

@@ -51,16 +51,16 @@ def read_lines(path: Path) -> list[dict]:
 
 def field(data: dict, name: str, kind: type | tuple[type, ...], path: Path | str):
     """A field of `data`, by dotted name. Raises UserError, naming `path`, where it is missing or of another type."""
-    at: object = data
+    value: object = data
     for key in name.split("."):  # none of our keys has a dot
-        if not isinstance(at, dict) or key not in at:
+        if not isinstance(value, dict) or key not in value:
             raise UserError(f"{path} has no field {name!r}")
-        at = at[key]
+        value = value[key]
     kinds = kind if isinstance(kind, tuple) else (kind,)
-    if not isinstance(at, kinds) or (isinstance(at, bool) and bool not in kinds):
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         wanted = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
-        raise UserError(f"{path}: field {name!r} must be {wanted}, got {at!r:.40}")
-    return at
+        raise UserError(f"{path}: field {name!r} must be {wanted}, got {value!r:.40}")
+    return value
 
 
 def write_text(path: Path, text: str) -> None:

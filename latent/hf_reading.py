@@ -121,7 +121,7 @@ def rows_of(method: Method, config: LatentConfig, ids: list[list[int]], mask: li
     """Where each row's prompt ends, how often it thinks, and where its text is."""
     latent, think = config.latent_id, config.think_id
     thinks = method.trained_steps > 0  # the text then keeps its trained positions even when nothing is thought
-    found = []
+    rows = []
     for b, row in enumerate(ids):
         real = [c for c in range(len(row)) if mask is None or mask[b][c]]
         latents = [c for c in real if row[c] == latent] if latent is not None else []
@@ -129,16 +129,16 @@ def rows_of(method: Method, config: LatentConfig, ids: list[list[int]], mask: li
             first, last = real.index(latents[0]), real.index(latents[-1])
             if last - first + 1 != len(latents) or first == 0:
                 raise UserError(f"row {b}: <latent> placeholders must follow a prompt, and each other")
-            found.append(Row(real[:first], latents, real[last + 1 :], len(latents)))
+            rows.append(Row(real[:first], latents, real[last + 1 :], len(latents)))
             continue
         ends = [i for i, c in enumerate(real) if row[c] == think] if thinks and think is not None else []
         if ends:
-            found.append(Row(real[: ends[-1] + 1], [], real[ends[-1] + 1 :], 0))
+            rows.append(Row(real[: ends[-1] + 1], [], real[ends[-1] + 1 :], 0))
         elif method.parallel_answer is not None:
             raise UserError("a model that loops along the depth reads nothing without <latent> placeholders")
         else:
-            found.append(Row(real, [], [], None))
-    return found
+            rows.append(Row(real, [], [], None))
+    return rows
 
 
 def split_to_fit(method: Method, rows: list[tuple[int, Row]], steps: int) -> list[list[tuple[int, Row]]]:

@@ -104,16 +104,16 @@ def cells(ablation: Ablation, controls: dict[str, Control], smoke: bool = False)
     """
     base = _preset(ablation.base)
     shared = set() if isinstance(base, Run) else _same_everywhere(ablation, base)
-    found: dict[str, Cell] = {}
+    by_id: dict[str, Cell] = {}
 
     def add(point: Run | Experiment, rows: dict[str, str], control: bool = False) -> None:
         """Add the runs of a point of the grid. `rows`: the names of their rows by arm, of a single run under ""."""
         point = tiny(point) if smoke else point
         for arm, run in ({"": point} if isinstance(point, Run) else wanted(point, tuple(rows))).items():
-            old = found.get(run.id)
+            old = by_id.get(run.id)
             if old is None or old.row is None:
                 diagnose = ablation.diagnose and run.method.thinks
-                found[run.id] = Cell(rows.get(arm), run.seed, run, control, diagnose)
+                by_id[run.id] = Cell(rows.get(arm), run.seed, run, control, diagnose)
 
     for seed in ablation.seeds[:2] if smoke else ablation.seeds:
         for choices in product(*(axis.items() for axis in ablation.axes)):
@@ -135,10 +135,10 @@ def cells(ablation: Ablation, controls: dict[str, Control], smoke: bool = False)
             if (control.arm is None) != isinstance(point, Run):
                 raise UserError(f"control {name!r}: arm {control.arm!r} of the preset {control.base!r}")
             add(point, {control.arm or "": name}, control=True)
-    twice = [key for key, n in Counter((c.row, c.seed) for c in found.values() if c.row).items() if n > 1]
+    twice = [key for key, n in Counter((c.row, c.seed) for c in by_id.values() if c.row).items() if n > 1]
     if twice:
         raise UserError(f"two different runs are both called {twice[0][0]!r}, seed {twice[0][1]}")
-    return list(found.values())
+    return list(by_id.values())
 
 
 def _preset(name: str) -> Run | Experiment:

@@ -161,7 +161,7 @@ def gather(name: str, ablation: Ablation, cells: list[Cell], lines: dict[str, di
     table = Table(name, ablation, {row.label: row for row in order}, n_boot)
     for row in order:
         row.interval = (interval if ablation.metric in ITEMS else bootstrap)(row.results(), n_boot)
-    found = []
+    differences = []
     for contrast in ablation.contrasts:
         for label in (contrast.a, contrast.b):
             if label not in rows:
@@ -169,8 +169,8 @@ def gather(name: str, ablation: Ablation, cells: list[Cell], lines: dict[str, di
         a = rows[contrast.a].results(contrast.steps, contrast.metric)
         b = rows[contrast.b].results(contrast.steps_b or contrast.steps, contrast.metric)
         unit = rows[contrast.a].unit(contrast.metric or ablation.metric)
-        found.append(paired(a, b, n_boot, unit=unit))
-    table.contrasts = list(zip(ablation.contrasts, found, holm([d.p for d in found])))
+        differences.append(paired(a, b, n_boot, unit=unit))
+    table.contrasts = list(zip(ablation.contrasts, differences, holm([d.p for d in differences])))
     return table
 
 
@@ -290,22 +290,22 @@ def tex(text: str) -> str:
 
 def numbers(table: Table) -> dict[str, str]:
     """Every number that a text may quote from a table, by key."""
-    found = {f"{table.name}: seeds": str(table.seeds), f"{table.name}: items": f"{table.items:,}"}
+    values = {f"{table.name}: seeds": str(table.seeds), f"{table.name}: items": f"{table.items:,}"}
     for row in table.rows.values():
         low, high = row.interval
         key = f"{table.name}: {row.label}"
-        found[key] = f"{row.value:.3f} ({low:.3f} to {high:.3f})"
-        found[f"{key}: latents"] = f"{row.mean('main.used'):.1f}"
+        values[key] = f"{row.value:.3f} ({low:.3f} to {high:.3f})"
+        values[f"{key}: latents"] = f"{row.mean('main.used'):.1f}"
         for cost in dict.fromkeys((*NAMES, *table.ablation.costs)):
-            found[f"{key}: {cost}"] = amount(row, cost)
+            values[f"{key}: {cost}"] = amount(row, cost)
         for steps in sorted(row.lines[0]["result"]["sweep"], key=int):
-            found[f"{key}: at {steps}"] = f"{row.results(int(steps), ACCURACY).mean():.3f}"
+            values[f"{key}: at {steps}"] = f"{row.results(int(steps), ACCURACY).mean():.3f}"
     for contrast, d, p in table.contrasts:
         metric = contrast.metric or table.ablation.metric
         key = f"{table.name}: {contrast.name}" + (f": {contrast.metric}" if contrast.metric else "")
-        found[key] = effect(d, p, metric)
-    found |= used(table)
-    return found
+        values[key] = effect(d, p, metric)
+    values |= used(table)
+    return values
 
 
 def used(table: Table) -> dict[str, str]:
@@ -324,5 +324,5 @@ def used(table: Table) -> dict[str, str]:
     if not lost:
         return {}
     corrected = holm([d.p for d in lost.values()])
-    found = {key: effect(d, p) for (key, d), p in zip(lost.items(), corrected)}
-    return found | {f"{table.name}: items diagnosed": f"{len(intact[0])}"}
+    effects = {key: effect(d, p) for (key, d), p in zip(lost.items(), corrected)}
+    return effects | {f"{table.name}: items diagnosed": f"{len(intact[0])}"}

@@ -61,7 +61,7 @@ def save(
         about = {"run": run, "step": step, "files": sums, "logs": ends(), "progress": progress}
         write_text(part / MANIFEST, rendered(about))
         put_folder(part, place)
-        steps = found(home)
+        steps = saved_steps(home)
         mine = [each for each in steps if each <= step]
         for each in set(steps) - set(mine[:keep]):  # later ones are damaged: a good one would have been resumed from
             drop_folder(home / f"step-{each}")
@@ -97,11 +97,11 @@ def contents(saved: Saved) -> dict[str, tuple[torch.Size, torch.dtype]]:
     from torch.distributed.checkpoint import FileSystemReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-    found = {}
+    sizes = {}
     for name, each in FileSystemReader(saved.folder).read_metadata().state_dict_metadata.items():
         assert isinstance(each, TensorStorageMetadata)  # `save` writes only tensors
-        found[name] = (each.size, each.properties.dtype)
-    return found
+        sizes[name] = (each.size, each.properties.dtype)
+    return sizes
 
 
 def load(saved: Saved, into: dict[str, Tensor], engine: Engine) -> None:
@@ -171,7 +171,7 @@ def rendered(about: dict) -> str:
     return json.dumps({"manifest": about, "sha256": sha256(text.encode()).hexdigest()}, sort_keys=True, indent=1) + "\n"
 
 
-def found(home: Path) -> list[int]:
+def saved_steps(home: Path) -> list[int]:
     """The steps of all checkpoints, good or damaged, the newest first."""
     steps = (path.name.removeprefix("step-") for path in home.glob("step-*") if path.suffix != PART)
     return sorted((int(step) for step in steps if step.isdecimal()), reverse=True)
@@ -183,7 +183,7 @@ def newest(home: Path, run: str, unfit: Callable[[dict], str | None]) -> tuple[S
     `unfit(ends)` returns why the logs do not fit a checkpoint, None where they do. Nothing is written.
     """
     wrong = [f"{path} is no checkpoint of this version" for path in home.glob("state.pt")]
-    for step in found(home):
+    for step in saved_steps(home):
         folder = home / f"step-{step}"
         try:
             return checked(folder, run, unfit), wrong

@@ -6,6 +6,7 @@ Data and randomness are functions of (seed, step), so that a run goes on from a 
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
 from typing import Any
@@ -169,12 +170,12 @@ class Trainer:
         return (step + 1) % self.config.log_every == 0 or step + 1 == self.config.steps or self.stop_early
 
 
+@dataclass
 class Tally:
     """The sums of a loss's terms and of what is logged, over the micro-batches of an update on this process."""
 
-    def __init__(self):
-        self.terms: list[Mean] = []
-        self.logged: dict[str, Logged] = {}
+    terms: list[Mean] = field(default_factory=list)
+    logged: dict[str, Logged] = field(default_factory=dict)
 
     def add(self, terms: list[Mean], logged: dict[str, Logged]) -> None:
         """Add one micro-batch. All micro-batches have the same terms and log the same names."""
@@ -193,10 +194,10 @@ class Tally:
         counts = sums[len(every) :] if engine.world == 1 else [int(n) for n in sums[len(every) :]]
         taken = [Mean(total, n).taken() for total, n in zip(sums, counts)]
         furthest = engine.most([m.sign * m.value for m in extremes.values()])
-        found = dict(zip(means, taken[len(self.terms) :]))
-        found |= {name: m.sign * x for (name, m), x in zip(extremes.items(), furthest)}
+        logged = dict(zip(means, taken[len(self.terms) :]))
+        logged |= {name: m.sign * x for (name, m), x in zip(extremes.items(), furthest)}
         loss = reduce(add, [m.weight * x for m, x in zip(self.terms, taken)])
-        return {"loss": loss, **{name: found[name] for name in self.logged}}
+        return {"loss": loss, **{name: logged[name] for name in self.logged}}
 
 
 def joined(a: Logged, b: Logged) -> Logged:

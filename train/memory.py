@@ -80,14 +80,14 @@ def refuse(needs: float, has: int, what: str, *parts: tuple[str, object, tuple[s
 
 def machine() -> int | None:
     """Bytes of memory that a process may use here, or of the GPUs if that is more; None where it cannot be known."""
-    found: list[int | None] = [_gpu()]
+    sizes: list[int | None] = [_gpu()]
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         if Path(path).is_file() and (text := Path(path).read_text().strip()).isdecimal():
-            found.append(min(int(text), _host() or int(text)))
+            sizes.append(min(int(text), _host() or int(text)))
             break
     else:
-        found.append(_host())
-    known = [n for n in found if n]
+        sizes.append(_host())
+    known = [n for n in sizes if n]
     return max(known) if known else None
 
 

@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor
 
 from eval.environments.base import Environment
-from eval.judge import Item, Play, verify
+from eval.judge import Item, Sessions, verify
 from kernels.errors import UserError
 from latent.generate import React, decode, rollout, score
 from latent.methods.base import Method
@@ -30,18 +30,20 @@ def fit(trainer: Trainer, env: Environment) -> None:
     def update(step: int) -> dict:
         problems = trainer.problems(env, step)
         prompt = reasoner.codec.prompt([p.question for p in problems], engine.device)
-        played = Play(env, [p for p in problems for _ in range(c.group)], reasoner.codec) if env.turns > 1 else None
+        sessions = None
+        if env.turns > 1:
+            sessions = Sessions(env, [p for p in problems for _ in range(c.group)], reasoner.codec)
         try:
             with engine.whole():
-                rolled = sample(trainer, prompt, step, None if played is None else played.react)
+                rolled = sample(trainer, prompt, step, None if sessions is None else sessions.react)
         except (RuntimeError, ValueError):  # torch raises these for a policy that is not a distribution
             check_weights(trainer, step)  # raises a UserError where the weights are why
             raise
-        if played is None:
+        if sessions is None:
             texts = reasoner.codec.texts(rolled.tokens_BT)
             verdicts = [verify(env, problems[i // c.group], text) for i, text in enumerate(texts)]
         else:
-            texts, verdicts = ["\n".join(each) for each in played.texts], played.verdicts()
+            texts, verdicts = ["\n".join(each) for each in sessions.texts], sessions.verdicts()
         used_B = rolled.all_used_B.float()
         reward_B = torch.tensor([v.reward for v in verdicts], device=used_B.device) - c.latent_cost * used_B
         reward_PG = rearrange(reward_B, "(P G) -> P G", G=c.group)
@@ -50,12 +52,8 @@ def fit(trainer: Trainer, env: Environment) -> None:
         outcome_B = rearrange(c.algorithm.outcome(reward_PG), "P G -> (P G)")
         metrics = learn(trainer, rolled, outcome_B, trainer.reference)
         if trainer.logs_after(step) and engine.leads:
-            trainer.record.samples(
-                [
-                    {"step": step + 1, **asdict(item)}
-                    for item in judged(problems, rolled, texts, verdicts, reward_B)[: 2 * c.group]
-                ]
-            )
+            items = judged(problems, rolled, texts, verdicts, reward_B)[: 2 * c.group]
+            trainer.record.samples([{"step": step + 1, **asdict(item)} for item in items])
         totals = {name: sum(getattr(v, name) for v in verdicts) for name in ("correct", "parsed")}
         totals |= {"reward": reward_B.sum(), "used": used_B.sum()}
         n, groups = len(verdicts) * engine.world, len(problems) * engine.world

@@ -189,7 +189,7 @@ def gpt2() -> list[dict]:
     def generate(n: int) -> None:
         decode(method, method.think(Prompt(ids[:n]), Greedy()), Greedy(), 16, None)
 
-    found = training(8, 3) + training(32, 2)
+    rows = training(8, 3) + training(32, 2)
     arms = {"64": lambda i: generate(64), "1": lambda i: generate(1)}
     g = rounds(3, arms)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -197,7 +197,7 @@ def gpt2() -> list[dict]:
     cores = f"wall s, {torch.get_num_threads()} threads"
     torch.set_num_threads(1)
     return [
-        *found,
+        *rows,
         row("GPT-2 small: generation a prompt, batch 64", median(g["64"]) / 64, "core-s"),
         row("GPT-2 small: generation a prompt, batch 1", median(g["1"]), "core-s"),
         row("GPT-2 small: generation a prompt, batch 64", median(w["64"]) / 64, cores),

@@ -109,7 +109,7 @@ def train_only(run: Run, root: Path) -> tuple:
         trainer.record.open(None, "a command", trainer.start.step if trainer.start else 0)
         distill.fit(trainer, env)
     weights = {k: v.tolist() for k, v in trainer.method.state_dict().items()}
-    newest = checkpoint.found(root / run.id / "checkpoint")[0]
+    newest = checkpoint.saved_steps(root / run.id / "checkpoint")[0]
     return weights, logged(root, run, "metrics.jsonl"), newest, sorted(p.name for p in (root / run.id).iterdir())
 
 
@@ -168,7 +168,7 @@ def killed(tmp_path_factory) -> Path:
     """Killed at step 10: checkpoints of steps 4 and 8, a log line of step 5 and one of step 10."""
     root = tmp_path_factory.mktemp("killed")
     execute(LONGER, root, kill_at=10)
-    assert checkpoint.found(root / LONGER.id / "checkpoint") == [8, 4]
+    assert checkpoint.saved_steps(root / LONGER.id / "checkpoint") == [8, 4]
     return root
 
 
@@ -274,7 +274,7 @@ def test_the_last_checkpoints_are_kept_and_their_number_changes_no_id(keep, tmp_
     run = dataclasses.replace(LONGER, train=dataclasses.replace(LONGER.train, save_every=2, keep=keep))
     assert run.id == dataclasses.replace(run, train=dataclasses.replace(run.train, keep=7)).id
     execute(run, tmp_path, kill_at=9)
-    assert checkpoint.found(tmp_path / run.id / "checkpoint") == [8, 6, 4][:keep]
+    assert checkpoint.saved_steps(tmp_path / run.id / "checkpoint") == [8, 6, 4][:keep]
 
 
 def test_a_full_disk_is_named_by_path_and_leaves_what_was_there(tmp_path, monkeypatch):

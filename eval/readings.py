@@ -85,7 +85,7 @@ def lens(reasoner: Reasoner, env: Environment, states: States) -> list[dict]:
     method, codec = reasoner.method, reasoner.codec
 
     def first_token(problem: Problem, latent: int) -> int:
-        return codec.step(problem.steps[method.reaches(latent, len(problem.steps)) - 1])[0]
+        return codec.step(problem.steps[method.target_step(latent, len(problem.steps)) - 1])[0]
 
     graphs = [frontiers(reasoner, env, p) for p in states.problems]
     rows = []
@@ -111,7 +111,7 @@ def lens(reasoner: Reasoner, env: Environment, states: States) -> list[dict]:
                     own.append(best[b] == first_token(problem, i))
                     elsewhere.append(best[b] == first_token(other, i))
                 levels = graphs[n]
-                depth = method.reaches(i, max(i, len(problem.steps))) - 1
+                depth = method.target_step(i, max(i, len(problem.steps))) - 1
                 if depth < len(levels) and not levels[depth] & set().union(*levels[:depth], *levels[depth + 1 :]):
                     mass.append(p_NV[b, sorted(levels[depth])].sum().item())
                     share.append(len(levels[depth]) / sum(map(len, levels)))
@@ -175,7 +175,7 @@ def targets(reasoner: Reasoner, states: States, latent: int) -> tuple[Tensor, li
     h_ND, rows = states.after(latent)
     kept = [n for n, row in enumerate(rows) if states.problems[row].steps]
     chains = [states.problems[rows[n]].steps for n in kept]
-    return h_ND[kept], [reasoner.codec.step(c[reasoner.method.reaches(latent, len(c)) - 1]) for c in chains]
+    return h_ND[kept], [reasoner.codec.step(c[reasoner.method.target_step(latent, len(c)) - 1]) for c in chains]
 
 
 def with_place(h_ND: Tensor, steps: list[tuple[int, ...]], place: int) -> tuple[Tensor, list[tuple[int, ...]]]:

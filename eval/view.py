@@ -183,7 +183,7 @@ def one(
                 if (text_without := ablated(reasoner, problem, thought, i - 1, mean_inputs)) is not None:
                     shown["ablated"] = judged(text_without)
                 if problem.steps and probes.get(i):
-                    step = codec.step(problem.steps[method.reaches(i, len(problem.steps)) - 1])
+                    step = codec.step(problem.steps[method.target_step(i, len(problem.steps)) - 1])
                     shown["oracle"] = decode(list(step))
                     shown["probe"] = decode([probe(h_D[None])[0] for probe in probes[i][: len(step)]])
             thoughts.append(shown)

@@ -132,7 +132,7 @@ class Method(nn.Module, Generic[ConfigT]):
         """Positions times layers that training keeps for backward of one row."""
         return (prompt + used + text) * len(self.backbone.blocks)
 
-    def reaches(self, latent: int, chain: int) -> int:
+    def target_step(self, latent: int, chain: int) -> int:
         """Which of a chain's steps latent `latent`, from 1, should have reached in training; at most `chain`."""
         return min(latent, chain)
 

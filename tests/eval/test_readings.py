@@ -18,7 +18,7 @@ from tests.helpers import small_reasoner
 
 def planted(reasoner, problems, make) -> readings.States:
     """States made from the step each latent should have reached."""
-    reach = reasoner.method.reaches
+    reach = reasoner.method.target_step
     rows = [
         [torch.zeros(32, dtype=torch.float64)]
         + [make(reasoner.codec.step(p.steps[reach(i, len(p.steps)) - 1])) for i in range(1, 4)]
@@ -68,8 +68,8 @@ def test_the_lens_counts_tokens_in_superposition():
     rows = readings.lens(reasoner, ENV, readings.States(PROBLEMS, states.states_NKD.float(), states.used_N))
     assert rows[0]["support"] == pytest.approx(len(head)) and rows[0]["entropy"] == pytest.approx(math.log(len(head)))
     other = [PROBLEMS[(n + 1) % 8] for n in range(8)]
-    reach = [[p.steps[reasoner.method.reaches(i, 8) - 1].split()[0] for i in (1, 2, 3)] for p in PROBLEMS]
-    after = [[p.steps[reasoner.method.reaches(i, 8) - 1].split()[0] for i in (1, 2, 3)] for p in other]
+    reach = [[p.steps[reasoner.method.target_step(i, 8) - 1].split()[0] for i in (1, 2, 3)] for p in PROBLEMS]
+    after = [[p.steps[reasoner.method.target_step(i, 8) - 1].split()[0] for i in (1, 2, 3)] for p in other]
     for i, row in enumerate(rows[1:]):
         assert row["elsewhere"] == sum(a[i] == b[i] for a, b in zip(reach, after)) / 8 < 1
         assert row["top"] == pytest.approx(1) and row["support"] == pytest.approx(1, abs=1e-5) and row["oracle"] == 1
@@ -150,7 +150,7 @@ def test_frontier_mass_is_probability_on_its_nodes():
     row = readings.lens(reasoner, env, states)[2]
     p_NV = reasoner.method.backbone.head(states.states_NKD[:, 2].clone()).softmax(-1).detach()
     vocab = reasoner.codec.tokenizer.get_vocab()
-    step = [reasoner.method.reaches(2, max(2, len(p.steps))) for p in problems]
+    step = [reasoner.method.target_step(2, max(2, len(p.steps))) for p in problems]
     mass = [sum(float(p_NV[n, vocab[w]]) for w in env.frontier(p, step[n])) for n, p in enumerate(problems)]
     assert row["frontier"] == pytest.approx(sum(mass) / 6, rel=1e-5)
     reached = [len(distances(Graph(**p.data).out, p.data["root"])) - 1 for p in problems]

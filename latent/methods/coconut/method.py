@@ -41,7 +41,7 @@ class CoconutMethod(AlongSequence[Coconut]):
         """Latents in a stage."""
         return min(stage * self.config.latents_per_step, self.config.n_latent)
 
-    def reaches(self, latent: int, chain: int) -> int:
+    def target_step(self, latent: int, chain: int) -> int:
         return min(-(-latent // self.config.latents_per_step), chain)
 
     def steps_written(self, chain: int) -> int:

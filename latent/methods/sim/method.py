@@ -88,7 +88,7 @@ class SimMethod(AlongSequence[Sim]):
         k = self.config.n_latent
         return [(i, i + 1) if n <= k else (-(-i * n // k), -(-(i + 1) * n // k)) for i in range(min(k, n))]
 
-    def reaches(self, latent: int, chain: int) -> int:
+    def target_step(self, latent: int, chain: int) -> int:
         dealt = self.dealt(chain)
         return dealt[latent - 1][1] if latent <= len(dealt) else chain
 

@@ -60,7 +60,7 @@ def check_positions(reasoner: Reasoner, run: Run, env: Environment, problems: li
         for i, turn in enumerate(env.turns_of(p)):
             steps, answer = lengths(codec, turn)
             read = len(codec.observation(turn.question) if i else codec.question(turn.question))
-            needs += method.needs(read, steps, max(answer, reasoner.answer_tokens)) + extra + 1
+            needs += method.positions_needed(read, steps, max(answer, reasoner.answer_tokens)) + extra + 1
             prompt += read
         if needs > has:
             raise UserError(

@@ -158,7 +158,7 @@ class Method(nn.Module, Generic[ConfigT]):
         """How many of a chain's steps the text still holds before the answer."""
         return 0
 
-    def needs(self, prompt: int, steps: list[int], answer: int) -> int:
+    def positions_needed(self, prompt: int, steps: list[int], answer: int) -> int:
         """Positions that a problem needs at most, given the tokens of its prompt, its chain's steps and its answer."""
         raise NotImplementedError  # each method's own
 
@@ -248,7 +248,7 @@ class AlongSequence(Method[ConfigT]):
     def reserved(self, steps: int) -> int:
         return self.stride * max(steps, self.trained_steps)
 
-    def needs(self, prompt: int, steps: list[int], answer: int) -> int:
+    def positions_needed(self, prompt: int, steps: list[int], answer: int) -> int:
         return prompt + self.stride * self.steps + answer - 1
 
     def passes(self, used: float, tokens: float) -> float:

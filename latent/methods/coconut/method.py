@@ -47,7 +47,7 @@ class CoconutMethod(AlongSequence[Coconut]):
     def steps_written(self, chain: int) -> int:
         return 0 if self.stage == self.last else max(0, chain - int(self.stage))
 
-    def needs(self, prompt: int, steps: list[int], answer: int) -> int:
+    def positions_needed(self, prompt: int, steps: list[int], answer: int) -> int:
         stages = (self.stride * self.latents(s) + sum(steps[s:]) for s in range(self.last))
         return prompt + max(*stages, self.stride * self.config.n_latent) + answer - 1
 

@@ -59,7 +59,7 @@ class RecurrentMethod(Method[Recurrent]):
     def reserved(self, steps: int) -> int:
         return self.config.answer_tokens - 1
 
-    def needs(self, prompt: int, steps: list[int], answer: int) -> int:
+    def positions_needed(self, prompt: int, steps: list[int], answer: int) -> int:
         return prompt + self.config.answer_tokens - 1
 
     def passes(self, used: float, tokens: float) -> float:

@@ -27,7 +27,7 @@ def check(reasoner: Reasoner, env: Environment, run: Run, test: list[Problem]) -
     judged = [lengths(codec, p) for p in turns["test"]]
     learned = [lengths(codec, p) for p in turns["train"]]
     for steps, answer in judged + learned if taught else ():
-        reasoner.method.must_take(steps, answer)
+        reasoner.method.check_chain(steps, answer)
     notes = check_text_limit(reasoner, run, learned, judged)
     check_positions(reasoner, run, env, test + train)
     if taught:

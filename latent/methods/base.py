@@ -162,7 +162,7 @@ class Method(nn.Module, Generic[ConfigT]):
         """Positions that a problem needs at most, given the tokens of its prompt, its chain's steps and its answer."""
         raise NotImplementedError  # each method's own
 
-    def must_take(self, steps: list[int], answer: int) -> None:
+    def check_chain(self, steps: list[int], answer: int) -> None:
         """Raise UserError for a chain and answer, given the tokens of each, that `terms` cannot be trained on."""
 
     def terms(self, batch: Batch) -> tuple[list[Mean], dict[str, Mean]]:

@@ -92,7 +92,7 @@ class SimMethod(AlongSequence[Sim]):
         dealt = self.dealt(chain)
         return dealt[latent - 1][1] if latent <= len(dealt) else chain
 
-    def must_take(self, steps: list[int], answer: int) -> None:
+    def check_chain(self, steps: list[int], answer: int) -> None:
         longest = max((sum(steps[first:last]) for first, last in self.dealt(len(steps))), default=0)
         if longest > self.config.step_tokens:
             raise UserError(f"a latent's step has {longest} tokens, method.step_tokens is {self.config.step_tokens}")

@@ -59,7 +59,7 @@ def check(run: Run, sample: list, levels: int) -> None:
 
 
 def refuse(needs: float, has: int, what: str, *parts: tuple[str, object, tuple[str, ...]]) -> None:
-    """Raise UserError where `positions_needed` exceeds `has`, naming the flag that is furthest above its default.
+    """Raise UserError where `needs` exceeds `has`, naming the flag that is furthest above its default.
 
     `parts`: the flags that may be the cause, as the group's name, the config, and the names of its fields.
     """

@@ -89,7 +89,7 @@ def talk(options: Options) -> None:
         elif word.startswith("/"):
             print(HELP)
         elif line:
-            problem = env.known(line) if env else None
+            problem = env.parse_question(line) if env else None
             reply(reasoner, env, problem.question if problem else line, problem, steps, options.top)
 
 

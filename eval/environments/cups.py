@@ -82,7 +82,7 @@ class CupsEnvironment(Generated):
         half = len(problem.steps)
         return [problem, Problem(problem.more[0], steps[half:], steps[-1], problem.level)]
 
-    def known(self, question):
+    def parse_question(self, question):
         moves = question.split()
         if not moves or any(m != "." and m not in self._moves for m in moves):
             return None

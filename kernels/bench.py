@@ -1,7 +1,8 @@
 """How fast the kernels are on this GPU: correctness first, then time, memory and share of the floor.
 
     python -m kernels.bench --compile-only    # first, in parallel: what the second half would wait for
-    python -m kernels.bench                   # one case after the other, each a process with a time limit
+    python -m kernels.bench --half 1          # half of the cases, and then the other: at most 5 minutes each
+    python -m kernels.bench --half 2
 
 appends to `kernels/bench.csv` and writes `kernels/README.md` anew from it. The floor is the larger of two times: the
 bytes that must move over this GPU's measured copy bandwidth, and the products over its measured bf16 rate; share is
@@ -12,26 +13,35 @@ in one CUDA graph; `compile`, the same with what surrounds attention compiled by
 slices of the cache without a mask. A loop along the depth is measured a recurrence, one layer at one position; its
 floor reads the weights once for all recurrences. Ops on rows are timed in a graph of several calls on different inputs,
 so that neither launches nor the cache are measured.
+
+A case is a process with a time limit. Some processes run at a time, but only one of them has the GPU: the others import
+meanwhile what they will need, which takes longer than most cases.
 """
 
 import argparse
 import csv
 import datetime
+import fcntl
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 from kernels import bench_cases
 from kernels.bench_cases import Case, Plan, build, planned
-from kernels.budget import Shape
+from kernels.budget import Shape, random_decoder
 
 TABLE = Path(__file__).parent / "bench.csv"
-LIMIT = 90  # seconds a case may take
+LIMIT = 90  # seconds that a case may have the GPU
+AHEAD = 3  # processes at a time, one of which has the GPU
+LATE = 3  # exit code of a case whose turn came too late
 WRONG = 2.0  # times torch's error, both against fp64
 FIELDS = ["op", "shape", "batch", "dtype", "impl", "ms_20", "ms_50", "ms_80", "peak_mb", "floor_ms", "share", "error",
           "torch_error", "gpu", "torch", "triton", "date"]  # fmt: skip
@@ -119,12 +129,27 @@ def read() -> list[dict]:
     return list(rows.values())
 
 
-def one(plan: Plan, compile_only: bool) -> int:
+@contextmanager
+def the_gpu() -> Iterator[None]:
+    """Within, no other case of this benchmark uses the GPU; a process that keeps it longer than LIMIT is ended."""
+    with Path(__file__).open() as mine:
+        fcntl.flock(mine, fcntl.LOCK_EX)  # let go of when the process ends, however it does
+        signal.alarm(LIMIT)  # its default ends a process even where a kernel does not return
+        yield
+        signal.alarm(0)
+
+
+def one(plan: Plan, compile_only: bool, until: float) -> int:
     """A case in this process: measured and written down, or only compiled, on two layers."""
     if compile_only:  # many at a time on one GPU: with few rows
+        signal.alarm(LIMIT)
         errors(build(replace(plan, batch=min(plan.batch, 512)), layers=2))
         return 0
-    rows, wrong = measure(plan)
+    prepare(plan)
+    with the_gpu():
+        if time.monotonic() > until:
+            return LATE
+        rows, wrong = measure(plan)
     new = not TABLE.exists()
     with TABLE.open("a", newline="") as f:
         writer = csv.DictWriter(f, FIELDS, lineterminator="\n")
@@ -138,32 +163,41 @@ def one(plan: Plan, compile_only: bool) -> int:
     return 1 if wrong else 0
 
 
+def prepare(plan: Plan) -> None:
+    """Import what a case will need, without the GPU: the kernels, and a chain's rivals."""
+    import torch
+    import triton.testing  # noqa: F401
+
+    for path in Path(__file__).parent.glob("*/triton.py"):
+        import_module(f"kernels.{path.parent.name}.triton")
+    if plan.op == "decode_step":
+        import torch._inductor.compile_fx
+
+        tiny = replace(TINY, name=plan.shape.name, kv_heads=4)  # makes transformers load the family's module
+        bench_cases.hf_chain(tiny, random_decoder(tiny, "cpu", torch.float32), [], torch.zeros(1, tiny.d))
+
+
 def each(plans: list[Plan], compile_only: bool, workers: int, seconds: float) -> int:
     """A process for each case. Returns how many failed, hung, or were not begun in `seconds`."""
     end = time.monotonic() + seconds
 
-    def go(i: int) -> bool:
-        if time.monotonic() > end:
-            print(f"NOT BEGUN {plans[i].name}", flush=True)
-            return True
-        command = [sys.executable, "-m", "kernels.bench", "--one", str(planned().index(plans[i]))]
-        try:
+    def go(plan: Plan) -> bool:
+        command = [sys.executable, "-m", "kernels.bench", "--one", str(planned().index(plan)), "--until", str(end)]
+        done = None
+        if time.monotonic() <= end:
             done = subprocess.run(
-                command + ["--compile-only"] * compile_only,
-                stdout=None,
-                stderr=subprocess.PIPE,
-                text=True,
-                timeout=LIMIT,
+                command + ["--compile-only"] * compile_only, stdout=None, stderr=subprocess.PIPE, text=True
             )
-        except subprocess.TimeoutExpired:
-            print(f"FAILED {plans[i].name}: not done after {LIMIT} s", flush=True)
-            return True
-        if done.returncode:
-            print(f"FAILED {plans[i].name}: {done.stderr.strip().splitlines()[-1:]}", flush=True)
-        return bool(done.returncode)
+        if done is None or done.returncode == LATE:
+            print(f"NOT BEGUN {plan.name}", flush=True)
+        elif done.returncode == -signal.SIGALRM:
+            print(f"FAILED {plan.name}: not done after {LIMIT} s", flush=True)
+        elif done.returncode:
+            print(f"FAILED {plan.name}: {done.stderr.strip().splitlines()[-1:]}", flush=True)
+        return done is None or bool(done.returncode)
 
     with ThreadPoolExecutor(workers) as pool:
-        return sum(pool.map(go, range(len(plans))))
+        return sum(pool.map(go, plans))
 
 
 def dry_run() -> int:
@@ -183,11 +217,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=__doc__.split("\n\n")[0])
     parser.add_argument("--ops", nargs="*", help="only these ops")
     parser.add_argument("--shapes", nargs="*", help="only these models' sizes")
+    parser.add_argument("--half", type=int, choices=(1, 2), help="only every second case, from the first or the second")
     parser.add_argument("--compile-only", action="store_true", help="fill the compilers' caches, in parallel")
     parser.add_argument("--seconds", type=float, default=300, help="begin no case after so long")
     parser.add_argument("--readme", action="store_true", help="only write kernels/README.md anew")
     parser.add_argument("--dry-run", action="store_true", help="tiny cases on the CPU, interpreted, nothing timed")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.readme:
         from kernels import report
@@ -197,18 +233,20 @@ def main() -> int:
     if asked.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
         return 1 if dry_run() else 0
+    if asked.one is not None:
+        return one(planned()[asked.one], asked.compile_only, asked.until)
     import torch
 
     if not torch.cuda.is_available():
         print("error: there is no GPU to measure on", file=sys.stderr)
         return 2
-    if asked.one is not None:
-        return one(planned()[asked.one], asked.compile_only)
     plans = [
         p for p in planned()
         if (not asked.ops or p.op in asked.ops) and (not asked.shapes or p.shape.name in asked.shapes)
     ]  # fmt: skip
-    failed = each(plans, asked.compile_only, os.cpu_count() or 1 if asked.compile_only else 1, asked.seconds)
+    plans = plans[asked.half - 1 :: 2] if asked.half else plans
+    workers = os.cpu_count() or 1 if asked.compile_only else AHEAD
+    failed = each(plans, asked.compile_only, workers, asked.seconds)
     if not asked.compile_only:
         from kernels import report
 

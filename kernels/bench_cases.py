@@ -5,6 +5,7 @@ Rivals of a chain of latent steps have the same weights and the same cache, and 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
 from typing import Any
 
 from kernels.budget import SHAPES, Shape, random_decoder
@@ -13,6 +14,7 @@ BATCHES = (1, 4, 16, 64)
 STEPS, PROMPT = 8, 128  # latents in a chain, positions before them
 RECURRENCES = 16
 SETS = 4  # of inputs of an op on rows
+TOP_K = 16
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ def planned() -> list[Plan]:
     plans += [Plan("linear_logprob", shape, 8192) for shape in SHAPES]
     plans += [Plan("decode_step", shape, 1, "fp32") for shape in SHAPES]
     plans += [Plan("recurrent_loop", shape, batch) for shape in SHAPES for batch in BATCHES]
+    plans += [Plan("vocab_mix", shape, batch) for shape in SHAPES for batch in BATCHES]
+    plans += [Plan("vocab_mix", shape, 1, "fp32") for shape in SHAPES]
     return plans + [Plan(op, shape, batch) for op in ROW_OPS for shape in SHAPES for batch in (1, 64)]
 
 
@@ -276,7 +280,7 @@ def loop_case(plan: Plan, device: str, layers: int | None) -> Case:
 
 
 ROW_OPS = (
-    "vocab_mix",
+    "vocab_mix_top_k",
     "step_kl",
     "shared_prefix_attention",
     "thought_feedback",
@@ -305,6 +309,7 @@ def row_case(plan: Plan, device: str, layers: int | None) -> Case:
         "second_difference": (second_difference, [states] * 3, 0, 0),
         "step_kl": (step_kl, [states, states, table], 0, 4 * d * shape.vocab),
         "vocab_mix": (vocab_mix, [states, table], d, 4 * d * shape.vocab),
+        "vocab_mix_top_k": (partial(vocab_mix, top_k=TOP_K), [states, table], (TOP_K + 1) * d, 2 * d * shape.vocab),
         "shared_prefix_attention": (
             lambda q, prefix, own, impl: shared_prefix_attention(q, tuple(prefix), tuple(own), impl=impl),
             own, shape.heads * head, 4 * shape.heads * head * 576,

@@ -5,8 +5,8 @@ bytes and shared memory to `kernels/budget.csv`, and exits with 1 if a kernel sp
 `--archs` confine it, and leave the table's other rows. With `--check` it writes nothing and exits with 1 if anything
 got worse than the table; under another Triton than the table's only if the table lacks a kernel.
 
-The launches are taken from the ops themselves: they run on tensors without data, and where a kernel would start, its
-arguments are noted instead.
+The launches are taken from the ops themselves: for each architecture they run on tensors without data, supposed to be
+on such a GPU, and where a kernel would start, its arguments are noted instead.
 """
 
 import argparse
@@ -21,8 +21,11 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
+
+from kernels import dispatch
 
 TABLE = Path(__file__).parent / "budget.csv"
 TARGETS = {
@@ -33,7 +36,7 @@ TARGETS = {
 }
 PROGRAMS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304}  # multiprocessors
 SHARED = {"sm_80": 163, "sm_90": 227, "sm_100": 227, "gfx942": 64}  # KiB a block may have
-NOT_AMD = {"mix_kernel"}  # beyond 1024 columns
+NOT_AMD = {"logits_kernel", "weigh_kernel"}  # of vocab_mix: torch serves there what they would
 FIELDS = ["op", "kernel", "shapes", "arch", "registers", "spilled", "shared"]
 
 
@@ -95,7 +98,7 @@ def random_decoder(shape: Shape, device, dtype, layers: int | None = None):
     return Decoder(tuple(made), norm(d), shape.heads, shape.kv_heads, shape.head, kind, eps, act)
 
 
-def cases(shape: Shape) -> Iterator[tuple[str, Callable[[], object]]]:
+def cases(shape: Shape, arch: str) -> Iterator[tuple[str, Callable[[], object]]]:
     """Each op at a model's sizes, as it is called in decoding (B = 1, 64) and in training, in bf16."""
     import torch
 
@@ -103,6 +106,8 @@ def cases(shape: Shape) -> Iterator[tuple[str, Callable[[], object]]]:
     from kernels.exit_criterion import second_difference, step_kl
     from kernels.linear_logprob import linear_logprob
     from kernels.recurrent_block import inject
+    from kernels.recurrent_loop import RecurrentLoop
+    from kernels.recurrent_loop.triton import Chip
     from kernels.shared_prefix_attention import shared_prefix_attention
     from kernels.thought_feedback import thought_feedback
     from kernels.vocab_mix import vocab_mix
@@ -123,8 +128,16 @@ def cases(shape: Shape) -> Iterator[tuple[str, Callable[[], object]]]:
         rope = None if shape.name == "gpt2" else (t(1, n, shape.head, dtype=torch.float32),) * 2
         LatentDecoder(decoder, "triton").run(past, t(n, shape.d, dtype=dtype), None, 1, ropes=rope)
 
+    def recur() -> None:
+        decoder = random_decoder(shape, "meta", torch.bfloat16, layers=1)
+        chip = Chip(PROGRAMS[arch], 0 if arch == "gfx942" else 1024 * SHARED[arch])
+        rope = None if shape.name == "gpt2" else (t(1, 64, shape.head),) * 2
+        loop = RecurrentLoop(decoder, t(shape.d, shape.d).t(), (t(shape.d), t(shape.d)), impl="triton", chip=chip)
+        loop.run(t(1, 64, shape.d), 1, rope)
+
+    yield "recurrent_loop", recur
     for dtype in (torch.bfloat16, torch.float32):
-        for n in (1, 4, 16, 64):
+        for n in (1, 4, 16, 64) if arch != "gfx942" else ():
             yield "decode_step", partial(steps, n, dtype)
 
     def shared(n: int) -> None:
@@ -150,29 +163,14 @@ def cases(shape: Shape) -> Iterator[tuple[str, Callable[[], object]]]:
         yield "thought_feedback", partial(thought_feedback, h, None, 0, square, gate, impl="triton")
         yield "exit_criterion", partial(second_difference, h, h, h, impl="triton")
         yield "exit_criterion", partial(step_kl, h, h, e, impl="triton")
-        yield "vocab_mix", partial(vocab_mix, h, e, impl="triton")
         yield "vocab_mix", partial(vocab_mix, h, e, top_k=16, impl="triton")
-
-
-def resident_cases(shape: Shape) -> Iterator[tuple[str, Callable[[], object], str]]:
-    """Ops whose tiles are made for one architecture, at a model's sizes in bf16, each with that architecture."""
-    import torch
-
-    from kernels.recurrent_loop import RecurrentLoop
-    from kernels.recurrent_loop.triton import Chip
-
-    def t(*size: int):
-        return torch.empty(*size, dtype=torch.bfloat16, device="meta")
-
-    def recur(arch: str) -> None:
-        decoder = random_decoder(shape, "meta", torch.bfloat16, layers=1)
-        chip = Chip(PROGRAMS[arch], 0 if arch == "gfx942" else 1024 * SHARED[arch])
-        rope = None if shape.name == "gpt2" else (t(1, 64, shape.head),) * 2
-        loop = RecurrentLoop(decoder, t(shape.d, shape.d).t(), (t(shape.d), t(shape.d)), impl="triton", chip=chip)
-        loop.run(t(1, 64, shape.d), 1, rope)
-
-    for arch in TARGETS:
-        yield "recurrent_loop", partial(recur, arch), arch
+    for n in (1, 2, 16, 64):
+        h, e = t(n, shape.d), t(shape.vocab, shape.d)
+        noise = t(n, shape.vocab, dtype=torch.float32)
+        yield "vocab_mix", partial(vocab_mix, h, e, impl="triton")
+        yield "vocab_mix", partial(vocab_mix, h, e, torch.empty_like(e), noise_NV=noise, impl="triton")
+    h, e = (t(*size, dtype=torch.float32) for size in ((1, shape.d), (shape.vocab, shape.d)))
+    yield "vocab_mix", partial(vocab_mix, h, e, impl="triton")
 
 
 @dataclass(frozen=True)
@@ -186,17 +184,6 @@ class Launch:
     constants: tuple[tuple[str, Any], ...]
     divisible: tuple[int, ...]
     options: tuple[tuple[str, int], ...]
-    made_for: str | None
-
-    def archs(self) -> list[str]:
-        """Where it may be launched: an op falls back to torch on AMD where its kernel would spill there."""
-        if self.made_for:
-            return [self.made_for]
-        amd = self.op != "decode_step" and not (self.kernel in NOT_AMD and self.constant("BLOCK_D") > 1024)
-        return [a for a in TARGETS if amd or a != "gfx942"]
-
-    def constant(self, name: str) -> int:
-        return dict(self.constants)[name]
 
 
 @contextmanager
@@ -212,22 +199,25 @@ def captured(found: list):
         JITFunction.run = run
 
 
-def launches() -> dict[Launch, list[str]]:
-    """Every distinct compilation that the cases need, and the shapes that need it."""
-    needed: dict[Launch, list[str]] = {}
-    for shape in SHAPES:
-        for op, call, arch in [*((*case, None) for case in cases(shape)), *resident_cases(shape)]:
-            found: list = []
-            with captured(found):
-                call()
-            for kernel, args, kwargs in found:
-                names = needed.setdefault(describe(op, kernel, args, kwargs, arch), [])
-                if shape.name not in names:
-                    names.append(shape.name)
+def launches() -> dict[tuple[Launch, str], list[str]]:
+    """Every distinct compilation that the cases need, with its architecture, and the shapes that need it."""
+    needed: dict[tuple[Launch, str], list[str]] = {}
+    for shape, arch in product(SHAPES, TARGETS):
+        with dispatch.supposed(int(arch[3:]) if arch.startswith("sm_") else 0):
+            for op, call in cases(shape, arch):
+                found: list = []
+                with captured(found):
+                    call()
+                for launch in (describe(op, *each) for each in found):
+                    if arch == "gfx942" and launch.kernel in NOT_AMD:
+                        continue
+                    names = needed.setdefault((launch, arch), [])
+                    if shape.name not in names:
+                        names.append(shape.name)
     return needed
 
 
-def describe(op: str, kernel, args: tuple, kwargs: dict, arch: str | None) -> Launch:
+def describe(op: str, kernel, args: tuple, kwargs: dict) -> Launch:
     """What Triton would specialise a launch on: types, constants, divisibility by 16."""
     import torch
     from triton.runtime.jit import type_canonicalisation_dict as short
@@ -253,7 +243,7 @@ def describe(op: str, kernel, args: tuple, kwargs: dict, arch: str | None) -> La
             signature.append((name, "fp32"))
     options = tuple(sorted((k, v) for k, v in kwargs.items() if k in ("num_warps", "num_stages", "maxnreg")))
     module = kernel.fn.__module__
-    return Launch(op, module, kernel.fn.__name__, tuple(signature), tuple(constants), tuple(divisible), options, arch)
+    return Launch(op, module, kernel.fn.__name__, tuple(signature), tuple(constants), tuple(divisible), options)
 
 
 def compiled(launch: Launch, arch: str) -> dict:
@@ -293,12 +283,12 @@ def variant(launch: Launch) -> str:
 
 def measure(ops: list[str] | None = None, archs: list[str] | None = None) -> list[dict]:
     """The table, or the part of some ops and architectures: one row a kernel, its shapes and an architecture."""
-    needed = {launch: names for launch, names in launches().items() if not ops or launch.op in ops}
-    jobs = [(launch, arch) for launch in needed for arch in launch.archs() if not archs or arch in archs]
+    needed = launches()
+    jobs = [(launch, arch) for launch, arch in needed if (not ops or launch.op in ops) and (not archs or arch in archs)]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         results = list(pool.map(compiled, *zip(*jobs), chunksize=4))
     rows = [
-        {"op": launch.op, "kernel": variant(launch), "shapes": " ".join(needed[launch]), "arch": arch, **result}
+        {"op": launch.op, "kernel": variant(launch), "shapes": " ".join(needed[launch, arch]), "arch": arch, **result}
         for (launch, arch), result in zip(jobs, results)
     ]
     return sorted(rows, key=lambda r: [str(r[f]) for f in FIELDS[:4]])

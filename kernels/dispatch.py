@@ -6,6 +6,8 @@ TRITON_INTERPRET=1 the Triton kernels run on CPU tensors too, slowly: that is ho
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import util
 from typing import Literal
@@ -56,6 +58,33 @@ def unavailable(device: torch.device) -> str | None:
     if device.type in ("cuda", "meta") or interpreted():  # meta: tensors without data, to see what would be launched
         return None if find_spec("triton") else "Triton is not installed"
     return f"the tensors are on {device.type}, not on a GPU"
+
+
+_supposed = 0  # compute capability of the meta device
+
+
+def capability(device: torch.device) -> int:
+    """The compute capability of an NVIDIA GPU, 90 for 9.0; 0 of any other device.
+
+    On the meta device, where launches are only looked at, it is what `supposed` says.
+    """
+    if device.type == "meta":
+        return _supposed
+    if device.type != "cuda" or torch.version.hip:
+        return 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+@contextmanager
+def supposed(capability: int) -> Iterator[None]:
+    """Within, tensors without data are on a GPU of this compute capability."""
+    global _supposed
+    before, _supposed = _supposed, capability
+    try:
+        yield
+    finally:
+        _supposed = before
 
 
 @cache

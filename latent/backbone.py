@@ -5,7 +5,7 @@ one-position step, and nothing of the last layer is computed that no one reads. 
 `forward` (`latent/families.py`).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels import dispatch
-from kernels.decode_step import Feed, LatentDecoder
-from kernels.decoder import Decoder
+from kernels.decode_step import Feed, LatentDecoder, StaticCache
 from kernels.errors import UserError
 from kernels.exit_criterion import step_kl
 from kernels.latent_chain import LatentChain
@@ -24,6 +23,7 @@ from kernels.recurrent_loop import RecurrentLoop
 from kernels.vocab_mix import vocab_mix
 from latent import layers
 from latent.cache import Caches, Context, LayerCache
+from latent.fused import Fused
 from latent.taps import Recording, Tap
 
 
@@ -42,7 +42,7 @@ class Backbone(nn.Module):
         self.decoder = [self.lm.get_decoder()]  # in a list: its parameters are lm's
         self.layers = layers.known_layers(lm)
         self.recompute = False  # gradient checkpointing
-        self._fused: dict[str, tuple[tuple, LatentDecoder | RecurrentLoop]] = {}
+        self.fused = Fused(lm, self.layers)
         self._taps: list[Tap] = []  # the open ones
         config = self.lm.config
         self.width: int = config.hidden_size
@@ -78,7 +78,7 @@ class Backbone(nn.Module):
         computed can then be freed.
 
         With gradient or without, as the calls are made. Fused kernels, which keep nothing, are not used meanwhile
-        (`chain`, `branch` and `recur` give None), nor is the training chain; numbers are the same but for rounding.
+        (`chain`, `apart` and `recur` give None), nor is the training chain; numbers are the same but for rounding.
         Taps may be opened within taps; each gets its own. In a loop along the depth (`loop`) the state of the first
         block's number is what goes into it, the injected constant included, and that of the last block is not normed.
         Raises UserError for layers that there are not and where nothing is asked for.
@@ -106,7 +106,14 @@ class Backbone(nn.Module):
         return self.lm.get_input_embeddings()(ids_BT)
 
     def head(self, h_BTD: Tensor) -> Tensor:
-        """Final hidden states -> logits (B, T, V), in fp32 or better: what is taken from them are log-probabilities."""
+        """Final hidden states -> logits (B, T, V), in fp32 or better: what is taken from them are log-probabilities.
+
+        Without gradient on a GPU they are never rounded to the dtype of what is multiplied, as `logprob` does not.
+        """
+        operands = self._operands(h_BTD) if h_BTD.is_cuda and not torch.is_grad_enabled() else None
+        if operands is not None and operands[0].dtype in (torch.bfloat16, torch.float16):
+            flat_ND, e_VD = operands[0].flatten(0, -2), operands[1]
+            return torch.mm(flat_ND, e_VD.t(), out_dtype=torch.float32).unflatten(0, h_BTD.shape[:-1])
         logits_BTV = self.lm.get_output_embeddings()(h_BTD)
         return logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
 
@@ -127,35 +134,45 @@ class Backbone(nn.Module):
         self, h_ND: Tensor, ids_N: Tensor, temperature: float = 1.0, entropy: bool = True
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Log-prob of tokens given their hidden states, entropy (nats) if asked for, and the likeliest token, (N,)."""
-        e_VD = self._plain_head(h_ND)
-        if e_VD is not None:
-            return linear_logprob(h_ND, e_VD, ids_N, temperature, entropy)
+        operands = self._operands(h_ND)
+        if operands is not None:
+            return linear_logprob(*operands, ids_N, temperature, entropy)
         logp_NV = (self.head(h_ND) / temperature).log_softmax(-1)
         entropy_N = -(logp_NV.exp() * logp_NV).sum(-1) if entropy else None
         return logp_NV.gather(-1, ids_N[:, None])[:, 0], entropy_N, logp_NV.detach().argmax(-1)
 
     def mix(self, h_ND: Tensor) -> Tensor:
         """The mean input embedding (N, D) under the next-token distributions of final hidden states."""
-        e_VD, table = self._plain_head(h_ND), self.lm.get_input_embeddings()
+        operands, table = self._operands(h_ND), self.lm.get_input_embeddings()
         # some families scale what they look up
         table_VD = table.weight if type(table) is nn.Embedding else table(torch.arange(self.vocab, device=h_ND.device))
+        if operands is not None and not torch.is_grad_enabled():
+            low_ND, e_VD = operands
+            return vocab_mix(low_ND, e_VD, table_VD.to(low_ND.dtype))[0].to(h_ND.dtype)
         table_VD = table_VD.to(h_ND.dtype)
-        if e_VD is not None and not torch.is_grad_enabled():
-            return vocab_mix(h_ND, e_VD, table_VD)[0]
         return self.head(h_ND).softmax(-1).to(h_ND.dtype) @ table_VD
 
     def step_kl(self, h_ND: Tensor, before_ND: Tensor) -> Tensor:
         """KL (nats) from the next-token distributions that `before_ND` gives to those of `h_ND`, (N,); no gradient."""
-        e_VD = self._plain_head(h_ND)
-        if e_VD is not None:
-            return step_kl(h_ND, before_ND, e_VD)
+        operands = self._operands(h_ND)
+        if operands is not None:
+            return step_kl(operands[0], before_ND.to(operands[0].dtype), operands[1])
         logp_NV, logq_NV = (self.head(x).log_softmax(-1) for x in (h_ND, before_ND))
         return (logp_NV.exp() * (logp_NV - logq_NV)).sum(-1)
 
-    def _plain_head(self, h_ND: Tensor) -> Tensor | None:
-        """The head's weight (V, D) in the states' dtype, which autocast makes another; None if there is more to it."""
-        head = self.lm.get_output_embeddings()
-        return head.weight.to(h_ND.dtype) if type(head) is nn.Linear and head.bias is None else None
+    def _operands(self, h_ND: Tensor) -> tuple[Tensor, Tensor] | None:
+        """States and the head's weight (V, D) as they are multiplied: in autocast's dtype where it is on.
+
+        None for a head that is more than a product.
+        """
+        head, kind = self.lm.get_output_embeddings(), h_ND.device.type
+        if type(head) is not nn.Linear or head.bias is not None:
+            return None
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else h_ND.dtype
+        e_VD = head.weight
+        if e_VD.dtype != dtype:
+            e_VD = e_VD.to(dtype) if torch.is_grad_enabled() else self.fused.copied(head, dtype)
+        return h_ND.to(dtype), e_VD
 
     def read(
         self, ids_BT: Tensor, mask_BT: Tensor | None = None, after: Context | None = None
@@ -193,6 +210,8 @@ class Backbone(nn.Module):
         Returns final hidden states (B, T, D) and the longer context.
         """
         b, t, _ = x_BTD.shape
+        if t == 1 and (fused := self.chain(x_BTD[:, 0], context, None, 1, 1)) is not None:
+            return fused
         span = stride * (t - 1) + 1
         self.check_length(context.reach + span)
         pos_BT = context.next_B[:, None] + stride * torch.arange(t, device=context.next_B.device)
@@ -212,36 +231,55 @@ class Backbone(nn.Module):
         return h_BTD, Context(past, mask_BS, context.next_B + span, context.reach + span)
 
     def chain(self, h_BD: Tensor, context: Context, feed: Feed, k: int, stride: int) -> tuple[Tensor, Context] | None:
-        """k latent steps in fused kernels: their states (B, K, D) and the longer context.
+        """k positions in fused kernels, each fed from the state before, the first from `h_BD` (B, D).
 
-        None where they do not apply: under autograd, without a GPU, with kernels turned off, for a family or a layer
-        that they do not know, and where a tap is open.
+        Returns their states (B, K, D) and the longer context. None where they do not apply: under autograd, without a
+        GPU, with kernels turned off, for a family or a layer that they do not know, and where a tap is open.
         """
-        op = "decode_step"
-        decoder = self._decoder(op) if k else None
+        past: StaticCache | list[tuple[Tensor, Tensor]]
+        decoder: LatentDecoder | None
+        if not k or self._taps or not self.fused.wanted("decode_step"):
+            return None
+        if isinstance(context.past, StaticCache):
+            past, decoder = context.past, context.past.decoder
+        else:
+            caches = [c for c in context.layers if isinstance(c, LayerCache)]
+            past, decoder = [(c.k, c.v) for c in caches], self.fused.decode() if caches else None
         if decoder is None:
             return None
         self.check_length(context.reach + k * stride)
-        fused = self._ready(op, decoder, (), lambda: LatentDecoder(decoder))
         pos_KB = context.next_B + stride * torch.arange(1, k + 1, device=context.next_B.device)[:, None] - 1
         assert self.layers is not None  # or there were no decoder
         add_KBD, ropes = self.layers.places(h_BD, pos_KB)
-        read = [(c.k, c.v) for c in context.layers]
-        states_BKD, longer = fused.run(read, h_BD, feed, k, add_KBD, ropes, context.mask_BS)
-        mask_BS = context.mask_BS
-        if mask_BS is not None:
-            mask_BS = torch.cat([mask_BS, mask_BS.new_ones(len(h_BD), k)], 1)
-        past = [LayerCache(*pair) for pair in longer]
-        return states_BKD, Context(past, mask_BS, context.next_B + k * stride, context.reach + k * stride)
+        states_BKD, longer = decoder.run(past, h_BD, feed, k, add_KBD, ropes, context.mask_BS, self._read_by(feed))
+        assert isinstance(longer, StaticCache)  # as it is where kernels run
+        return states_BKD, Context(longer, longer.visible_BS, context.next_B + k * stride, context.reach + k * stride)
 
-    def branch(self, context: Context, group: int) -> Context | None:
-        """The context for `group` rollouts of each row whose prompt is read once for all, in a fused kernel.
+    def _read_by(self, feed: Feed) -> list[Tensor]:
+        """The weights that a feedback may read."""
+        if feed is None:
+            return []
+        ends = (self.lm.get_input_embeddings(), self.lm.get_output_embeddings(), feed)
+        return [p for m in ends if isinstance(m, nn.Module) for p in m.parameters()]
 
-        None where it does not apply, as in `chain`.
+    def apart(self, context: Context, row_B: Tensor) -> Context | None:
+        """The context with a row for each rollout, row_B[b] of it, where text goes on in fused kernels.
+
+        Rollouts that follow their prompts in order, as many each, share K and V of the prompt where copies of it would
+        take more than the kernels' caches may. None where it does not apply, as in `chain`.
         """
-        if self._decoder("shared_prefix_attention") is None:
+        if self._taps:
             return None
-        return context.branch(group)
+        decoder = self.fused.decode()
+        if decoder is None:
+            return None
+        if decoder.bytes(len(row_B), context.size) <= decoder.limit:
+            return context.rows(row_B)
+        rows = len(context.next_B)
+        in_order_B = torch.arange(len(row_B), device=row_B.device) * rows // len(row_B)
+        if len(row_B) % rows or not torch.equal(row_B, in_order_B):
+            return None
+        return context.branch(len(row_B) // rows)
 
     def recur(
         self, constant_BTD: Tensor, carry: nn.Linear, norm: nn.LayerNorm, blocks: range, r: int, pos_BT: Tensor,
@@ -252,41 +290,21 @@ class Backbone(nn.Module):
         None where it does not apply, as in `chain`.
         """
         op = "recurrent_loop"
-        decoder = self._decoder(op) if r else None
+        decoder = self.fused.decoder(op) if r and not self._taps else None
         if decoder is None:
             return None
         weight, affine = carry.weight, (norm.weight, norm.bias)
         core = replace(decoder, layers=decoder.layers[blocks.start : blocks.stop])
-        loop = self._ready(op, core, (weight, *affine), lambda: RecurrentLoop(core, weight.t(), affine, norm.eps))
+        loop = self.fused.ready(op, core, (weight, *affine), lambda: RecurrentLoop(core, weight.t(), affine, norm.eps))
         if dispatch.choose(op, None, weight, loop.unless(constant_BTD)) == "torch":
             return None
         assert self.layers is not None  # or there were no decoder
         _, ropes = self.layers.places(constant_BTD, pos_BT)
         return loop.run(constant_BTD, r, ropes, mask_BT)
 
-    def _decoder(self, op: str) -> Decoder | None:
-        """The layers as plain tensors for a fused kernel; None where there is to be none."""
-        weight = self.lm.get_input_embeddings().weight
-        if self._taps or torch.is_grad_enabled():
-            return None
-        if dispatch.choose(op, None, weight, dispatch.not_floats(weight)) == "torch":
-            return None
-        decoder = None if self.layers is None else self.layers.decoder()
-        if decoder is None:
-            dispatch.choose(op, None, weight, f"no fused step for this {type(self.lm).__name__}")
-        return decoder
-
-    def _ready(self, op: str, decoder: Decoder, more: tuple[Tensor, ...], make: Callable):
-        """What a fused kernel keeps between calls, made anew where a weight lies elsewhere than before."""
-        weights = (*(x for pair in decoder.affines() for x in pair if x is not None), *more)
-        key = tuple((w.data_ptr(), w.dtype) for w in weights)
-        if op not in self._fused or self._fused[op][0] != key:
-            self._fused[op] = key, make()
-        return self._fused[op][1]
-
     def __getstate__(self):
-        """Without what fused kernels keep, as a copy has weights of its own, and without open taps."""
-        return self.__dict__ | {"_fused": {}, "_taps": []}
+        """Without open taps."""
+        return self.__dict__ | {"_taps": []}
 
     def _recording(self, pos_BT: Tensor, mask_BT: Tensor | None) -> Recording | None:
         """What a call is recorded in; None where no tap is open."""
@@ -296,10 +314,11 @@ class Backbone(nn.Module):
         """The chain to go on by one position in training, None where the layers are not plain ones."""
         if isinstance(context.past, LatentChain):
             return context.past
-        decoder = None if self.layers is None else self.layers.decoder()
+        mixed = torch.is_autocast_enabled(context.next_B.device.type)
+        decoder = None if self.layers is None or mixed else self.layers.decoder()
         if decoder is None:
             return None
-        return LatentChain.of(decoder, [(c.k, c.v) for c in context.past], self.recompute)
+        return LatentChain.of(decoder, [(c.k, c.v) for c in context.layers], self.recompute)
 
     def check_length(self, length: int) -> None:
         """Raise UserError where prompt, thoughts and text together need more positions than there are."""

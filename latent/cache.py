@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.decode_step import StaticCache
 from kernels.latent_chain import LatentChain
 from kernels.shared_prefix_attention import shared_prefix_attention
 
@@ -150,25 +151,28 @@ Caches = Sequence[LayerCache | BranchedCache]  # one a layer, all of one kind
 class Context:
     """All that has been read so far: a value, never changed in place.
 
-    `past`: one cache a layer, or the latent chain that holds them all. `mask_BS`: which cached positions may be
+    `past`: one cache a layer, or what holds them all: the latent chain in training, the fused kernels' cache without
+    gradient. `mask_BS`: which cached positions may be
     attended, None = all. `next_B`: the position id of the next token; `reach`: the largest of them, known without
     asking the device.
     """
 
-    past: Caches | LatentChain
+    past: Caches | LatentChain | StaticCache
     mask_BS: Tensor | None
     next_B: Tensor
     reach: int
 
     @property
     def layers(self) -> Caches:
-        """One cache a layer, copied out of a chain."""
-        return [LayerCache(k, v) for k, v in self.past.read()] if isinstance(self.past, LatentChain) else self.past
+        """One cache a layer, copied out of what holds them all."""
+        if isinstance(self.past, LatentChain):
+            return [LayerCache(k, v) for k, v in self.past.read()]
+        return [LayerCache(k, v) for k, v in self.past] if isinstance(self.past, StaticCache) else self.past
 
     @property
     def size(self) -> int:
         """Cached positions, hidden ones included."""
-        return self.past.size if isinstance(self.past, LatentChain) else self.past[0].size
+        return self.past.size if isinstance(self.past, (LatentChain, StaticCache)) else self.past[0].size
 
     def rows(self, index_U: Tensor) -> "Context":
         """Some rows, any of them as often as named."""

@@ -31,7 +31,7 @@ class ModelConfig:
     lora_alpha: float = 32.0
     """Scale of the adapters: their output is multiplied by alpha / rank."""
     bf16: bool = False
-    """Compute supervised updates in bfloat16 (autocast); weights, optimizer and evaluation stay in fp32."""
+    """Sample, train and judge in bfloat16 (autocast); weights and optimizer stay in fp32."""
     recompute: bool = False
     """Gradient checkpointing: keep only each layer's input until backward, and compute the layer twice."""
 

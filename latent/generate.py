@@ -16,27 +16,28 @@ from latent.rollout import Rollout, Turn
 from latent.text import pad_left
 from latent.thought import Chooser, Decision, Greedy, Prompt, Replay, Sample, Thought
 
+_LOOK = 8  # tokens
+
 
 def decode(method: Method, thought: Thought, choose: Chooser, max_tokens: int, end: int | None) -> Tensor:
     """Write the text after a thought. Returns tokens (B, T), T <= max_tokens, filled with `end` after a row's end.
 
     Stops where all rows have ended, at the model's last position, and at the end of an answer that was read off in
-    parallel.
+    parallel. On a GPU it looks only now and then whether all have, for that it must wait for the device.
     """
     backbone, h_UTD, context, row_B = method.backbone, thought.h_UTD, thought.context, thought.row_B
     read = h_UTD.shape[1]
     rollouts = len(h_UTD) if row_B is None else len(row_B)
-    live_B = torch.ones(rollouts, dtype=torch.bool, device=h_UTD.device)
+    live_B, every = torch.ones(rollouts, dtype=torch.bool, device=h_UTD.device), _LOOK if h_UTD.is_cuda else 1
     tokens: list[Tensor] = []
     for t in range(max_tokens):
         if t >= read:
             if context is None or context.reach == backbone.positions:
                 break
             next_U = tokens[-1]
-            alike = row_B is not None and t == read and _in_groups(row_B, len(h_UTD))
-            branched = backbone.branch(context, rollouts // len(h_UTD)) if alike else None
-            if branched is not None:
-                context, row_B = branched, None
+            if row_B is not None and t == read:
+                apart = backbone.apart(context, row_B)
+                context, row_B = (context, row_B) if apart is None else (apart, None)
             if row_B is not None:  # rollouts that wrote the same so far go on as one row
                 key_U, row_B = torch.unique(row_B * backbone.vocab + tokens[-1], return_inverse=True)
                 context, next_U = context.rows(key_U // backbone.vocab), key_U % backbone.vocab
@@ -48,16 +49,13 @@ def decode(method: Method, thought: Thought, choose: Chooser, max_tokens: int, e
             token_B = torch.where(live_B, token_B, end)
             live_B = live_B & (token_B != end)
         tokens.append(token_B)
-        if end is not None and not live_B.any():
+        if end is not None and len(tokens) % every == 0 and not live_B.any():
             break
-    return torch.stack(tokens, 1)
-
-
-def _in_groups(row_B: Tensor, rows: int) -> bool:
-    """Whether rollouts point at rows in order, as many at each."""
-    return len(row_B) % rows == 0 and torch.equal(
-        row_B, torch.arange(len(row_B), device=row_B.device) * rows // len(row_B)
-    )
+    tokens_BT = torch.stack(tokens, 1)
+    if end is None or every == 1:
+        return tokens_BT
+    longest = int((tokens_BT != end).sum(1).max()) + 1  # what was written after the last end is left out
+    return tokens_BT[:, :longest]
 
 
 React = Callable[[list[int], Tensor], list[tuple[int, ...] | None]]
@@ -137,9 +135,8 @@ def _scored(method: Method, rolled: Rollout, temperature: float) -> tuple[Though
     choose.turn = text.turn
     thought = method.think(rolled.prompt, choose, rolled.group)
     every_B = torch.arange(len(rolled.tokens_BT), device=rolled.tokens_BT.device)
-    copy_B = row_B = every_B if thought.row_B is None else thought.row_B
-    for token_B in rolled.tokens_BT.unbind(1):
-        _, copy_B = torch.unique(copy_B * method.backbone.vocab + token_B, return_inverse=True)
+    row_B = every_B if thought.row_B is None else thought.row_B
+    _, copy_B = torch.unique(torch.cat([row_B[:, None], rolled.tokens_BT], 1), dim=0, return_inverse=True)
     one_U = every_B.new_empty(int(copy_B.max()) + 1)
     one_U[copy_B] = every_B  # one rollout of each kind, whichever
     ids_UT = rolled.tokens_BT[one_U]

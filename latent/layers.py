@@ -4,6 +4,8 @@ The same numbers as the family's own `forward` (a test holds them together), in 
 project to q, k, v; attend; finish. `forward` and `loop` put them together again.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -11,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from kernels.decoder import Act, Affine, Decoder, Layer
 from kernels.recurrent_block import inject
 from latent.cache import BranchedCache, Caches, LayerCache, attend, visible, weigh
+from latent.fused import plain_affine
 from latent.taps import Recording
 
 ACTIVATIONS: dict[str, Act] = {
@@ -20,6 +23,9 @@ ACTIVATIONS: dict[str, Act] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "silu": "silu",
 }
+
+
+Projection = Callable[[nn.Module], Affine | None]  # a linear module -> its weight, as (in, out), and bias
 
 
 def known_layers(lm) -> "GPT2 | Llama | None":
@@ -137,9 +143,10 @@ class GPT2:
         """What K chained steps add to their inputs, (K, B, D), and their rotations, (K, B, d): one of the two."""
         return self.body.wpe(pos_KB), None
 
-    def decoder(self) -> Decoder | None:
-        layers = [w for b in self.blocks if (w := b.weights()) is not None]
-        if len(layers) < len(self.blocks) or torch.is_autocast_enabled(self.norm.weight.device.type):
+    def decoder(self, affine: Projection = plain_affine) -> Decoder | None:
+        """The layers as plain tensors; None where they hold more than `affine` can read, or dropout is at work."""
+        layers = [w for b in self.blocks if (w := b.weights(affine)) is not None]
+        if len(layers) < len(self.blocks):
             return None
         if self.body.drop.training and self.body.drop.p:
             return None
@@ -159,14 +166,14 @@ class GPT2Layer:
     def dropout(self) -> float:
         return self.attn.attn_dropout.p if self.attn.training else 0.0
 
-    def weights(self) -> Layer | None:
-        """The layer as plain tensors, None where it holds more than that: adapters, dropout at work."""
+    def weights(self, affine: Projection) -> Layer | None:
         block, attn, mlp = self.block, self.attn, self.block.mlp
-        linears = (attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj)
+        read = [affine(x) for x in (attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj)]
         drops = (attn.attn_dropout, attn.resid_dropout, mlp.dropout)
-        if any(type(x).__name__ != "Conv1D" for x in linears) or any(d.training and d.p for d in drops):
+        linears = [x for x in read if x is not None]
+        if len(linears) < len(read) or any(d.training and d.p for d in drops):
             return None
-        qkv, out, up, down = ((x.weight, x.bias) for x in linears)
+        qkv, out, up, down = linears
         return Layer(_affine(block.ln_1), (qkv,), (), out, _affine(block.ln_2), (up,), down)
 
     def first_norm(self) -> tuple[Tensor, Tensor | None, float]:
@@ -227,9 +234,10 @@ class Llama:
     def places(self, h_BD: Tensor, pos_KB: Tensor):
         return None, tuple(r.float() for r in self.body.rotary_emb(h_BD, pos_KB))
 
-    def decoder(self) -> Decoder | None:
-        layers = [w for b in self.blocks if (w := b.weights()) is not None]
-        if len(layers) < len(self.blocks) or torch.is_autocast_enabled(self.norm.weight.device.type):
+    def decoder(self, affine: Projection = plain_affine) -> Decoder | None:
+        """The layers as plain tensors; None where they hold more than `affine` can read, or dropout is at work."""
+        layers = [w for b in self.blocks if (w := b.weights(affine)) is not None]
+        if len(layers) < len(self.blocks):
             return None
         config, act = self.body.config, ACTIVATIONS.get(self.body.config.hidden_act)
         if act is None:
@@ -245,13 +253,13 @@ class LlamaLayer:
     def dropout(self) -> float:
         return self.attn.attention_dropout if self.attn.training else 0.0
 
-    def weights(self) -> Layer | None:
-        """The layer as plain tensors, None where it holds more than that: adapters, dropout at work."""
+    def weights(self, affine: Projection) -> Layer | None:
         attn, mlp = self.attn, self.block.mlp
-        linears = (attn.q_proj, attn.k_proj, attn.v_proj, attn.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
-        if any(type(x) is not nn.Linear for x in linears) or self.dropout():
+        names = (attn.q_proj, attn.k_proj, attn.v_proj, attn.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+        linears = [x for x in map(affine, names) if x is not None]
+        if len(linears) < len(names) or self.dropout():
             return None
-        q, k, v, out, gate, up, down = ((x.weight.t(), x.bias) for x in linears)
+        q, k, v, out, gate, up, down = linears
         qk_norm = ((attn.q_norm.weight, None), (attn.k_norm.weight, None)) if hasattr(attn, "q_norm") else ()
         norm_1, norm_2 = (self.block.input_layernorm.weight, None), (self.block.post_attention_layernorm.weight, None)
         return Layer(norm_1, (q, k, v), qk_norm, out, norm_2, (gate, up), down)

@@ -223,7 +223,11 @@ class Sample(Chooser):
 
     def pick(self, kind: str, dist: Distribution) -> Tensor:
         self.drawn += 1
-        return dist.sample() if self.share is None else self.share.sample(dist)
+        if self.share is not None:
+            return self.share.sample(dist)
+        if isinstance(dist, Categorical) and dist.probs.is_cuda:  # torch's own draw, without a look at the result
+            return (dist.probs / torch.empty_like(dist.probs).exponential_(1)).argmax(-1)
+        return dist.sample()
 
 
 class Greedy(Chooser):

@@ -173,8 +173,6 @@ class Run:
 
     def __post_init__(self):
         check_numbers(self)
-        if self.model.bf16 and isinstance(self.train, RLVR):
-            raise UserError("model.bf16 is for supervised training: in RL sampler and trainer must agree")
 
     @property
     def id(self) -> str:

@@ -3,8 +3,6 @@
 from dataclasses import replace
 from functools import partial
 
-import torch
-
 from eval.environments.base import Environment, iterate
 from latent.text import Batch
 from train.loop import Terms, Trainer
@@ -28,7 +26,7 @@ def fit(trainer: Trainer, env: Environment) -> None:
                 return [sum(of_term) for of_term in zip(*map(trainer.method.counts, drawn))]
 
         def terms(batch: Batch) -> Terms:
-            with torch.autocast(engine.device.type, torch.bfloat16, enabled=trainer.record.run.model.bf16):
+            with trainer.precision():
                 return engine.call("terms", replace(batch, generator=trainer.generator(step)))
 
         logged = trainer.descend([partial(terms, batch) for batch in batches], counts)

@@ -81,6 +81,10 @@ class Trainer:
         """The generator of what a step draws for its whole batch: the same on every process."""
         return torch.Generator(device).manual_seed(seed_of(self.record.run.seed, step, 0))
 
+    def precision(self) -> torch.autocast:
+        """Autocast to bfloat16 where the run asks for it: in sampling, training and judging alike."""
+        return torch.autocast(self.engine.device.type, torch.bfloat16, enabled=self.record.run.model.bf16)
+
     def rate(self, step: int) -> float:
         """The learning rate as a fraction of its peak: linear warm-up, constant, linear decay at the end."""
         c = self.config

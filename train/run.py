@@ -154,13 +154,15 @@ def final(run: Run, env: Environment, problems: list[Problem], trainer: Trainer)
         done += n
         say({"stage": "judge", "done": done, "total": total})
 
-    items: list[Item] = judge(reasoner, env, problems, run.judge.batch, tick=tick, among=engine)
+    with trainer.precision():
+        items: list[Item] = judge(reasoner, env, problems, run.judge.batch, tick=tick, among=engine)
     if engine.leads:
         trainer.record.samples([{"step": run.train.steps, "split": "test", **asdict(item)} for item in items])
     levels, at_main = by_level(items), summary(items[: len(main)])
     swept = {}
     for k in sorted(sweep):
-        judged = judge(reasoner, env, main, run.judge.batch, steps=k, tick=tick, among=engine)
+        with trainer.precision():
+            judged = judge(reasoner, env, main, run.judge.batch, steps=k, tick=tick, among=engine)
         swept[str(k)] = summary(judged) | {"correct": [int(i.correct) for i in judged]}
     prompt = sum(prompt_tokens(reasoner.codec, env.turns_of(p)) for p in main) / len(main)
     return {

@@ -51,7 +51,7 @@ class Selection:
         them cheaper.
         """
         engine, counters = trainer.engine, trainer.counters
-        with engine.whole():
+        with engine.whole(), trainer.precision():
             items = judge(trainer.reasoner, self.env, self.problems, self.batch, among=engine)
         accuracy = sum(i.correct for i in items) / len(self.problems)
         line = {"step": trainer.done, "valid": accuracy}

@@ -1,11 +1,14 @@
-"""A chain of latent steps without gradient: k positions, each fed from the hidden state of the one before.
+"""Latent steps and text tokens without gradient: positions of one token each, every one fed from what came before.
 
 The definition is `kernels.latent_chain.reference.step`, repeated. The Triton version runs a layer in five launches
-(`triton.py`) and, on a GPU, replays the whole chain, feedback included, as one CUDA graph: static caches, no host
-synchronisation between the prompt and the last latent.
+(`triton.py`) and, on a GPU, replays k steps, feedback included, as one CUDA graph over a cache of fixed size: nothing
+waits for the host between the prompt and the last latent, and a token of text is one replay too.
 """
 
-from collections.abc import Callable
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -14,27 +17,28 @@ from kernels import dispatch
 from kernels.decoder import Decoder
 from kernels.latent_chain.reference import step
 
-__all__ = ["LatentDecoder"]
+__all__ = ["LatentDecoder", "StaticCache"]
 
 Feed = Callable[[Tensor], Tensor] | None  # hidden state (B, D) -> the next input; None = as it is
-Past = list[tuple[Tensor, Tensor]]
-_GRAPHS = 16  # kept at a time, each with its caches
-_GRAIN = 64  # prompts are padded at the front to a multiple of it, so that one graph serves many lengths
+Past = Sequence[tuple[Tensor, Tensor]]
+MEMORY = 1 / 8  # of a GPU's memory, for the caches that graphs write
+_SPARE = 32  # positions of a cache beyond those asked for, for the text that follows
+_ROOMS = (*range(64, 512, 64), *(256 * n * 2**i for i in range(16) for n in (2, 3)))  # few sizes, so few graphs
 
 
 class LatentDecoder:
-    """A decoder made ready for chains of latent steps. Keeps buffers and graphs between calls.
+    """A decoder made ready for steps of one position. Keeps buffers and graphs between calls, the last used ones.
 
     Raises ValueError, as every op does, where `impl` is "triton" and it cannot be met.
     """
 
     def __init__(self, decoder: Decoder, impl: dispatch.Impl | None = None):
-        weight = decoder.norm[0]
-        self.decoder = decoder
+        weight = decoder.layers[0].out[0]
+        self.decoder, self.dtype, self.device = decoder, weight.dtype, weight.device
         amd = "it is made for NVIDIA's GPUs" if torch.version.hip else None
         self.impl = dispatch.choose("decode_step", impl, weight, dispatch.not_floats(weight) or amd or decoder.mixed())
-        self._steps: dict[int, object] = {}
-        self._graphs: dict[tuple, _Graph] = {}
+        self._workspaces: OrderedDict[tuple[int, int], _Workspace] = OrderedDict()  # by batch and room
+        self._steps: dict[int, object] = {}  # what lies between launches, by batch
 
     @torch.no_grad()
     def run(
@@ -46,15 +50,17 @@ class LatentDecoder:
         add_KBD: Tensor | None = None,
         ropes: tuple[Tensor, Tensor] | None = None,
         visible_BS: Tensor | None = None,
+        reads: Sequence[Tensor] = (),
     ) -> tuple[Tensor, Past]:
-        """States (B, K, D) of `steps` latents, and K and V of each layer, (B, H_kv, S + K, d).
+        """States (B, K, D) of `steps` positions, and K and V of each layer, (B, H_kv, S + K, d).
 
-        `past`: K and V (B, H_kv, S, d) of what was read; `h_BD` its last hidden state. `add_KBD` is added to each
-        step's input (learned positions), `ropes` are cosines and sines (K, B, d) of the latents' positions.
-        `visible_BS`: which read positions may be attended, None = all. Raises ValueError for a negative number of steps
-        or a shape that does not fit.
+        `past`: K and V (B, H_kv, S, d) of what was read, or what an earlier call returned; `h_BD` its last hidden
+        state. `add_KBD` is added to each step's input (learned positions), `ropes` are cosines and sines (K, B, d) of
+        the positions. `visible_BS`: which positions before may be attended, None = all. `reads`: every tensor that
+        `feed` reads beside its input, as they are asked for by address. Raises ValueError for a negative number of
+        steps or a shape that does not fit.
         """
-        batch, _, size, _ = past[0][0].shape
+        batch, _, size, _ = past.shape if isinstance(past, StaticCache) else past[0][0].shape
         if steps < 0:
             raise ValueError(f"decode_step: the number of steps must be at least 0, got {steps}")
         dispatch.expect("decode_step", "h", h_BD, (batch, self.decoder.norm[0].shape[0]))
@@ -70,19 +76,10 @@ class LatentDecoder:
         if self.impl == "torch":
             return self._torch(past, h_BD, feed, steps, add_KBD, ropes, visible_BS)
         # buffers made here are written again in whatever mode the next call has; leaving it allows gradients
-        with torch.inference_mode(False), torch.no_grad():
-            if not h_BD.is_cuda:
-                chain = _Chain(self, batch, size, steps, h_BD, ropes is not None)
-                chain.load(past, h_BD, add_KBD, ropes, visible_BS)
-                chain.launch(feed)
-                return chain.result(size)
-            padded = -(-size // _GRAIN) * _GRAIN
-            key = (batch, padded, steps, ropes is not None, feed)
-            if key not in self._graphs:
-                if len(self._graphs) == _GRAPHS:
-                    self._graphs.pop(next(iter(self._graphs)))
-                self._graphs[key] = _Graph(_Chain(self, batch, padded, steps, h_BD, ropes is not None), feed)
-            return self._graphs[key].replay(past, h_BD, add_KBD, ropes, visible_BS)
+        with torch.inference_mode(False), torch.no_grad(), _on(self.device):
+            workspace = self._workspace(past, batch, size, steps, visible_BS)
+            states_BKD = workspace.run(h_BD, feed, steps, add_KBD, ropes, tuple(x.data_ptr() for x in reads))
+            return states_BKD, StaticCache(self, workspace, batch, visible_BS)
 
     def _torch(self, past, h_BD, feed, steps, add_KBD, ropes, visible_BS) -> tuple[Tensor, Past]:
         states = []
@@ -97,8 +94,42 @@ class LatentDecoder:
             states.append(h_BD)
         return torch.stack(states, 1), past
 
-    def step_for(self, batch: int):
-        """Buffers and tiles for a batch size."""
+    def _workspace(self, past: Past, batch: int, size: int, steps: int, visible_BS: Tensor | None) -> "_Workspace":
+        """One that holds `past` and has room for `steps` more positions."""
+        if isinstance(past, StaticCache) and past.at_end and size + steps <= past.workspace.room:
+            found = past.workspace
+            if visible_BS is not past.visible_BS:
+                found.show(visible_BS)
+            return found
+        room = next(n for n in _ROOMS if n >= size + steps + _SPARE)
+        key = batch, room
+        if key not in self._workspaces:
+            made = _Workspace(self.decoder, self._step(batch), batch, room, self.dtype, self.device)
+            self._workspaces[key] = made
+            self._make_room()
+        self._workspaces.move_to_end(key)
+        self._workspaces[key].load(past, size, visible_BS)
+        return self._workspaces[key]
+
+    def _make_room(self) -> None:
+        """Let go of the caches not used for longest, with their graphs, until the rest keeps within MEMORY."""
+        limit = self.limit
+        while len(self._workspaces) > 1 and sum(w.bytes for w in self._workspaces.values()) > limit:
+            self._workspaces.popitem(last=False)
+
+    @property
+    def limit(self) -> float:
+        """Bytes that caches may take together; one is always kept."""
+        if self.device.type != "cuda":
+            return 2.0**30
+        return MEMORY * torch.cuda.get_device_properties(self.device).total_memory
+
+    def bytes(self, batch: int, size: int) -> int:
+        """Bytes of K and V of so many rows and positions."""
+        dec = self.decoder
+        return 2 * len(dec.layers) * batch * size * dec.kv_heads * dec.d * self.dtype.itemsize
+
+    def _step(self, batch: int):
         from kernels.decode_step.triton import Step
 
         if batch not in self._steps:
@@ -106,48 +137,151 @@ class LatentDecoder:
         return self._steps[batch]
 
 
-class _Chain:
-    """Static tensors of k steps after a prompt of `size` positions, padded at the front; `launch` runs them."""
+class StaticCache(Sequence):
+    """K and V of each layer, (B, H_kv, S, d), in a cache of fixed size: what `LatentDecoder.run` returns.
 
-    def __init__(self, owner: LatentDecoder, batch: int, size: int, steps: int, like: Tensor, rotary: bool):
-        dec = owner.decoder
-        self.owner, self.batch, self.size, self.steps = owner, batch, size, steps
-        shape = (batch, dec.kv_heads, size + steps, dec.d)
-        self.kv = [(like.new_zeros(shape), like.new_zeros(shape)) for _ in dec.layers]
-        self.h, self.add = torch.empty_like(like), like.new_zeros(steps, *like.shape)
-        self.hidden = like.new_zeros(batch, size + steps, dtype=torch.uint8)
-        self.ropes = [like.new_zeros(steps, batch, dec.d, dtype=torch.float32) for _ in range(2)] if rotary else None
-        self.states = like.new_empty(steps, batch, like.shape[1])
+    A value, as any other past: it can be gone on from more than once, and what is written into its workspace later
+    does not change it. Copies are made where they are needed: when a pair is read, and when the workspace is wanted
+    for something else while this lives.
+    """
 
-    def load(self, past: Past, h_BD: Tensor, add_KBD: Tensor | None, ropes, visible_BS: Tensor | None) -> None:
-        start = self.size - past[0][0].shape[2]
-        for mine, theirs in zip(self.kv, past):
-            for m, t in zip(mine, theirs):
-                m[:, :, start : self.size].copy_(t)
-        self.h.copy_(h_BD)
-        self.add.zero_() if add_KBD is None else self.add.copy_(add_KBD)
-        for x in (x for pair in self.kv for x in pair):
-            x[:, :, :start].zero_()  # hidden, but what a masked weight of 0 multiplies must be a number
+    def __init__(self, decoder: LatentDecoder, workspace: "_Workspace", batch: int, visible_BS: Tensor | None):
+        self.decoder, self.workspace = decoder, workspace
+        self.size = workspace.filled
+        self.shape = (batch, decoder.decoder.kv_heads, self.size, decoder.decoder.d)
+        more = self.size - (0 if visible_BS is None else visible_BS.shape[1])
+        self.visible_BS = None if visible_BS is None else torch.cat([visible_BS, visible_BS.new_ones(batch, more)], 1)
+        self._kept: list[tuple[Tensor, Tensor]] | None = None
+        workspace.caches.add(self)
+
+    @property
+    def at_end(self) -> bool:
+        """Whether it can be gone on from in place: nothing has been written behind it, or over it."""
+        return self._kept is None and self.workspace.filled == self.size
+
+    def keep(self) -> None:
+        """Copy what the workspace holds of it, which is about to be written over."""
+        self._kept = [self[i] for i in range(len(self))]
+
+    def __len__(self) -> int:
+        return len(self.workspace.kv)
+
+    def __getitem__(self, i):
+        if self._kept is not None:
+            return self._kept[i]
+        return tuple(x[:, :, : self.size].clone() for x in self.workspace.kv[i])
+
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+
+class _Workspace:
+    """Tensors of fixed size for `batch` rows of up to `room` positions, and the graphs that work in them."""
+
+    def __init__(self, decoder: Decoder, step, batch: int, room: int, dtype: torch.dtype, device: torch.device):
+        self.step, self.room, self.filled = step, room, 0
+        shape = (batch, decoder.kv_heads, room, decoder.d)
+        self.kv = [tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in "kv") for _ in decoder.layers]
+        self.hidden = torch.zeros(batch, room, dtype=torch.uint8, device=device)
+        self.bytes = 2 * len(self.kv) * self.kv[0][0].nbytes
+        self.caches: weakref.WeakSet[StaticCache] = weakref.WeakSet()
+        self._chains: dict[tuple, _Chain] = {}
+
+    def load(self, past: Past, size: int, visible_BS: Tensor | None) -> None:
+        """Make it hold K and V of `size` positions."""
+        pairs = [past[i] for i in range(len(self.kv))]  # before what they may lie in is written over
+        for cache in list(self.caches):
+            if cache.size > 0 and cache._kept is None:
+                cache.keep()
+        self.caches.clear()
+        mine = [x[:, :, :size] for pair in self.kv for x in pair]
+        torch._foreach_copy_(mine, [x for pair in pairs for x in pair])
+        self.filled = size
+        self.show(visible_BS)
+
+    def show(self, visible_BS: Tensor | None) -> None:
+        """Which of the positions may be attended, None = all."""
         self.hidden.zero_()
-        self.hidden[:, :start] = 1
         if visible_BS is not None:
-            self.hidden[:, start : self.size] = ~visible_BS
-        for m, t in zip(self.ropes or (), ropes or ()):
-            m.copy_(t)
+            self.hidden[:, : self.filled] = ~visible_BS
 
-    def launch(self, feed: Feed) -> None:
-        run, h = self.owner.step_for(self.batch), self.h
+    def run(self, h_BD: Tensor, feed: Feed, steps: int, add_KBD, ropes, reads: tuple[int, ...]) -> Tensor:
+        """States (B, K, D) of `steps` positions, whose K and V are then there too."""
+        mixed = h_BD.is_cuda and torch.is_autocast_enabled("cuda")  # is part of what a graph does
+        key = (steps, _reference(feed), add_KBD is None, ropes is None, h_BD.dtype, mixed, reads)
+        chain = self._chains.get(key)
+        if chain is None:
+            self._chains = {k: c for k, c in self._chains.items() if k[1] is None or k[1]() is not None}
+            chain = self._chains[key] = _Chain(steps, h_BD, self.kv[0][0], add_KBD is not None, ropes is not None)
+        chain.load(self.filled, h_BD, add_KBD, ropes)
+        if not _graphs_on(h_BD):
+            chain.launch(self, feed)
+        else:
+            if chain.graph is None:
+                with _uncached(h_BD.device):
+                    chain.graph, _ = captured(lambda: chain.launch(self, feed))
+                chain.load(self.filled, h_BD, add_KBD, ropes)
+            chain.graph.replay()
+        self.filled += steps
+        return chain.states.transpose(0, 1).clone()
+
+
+class _Chain:
+    """The inputs and outputs of k steps, at addresses that stay; `launch` runs them."""
+
+    def __init__(self, steps: int, h_BD: Tensor, like: Tensor, learned: bool, rotary: bool):
+        batch, width = h_BD.shape
+        full = torch.empty(0, dtype=torch.float32, device=h_BD.device)
+        self.steps = steps
+        self.h = torch.empty_like(h_BD)
+        self.add = full.new_zeros(steps, batch, width) if learned else None
+        self.ropes = [full.new_zeros(steps, batch, like.shape[3]) for _ in "cs"] if rotary else None
+        self.states = torch.empty(steps, batch, width, dtype=h_BD.dtype, device=h_BD.device)
+        self.first = torch.arange(steps, dtype=torch.int32, device=h_BD.device)
+        self.sizes = torch.zeros_like(self.first)
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def load(self, size: int, h_BD: Tensor, add_KBD: Tensor | None, ropes) -> None:
+        torch.add(self.first, size, out=self.sizes)
+        self.h.copy_(h_BD)
+        if self.add is not None and add_KBD is not None:
+            self.add.copy_(add_KBD)
+        for mine, theirs in zip(self.ropes or (), ropes or ()):
+            mine.copy_(theirs)
+
+    def launch(self, workspace: _Workspace, feed: Feed) -> None:
+        h = self.h
         for i in range(self.steps):
             rope = self.ropes and tuple(r[i] for r in self.ropes)
-            x = h if feed is None else feed(h)
-            run(x, self.add[i], self.kv, self.size + i, rope, self.hidden, self.states[i])
+            x, add = h if feed is None else feed(h), None if self.add is None else self.add[i]
+            workspace.step(x, add, workspace.kv, self.sizes, i, rope, workspace.hidden, self.states[i])
             h = self.states[i]
 
-    def result(self, size: int) -> tuple[Tensor, Past]:
-        """Copies, so that the next run does not write into them."""
-        kept = slice(self.size - size, None)
-        longer = [(k[:, :, kept].clone(), v[:, :, kept].clone()) for k, v in self.kv]
-        return self.states.transpose(0, 1).clone(), longer
+
+def _graphs_on(x: Tensor) -> bool:
+    """Whether work on `x` is captured."""
+    return x.is_cuda
+
+
+def _on(device: torch.device):
+    """A kernel starts on the current GPU, which need not be the tensors'."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _reference(feed: Feed):
+    """What tells a function apart from all others while it lives, without keeping it alive."""
+    if feed is None:
+        return None
+    return weakref.WeakMethod(feed) if hasattr(feed, "__self__") else weakref.ref(feed)
+
+
+@contextmanager
+def _uncached(device: torch.device):
+    """Autocast as it is, but for the weights that it has converted: those of a graph are the graph's alone."""
+    kind = device.type
+    on, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+    with torch.autocast(kind, dtype=dtype, enabled=on, cache_enabled=False):
+        yield
 
 
 def captured(run: Callable, warm: int = 1) -> tuple[torch.cuda.CUDAGraph, object]:
@@ -162,16 +296,3 @@ def captured(run: Callable, warm: int = 1) -> tuple[torch.cuda.CUDAGraph, object
     with torch.cuda.graph(graph):
         out = run()
     return graph, out
-
-
-class _Graph:
-    """A chain captured once and replayed."""
-
-    def __init__(self, chain: _Chain, feed: Feed):
-        self.chain = chain
-        self.graph, _ = captured(lambda: chain.launch(feed))
-
-    def replay(self, past: Past, h_BD: Tensor, add_KBD, ropes, visible_BS) -> tuple[Tensor, Past]:
-        self.chain.load(past, h_BD, add_KBD, ropes, visible_BS)
-        self.graph.replay()
-        return self.chain.result(past[0][0].shape[2])

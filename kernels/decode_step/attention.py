@@ -3,14 +3,15 @@
 import triton
 import triton.language as tl
 
-from kernels.decode_step.projection import follow
-from kernels.layer_tiles import head_vectors
+from kernels.decode_step.projection import follow, lead
+from kernels.layer_tiles import head_pair, head_turned, head_weights
 from kernels.tiles import narrow
 
 
-@triton.jit(do_not_specialize=["size", "room", "N"])
+@triton.jit(do_not_specialize=["step", "room", "N"])
 def attend_kernel(
-    qkv, q_weight, k_weight, cos, sin, k_cache, v_cache, hidden, out, parts, stats, arrived, N, size, room, eps, scale,
+    qkv, q_weight, k_weight, cos, sin, k_cache, v_cache, hidden, out, parts, stats, arrived, sizes, step, N, room,
+    eps, scale,
     H: tl.constexpr, H_KV: tl.constexpr, D: tl.constexpr, NORM: tl.constexpr, ROPE: tl.constexpr, PARTS: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -20,6 +21,7 @@ def attend_kernel(
     The first part also attends the new position, and of the heads that share a k and v the first one appends them.
     Where there are several parts, the one that is last puts them together, in their order.
     """
+    lead(PDL)
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     part = tl.program_id(2)
@@ -27,25 +29,40 @@ def attend_kernel(
     d = tl.arange(0, BLOCK_D)
     one = tl.zeros((1,), tl.int32)
     cache = (row * H_KV + kv_head) * room * D
+    size = tl.load(sizes + step)  # positions before this one
     each = tl.cdiv(tl.cdiv(size, PARTS), BLOCK_S) * BLOCK_S
     low = part * each
     high = tl.minimum(low + each, size)
     # positions of earlier steps: nothing that still runs writes them
     k_tile, v_tile, seen = cache_tile(k_cache, v_cache, hidden, cache, row * room, low, high, d, D, BLOCK_S)
-    follow(PDL)
-    base = qkv + row * (H + 2 * H_KV) * D
     turn = row * D + d[None, :]
     ok = d[None, :] < D
-    q = head_vectors(base, one + head, one == 0, q_weight, cos, sin, turn, ok, d, D, eps, NORM, ROPE) * scale
+    q_w = 0.0
+    q_wy = 0.0
+    k_w = 0.0
+    k_wy = 0.0
+    cosine = 0.0
+    sine = 0.0
+    if NORM:
+        q_w, q_wy = head_weights(q_weight, d, D, ROPE)
+        k_w, k_wy = head_weights(k_weight, d, D, ROPE)
+    if ROPE:
+        cosine = tl.load(cos + turn, mask=ok, other=0.0)
+        sine = tl.load(sin + turn, mask=ok, other=0.0)
+    follow(PDL)
+    base = qkv + row * (H + 2 * H_KV) * D
+    q, q_y = head_pair(base, one + head, one == 0, d, D, ROPE)
+    k_raw, k_y = head_pair(base, one + H + kv_head, one == 0, d, D, ROPE)
+    v_raw, _ = head_pair(base, one + H + H_KV + kv_head, one == 0, d, D, 0)
+    q = head_turned(q, q_y, q_w, q_wy, cosine, sine, D, eps, NORM, ROPE) * scale
     m = tl.full((1,), -1e38, tl.float32)
     total = tl.zeros((1,), tl.float32)
     acc = tl.zeros((1, BLOCK_D), tl.float32)
     if part == 0:
-        k = head_vectors(base, one + H + kv_head, one == 0, k_weight, cos, sin, turn, ok, d, D, eps, NORM, ROPE)
-        v = head_vectors(base, one + H + H_KV + kv_head, one == 0, k_weight, cos, sin, turn, ok, d, D, eps, 0, 0)
+        k = head_turned(k_raw, k_y, k_w, k_wy, cosine, sine, D, eps, NORM, ROPE)
         at = cache + (size + one[:, None]) * D + d[None, :]
         k = narrow(k, k_cache.dtype.element_ty, UPCAST)
-        v = narrow(v, k_cache.dtype.element_ty, UPCAST)
+        v = narrow(v_raw, k_cache.dtype.element_ty, UPCAST)
         if head % (H // H_KV) == 0:
             tl.store(k_cache + at, k, mask=ok)
             tl.store(v_cache + at, v, mask=ok)

@@ -9,11 +9,19 @@ from kernels.tiles import narrow, product
 
 
 @triton.jit
+def lead(PDL: tl.constexpr):
+    """Let the kernel after begin to fetch its weights as soon as there is room for it."""
+    if PDL == 2:
+        gdc_launch_dependents()
+
+
+@triton.jit
 def follow(PDL: tl.constexpr):
-    """Wait for the kernel before, and let the one after begin to fetch its weights."""
+    """Wait for the kernel before."""
     if PDL:
         gdc_wait()
-        gdc_launch_dependents()
+        if PDL == 1:
+            gdc_launch_dependents()
 
 
 @triton.jit
@@ -25,11 +33,17 @@ def weight_chunk(w, cols, first, C, K: tl.constexpr, stride_k, stride_c, CHUNK: 
 
 
 @triton.jit
-def row_sums(sums, rows, N, WHICH: tl.constexpr, TILES: tl.constexpr, BLOCK_T: tl.constexpr):
-    """Sums over the stream's width of x (0) or x^2 (1), of some rows."""
-    t = tl.arange(0, BLOCK_T)
-    at = (t[None, :] * N + rows[:, None]) * 2 + WHICH
-    return tl.sum(tl.load(sums + at, mask=(t[None, :] < TILES) & (rows[:, None] < N), other=0.0), 1)
+def sums_tile(
+    sums, rows, N, WHICH: tl.constexpr, WANTED: tl.constexpr, TILES: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """Each tile's sum of x (0) or x^2 (1) of some rows of the stream; zeros where nobody wants them."""
+    if WANTED > 0:
+        t = tl.arange(0, BLOCK_T)
+        at = (t[None, :] * N + rows[:, None]) * 2 + WHICH
+        return tl.load(sums + at, mask=(t[None, :] < TILES) & (rows[:, None] < N), other=0.0)
+    else:
+        return tl.zeros((BLOCK_N, 1), tl.float32)
 
 
 @triton.jit
@@ -64,13 +78,15 @@ def vector_kernel(
     x, sums, norm_weight, norm_bias, w, w_2, w_3, bias, bias_2, bias_3, stride_k, stride_c,
     out, stream, next_weight, eps,
     K: tl.constexpr, C: tl.constexpr, C_1: tl.constexpr, C_2: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr,
-    GATED: tl.constexpr, TILES: tl.constexpr, N: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr,
-    CHUNK: tl.constexpr, PDL: tl.constexpr, UPCAST: tl.constexpr,
+    GATED: tl.constexpr, TILES: tl.constexpr, N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_T: tl.constexpr, CHUNK: tl.constexpr, COPIES: tl.constexpr, PDL: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """A tile of act(norm(x) w + bias), gated by w_2 if asked, of a few rows; added to the stream where there is one.
 
-    All of the tile's weights are asked for before the kernel waits.
+    All of the tile's weights are asked for before the kernel waits, and all else that it reads as soon as it has: what
+    comes after waits for one trip to memory, not for one after the other.
     """
+    lead(PDL)
     second, third, mine, wide, first = part_of(C, C_1, C_2, BLOCK_C)
     if C_1 < C:
         w = tl.where(third, w_3, tl.where(second, w_2, w))
@@ -99,25 +115,75 @@ def vector_kernel(
                 by_weight, by_bias = norm_terms(tiles_2[i], norm_weight, norm_bias, i * CHUNK, K, CHUNK)
                 slope_2 += by_weight
                 shift_2 += by_bias
-    column = tl.zeros((BLOCK_C, 1), tl.int32)
+    cols = first + mine
+    ok = mine < wide
+    rows = tl.arange(0, BLOCK_N)
+    before = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+    after = tl.zeros((BLOCK_C,), tl.float32)
+    if stream is not None:
+        after += tl.load(next_weight + cols, mask=ok, other=0.0).to(tl.float32)
+    copy = tl.zeros((COPIES, 1), tl.int32)
     follow(PDL)
-    for r in tl.static_range(N):
-        scale, mean = norm_scale(sums, r + tl.zeros((1,), tl.int32), N, eps, K, NORM, TILES, BLOCK_T)
-        acc = tl.zeros((BLOCK_C, CHUNK), tl.float32)
-        acc_2 = tl.zeros((BLOCK_C, CHUNK), tl.float32)
-        for i in tl.static_range((K + CHUNK - 1) // CHUNK):
-            # as wide as the weights' tile, so that each thread reads just what it multiplies and none waits for another
-            k = i * CHUNK + tl.arange(0, CHUNK)[None, :] + column
+    if stream is not None:
+        before += tl.load(stream + rows[:, None] * C + cols[None, :], mask=(rows[:, None] < N) & ok[None, :], other=0.0)
+    squares = sums_tile(sums, rows, N, 1, NORM, TILES, BLOCK_N, BLOCK_T)
+    totals = sums_tile(sums, rows, N, 0, NORM - 1, TILES, BLOCK_N, BLOCK_T)
+    accs = ()
+    accs_2 = ()
+    for _ in tl.static_range(N):
+        accs = accs + (in_copies(tl.zeros((BLOCK_C, CHUNK), tl.float32), COPIES),)  # noqa: RUF005
+        accs_2 = accs_2 + (in_copies(tl.zeros((BLOCK_C, CHUNK), tl.float32), COPIES),)  # noqa: RUF005
+    for i in tl.static_range((K + CHUNK - 1) // CHUNK):
+        # a copy for each warp, so that each thread reads just what it multiplies and none waits for another
+        k = i * CHUNK + tl.arange(0, CHUNK)[None, :] + copy
+        tile = in_copies(tiles[i], COPIES).to(tl.float32)
+        tile_2 = tile
+        if GATED:
+            tile_2 = in_copies(tiles_2[i], COPIES).to(tl.float32)
+        sofar = accs
+        sofar_2 = accs_2
+        accs = ()
+        accs_2 = ()
+        for r in tl.static_range(N):
             x_k = tl.load(x + r * K + k, mask=k < K, other=0.0).to(tl.float32)
-            acc += tiles[i].to(tl.float32) * x_k
+            if COPIES < BLOCK_C:
+                x_k = x_k[None]
+            accs = accs + (sofar[r] + tile * x_k,)  # noqa: RUF005
             if GATED:
-                acc_2 += tiles_2[i].to(tl.float32) * x_k
-        finish_tile(
-            tl.sum(acc, 1)[None, :], tl.sum(acc_2, 1)[None, :], shift[None, :], shift_2[None, :],
-            slope[None, :], slope_2[None, :], scale, mean, sums, out, stream, next_weight,
-            r + tl.zeros((1,), tl.int32), first + mine, mine < wide, N,
-            C, NORM, ACT, GATED, UPCAST,
-        )  # fmt: skip
+                accs_2 = accs_2 + (sofar_2[r] + tile_2 * x_k,)  # noqa: RUF005
+            else:
+                accs_2 = accs_2 + (sofar_2[r],)  # noqa: RUF005
+    acc = rows_of(accs, N, BLOCK_N, BLOCK_C)
+    acc_2 = acc
+    if GATED:
+        acc_2 = rows_of(accs_2, N, BLOCK_N, BLOCK_C)
+    scale, mean = scale_of(squares, totals, eps, K, NORM, BLOCK_N)
+    finish_tile(
+        acc, acc_2, shift[None, :], shift_2[None, :], slope[None, :], slope_2[None, :], scale, mean, sums, out, stream,
+        before, after, rows, cols, ok, N, C, NORM, ACT, GATED, UPCAST,
+    )  # fmt: skip
+
+
+@triton.jit
+def in_copies(tile, COPIES: tl.constexpr):
+    """A tile (BLOCK_C, CHUNK) as (BLOCK_C / COPIES, COPIES, CHUNK), to be multiplied by COPIES equal rows."""
+    if tile.shape[0] > COPIES:
+        return tl.reshape(tile, (tile.shape[0] // COPIES, COPIES, tile.shape[1]))
+    else:
+        return tile
+
+
+@triton.jit
+def rows_of(accs, N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Each row's sums over the inner length, (BLOCK_N, BLOCK_C)."""
+    if BLOCK_N == 1:
+        return tl.reshape(tl.sum(accs[0], -1), (1, BLOCK_C))
+    else:
+        row = tl.arange(0, BLOCK_N)[:, None]
+        out = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+        for r in tl.static_range(N):
+            out = tl.where(row == r, tl.reshape(tl.sum(accs[r], -1), (1, BLOCK_C)), out)
+        return out
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -145,7 +211,6 @@ def matrix_kernel(
     rows = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     acc = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
     acc_2 = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
-    scale, mean = norm_scale(sums, rows, N, eps, K, NORM, TILES, BLOCK_T)
     for start in range(0, K, CHUNK):
         tile = row_chunk(x, rows, start, N, K, CHUNK)
         w_tile = weight_chunk(w, mine, start, wide, K, stride_k, stride_c, CHUNK)
@@ -161,9 +226,19 @@ def matrix_kernel(
                 by_weight, by_bias = norm_terms(w_tile, norm_weight, norm_bias, start, K, CHUNK)
                 slope_2 += by_weight
                 shift_2 += by_bias
+    cols = first + mine
+    ok = mine < wide
+    before = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+    after = tl.zeros((BLOCK_C,), tl.float32)
+    if stream is not None:
+        before += tl.load(stream + rows[:, None] * C + cols[None, :], mask=(rows[:, None] < N) & ok[None, :], other=0.0)
+        after += tl.load(next_weight + cols, mask=ok, other=0.0).to(tl.float32)
+    squares = sums_tile(sums, rows, N, 1, NORM, TILES, BLOCK_N, BLOCK_T)
+    totals = sums_tile(sums, rows, N, 0, NORM - 1, TILES, BLOCK_N, BLOCK_T)
+    scale, mean = scale_of(squares, totals, eps, K, NORM, BLOCK_N)
     finish_tile(
         acc, acc_2, shift[None, :], shift_2[None, :], slope[None, :], slope_2[None, :], scale, mean, sums, out, stream,
-        next_weight, rows, first + mine, mine < wide, N, C, NORM, ACT, GATED, UPCAST,
+        before, after, rows, cols, ok, N, C, NORM, ACT, GATED, UPCAST,
     )  # fmt: skip
 
 
@@ -175,22 +250,22 @@ def row_chunk(x, rows, first, N, K: tl.constexpr, CHUNK: tl.constexpr):
 
 
 @triton.jit
-def norm_scale(sums, rows, N, eps, K: tl.constexpr, NORM: tl.constexpr, TILES: tl.constexpr, BLOCK_T: tl.constexpr):
+def scale_of(squares, totals, eps, K: tl.constexpr, NORM: tl.constexpr, BLOCK_N: tl.constexpr):
     """By what a norm multiplies rows of the stream, and for LayerNorm their means; 1 and 0 where there is none."""
-    scale = 1.0
-    mean = 0.0
+    scale = tl.full((BLOCK_N,), 1.0, tl.float32)
+    mean = tl.zeros((BLOCK_N,), tl.float32)
     if NORM:
-        square = row_sums(sums, rows, N, 1, TILES, BLOCK_T) / K
+        square = tl.sum(squares, 1) / K
         if NORM == 2:
-            mean = row_sums(sums, rows, N, 0, TILES, BLOCK_T) / K
+            mean += tl.sum(totals, 1) / K
             square -= mean * mean
-        scale = tl.rsqrt(square + eps)
+        scale *= tl.rsqrt(square + eps)
     return scale, mean
 
 
 @triton.jit
 def finish_tile(
-    acc, acc_2, shift, shift_2, slope, slope_2, scale, mean, sums, out, stream, next_weight, rows, cols, ok, N,
+    acc, acc_2, shift, shift_2, slope, slope_2, scale, mean, sums, out, stream, before, after, rows, cols, ok, N,
     C: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr, GATED: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Norm, bias, activation and gate of a tile of products; stored, or added to the stream."""
@@ -204,7 +279,7 @@ def finish_tile(
     if GATED:
         acc *= acc_2 + shift_2
     if stream is not None:
-        add_to_stream(acc, stream, out, next_weight, sums, rows, cols, tl.program_id(0), N, C, UPCAST)
+        add_to_stream(acc + before, stream, out, after, sums, rows, cols, tl.program_id(0), N, C, UPCAST)
     else:
         here = (rows[:, None] < N) & ok[None, :]
         tl.store(out + rows[:, None] * C + cols[None, :], narrow(acc, out.dtype.element_ty, UPCAST), mask=here)
@@ -212,12 +287,11 @@ def finish_tile(
 
 @triton.jit
 def add_to_stream(y, stream, scaled, weight, sums, rows, cols, tile, N, C: tl.constexpr, UPCAST: tl.constexpr):
-    """stream += y; what the next norm needs of it: its product with the norm's weight, and this tile's sums."""
+    """The stream is y; what the next norm needs of it: its product with the norm's weight, and this tile's sums."""
     ok = (rows[:, None] < N) & (cols[None, :] < C)
     at = rows[:, None] * C + cols[None, :]
-    y = tl.where(ok, y + tl.load(stream + at, mask=ok, other=0.0), 0.0)
+    y = tl.where(ok, y, 0.0)
     tl.store(stream + at, y, mask=ok)
-    weight = tl.load(weight + cols, mask=cols < C, other=0.0).to(tl.float32)
     tl.store(scaled + at, narrow(y * weight[None, :], scaled.dtype.element_ty, UPCAST), mask=ok)
     place = sums + (tile * N + rows) * 2
     tl.store(place, tl.sum(y, 1), mask=rows < N)

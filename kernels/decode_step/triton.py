@@ -26,30 +26,38 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.decode_step.attention import attend_kernel
-from kernels.decode_step.projection import follow, matrix_kernel, vector_kernel
+from kernels.decode_step.projection import follow, lead, matrix_kernel, vector_kernel
 from kernels.decoder import Affine, Decoder
-from kernels.dispatch import interpreted
+from kernels.dispatch import capability, interpreted
 from kernels.layer_tiles import ACTS, NORMS
 from kernels.tiles import narrow
 
 FEW = 4  # rows up to which products go without tensor cores
-WARPS = 4  # of a vector kernel's program
+WARPS = 4  # of a vector kernel's program, at least
 CHUNK = 256  # of a product's inner length: 8 numbers for each thread of a warp
 IN_FLIGHT = 32 * 1024  # bytes of weights that a program asks for at once, about
 PARTS = 16  # of the cache at most, attended by different programs
+POSITIONS = 64  # of a part, at least
+EARLY = ("attend", "out", "up", "down")  # launches that let the one after begin before they wait themselves
+WIDE = (0, 1 << 30)  # inner lengths
+PROGRAMS = 512  # of attention, one a row and head, up to which the cache is cut into parts for more of them
+STREAM_C, OTHER_C = 16, 32  # columns of a matrix kernel's tile, to the stream and elsewhere
 
 
 @triton.jit(do_not_specialize=["N"])
 def enter_kernel(
     x, add, weight, stream, scaled, sums, N,
-    C: tl.constexpr, TILES: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr, UPCAST: tl.constexpr,
+    C: tl.constexpr, TILES: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr, PDL: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):  # fmt: skip
     """The stream of one row begins: its input, and what the position adds."""
+    lead(PDL)
     row = tl.program_id(0)
     cols = tl.arange(0, BLOCK_C)
     ok = cols < C
     y = tl.load(x + row * C + cols, mask=ok, other=0.0).to(tl.float32)
-    y += tl.load(add + row * C + cols, mask=ok, other=0.0).to(tl.float32)
+    if add is not None:
+        y += tl.load(add + row * C + cols, mask=ok, other=0.0)
     y = narrow(y, x.dtype.element_ty, UPCAST).to(tl.float32)  # the input of a layer is in the model's dtype
     tl.store(stream + row * C + cols, y, mask=ok)
     weight = tl.load(weight + cols, mask=ok, other=0.0).to(tl.float32)
@@ -66,17 +74,19 @@ def leave_kernel(
     C: tl.constexpr, NORM: tl.constexpr, BLOCK_C: tl.constexpr, PDL: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """The final norm of one row of the stream."""
-    follow(PDL)
     row = tl.program_id(0)
     cols = tl.arange(0, BLOCK_C)
     ok = cols < C
+    gain = tl.load(weight + cols, mask=ok, other=0.0).to(tl.float32)
+    shift = tl.zeros((BLOCK_C,), tl.float32)
+    if NORM == 2:
+        shift += tl.load(bias + cols, mask=ok, other=0.0).to(tl.float32)
+    follow(PDL)
     y = tl.load(stream + row * C + cols, mask=ok, other=0.0)
     if NORM == 2:
         y = tl.where(ok, y - tl.sum(y, 0) / C, 0.0)
     y *= tl.rsqrt(tl.sum(y * y, 0) / C + eps)
-    y *= tl.load(weight + cols, mask=ok, other=0.0).to(tl.float32)
-    if NORM == 2:
-        y += tl.load(bias + cols, mask=ok, other=0.0).to(tl.float32)
+    y = y * gain + shift
     tl.store(out + row * C + cols, narrow(y, out.dtype.element_ty, UPCAST), mask=ok)
 
 
@@ -85,11 +95,11 @@ class Step:
 
     def __init__(self, decoder: Decoder, batch: int):
         self.decoder, self.n, self.few = decoder, batch, batch <= FEW
-        like, self.width = decoder.norm[0], decoder.norm[0].shape[0]
         first = decoder.layers[0]
+        like, self.width = first.out[0], decoder.norm[0].shape[0]
         heads, inner = decoder.heads * decoder.d, first.down[0].shape[0]
-        self.dependent = self.few and _has_dependent_launch(like.device)
-        self.narrow_c = self.columns(first.out[0], first.down[0]) if self.few else 16
+        self.dependent = self.few and capability(like.device) >= 90
+        self.narrow_c = self.columns(first.out[0], first.down[0]) if self.few else STREAM_C
         self.tiles = triton.cdiv(self.width, self.narrow_c)
         full = {"dtype": torch.float32, "device": like.device}
         self.stream = torch.empty(batch, self.width, **full)
@@ -97,7 +107,8 @@ class Step:
         self.sums = torch.empty(self.tiles, batch, 2, **full)
         self.qkv = like.new_empty(batch, (decoder.heads + 2 * decoder.kv_heads) * decoder.d)
         self.a, self.inner = like.new_empty(batch, heads), like.new_empty(batch, inner)
-        parts = PARTS if self.few else 1
+        self.cut = batch * decoder.heads <= PROGRAMS
+        parts = PARTS if self.cut else 1
         self.parts, self.stats = (
             torch.empty(parts, batch, heads, **full),
             torch.empty(parts, batch, decoder.heads, 2, **full),
@@ -113,43 +124,60 @@ class Step:
         return 1 << max(0, size.bit_length() - 1)
 
     def __call__(
-        self, x_BD: Tensor, add_BD: Tensor, kv: list[tuple[Tensor, Tensor]], size: int, rope: tuple | None,
-        hidden_BS: Tensor, out_BD: Tensor,
+        self, x_BD: Tensor, add_BD: Tensor | None, kv: list[tuple[Tensor, Tensor]], sizes_K: Tensor, step: int,
+        rope: tuple | None, hidden_BS: Tensor, out_BD: Tensor,
     ) -> None:  # fmt: skip
-        """Final hidden state of x + add into `out_BD`; k and v into each layer's cache (B, H_kv, room, d) at `size`.
+        """Final hidden state of x + add into `out_BD`; k and v into each layer's cache (B, H_kv, room, d).
 
-        `rope`: cosines and sines (B, d) in fp32. `hidden_BS`: uint8 (B, room), 1 = not to be attended.
+        They come at position `sizes_K[step]`, which the device knows and the host need not. `add_BD` and the cosines
+        and sines of `rope` (B, d) in fp32. `hidden_BS`: uint8 (B, room), 1 = not to be attended.
         """
         dec, n = self.decoder, self.n
         # the first launch waits for all that came before it, weights included: those after may fetch theirs early
         plain = {"UPCAST": interpreted(), "num_warps": 4}
-        chained = plain | {"PDL": self.dependent} | ({"launch_pdl": True} if self.dependent else {})
+
+        def chained(kind: str) -> dict:
+            if not self.dependent:
+                return plain | {"PDL": 0}
+            return plain | {"PDL": 2 if kind in EARLY else 1, "launch_pdl": True}
+
         wide_d = triton.next_power_of_2(dec.d)
         row = {"C": self.width, "BLOCK_C": triton.next_power_of_2(self.width)}
         tile = {"TILES": self.tiles, "BLOCK_T": triton.next_power_of_2(self.tiles)}
         room = kv[0][0].shape[2]
-        parts = min(len(self.parts), triton.cdiv(room, 64))
-        halves = 2 if x_BD.dtype == torch.float32 else 1  # as many bytes a tile, whatever the dtype
-        attention = {"BLOCK_S": 64 // halves, "AHEAD": False}
-        if not self.few:  # programs enough: of one warp, which reads the next positions while it attends these
+        parts = min(len(self.parts), triton.cdiv(room, POSITIONS))
+        halves = 2 if kv[0][0].dtype == torch.float32 else 1  # as many bytes a tile, whatever the dtype
+        attention = {"BLOCK_S": POSITIONS // halves, "AHEAD": False}
+        if not self.cut:  # programs enough: of one warp, which reads the next positions while it attends these
             attention = {"BLOCK_S": 16 // halves, "AHEAD": True, "num_warps": 1}
         enter_kernel[(n,)](
-            x_BD, add_BD, dec.layers[0].norm_1[0], self.stream, self.scaled, self.sums, n, **row, **tile, **plain
+            x_BD,
+            add_BD,
+            dec.layers[0].norm_1[0],
+            self.stream,
+            self.scaled,
+            self.sums,
+            n,
+            PDL=2 if self.dependent and "enter" in EARLY else 0,
+            **row,
+            **tile,
+            **plain,
         )
         norms = [layer.norm_1[0] for layer in dec.layers[1:]] + [dec.norm[0]]
         for layer, (k, v), after in zip(dec.layers, kv, norms):
-            self.project(self.scaled, layer.qkv, self.qkv, chained | tile, norm=layer.norm_1)
+            self.project(self.scaled, layer.qkv, self.qkv, chained("qkv") | tile, norm=layer.norm_1)
             q_weight, k_weight = (pair[0] for pair in layer.qk_norm) if layer.qk_norm else (None, None)
             attend_kernel[(n, dec.heads, parts)](
                 self.qkv, q_weight, k_weight, *(rope or (self.qkv, self.qkv)), k, v, hidden_BS,
-                self.a, self.parts, self.stats, self.arrived, n, size, room, dec.eps, dec.d**-0.5,
+                self.a, self.parts, self.stats, self.arrived, sizes_K, step, n, room, dec.eps,
+                dec.d**-0.5,
                 H=dec.heads, H_KV=dec.kv_heads, D=dec.d, NORM=bool(layer.qk_norm), ROPE=rope is not None, PARTS=parts,
-                BLOCK_P=triton.next_power_of_2(parts), BLOCK_D=wide_d, **chained | attention,
+                BLOCK_P=triton.next_power_of_2(parts), BLOCK_D=wide_d, **chained("attend") | attention,
             )  # fmt: skip
-            self.project(self.a, (layer.out,), None, chained | tile, then=layer.norm_2[0])
-            self.project(self.scaled, layer.up, self.inner, chained | tile, norm=layer.norm_2, act=dec.act)
-            self.project(self.inner, (layer.down,), None, chained | tile, then=after)
-        leave_kernel[(n,)](self.stream, *dec.norm, out_BD, n, dec.eps, NORM=NORMS[dec.kind], **row, **chained)
+            self.project(self.a, (layer.out,), None, chained("out") | tile, then=layer.norm_2[0])
+            self.project(self.scaled, layer.up, self.inner, chained("up") | tile, norm=layer.norm_2, act=dec.act)
+            self.project(self.inner, (layer.down,), None, chained("down") | tile, then=after)
+        leave_kernel[(n,)](self.stream, *dec.norm, out_BD, n, dec.eps, NORM=NORMS[dec.kind], **row, **chained("leave"))
 
     def project(
         self, x: Tensor, affines: tuple[Affine, ...], out: Tensor | None, options: dict, norm: Affine | None = None,
@@ -162,7 +190,7 @@ class Step:
         if out is None:
             block_c = self.narrow_c
         else:
-            block_c = max(1, self.columns(*weights) // (2 if gated else 1)) if self.few else 32
+            block_c = max(1, self.columns(*weights) // (2 if gated else 1)) if self.few else OTHER_C
         full = w.dtype == torch.float32  # multiplied without tensor cores: small tiles, or they spill
         if full and not self.few:
             block_c = 16
@@ -178,10 +206,22 @@ class Step:
         tiles = sum(triton.cdiv(wide, block_c) for wide in widths)
         if self.few:
             held = block_c * w.shape[0] * w.element_size() // 4 // 32  # registers of a warp's threads for the tile
-            warps = WARPS if n <= 2 or held <= 128 * WARPS else 2 * WARPS
+            warps = warps_for(held, w.shape[0], w.stride(0) == 1, n)
             chunk = CHUNK * max(1, warps // block_c)  # no two warps have the same
+            if w.stride(0) != 1 and warps > WARPS:
+                chunk //= 2  # or it spills
+            copies = min(warps, block_c) if w.stride(0) == 1 else block_c
             options = options | {"num_warps": warps}
-            vector_kernel[(tiles,)](*tensors, self.decoder.eps, N=n, CHUNK=chunk, **shape, **options)
+            vector_kernel[(tiles,)](
+                *tensors,
+                self.decoder.eps,
+                N=n,
+                BLOCK_N=triton.next_power_of_2(n),
+                CHUNK=chunk,
+                COPIES=copies,
+                **shape,
+                **options,
+            )
             return
         block_n = 16 if n <= 16 or full else 32 if n <= 32 else 64
         chunk, stages = (64, 3) if full else (256, 4) if n <= 16 else (64 if shape["NORM"] == 2 else 128, 4)
@@ -191,7 +231,8 @@ class Step:
         )
 
 
-def _has_dependent_launch(device: torch.device) -> bool:
-    if device.type != "cuda" or torch.version.hip:
-        return False
-    return torch.cuda.get_device_capability(device)[0] >= 9
+def warps_for(held: int, inner: int, out_major: bool, n: int) -> int:
+    """Warps of a vector kernel's program; `held`: registers of one warp's threads that its weights would take."""
+    if out_major:
+        return 2 * WARPS if WIDE[0] <= inner <= WIDE[1] else WARPS
+    return WARPS if n <= 2 or held <= 128 * WARPS else 2 * WARPS

@@ -33,12 +33,13 @@ COLUMNS = tl.constexpr(18)  # addresses of one layer in the table
 
 @triton.jit
 def barrier(counter, target):
-    """Wait until every program has arrived as often as this one, and see what all of them wrote."""
+    """Wait until the programs have arrived `target` times, all together, and see what they wrote. Returns `target`."""
     tl.debug_barrier()
     tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
     while tl.atomic_add(counter, 0, sem="acquire", scope="gpu") < target:
         pass
     tl.debug_barrier()
+    return target
 
 
 @triton.jit
@@ -81,15 +82,6 @@ def project(
 
 
 @triton.jit
-def meet(counter, target, programs, ONLY: tl.constexpr):
-    """Wait for all programs, where all phases are in one launch."""
-    if ONLY == -1:
-        target += programs
-        barrier(counter, target)
-    return target
-
-
-@triton.jit
 def attend_tile(
     qkv, q_weight, k_weight, cos, sin, hidden, out, row, head, tile, T, eps, scale,
     H: tl.constexpr, H_KV: tl.constexpr, D: tl.constexpr, NORM: tl.constexpr, ROPE: tl.constexpr, MASK: tl.constexpr,
@@ -127,11 +119,11 @@ def attend_tile(
     tl.store(out + at, narrow(acc / total[:, None], dtype, UPCAST), mask=there)
 
 
-@triton.jit(do_not_specialize=["N", "T", "first", "steps", "programs"])
+@triton.jit(do_not_specialize=["N", "T", "steps", "programs"])
 def recurrent_kernel(
     table, constant, carry, stride_k, stride_c, cos, sin, hidden, norm_weight, norm_bias, states, residual,
-    parts_0, parts_1, parts_2, qkv, a, inner, counter, N, T, first, steps, programs, eps, norm_eps, scale,
-    LAYERS: tl.constexpr, ONLY: tl.constexpr, WIDTH: tl.constexpr, INNER: tl.constexpr, H: tl.constexpr,
+    parts_0, parts_1, parts_2, qkv, a, inner, counter, N, T, steps, programs, eps, norm_eps, scale,
+    LAYERS: tl.constexpr, WIDTH: tl.constexpr, INNER: tl.constexpr, H: tl.constexpr,
     H_KV: tl.constexpr, D: tl.constexpr, KIND: tl.constexpr, OWN_KIND: tl.constexpr, ACT: tl.constexpr,
     GATED: tl.constexpr, BIAS: tl.constexpr, QK_NORM: tl.constexpr, ROPE: tl.constexpr, MASK: tl.constexpr,
     OUT_MAJOR: tl.constexpr, CARRY_C: tl.constexpr, CARRY_SPLITS: tl.constexpr, CARRY_KEPT: tl.constexpr,
@@ -140,7 +132,6 @@ def recurrent_kernel(
     DOWN_SPLITS: tl.constexpr, DOWN_KEPT: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_W: tl.constexpr,
     BLOCK_D: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Recurrences `first` to `first + steps`; or, with ONLY, one phase of them, when there can be no barriers."""
     pid = tl.program_id(0)
     QKV: tl.constexpr = (H + 2 * H_KV) * D
     HEADS: tl.constexpr = H * D
@@ -171,66 +162,59 @@ def recurrent_kernel(
     x = residual
     x_mid = residual + N * WIDTH
     target = 0
-    for i in tl.range(first, first + steps, disable_licm=True):  # or all addresses are kept in registers
-        if ONLY == -1 or ONLY == 0:
-            if i > 0:
-                store_states(x, parts_2, norm_weight, norm_bias, states + (i - 1) * N * WIDTH, pid, programs, N,
-                             WIDTH, norm_eps, DOWN_SPLITS, OWN_KIND, BLOCK_W, UPCAST)  # fmt: skip
-                project(
-                    x, parts_2, norm_weight, norm_bias, carry, None, kept_carry, (), None, None, x_mid, parts_0,
-                    pid, programs, N, WIDTH, WIDTH, norm_eps, stride_k, stride_c,
-                    DOWN_SPLITS, OWN_KIND, 0, False, False, CARRY_SPLITS, CARRY_KEPT, CARRY_C, BLOCK_K, UPCAST,
-                )  # fmt: skip
-            target = meet(counter, target, programs, ONLY)
+    for i in tl.range(steps, disable_licm=True):  # or all addresses are kept in registers
+        if i > 0:
+            store_states(x, parts_2, norm_weight, norm_bias, states + (i - 1) * N * WIDTH, pid, programs, N,
+                         WIDTH, norm_eps, DOWN_SPLITS, OWN_KIND, BLOCK_W, UPCAST)  # fmt: skip
+            project(
+                x, parts_2, norm_weight, norm_bias, carry, None, kept_carry, (), None, None, x_mid, parts_0,
+                pid, programs, N, WIDTH, WIDTH, norm_eps, stride_k, stride_c,
+                DOWN_SPLITS, OWN_KIND, 0, False, False, CARRY_SPLITS, CARRY_KEPT, CARRY_C, BLOCK_K, UPCAST,
+            )  # fmt: skip
+        target = barrier(counter, target + programs)
         for layer in tl.static_range(LAYERS):
-            if ONLY == -1 or ONLY - 5 * layer == 1:
-                project(
-                    constant if layer == 0 else x, parts_0 if layer == 0 else parts_2,
-                    address(table, layer, 0, qkv), address(table, layer, 1, qkv), address(table, layer, 2, qkv), None,
-                    kept[layer][0], (), address(table, layer, 3, qkv), None, x_mid, qkv,
-                    pid, programs, N, WIDTH, QKV, eps, 1 if OUT_MAJOR else QKV, WIDTH if OUT_MAJOR else 1,
-                    CARRY_SPLITS if layer == 0 else DOWN_SPLITS, KIND, 0, False, BIAS, 1,
-                    QKV_KEPT, QKV_C, BLOCK_K, UPCAST,
+            project(
+                constant if layer == 0 else x, parts_0 if layer == 0 else parts_2,
+                address(table, layer, 0, qkv), address(table, layer, 1, qkv), address(table, layer, 2, qkv), None,
+                kept[layer][0], (), address(table, layer, 3, qkv), None, x_mid, qkv,
+                pid, programs, N, WIDTH, QKV, eps, 1 if OUT_MAJOR else QKV, WIDTH if OUT_MAJOR else 1,
+                CARRY_SPLITS if layer == 0 else DOWN_SPLITS, KIND, 0, False, BIAS, 1,
+                QKV_KEPT, QKV_C, BLOCK_K, UPCAST,
+            )  # fmt: skip
+            target = barrier(counter, target + programs)
+            t = pid
+            while t < N // T * H * tl.cdiv(T, 16):
+                attend_tile(
+                    qkv, address(table, layer, 4, qkv), address(table, layer, 5, qkv), cos, sin, hidden, a,
+                    t // tl.cdiv(T, 16) // H, t // tl.cdiv(T, 16) % H, t % tl.cdiv(T, 16), T, eps, scale,
+                    H, H_KV, D, QK_NORM, ROPE, MASK, 16, BLOCK_D, UPCAST,
                 )  # fmt: skip
-                target = meet(counter, target, programs, ONLY)
-            if ONLY == -1 or ONLY - 5 * layer == 2:
-                t = pid
-                while t < N // T * H * tl.cdiv(T, 16):
-                    attend_tile(
-                        qkv, address(table, layer, 4, qkv), address(table, layer, 5, qkv), cos, sin, hidden, a,
-                        t // tl.cdiv(T, 16) // H, t // tl.cdiv(T, 16) % H, t % tl.cdiv(T, 16), T, eps, scale,
-                        H, H_KV, D, QK_NORM, ROPE, MASK, 16, BLOCK_D, UPCAST,
-                    )  # fmt: skip
-                    t += programs
-                target = meet(counter, target, programs, ONLY)
-            if ONLY == -1 or ONLY - 5 * layer == 3:
-                project(
-                    a, a, a, a, address(table, layer, 6, qkv), None, kept[layer][1], (),
-                    address(table, layer, 7, qkv), None, x, parts_1,
-                    pid, programs, N, HEADS, WIDTH, eps, 1 if OUT_MAJOR else WIDTH, HEADS if OUT_MAJOR else 1,
-                    0, 0, 0, False, BIAS, OUT_SPLITS, OUT_KEPT, OUT_C, BLOCK_K, UPCAST,
-                )  # fmt: skip
-                target = meet(counter, target, programs, ONLY)
-            if ONLY == -1 or ONLY - 5 * layer == 4:
-                project(
-                    x_mid, parts_1, address(table, layer, 8, qkv), address(table, layer, 9, qkv),
-                    address(table, layer, 10, qkv), address(table, layer, 11, qkv), kept[layer][2], kept[layer][3],
-                    address(table, layer, 12, qkv), address(table, layer, 13, qkv), x, inner,
-                    pid, programs, N, WIDTH, INNER, eps, 1 if OUT_MAJOR else INNER, WIDTH if OUT_MAJOR else 1,
-                    OUT_SPLITS, KIND, ACT, GATED, BIAS, 1, UP_KEPT, UP_C, BLOCK_K, UPCAST,
-                )  # fmt: skip
-                target = meet(counter, target, programs, ONLY)
-            if ONLY == -1 or ONLY - 5 * layer == 5:
-                project(
-                    inner, a, a, a, address(table, layer, 14, qkv), None, kept[layer][4], (),
-                    address(table, layer, 15, qkv), None, x_mid, parts_2,
-                    pid, programs, N, INNER, WIDTH, eps, 1 if OUT_MAJOR else WIDTH, INNER if OUT_MAJOR else 1,
-                    0, 0, 0, False, BIAS, DOWN_SPLITS, DOWN_KEPT, DOWN_C, BLOCK_K, UPCAST,
-                )  # fmt: skip
-                target = meet(counter, target, programs, ONLY)
-    if ONLY == -1 or ONLY == 1 + 5 * LAYERS:
-        store_states(x, parts_2, norm_weight, norm_bias, states + (first + steps - 1) * N * WIDTH, pid, programs, N,
-                     WIDTH, norm_eps, DOWN_SPLITS, OWN_KIND, BLOCK_W, UPCAST)  # fmt: skip
+                t += programs
+            target = barrier(counter, target + programs)
+            project(
+                a, a, a, a, address(table, layer, 6, qkv), None, kept[layer][1], (),
+                address(table, layer, 7, qkv), None, x, parts_1,
+                pid, programs, N, HEADS, WIDTH, eps, 1 if OUT_MAJOR else WIDTH, HEADS if OUT_MAJOR else 1,
+                0, 0, 0, False, BIAS, OUT_SPLITS, OUT_KEPT, OUT_C, BLOCK_K, UPCAST,
+            )  # fmt: skip
+            target = barrier(counter, target + programs)
+            project(
+                x_mid, parts_1, address(table, layer, 8, qkv), address(table, layer, 9, qkv),
+                address(table, layer, 10, qkv), address(table, layer, 11, qkv), kept[layer][2], kept[layer][3],
+                address(table, layer, 12, qkv), address(table, layer, 13, qkv), x, inner,
+                pid, programs, N, WIDTH, INNER, eps, 1 if OUT_MAJOR else INNER, WIDTH if OUT_MAJOR else 1,
+                OUT_SPLITS, KIND, ACT, GATED, BIAS, 1, UP_KEPT, UP_C, BLOCK_K, UPCAST,
+            )  # fmt: skip
+            target = barrier(counter, target + programs)
+            project(
+                inner, a, a, a, address(table, layer, 14, qkv), None, kept[layer][4], (),
+                address(table, layer, 15, qkv), None, x_mid, parts_2,
+                pid, programs, N, INNER, WIDTH, eps, 1 if OUT_MAJOR else WIDTH, INNER if OUT_MAJOR else 1,
+                0, 0, 0, False, BIAS, DOWN_SPLITS, DOWN_KEPT, DOWN_C, BLOCK_K, UPCAST,
+            )  # fmt: skip
+            target = barrier(counter, target + programs)
+    store_states(x, parts_2, norm_weight, norm_bias, states + (steps - 1) * N * WIDTH, pid, programs, N,
+                 WIDTH, norm_eps, DOWN_SPLITS, OWN_KIND, BLOCK_W, UPCAST)  # fmt: skip
 
 
 @triton.jit
@@ -379,31 +363,25 @@ class Loop:
         hidden = None if visible_BT is None else (~visible_BT).to(torch.uint8).contiguous()
         self.parts[0].zero_()  # the state before the first recurrence
         self.counter.zero_()
-        last = 1 + 5 * len(dec.layers)
         programs = self.chip.programs
-        if not interpreted() or programs == 1:
-            launches = [(0, steps, -1)]
-        else:  # interpreted programs run one after the other, and cannot wait for each other
-            launches = [(i, 1, phase) for i in range(steps) for phase in range(last)] + [(steps - 1, 1, last)]
         tiles = {f"{name}_C": t.block_c for name, t in self.tiles.items()}
         tiles |= {f"{name}_KEPT": t.kept for name, t in self.tiles.items()}
         tiles |= {f"{name}_SPLITS": self.tiles[name].splits for name in ("CARRY", "OUT", "DOWN")}
         # with the 255 that there are, NVIDIA's assembler spills a few; AMD's has no such setting
         registers = {} if torch.version.hip or interpreted() else {"maxnreg": 240}
         norm_weight, norm_bias = self.norm
-        for first, some, only in launches:
-            recurrent_kernel[(programs,)](
-                self.weights.table, constant_BTD, self.carry, *self.carry.stride(),
-                *(ropes or (self.qkv, self.qkv)), hidden,
-                norm_weight, norm_bias, states, self.residual, *self.parts, self.qkv, self.a, self.inner,
-                self.counter, n, self.length, first, some, programs, dec.eps, self.eps, dec.d**-0.5,
-                LAYERS=len(dec.layers), ONLY=only, WIDTH=width, INNER=self.inner.shape[1], H=dec.heads,
-                H_KV=dec.kv_heads, D=dec.d, KIND=NORMS[dec.kind],
-                OWN_KIND=NORMS["rms" if norm_bias is None else "layer"], ACT=ACTS[dec.act],
-                GATED=len(dec.layers[0].up) == 2, BIAS=dec.layers[0].out[1] is not None,
-                QK_NORM=bool(dec.layers[0].qk_norm), ROPE=ropes is not None, MASK=hidden is not None,
-                OUT_MAJOR=self.weights.out_major, BLOCK_K=self.block_k, BLOCK_W=min(256, triton.next_power_of_2(width)),
-                BLOCK_D=max(16, triton.next_power_of_2(dec.d)), UPCAST=interpreted(),
-                num_warps=8, num_stages=2, launch_cooperative_grid=True, **tiles, **registers,
-            )  # fmt: skip
+        recurrent_kernel[(programs,)](
+            self.weights.table, constant_BTD, self.carry, *self.carry.stride(),
+            *(ropes or (self.qkv, self.qkv)), hidden,
+            norm_weight, norm_bias, states, self.residual, *self.parts, self.qkv, self.a, self.inner,
+            self.counter, n, self.length, steps, programs, dec.eps, self.eps, dec.d**-0.5,
+            LAYERS=len(dec.layers), WIDTH=width, INNER=self.inner.shape[1], H=dec.heads,
+            H_KV=dec.kv_heads, D=dec.d, KIND=NORMS[dec.kind],
+            OWN_KIND=NORMS["rms" if norm_bias is None else "layer"], ACT=ACTS[dec.act],
+            GATED=len(dec.layers[0].up) == 2, BIAS=dec.layers[0].out[1] is not None,
+            QK_NORM=bool(dec.layers[0].qk_norm), ROPE=ropes is not None, MASK=hidden is not None,
+            OUT_MAJOR=self.weights.out_major, BLOCK_K=self.block_k, BLOCK_W=min(256, triton.next_power_of_2(width)),
+            BLOCK_D=max(16, triton.next_power_of_2(dec.d)), UPCAST=interpreted(),
+            num_warps=8, num_stages=2, launch_cooperative_grid=True, **tiles, **registers,
+        )  # fmt: skip
         return states

@@ -14,6 +14,9 @@ from kernels.vocab_mix import reference
 
 __all__ = ["vocab_mix"]
 
+FEW = 4096  # bytes of all states up to which one read of E mixes them
+ROWS = 64  # up to which the benchmark compares with torch
+
 
 @torch.no_grad()
 def vocab_mix(
@@ -41,9 +44,7 @@ def vocab_mix(
         raise ValueError(f"{op}: temperature must be > 0, got {temperature}")
     if top_k is not None and not 1 <= top_k <= len(e_VD):
         raise ValueError(f"{op}: top_k must be in 1..{len(e_VD)}, got {top_k}")
-    widest = 1024 if torch.version.hip or h_ND.dtype == torch.float32 else 2048  # a wider row spills registers
-    wide = f"rows of {h_ND.shape[1]} are too wide for one tile ({widest})"
-    unless = dispatch.not_floats(h_ND) or (wide if h_ND.shape[1] > widest and top_k is None else None)
+    unless = dispatch.not_floats(h_ND) or left_to_torch(h_ND, top_k, dispatch.asked(impl) == "auto")
     if dispatch.choose(op, impl, h_ND, unless) == "torch":
         return reference.vocab_mix(h_ND, e_VD, out_VD, temperature, noise_NV, top_k)
     from kernels.vocab_mix import triton
@@ -57,3 +58,18 @@ def vocab_mix(
     lse_N, logp_NK = z_NK.logsumexp(1), z_NK.log_softmax(1)
     mix_ND = triton.gather_mix(ids_NK, logp_NK.exp(), dispatch.rows(out_VD))
     return mix_ND, lse_N, -(logp_NK.exp() * logp_NK).sum(1)
+
+
+def left_to_torch(h_ND: Tensor, top_k: int | None, auto: bool) -> str | None:
+    """Why no kernel is to run for such states, or, with `auto`, why none is worth it; None if one is.
+
+    Two products in fp32 have no tensor cores to gain from, and more rows than the benchmark has are better served by
+    the larger tiles of matrix products: `auto` takes a kernel only where `kernels/bench.csv` can say that it wins.
+    """
+    n, d = h_ND.shape
+    few = n * d * h_ND.element_size() <= FEW or top_k is not None
+    if torch.version.hip and not few:
+        return "its products take more shared memory than AMD's GPUs have"
+    if auto and h_ND.dtype == torch.float32 and not few:
+        return "several states in fp32 are left to matrix products"
+    return f"more than {ROWS} states are left to matrix products" if auto and n > ROWS else None

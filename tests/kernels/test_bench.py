@@ -1,3 +1,5 @@
+import fcntl
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -5,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels import report
+from kernels import bench, report
 from kernels.bench_cases import planned
 
 pytestmark = pytest.mark.slow  # in Triton's interpreter
@@ -17,6 +19,22 @@ ROOT = Path(__file__).parent.parent.parent
 def test_without_a_gpu_it_says_so():
     done = subprocess.run([sys.executable, "-m", "kernels.bench"], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "error: there is no GPU to measure on\n")
+
+
+def test_one_case_has_the_gpu_at_a_time():
+    with Path(bench.__file__).open() as other:
+        with bench.the_gpu(), pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert signal.alarm(0) == 0  # nor does its time limit go on
+
+
+def test_a_case_that_hangs_is_ended_and_lets_go_of_the_gpu():
+    hangs = "from kernels import bench; bench.LIMIT = 1\nwith bench.the_gpu():\n    while True: pass"
+    done = subprocess.run([sys.executable, "-c", hangs], cwd=ROOT, timeout=60)
+    assert done.returncode == -signal.SIGALRM
+    with bench.the_gpu():
+        pass
 
 
 def test_the_readme_is_what_the_tables_say():

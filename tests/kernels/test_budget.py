@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
+from kernels import dispatch
 from kernels.budget import SHAPES, TARGETS, faults, read
 
 ROOT = Path(__file__).parent.parent.parent
@@ -32,6 +35,14 @@ def test_the_table_covers_every_op_shape_and_architecture():
     assert {r["arch"] for r in rows} == set(TARGETS)
     assert {name for r in rows for name in r["shapes"].split()} == {s.name for s in SHAPES}
     assert not faults(rows)
+
+
+def test_what_a_gpu_has_decides_what_is_compiled_for_it():
+    device, found = torch.device("meta"), []
+    for chip in (90, 80):
+        with dispatch.supposed(chip):
+            found.append(dispatch.capability(device))
+    assert found == [90, 80] and dispatch.capability(device) == 0 == dispatch.capability(torch.device("cpu"))
 
 
 def test_a_spill_is_a_fault():

@@ -1,4 +1,4 @@
-"""Recurrences by one launch against the definition; where several programs are interpreted, phase by phase."""
+"""Recurrences by one launch against the definition; several programs are interpreted in lockstep."""
 
 from dataclasses import replace
 
@@ -9,6 +9,7 @@ import kernels.recurrent_loop.triton as kernel
 from kernels.recurrent_loop import RecurrentLoop
 from tests.kernels.check import DEVICE
 from tests.kernels.decoders import make_decoder
+from tests.kernels.lockstep import ORDERS, lockstep
 
 pytestmark = pytest.mark.slow  # in Triton's interpreter
 
@@ -75,7 +76,9 @@ def test_errors_are_at_most_twice_torchs(family, dtype, batch, length, layers):
 
 
 @pytest.mark.parametrize("family, keeps", [("qwen3", 0), ("gpt2", 9_000), ("qwen3", 10**6)])
-def test_dealt_out_to_several_programs_with_weights_kept_or_not(family, keeps):
+def test_dealt_out_to_several_programs_with_weights_kept_or_not(family, keeps, monkeypatch):
+    if DEVICE == "cpu":
+        lockstep(monkeypatch, kernel, ORDERS["first to last"])
     chip = kernel.Chip(7, keeps and kernel.RESERVE + keeps)
     low, _ = make(family, 2, torch.float32, inner=150)
     given = inputs(family, 2, 11, torch.float32)
@@ -84,6 +87,23 @@ def test_dealt_out_to_several_programs_with_weights_kept_or_not(family, keeps):
     kept = {name: t.kept for name, t in tiles.items()}
     assert sum(kept.values()) == {0: 0, 9_000: 1}.get(keeps, sum(t.chunks for t in tiles.values()))
     torch.testing.assert_close(run(low, *given, "triton", chip), run(low, *given, "torch"), rtol=0, atol=2e-5)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="on a GPU the programs choose their order themselves")
+def test_every_barrier_is_needed_and_none_is_missing(monkeypatch):
+    low, _ = make("qwen3", 1, torch.float32)
+    given, chip = inputs("qwen3", 1, 3, torch.float32), kernel.Chip(5, 0)
+    want = run(low, *given, "torch")
+
+    def right(order, deleted=lambda i: False) -> bool:
+        with monkeypatch.context() as patch:
+            lockstep(patch, kernel, order, deleted)
+            return torch.allclose(run(low, *given, "triton", chip), want, rtol=0, atol=2e-5)
+
+    assert all(right(order) for order in ORDERS.values())
+    for barrier in range(6):  # of a recurrence of one layer
+        deleted = lambda i, barrier=barrier: i % 6 == barrier  # noqa: E731
+        assert not all(right(order, deleted) for order in ORDERS.values()), barrier
 
 
 def test_every_weight_is_dealt_out_once():
@@ -130,6 +150,16 @@ def test_nothing_to_do_and_wrong_inputs():
     layer = replace(decoder.layers[0], up=((decoder.layers[0].up[0][0], None),))
     with pytest.raises(ValueError, match="some of its projections have a bias and others have none"):
         RecurrentLoop(replace(decoder, layers=(layer,)), carry, norm, impl="triton").run(x, 1)
+
+
+def test_auto_takes_one_layer_and_few_positions():
+    x = torch.zeros(1, 65, 40)
+    for layers, rows, told in ((1, 64, None), (1, 65, "up to 64 positions"), (2, 1, "several layers")):
+        loop = RecurrentLoop(*make("gpt2", layers, torch.float32)[0], impl="auto")
+        reason = loop.unless(x[:, :rows])
+        assert (reason is None) == (told is None) and (told or "None") in str(reason)
+        if layers == 2:
+            assert RecurrentLoop(loop.decoder, loop.carry, loop.norm, impl="triton").unless(x[:, :rows]) is None
 
 
 def test_more_sequences_than_one_launch_takes():

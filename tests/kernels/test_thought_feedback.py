@@ -48,6 +48,26 @@ def test_every_form(op, shapes, dtype):
     assert_at_most_twice_torchs_error(op, tensors, dtype, floor=floor)
 
 
+def by_hand(h, w, m, e, r, i, decay):
+    """HRPO's feedback as its paper has it (arXiv:2505.18454, eq. 3-4), a = exp(-8 softplus(-decay) sigmoid(r))."""
+    y = w * h / (h.pow(2).mean(1, keepdim=True) + 1e-5).sqrt() @ m
+    opening, gate = 1 / (1 + torch.exp(-r)), 1 / (1 + torch.exp(-i))
+    a = torch.exp(-8 * torch.log(1 + torch.exp(-decay)) * opening)
+    return a * e + torch.sqrt(1 - a**2) * gate * y
+
+
+@pytest.mark.parametrize("impl", ["torch", "triton"])
+def test_gradients_are_those_of_the_papers_formula(impl):
+    tensors = [scale(*s) if len(s) == 1 else torch.randn(s) for s in FORMS[3][1]]
+    weights = torch.randn(N, WIDE, dtype=torch.float64)
+    exact = [x.double().requires_grad_() for x in tensors]
+    ours = [x.to(DEVICE).requires_grad_() for x in tensors]
+    want = torch.autograd.grad((by_hand(*exact) * weights).sum(), exact)
+    got = torch.autograd.grad((hrpo(*ours, impl=impl) * weights.to(DEVICE)).sum(), ours)
+    for name, a, b in zip(("h", "weight", "projection", "e", "r", "i", "decay"), got, want, strict=True):
+        assert (a.cpu() - b).norm() <= 2e-6 * b.norm(), name
+
+
 def test_gradients_of_the_definition():
     shapes = FORMS[3][1]
     tensors = [torch.randn(tuple(min(n, 4) for n in s), dtype=torch.float64, requires_grad=True) for s in shapes]

@@ -3,7 +3,7 @@ from functools import partial
 import pytest
 import torch
 
-from kernels.vocab_mix import vocab_mix
+from kernels.vocab_mix import left_to_torch, vocab_mix
 from tests.kernels.check import DEVICE, assert_at_most_twice_torchs_error
 
 
@@ -11,19 +11,22 @@ from tests.kernels.check import DEVICE, assert_at_most_twice_torchs_error
     "n, v, d, dtype",
     [  # bf16 on enough numbers that the comparison of two roundings is not luck
         (1, 7, 5, torch.float32),
-        (5, 131, 33, torch.float32),
-        (17, 70, 130, torch.float32),
+        (3, 131, 333, torch.float32),
         (9, 131, 33, torch.bfloat16),
-        (17, 70, 130, torch.bfloat16),
+        (6, 70, 340, torch.bfloat16),
+        (17, 300, 130, torch.float32),
+        (3, 70, 1030, torch.bfloat16),
+        (70, 140, 40, torch.bfloat16),
     ],
 )
 def test_tied(n, v, d, dtype):
     assert_at_most_twice_torchs_error(vocab_mix, [torch.randn(n, d), torch.randn(v, d) / d**0.5], dtype, grad=False)
 
 
+@pytest.mark.parametrize("n, d", [(4, 24), (35, 60)])  # by one read of E, and by two products
 @pytest.mark.parametrize("temperature", [0.05, 3.0])
-def test_untied_with_temperature_and_noise(temperature):
-    n, v, d = 4, 90, 24
+def test_untied_with_temperature_and_noise(temperature, n, d):
+    v = 90
 
     def op(h, e, out, noise, impl):
         return vocab_mix(h, e, out, temperature, noise.float() if h.dtype != torch.float64 else noise, impl=impl)
@@ -40,9 +43,10 @@ def test_top_k(top_k):
     assert_at_most_twice_torchs_error(op, tensors, torch.float32, grad=False)
 
 
-def test_the_coldest_mix_is_the_embedding_of_the_most_likely_token():
-    h, e = torch.randn(3, 16), torch.randn(50, 16)
-    mix, _, entropy = vocab_mix(h.to(DEVICE), e.to(DEVICE), temperature=1e-3, impl="triton")
+@pytest.mark.parametrize("n", [3, 130])
+def test_the_coldest_mix_is_the_embedding_of_the_most_likely_token(n):
+    h, e = torch.randn(n, 16), torch.randn(50, 16)
+    mix, _, entropy = vocab_mix(h.to(DEVICE), e.to(DEVICE), temperature=1e-6, impl="triton")
     torch.testing.assert_close(mix.cpu(), e[(h @ e.t()).argmax(1)])
     assert entropy.abs().max() < 1e-5
 
@@ -56,3 +60,19 @@ def test_no_rows_and_wrong_inputs():
         vocab_mix(h, e, temperature=0)
     with pytest.raises(ValueError, match=r"noise must have shape \(0, 9\), got \(9, 4\)"):
         vocab_mix(h, e, noise_NV=e)
+
+
+@pytest.mark.parametrize(
+    "n, dtype, top_k, told",
+    [
+        (64, torch.bfloat16, None, None),
+        (65, torch.bfloat16, None, "more than 64 states"),
+        (1, torch.float32, None, None),
+        (2, torch.float32, None, "several states in fp32"),
+        (3, torch.float32, 5, None),
+    ],
+)
+def test_auto_leaves_to_torch_what_the_benchmark_does_not_cover(n, dtype, top_k, told):
+    h = torch.zeros(n, 1024, dtype=dtype)
+    assert (told or "None") in str(left_to_torch(h, top_k, auto=True))
+    assert left_to_torch(h, top_k, auto=False) is None

@@ -71,7 +71,8 @@ def test_thoughts_and_answers(config, family, kernels, called):
             thought = method.think(prompt, Sample(), group=2)
             tokens = decode(method, thought, Greedy(), 3, None)
         seen[which] = thought, tokens
-    assert called["recurrent_loop" if isinstance(config, Recurrent) else "decode_step"] == 1
+    recurrent = isinstance(config, Recurrent)  # one loop and an answer read off; else latents, and two more tokens
+    assert (called["recurrent_loop"], called["decode_step"]) == ((1, 0) if recurrent else (0, 3))
     (want, want_tokens), (got, got_tokens) = seen["torch"], seen["triton"]
     assert torch.equal(got.used_B, want.used_B) and torch.equal(got_tokens, want_tokens)
     torch.testing.assert_close(got.h_UTD, want.h_UTD, rtol=0, atol=1e-5)
@@ -80,18 +81,23 @@ def test_thoughts_and_answers(config, family, kernels, called):
         torch.testing.assert_close(a.logp_BT, b.logp_BT, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("room", [2**30, 0])
 @pytest.mark.parametrize(
     "config, family",
     [(Sim(n_latent=2), "gpt2"), (NoCoT(), "qwen3"), (Sim(n_latent=3, halt=LearnedStop(bias=-0.5)), "qwen3")],
 )
-def test_rollouts_that_share_a_prompt(config, family, kernels, called):
+def test_rollouts_that_share_a_prompt(config, family, room, kernels, called, monkeypatch):
+    """Each has a copy of the prompt's K and V where there is room for it, else they read the same."""
+    from kernels.decode_step import LatentDecoder
+
+    monkeypatch.setattr(LatentDecoder, "limit", room)
     method = small_reasoner(config, ModelConfig(family=family, n_layer=2, n_embd=32, n_head=2, n_positions=64)).method
     seen = {}
     for which in ("torch", "triton"):
         kernels(which)
         torch.manual_seed(5)
         seen[which] = rollout(method, ragged_prompt((3, 5)), 4, 5, 2, 1.0)
-    assert called["branch"] == isinstance(getattr(config, "halt", Fixed()), Fixed)
+    assert called["branch"] == (room == 0 and isinstance(getattr(config, "halt", Fixed()), Fixed))
     got, want = seen["triton"], seen["torch"]
     assert torch.equal(got.tokens_BT, want.tokens_BT) and len(set(map(tuple, want.tokens_BT.tolist()))) > 2
     for a, b in zip(got.decisions, want.decisions):

@@ -19,7 +19,7 @@ from latent.config import ModelConfig
 from latent.methods import Coconut, CoT, Recurrent, Sim
 from tests.helpers import cups_batch, small_reasoner
 from train import run as runs
-from train.config import RLVR, SFT, Judge, Run
+from train.config import SFT, Judge, Run
 
 SMALL = {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 64}
 
@@ -189,8 +189,6 @@ def test_what_does_not_go_together(pretrained, tmp_path):
         ModelConfig(lora_rank=4)
     with pytest.raises(ValueError, match="first_stage must be one of the stages, got 9"):
         Coconut(n_latent=2, first_stage=9)
-    with pytest.raises(ValueError, match=r"model\.bf16 is for supervised training"):
-        dataclasses.replace(settings(pretrained, bf16=True), train=RLVR(steps=1, batch=2, group=2))
     _, tokenizer = backbone.from_pretrained(str(pretrained / "model"))
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match="this tokenizer has no chat template"):

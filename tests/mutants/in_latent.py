@@ -135,8 +135,8 @@ GROUPS = (
     ("latent/backbone.py", TAPS, (
         ("the training chain runs under a tap", "torch.is_grad_enabled() and not self._taps else",
          "torch.is_grad_enabled() else"),
-        ("kernels run under a tap", "if self._taps or torch.is_grad_enabled():", "if torch.is_grad_enabled():"),
-        ("a copy's taps are open", '{"_fused": {}, "_taps": []}', '{"_fused": {}}'),
+        ("kernels run under a tap", "if not k or self._taps or not self.fused", "if not k or not self.fused"),
+        ("a copy's taps are open", 'self.__dict__ | {"_taps": []}', "self.__dict__"),
         ("an error leaves the tap open", "        try:\n            yield tap\n        finally:\n",
          "        yield tap\n        if True:\n"),
     )),

@@ -142,7 +142,7 @@ GROUPS = (
         ("updates without a signal need not be in a row", '.get("flat", 0) + 1 if no_signal else 0',
          '.get("flat", 0) + no_signal'),
         ("answers judged by other problems", "problems[i // c.group]", "problems[i % len(problems)]"),
-        ("sampler and trainer may differ", "if not gap <= LARGEST_GAP:", "if False:"),
+        ("sampler and trainer may differ", "if not gap <= limit:", "if False:"),
     )),
     ("train/checkpoint.py", f"{DISK}::test_the_last_checkpoints_are_kept_and_their_number_changes_no_id", (
         ("one checkpoint kept", "mine[:keep]", "mine[:1]"),

@@ -45,9 +45,9 @@ def test_a_sampler_that_is_not_the_trainers_policy_is_an_error(gap, said):
         )
 
     with pytest.raises(RuntimeError, match=f"sampler and trainer differ by {said} nats on one decision"):
-        rlvr.on_policy(metrics, [scored(1, gap)], [sampled])
-    assert rlvr.on_policy(metrics, [scored(2, 0.02)], [sampled]) == 0.0
-    assert rlvr.on_policy(metrics, [scored(0, 5e-4)], [sampled]) == pytest.approx(5e-4, rel=1e-3)
+        rlvr.on_policy(metrics, [scored(1, gap)], [sampled], rlvr.LARGEST_GAP)
+    assert rlvr.on_policy(metrics, [scored(2, 0.02)], [sampled], rlvr.LARGEST_GAP) == 0.0
+    assert rlvr.on_policy(metrics, [scored(0, 5e-4)], [sampled], rlvr.LARGEST_GAP) == pytest.approx(5e-4, rel=1e-3)
 
 
 def test_every_rollout_is_judged_by_its_own_problem(tmp_path):

@@ -1,0 +1,172 @@
+"""What fused kernels need of a backbone: its layers as plain tensors, and the ops that were made ready for them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from kernels import dispatch
+from kernels.decode_step import LatentDecoder
+from kernels.decoder import Affine, Decoder
+from kernels.recurrent_loop import RecurrentLoop
+
+_steps_taken = 0  # by any optimizer: fused ones change weights without a new version
+
+
+def _count(*_) -> None:
+    global _steps_taken
+    _steps_taken += 1
+
+
+register_optimizer_step_post_hook(_count)
+
+
+def plain_affine(module: nn.Module) -> Affine | None:
+    """Weight, as (in, out), and bias of a linear module that is nothing more; None for any other."""
+    if type(module) is nn.Linear:
+        return module.weight.t(), module.bias
+    if type(module).__name__ == "Conv1D":  # GPT-2's
+        linear: Any = module
+        return linear.weight, linear.bias
+    return None
+
+
+class ServedWeights:
+    """Copies of projections for kernels that read a weight in one dtype, in one piece.
+
+    Under autocast they are in its dtype; adapters (Hu et al. 2021) are added to the weight that they adapt. The copies
+    keep their addresses and are written anew when an optimizer has stepped or a weight has a new version. A weight
+    changed through `.data` alone is not noticed.
+    """
+
+    def __init__(self):
+        self._copies: dict[tuple[nn.Module, torch.dtype], tuple[Tensor, Tensor | None]] = {}
+        self._stamp: tuple[int, int] | None = None
+
+    def affine(self, module: nn.Module, dtype: torch.dtype) -> Affine | None:
+        """Weight, as (in, out), and bias of a linear module or of one with adapters, in a dtype; None for another."""
+        key = module, dtype
+        if key not in self._copies:
+            source = _merged(module)
+            if source is None:
+                return None
+            weight, bias = source
+            self._copies[key] = weight.to(dtype, copy=True), None if bias is None else bias.to(dtype, copy=True)
+        weight, bias = self._copies[key]
+        return (weight if _inner(module) == "Conv1D" else weight.t()), bias
+
+    def refresh(self) -> None:
+        """Write the copies anew where what they are copies of has changed."""
+        stamp = _steps_taken, sum(p._version for module, _ in self._copies for p in module.parameters())
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        mine: list[Tensor] = []
+        theirs: list[Tensor] = []
+        for (module, _), copies in self._copies.items():
+            source = _merged(module)
+            assert source is not None  # as it was when it was copied
+            for copy, now in zip(copies, source):
+                if copy is not None and now is not None:
+                    mine.append(copy)
+                    theirs.append(now)
+        if mine:
+            torch._foreach_copy_(mine, theirs)
+
+
+def _inner(module: Any) -> str:
+    """The name of a linear module's type, adapters taken off."""
+    return type(module.get_base_layer() if hasattr(module, "get_base_layer") else module).__name__
+
+
+def _merged(module: Any) -> tuple[Tensor, Tensor | None] | None:
+    """Weight and bias, as the module stores them, adapters added; None for what is neither linear nor an adapter."""
+    if plain_affine(module) is not None:
+        return module.weight.detach(), None if module.bias is None else module.bias.detach()
+    adapted = hasattr(module, "get_delta_weight") and hasattr(module, "get_base_layer")
+    if not adapted or any(getattr(module, "use_dora", {}).values()):
+        return None
+    if any(d.training and getattr(d, "p", 0.0) for d in module.lora_dropout.values()):
+        return None
+    base = module.get_base_layer()
+    if plain_affine(base) is None:
+        return None
+    weight = base.weight.detach()
+    if not module.merged and not module.disable_adapters:
+        with torch.autocast(weight.device.type, enabled=False):
+            for name in module.active_adapters:
+                weight = weight + module.get_delta_weight(name).detach()
+    return weight, None if base.bias is None else base.bias.detach()
+
+
+class Fused:
+    """The fused ops of one backbone, made anew where a weight lies elsewhere than before.
+
+    `layers`: the family's arithmetic (`latent/layers.py`), None for a family that kernels do not know.
+    """
+
+    def __init__(self, lm: Any, layers):
+        self.lm, self.layers = lm, layers
+        self._served = ServedWeights()
+        self._ops: dict[str, tuple[tuple, LatentDecoder | RecurrentLoop]] = {}
+
+    def __getstate__(self):
+        """Without what was made ready, as a copy has weights of its own."""
+        return {"lm": self.lm, "layers": self.layers, "_served": ServedWeights(), "_ops": {}}
+
+    def wanted(self, op: str) -> bool:
+        """Whether a fused kernel is to run at all: without gradient, where there is a GPU or it is asked for."""
+        if torch.is_grad_enabled():
+            return False
+        weight = self.lm.get_input_embeddings().weight
+        return dispatch.choose(op, None, weight, dispatch.not_floats(weight)) == "triton"
+
+    def decoder(self, op: str) -> Decoder | None:
+        """The layers as plain tensors; None where no kernel is to run or none can."""
+        if not self.wanted(op):
+            return None
+        weight = self.lm.get_input_embeddings().weight
+        decoder = None
+        if self.layers is not None:
+            kind = weight.device.type
+            mixed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+            decoder = self.layers.decoder(self._affine(mixed))
+            self._served.refresh()
+        if decoder is None:
+            dispatch.choose(op, None, weight, f"no fused step for this {type(self.lm).__name__}")
+        return decoder
+
+    def _affine(self, mixed: torch.dtype | None) -> Callable[[nn.Module], Affine | None]:
+        """How a projection is read: where it lies, or from a copy where autocast or adapters make it another."""
+
+        def affine(module: nn.Module) -> Affine | None:
+            plain = plain_affine(module)
+            if plain is not None and mixed in (None, plain[0].dtype):
+                return plain
+            weight: Any = next(module.parameters())
+            return self._served.affine(module, mixed or weight.dtype)
+
+        return affine
+
+    def copied(self, module: nn.Linear, dtype: torch.dtype) -> Tensor:
+        """The weight (out, in) of a linear module in a dtype, kept between calls."""
+        affine = self._served.affine(module, dtype)
+        assert affine is not None  # as it is for a linear module
+        self._served.refresh()
+        return affine[0].t()
+
+    def ready(self, op: str, decoder: Decoder, more: tuple[Tensor, ...], make: Callable):
+        """What an op keeps between calls, made anew where a weight lies elsewhere than before."""
+        weights = (*(x for pair in decoder.affines() for x in pair if x is not None), *more)
+        key = tuple((w.data_ptr(), w.dtype) for w in weights)
+        if op not in self._ops or self._ops[op][0] != key:
+            self._ops[op] = key, make()
+        return self._ops[op][1]
+
+    def decode(self) -> LatentDecoder | None:
+        """Steps of one position; None where they do not apply."""
+        op = "decode_step"
+        decoder = self.decoder(op)
+        return None if decoder is None else self.ready(op, decoder, (), lambda: LatentDecoder(decoder))

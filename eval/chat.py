@@ -1,7 +1,7 @@
-"""Talk to a checkpoint: `python -m eval.chat RUN_OR_DIR`. Type a problem, see the answer and what was thought.
+"""Talk to a checkpoint: `python -m eval.chat RUN_OR_DIR`. Type a problem; it prints the answer and the thoughts.
 
-For each thought the tokens that its state would most likely say (logit lens, nostalgebraist 2020); the verifier's
-verdict where the environment is known and the problem's answer is.
+A thought is shown as the likeliest tokens under its state (logit lens, nostalgebraist 2020). The verifier's verdict
+follows where the environment and the problem's answer are known.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ HELP = "A problem, or: /sample (a held-out problem), /latents K (or /latents, as
 
 @dataclass(frozen=True)
 class Options:
-    """Whom to talk to."""
+    """What to talk to, and how."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
     """A finished run (runs/ID), or a folder with a checkpoint."""
     latents: int | None = None
-    """Latent steps, or recurrences; as trained unless said."""
+    """Latent steps, or recurrences; by default as trained."""
     top: int = 5
-    """Tokens shown of each thought."""
+    """Tokens to show of each thought."""
 
 
 def main(args: list[str] | None = None) -> int:
@@ -61,7 +61,7 @@ def talk(options: Options) -> None:
     try:
         env = environments.of_run(options.checkpoint)
     except ValueError as e:
-        print(f"no verdicts, for the run's data cannot be had: {e}")
+        print(f"there will be no verdicts, because the run's data cannot be read: {e}")
         env = None
     steps, drawn = options.latents, 0
     print(f"{reasoner.method.title}, {reasoner.method.trained_steps} latents as trained. {HELP}")
@@ -80,23 +80,23 @@ def talk(options: Options) -> None:
             steps = int(rest) if rest else None
         elif word == "/sample":
             if env is None:
-                print("the environment is not known: this is no run's folder")
+                print("the environment is not known: this is not a run's folder")
                 continue
             drawn += 1
-            problem = env.problems("test", env.main_level, drawn)[-1]
-            print(problem.question.strip())
-            reply(reasoner, env, problem.question, problem, steps, options.top)
+            sampled = env.problems("test", env.main_level, drawn)[-1]
+            print(sampled.question.strip())
+            reply(reasoner, env, sampled.question, sampled, steps, options.top)
         elif word.startswith("/"):
             print(HELP)
         elif line:
-            known = env.known(line) if env else None
-            reply(reasoner, env, known.question if known else line, known, steps, options.top)
+            problem = env.parse_question(line) if env else None
+            reply(reasoner, env, problem.question if problem else line, problem, steps, options.top)
 
 
 def reply(
     reasoner: Reasoner, env: Environment | None, question: str, problem: Problem | None, steps: int | None, top: int
 ) -> None:
-    """Print answer, thoughts and verdict; what cannot be read is one line."""
+    """Print thoughts, answer and verdict, or one line where the question cannot be read."""
     from eval.judge import verify
 
     try:
@@ -106,8 +106,8 @@ def reply(
         return
     (text,) = reasoner.codec.texts(tokens_BT)
     used = int(thought.used_B[0])
-    for i, said in enumerate(lens(reasoner, thought, used, top)):
-        print(f"  {'prompt' if i == 0 else f'thought {i}':>10}: {said}")
+    for i, likeliest in enumerate(lens(reasoner, thought, used, top)):
+        print(f"  {'prompt' if i == 0 else f'thought {i}':>10}: {likeliest}")
     print(text)
     print(f"{used} latents")
     if env is not None and problem is not None:
@@ -116,7 +116,7 @@ def reply(
 
 
 def lens(reasoner: Reasoner, thought: Thought, used: int, top: int) -> list[str]:
-    """The likeliest tokens of the prompt's state and of each thought's, with probabilities."""
+    """The likeliest next tokens, with probabilities, after the prompt's state and after each thought's."""
     import torch
 
     method = reasoner.method

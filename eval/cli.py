@@ -1,4 +1,4 @@
-"""What our command lines share: flags from dataclasses by tyro, and every complaint in one line."""
+"""What our command lines share: flags from dataclasses by tyro, and errors in one line."""
 
 import contextlib
 import io
@@ -25,26 +25,28 @@ T = TypeVar("T")
 
 
 def parse(cls: type[T], args: list[str] | None, prog: str, description: str, **settings) -> T:
-    """An instance of a dataclass from flags. Raises UserError for a wrong one, one that is given twice or without a
-    value, and a number that is none; --help prints and exits."""
+    """An instance of a dataclass, from flags. --help prints and exits.
+
+    Raises UserError for a flag that is unknown, given twice or without a value, and for a number that is not finite.
+    """
     check_flags(sys.argv[1:] if args is None else args)
-    complaint = io.StringIO()
+    message = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
-            made = tyro.cli(cls, args=args, prog=prog, description=description, **settings)
+        with contextlib.redirect_stderr(message):
+            options = tyro.cli(cls, args=args, prog=prog, description=description, **settings)
     except SystemExit as e:
         if e.code:
-            raise UserError(in_one_line(complaint.getvalue())) from None
+            raise UserError(in_one_line(message.getvalue())) from None
         raise
-    for f in fields(made):
-        value = getattr(made, f.name)
+    for f in fields(options):
+        value = getattr(options, f.name)
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"--{f.name.replace('_', '-')} must be finite, got {value}")
-    return made
+    return options
 
 
 def check_flags(args: list[str]) -> None:
-    """Raise UserError for a flag that is given twice, of which the parser would take the last, and an empty value."""
+    """Raise UserError for an empty value, and for a flag given twice: the parser would silently use the last."""
     seen = set()
     flag = "an argument"
     for arg in args:
@@ -62,22 +64,21 @@ def check_flags(args: list[str]) -> None:
 
 
 def in_one_line(box: str) -> str:
-    """The parser's complaint without its frame, up to its first rule."""
-    said: list[str] = []
+    """The parser's message without the box around it, up to the first rule in the box."""
+    lines: list[str] = []
     for line in box.splitlines()[1:]:
         text = line.strip("│╭╮╰╯ \n")
-        if set(text) <= {"─"} and said:
+        if set(text) <= {"─"} and lines:
             break
-        said.append(text)
-    return " ".join(said).removeprefix("Error parsing ")
+        lines.append(text)
+    return " ".join(lines).removeprefix("Error parsing ")
 
 
 def guarded(body: Callable[[], int | None]) -> int:
-    """The exit code of a command: 0, or 2 for what a user can mend, in one line; 130 where it was interrupted.
+    """The exit code of a command: 0; 2 after an error that a user can mend, printed in one line; 130 after ^C.
 
-    Any other exception is a bug and passes, for Python to show whole.
-
-    Under a launcher one process speaks: the first with something to say, for what the others then meet follows from it.
+    Any other exception is a bug and passes, so that Python shows its traceback. Under a launcher only the process that
+    fails first prints: the errors of the others follow from its error.
     """
     interrupted = []
 
@@ -86,48 +87,49 @@ def guarded(body: Callable[[], int | None]) -> int:
         raise KeyboardInterrupt
 
     before, main = signal.getsignal(signal.SIGINT), threading.current_thread() is threading.main_thread()
-    if heeds := main and callable(before):  # and is not told to ignore it, as in the background
+    if handles := main and callable(before):  # not where a job in the background was told to ignore it
         signal.signal(signal.SIGINT, interrupt)
     try:
         return body() or 0
     except KeyboardInterrupt as e:
         return getattr(e, "code", 130)
-    except BrokenPipeError:  # who read our output, as `head` does, has had enough
+    except BrokenPipeError:  # the reader of our output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except Exception as e:
-        if interrupted:  # an import that ^C came amid makes another error of it
+        if interrupted:  # ^C during an import surfaces as an error of another type
             return 130
-        said = mendable(e)
-        if not speaks_first():
-            return 1 if said is None else 2
-        if said is None:  # a bug: whole, so that it can be found
+        message = mendable(e)
+        if not fails_first():
+            return 1 if message is None else 2
+        if message is None:
             raise
-        print(f"error: {said}", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         return 2
     finally:
-        if heeds:
+        if handles:
             signal.signal(signal.SIGINT, signal.default_int_handler if before is end_quietly else before)
 
 
 def launched() -> tuple[int, int] | None:
-    """This process's rank and how many there are, under a launcher of several; None elsewhere.
+    """This process's rank and the number of processes, under a launcher of several; None elsewhere.
 
-    Raises UserError for numbers that are none. A shell that has WORLD_SIZE alone, as on a cluster, is no launcher.
+    Where only one of RANK and WORLD_SIZE is set, as in the shell of some clusters, there is no launcher. Raises
+    UserError for values that are not numbers.
     """
-    found = []
+    numbers = []
     for name in ("RANK", "WORLD_SIZE"):
         value = os.environ.get(name)
         if value is None:
             return None
         if not value.isdecimal():
             raise UserError(f"{name} must be a whole number, got {value!r}: it is set by launchers, unset it")
-        found.append(int(value))
-    return (found[0], found[1]) if found[1] > 1 else None
+        numbers.append(int(value))
+    return (numbers[0], numbers[1]) if numbers[1] > 1 else None
 
 
-def speaks_first() -> bool:
-    """Whether no process of this launch has complained before; True where that cannot be known."""
+def fails_first() -> bool:
+    """Whether no process of this launch has failed before; True where that cannot be known."""
     try:
         if launched() is None or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             return True
@@ -136,20 +138,20 @@ def speaks_first() -> bool:
         place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = TCPStore(*place, is_master=False, timeout=timedelta(seconds=5), wait_for_workers=False)
         return store.add(f"complaints of {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1) == 1
-    except Exception:  # no launcher's store, or one that has ended: then rather twice than never
+    except Exception:  # there is no store, or it has closed: an error that is printed twice is better than none
         return True
 
 
 def program(module: str, script: str) -> str:
-    """How this command was called: by its installed name, or as a module."""
+    """The name that this command was started by: its installed script, or its module."""
     return script if Path(sys.argv[0]).stem == script else f"python -m {module}"
 
 
-MOST = 100_000  # problems that a command of ours looks at
+MOST = 100_000  # problems; more would take days to draw
 
 
 def at_most(options, *names: str) -> None:
-    """Raise UserError for a number of problems that would take days to draw."""
+    """Raise UserError for an option above `MOST`."""
     for name in names:
         if getattr(options, name) > MOST:
             raise UserError(f"--{name.replace('_', '-')} must be at most {MOST}, got {getattr(options, name)}")
@@ -163,30 +165,30 @@ def at_least(options, **least: int) -> None:
 
 
 def aligned(rows: list[list[str]]) -> list[str]:
-    """A table as text, whole at any width of the terminal: the first column to the left, the others to the right."""
+    """A table as lines of text, never wrapped: the first column is aligned to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     return ["  ".join([r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:])]).rstrip() for r in rows]
 
 
-def do_not_wait_for_the_hub(timeout: float = 2.0) -> None:
-    """Where the Hugging Face hub does not answer, say so to its clients, which would try for half a minute.
+def set_offline_if_the_hub_is_unreachable(timeout: float = 2.0) -> None:
+    """Set HF_HUB_OFFLINE where the Hugging Face hub does not answer: its clients would retry for half a minute.
 
-    Behind a proxy it is not tried, for the proxy would have to be asked.
+    Behind a proxy nothing is tried, because a direct connection tells nothing there.
     """
     if os.environ.get("HF_HUB_OFFLINE") or getproxies():
         return
     url = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    answers = []
+    connected = []
 
-    def knock() -> None:  # in a thread: looking up a name has no timeout of its own
+    def connect() -> None:  # in a thread, because name resolution has no timeout of its own
         try:
             socket.create_connection((url.hostname, url.port or (80 if url.scheme == "http" else 443)), timeout).close()
-            answers.append(True)
+            connected.append(True)
         except OSError:
             pass
 
-    thread = threading.Thread(target=knock, daemon=True)
+    thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(timeout)
-    if not answers:
+    if not connected:
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"

@@ -1,7 +1,8 @@
-"""Are a run's latents used? `python -m eval.diagnose RUN` answers with numbers, beside its pause and fixed controls.
+"""Are a run's latents used? `python -m eval.diagnose RUN` answers with numbers, beside the run's controls.
 
-Controls are runs in the same folder whose method is a control of the run's (pause tokens, a fixed embedding), all else
-but the feedback the same; others can be named. Everything is kept in RUN/diagnostics.json.
+Controls are runs in the same folder whose method is a control of the run's method (pause tokens, a fixed embedding),
+with the same config otherwise but for the feedback. Other runs can be named. All numbers are kept in
+RUN/diagnostics.json.
 """
 
 from __future__ import annotations
@@ -32,18 +33,18 @@ class Options:
     run: Annotated[Path, tyro.conf.Positional]
     """A finished run (runs/ID)."""
     beside: tuple[Path, ...] = ()
-    """Runs to read it beside; the controls in its folder unless said."""
+    """Runs to show beside it; by default the controls in its folder."""
     items: int = 500
     """Held-out problems of the main level."""
     batch: int = 250
-    """Problems of a batch, among which thoughts are exchanged."""
+    """Problems in a batch. Thoughts are exchanged within a batch."""
     probe_items: int = 2000
     """Training problems that the linear probes are fitted on."""
     group: int = 16
-    """Samples a problem, of 64 problems, for what RL would see."""
+    """Samples of each of 64 problems, to see what RL would learn from."""
     layer: int | None = None
-    """The layer whose states at each latent step the lens, the probes and the distances read: 0 the embeddings, -1 the
-    last block; the thoughts themselves unless said."""
+    """Layer whose states the lens, the probes and the distances read at each latent step: 0 is the embeddings, -1 the
+    last block. By default they read the thoughts themselves."""
     device: Literal["auto", "cpu"] = "auto"
     """Where to run; auto is a GPU if there is one."""
 
@@ -58,76 +59,79 @@ def main(args: list[str] | None = None) -> int:
         from latent import hub
 
         for run in (options.run, *options.beside):
-            hub.find(run)  # before a slow look
+            hub.find_checkpoint(run)  # raises now rather than after minutes of work
         check_writable(options.run / "diagnostics.json", "the file")
-        found = {"run": diagnose(options.run, options)}
+        diagnoses = {"run": diagnose(options.run, options)}
         for path in options.beside:
-            found[path.name] = diagnose(path, options)
+            diagnoses[path.name] = diagnose(path, options)
         for name, path in {} if options.beside else controls_of(options.run).items():
             try:
-                found[name] = diagnose(path, options)
+                diagnoses[name] = diagnose(path, options)
             except ValueError as e:
-                print(f"not beside it: {name}: {e}")
-        write_text(options.run / "diagnostics.json", json.dumps(found) + "\n")
-        print(*lines(found), "", f"{options.run}/diagnostics.json", sep="\n")
+                print(f"control left out: {name}: {e}")
+        write_text(options.run / "diagnostics.json", json.dumps(diagnoses) + "\n")
+        print(*lines(diagnoses), "", f"{options.run}/diagnostics.json", sep="\n")
 
     return guarded(body)
 
 
 def controls_of(run: Path) -> dict[str, Path]:
-    """The runs in the folder of a run that are controls of its method, by the control's name.
+    """The runs beside a run that are controls of its method, by the control's name.
 
-    Raises UserError where there are several of a kind.
+    Raises UserError where there are two of one kind.
     """
     mine = unpack(field(read_json(run / "config.json"), "method", dict, run / "config.json"))
-    found: dict[str, Path] = {}
+    controls: dict[str, Path] = {}
     for folder, method in finished_beside(run, ("env", "model", "train", "seed")):
         if not isinstance(method, ControlConfig) or not isinstance(mine, SequenceConfig):
             continue
         if replace(method.of, feedback=mine.feedback) != mine:
             continue
         kind = method.name
-        if kind in found:
-            raise UserError(f"{found[kind].name} and {folder.name} are both {kind} controls: say --beside")
-        found[kind] = folder
-    return found
+        if kind in controls:
+            raise UserError(f"{controls[kind].name} and {folder.name} are both {kind} controls: say --beside")
+        controls[kind] = folder
+    return controls
 
 
 def diagnose(run: Path, options: Options) -> dict:
-    """Every number of the suite for one run. Raises UserError where it cannot be had."""
+    """All numbers for one run. Raises UserError where the run does not think or its problems are not known."""
     import torch
 
-    from eval import diagnostics
+    from eval import interventions, readings
 
     torch.set_num_threads(1)
     reasoner, env = opened(run, options.device, "diagnose")
     problems = env.problems("test", env.main_level, options.items)
     if len(problems) % options.batch == 1:
-        problems = problems[:-1]
+        problems = problems[:-1]  # a batch of one has nothing to exchange
     depth = reasoner.method.backbone.depth
     if options.layer is not None and not -depth - 1 <= options.layer <= depth:
         raise UserError(f"--layer must be from {-depth - 1} to {depth}, got {options.layer}")
-    states = diagnostics.trace(reasoner, problems, options.batch, options.layer)
+    states = readings.trace(reasoner, problems, options.batch, options.layer)
     known = env.train_batch("probe", 0, options.probe_items)
     probe = []
     if any(p.steps for p in problems) and any(p.steps for p in known):
-        probe = diagnostics.probe(reasoner, diagnostics.trace(reasoner, known, options.batch, options.layer), states)
+        probe = readings.probe(reasoner, readings.trace(reasoner, known, options.batch, options.layer), states)
     return {
         "method": type(reasoner.method.made_from).__name__,
         "env": type(env).__name__,
         **({} if states.layer is None else {"layer": states.layer}),
         "latents": reasoner.method.trained_steps,
         "steps_written": reasoner.method.steps_written(env.chain_steps),
-        "causal": diagnostics.causal(reasoner, env, problems, options.batch),
-        "lens": diagnostics.lens(reasoner, env, states),
+        "causal": interventions.causal(reasoner, env, problems, options.batch),
+        "lens": readings.lens(reasoner, env, states),
         "probe": probe,
-        "collapse": diagnostics.collapse(states),
-        "diversity": diagnostics.diversity(reasoner, env, problems[:64], options.group),
+        "collapse": readings.collapse(states),
+        "diversity": readings.diversity(reasoner, env, problems[:64], options.group),
     }
 
 
 def opened(run: Path, device: str, purpose: str):
-    """A run's reasoner, which thinks, and its environment. Raises UserError where there is nothing for a purpose."""
+    """A run's reasoner and its environment. Raises UserError for a run without latents or without an environment.
+
+    `purpose` completes the error's sentence "nothing to ...".
+    """
     import torch
 
     from eval import environments
@@ -142,54 +146,57 @@ def opened(run: Path, device: str, purpose: str):
     return reasoner, env
 
 
-def cost(found: dict, kind: str) -> tuple[float, float, float]:
+def cost(diagnosis: dict, kind: str) -> tuple[float, float, float]:
     """Accuracy lost by an intervention, with the 95 % interval of the paired difference over items."""
     from eval.stats import paired
 
-    causal = found["causal"]
+    causal = diagnosis["causal"]
     lost = paired(causal["intact"], causal["interventions"][kind]["correct"], n_boot=2000)
     return lost.mean, lost.low, lost.high
 
 
-def summary(found: dict) -> str:
-    """In one line whether the answer is computed through the latents."""
-    lost, low, high = cost(found, "other problem")
-    n = len(found["causal"]["intact"])
+def summary(diagnosis: dict) -> str:
+    """One line that says whether the answer is computed through the latents."""
+    lost, low, high = cost(diagnosis, "other problem")
+    n = len(diagnosis["causal"]["intact"])
     verdict = "causally used" if low > 0 else "not shown to be used"
     return (
-        f"The latents are {verdict} on this task ({found['env']}): thoughts of another problem cost "
+        f"The latents are {verdict} on this task ({diagnosis['env']}): thoughts of another problem cost "
         f"{100 * lost:.1f} points of accuracy (95 % interval {100 * low:.1f} to {100 * high:.1f}, {n} problems)."
     )
 
 
-def lines(found: dict[str, dict]) -> list[str]:
-    """What to print: the summary, then tables with columns for each run."""
-    out = [summary(found["run"]), ""]
-    if len(found) == 1:
-        out += ["No control stands beside it: train `pause` and `fixed` of this method into the same folder.", ""]
-    rows = [["accuracy (95 % Wilson interval)", *found]]
-    rows.append(["latents, as trained", *(str(f["latents"]) for f in found.values())])
-    rows.append(["steps of the chain still written", *(str(f["steps_written"]) for f in found.values())])
-    if "layer" in found["run"]:
-        rows.append(["layer whose states are read", *(str(f["layer"]) for f in found.values())])
-    rows.append(["as trained", *(share(f["causal"]["intact"]) for f in found.values())])
-    for kind in found["run"]["causal"]["interventions"]:
+def lines(diagnoses: dict[str, dict]) -> list[str]:
+    """What to print: the summary, then tables with a column for each run."""
+    out = [summary(diagnoses["run"]), ""]
+    if len(diagnoses) == 1:
+        out += [
+            "There is no control to compare with: train `pause` and `fixed` of this method into the same folder.",
+            "",
+        ]
+    rows = [["accuracy (95 % Wilson interval)", *diagnoses]]
+    rows.append(["latents, as trained", *(str(f["latents"]) for f in diagnoses.values())])
+    rows.append(["steps of the chain still written", *(str(f["steps_written"]) for f in diagnoses.values())])
+    if "layer" in diagnoses["run"]:
+        rows.append(["layer whose states are read", *(str(f["layer"]) for f in diagnoses.values())])
+    rows.append(["as trained", *(share(f["causal"]["intact"]) for f in diagnoses.values())])
+    for kind in diagnoses["run"]["causal"]["interventions"]:
         name = "latents of another problem" if kind == "other problem" else f"latents {kind}"
-        rows.append([name, *(share(f["causal"]["interventions"][kind]["correct"]) for f in found.values())])
-    for k in found["run"]["causal"]["sweep"]:
-        rows.append([f"{k} latents", *(share(f["causal"]["sweep"].get(k)) for f in found.values())])
+        rows.append([name, *(share(f["causal"]["interventions"][kind]["correct"]) for f in diagnoses.values())])
+    for k in diagnoses["run"]["causal"]["sweep"]:
+        rows.append([f"{k} latents", *(share(f["causal"]["sweep"].get(k)) for f in diagnoses.values())])
     out += [*aligned(rows), ""]
-    parts = {name: (f["causal"]["patches"], f["collapse"], f["probe"]) for name, f in found.items()}
+    parts = {name: (f["causal"]["patches"], f["collapse"], f["probe"]) for name, f in diagnoses.items()}
     names = ("flipped", "donor", "moved", "cosine", "dimensions", "accuracy", "selectivity")
     heads = ("input: flipped", "to donor", "state: moved", "cosine", "dims", "probe", "selective")
     nothing: dict[str, Any] = {}
     for name, each in parts.items():
         merged = [{k: v for d in at for k, v in d.items()} for at in zip_longest(*each, fillvalue=nothing)]
-        out += [*aligned([[f"latent, {name}", *heads], *readings(merged, names, first=1)]), ""]
+        out += [*aligned([[f"latent, {name}", *heads], *rows_of(merged, names, first=1)]), ""]
     names = ("top", "entropy", "support", "oracle", "elsewhere", "frontier", "frontier_share")
-    for name, f in found.items():
-        out += [*aligned([[f"lens, {name}", *names], *readings(f["lens"], names, first=0)]), ""]
-    for name, f in found.items():
+    for name, f in diagnoses.items():
+        out += [*aligned([[f"lens, {name}", *names], *rows_of(f["lens"], names, first=0)]), ""]
+    for name, f in diagnoses.items():
         d = f["diversity"]
         entropy = ", ".join(f"{kind} {value:.3f}" for kind, value in d["entropy"].items())
         out.append(
@@ -200,8 +207,8 @@ def lines(found: dict[str, dict]) -> list[str]:
     return out
 
 
-def readings(rows: list[dict], names: tuple[str, ...], first: int) -> list[list[str]]:
-    """A row a latent; a dash where there is no such number."""
+def rows_of(rows: list[dict], names: tuple[str, ...], first: int) -> list[list[str]]:
+    """A row for each latent; a dash where a number is missing."""
     return [
         [str(i), *("-" if row.get(name) is None else f"{row[name]:.2f}" for name in names)]
         for i, row in enumerate(rows, first)

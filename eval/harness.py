@@ -2,8 +2,8 @@
 
     python -m eval.harness run --model latent --model_args pretrained=RUN_OR_DIR,num_latents=4 --tasks cups
 
-Its own command line, with the model `latent` registered and `eval/tasks` among the places where tasks are looked for.
-Where the hub cannot be reached nothing waits for it: what needs it is one line at once.
+This is lm-eval's own command line, with the model `latent` registered and `eval/tasks` among its task folders. Where
+the hub cannot be reached, a task that needs it fails at once, in one line.
 """
 
 import latent.startup  # noqa: F401  first of all: it says what goes wrong before we have begun
@@ -13,7 +13,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from eval.cli import do_not_wait_for_the_hub
+from eval.cli import set_offline_if_the_hub_is_unreachable
 from kernels.errors import UserError, mendable
 from latent.files import check_writable
 from latent.startup import FLOORS, HOME
@@ -24,7 +24,7 @@ TASKS = Path(__file__).parent / "tasks"
 def main(args: list[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, or 2 for what a user can mend, in one line."""
     args = sys.argv[1:] if args is None else args
-    do_not_wait_for_the_hub()
+    set_offline_if_the_hub_is_unreachable()
     from lm_eval._cli import HarnessCLI
     from lm_eval.utils import setup_logging
 
@@ -34,40 +34,40 @@ def main(args: list[str] | None = None) -> int:
     sys.argv = ["python -m eval.harness", *args]
     cli = HarnessCLI()
     try:
-        asked = cli.parse_args()
+        options = cli.parse_args()
     except SystemExit as e:
         return int(e.code or 0)
-    theirs = [asked.include_path] if getattr(asked, "include_path", None) else []
-    asked.include_path = [str(TASKS), *theirs]
+    others = [options.include_path] if getattr(options, "include_path", None) else []
+    options.include_path = [str(TASKS), *others]
     from lm_eval import tasks
 
-    everything = tasks.TaskManager
+    stock = tasks.TaskManager
     try:
-        if asked.command == "run":
-            if path := getattr(asked, "output_path", None):
+        if options.command == "run":
+            if path := getattr(options, "output_path", None):
                 check_writable(Path(path), "--output_path", folder=not path.endswith(".json"))
-            named = set(" ".join(asked.tasks or ["all"]).replace(",", " ").split())
-            if getattr(asked, "cache_requests", None) and named & own_tasks():
+            named = set(" ".join(options.tasks or ["all"]).replace(",", " ").split())
+            if getattr(options, "cache_requests", None) and named & own_tasks():
                 raise UserError("--cache_requests does not see --metadata: leave it out with tasks of ours")
-            if not theirs and named <= own_tasks():  # reading the thousands of others takes five seconds
-                tasks.TaskManager = partial(everything, include_defaults=False)
-        cli.execute(asked)
+            if not others and named <= own_tasks():  # lm-eval's thousands of task files take five seconds to read
+                tasks.TaskManager = partial(stock, include_defaults=False)
+        cli.execute(options)
     except SystemExit as e:
         return 2 if e.code else 0
     except KeyboardInterrupt:
         return 130
-    except Exception as e:  # lm-eval, datasets and the hub's client each have errors of their own
+    except Exception as e:  # lm-eval, datasets and the hub's client raise errors of many types
         if mendable(e) is None and raised_by_us(e):
             raise
         print(f"error: {explain(e)}", file=sys.stderr)
         return 2
     finally:
-        tasks.TaskManager = everything
+        tasks.TaskManager = stock
     return 0
 
 
 def raised_by_us(error: Exception) -> bool:
-    """Whether an error comes from code of ours: then it is a bug, unless it says otherwise."""
+    """Whether an error was raised in our code; it is then a bug, unless it is a UserError."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -81,12 +81,12 @@ def own_tasks() -> set[str]:
 
 
 def explain(error: Exception) -> str:
-    """One line on what went wrong."""
+    """An error in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = lines[0] if lines else type(error).__name__
-    if "local file" not in said and ("OfflineMode" in said or isinstance(error, ConnectionError)):
-        said += ": this data set cannot be had without the network; our own tasks take --metadata file=PATH"
-    return said
+    message = lines[0] if lines else type(error).__name__
+    if "local file" not in message and ("OfflineMode" in message or isinstance(error, ConnectionError)):
+        message += ": this data set needs the network; our own tasks also take --metadata file=PATH"
+    return message
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from eval.environments.base import Environment, Problem, Verdict, iterate
 from eval.stats import wilson
+from latent.codec import Codec
 from latent.generate import Reasoner
-from latent.text import Codec
 
 
 @dataclass(frozen=True)
 class Item:
-    """One judged answer: what was said, the verdict, latent steps used and tokens written."""
+    """One judged answer: the text, the verdict, latent steps used and tokens written."""
 
     key: str
     level: int
@@ -28,15 +28,15 @@ class Item:
 
 
 def verify(env: Environment, problem: Problem, text: str) -> Verdict:
-    """The environment's verdict. A verifier that raises stops the run with the problem's key: never a silent 0."""
+    """The environment's verdict. Where the verifier raises, RuntimeError names the problem: never a silent 0."""
     try:
         return env.verify(problem, text)
     except Exception as e:
         raise RuntimeError(f"the verifier failed on problem {problem.key}: {type(e).__name__}: {e}") from e
 
 
-class Play:
-    """The sessions of some rows of rollouts, and what has come of them so far."""
+class Sessions:
+    """The sessions of a batch of rollouts, one for each row, with their rewards and texts so far."""
 
     def __init__(self, env: Environment, problems: list[Problem], codec: Codec):
         self.env, self.problems, self.codec = env, problems, codec
@@ -45,17 +45,17 @@ class Play:
         self.texts: list[list[str]] = [[] for _ in problems]  # of every turn
 
     def react(self, rows: list[int], tokens_NT: Tensor) -> list[tuple[int, ...] | None]:
-        """What is said next to rows that have written a turn's text; None where the session has ended."""
-        said: list[tuple[int, ...] | None] = []
+        """The next observation of each row that has written a turn's text, as ids; None where its session has ended."""
+        observations: list[tuple[int, ...] | None] = []
         for row, text in zip(rows, self.codec.texts(tokens_NT), strict=True):
-            next_said, reward, done = self.sessions[row].step(text)
+            observation, reward, done = self.sessions[row].step(text)
             self.reward[row] += reward
             self.texts[row].append(text)
-            said.append(None if done or next_said is None else self.codec.observation(next_said))
-        return said
+            observations.append(None if done or observation is None else self.codec.observation(observation))
+        return observations
 
     def verdicts(self) -> list[Verdict]:
-        """Of each row: the last text judged as the last turn's, and the rewards of all turns."""
+        """For each row the verdict on its last text, as the last turn's answer, with the rewards of all its turns."""
         return [
             replace(verify(self.env, self.env.turns_of(p)[-1], texts[-1]), reward=reward)
             for p, texts, reward in zip(self.problems, self.texts, self.reward, strict=True)
@@ -63,23 +63,23 @@ class Play:
 
 
 class Processes(Protocol):
-    """Those that share an evaluation: this one is `rank` of `world`."""
+    """The processes that share an evaluation; this one is `rank` of `world`."""
 
     rank: int
     world: int
 
     def gather(self, mine: list) -> list[list]:
-        """What every process has, by rank, on all of them."""
+        """Every process's list, by rank, on all processes."""
 
 
 def judge(
     reasoner: Reasoner, env: Environment, problems: list[Problem], batch=256, steps=None, tick=None,
     among: Processes | None = None,
 ) -> list[Item]:  # fmt: skip
-    """Greedy answers to `problems`, verified. `steps` overrides the latent steps; `tick(n)` is told of progress.
+    """Greedy answers to `problems`, verified. `steps` overrides the latent steps; `tick(n)` is called after n problems.
 
-    Processes that are given in `among` share every batch, row by row in turn, and all return all items. Each pads its
-    rows as the whole batch is padded, so that a text ends where it would have ended there.
+    The processes in `among` take the rows of every batch in turn, and all of them return all items. Each pads its rows
+    as the whole batch is padded: a text may end at the last position, which padding moves.
     """
     was_training = reasoner.method.training
     reasoner.method.eval()
@@ -97,11 +97,11 @@ def judge(
 
 
 def _items(reasoner: Reasoner, env: Environment, problems: list[Problem], steps, beside) -> list[Item]:
-    """The judged answers to some problems of a batch, `beside` all of its questions."""
+    """The judged answers to problems of a batch. `beside`: all questions of the batch, to pad alike with."""
     if not problems:
         return []
     if env.turns > 1:
-        return _played(reasoner, env, problems, steps)
+        return _items_of_turns(reasoner, env, problems, steps)
     tokens_BT, thought = reasoner.tokens([p.question for p in problems], steps, beside)
     lengths, items = text_lengths(tokens_BT, reasoner.codec.end), []
     for p, text, used, length in zip(problems, reasoner.codec.texts(tokens_BT), thought.used_B.tolist(), lengths):
@@ -110,17 +110,18 @@ def _items(reasoner: Reasoner, env: Environment, problems: list[Problem], steps,
     return items
 
 
-def _played(reasoner: Reasoner, env: Environment, problems: list[Problem], steps: int | None) -> list[Item]:
-    """The same of problems of several turns: the texts of all, one after another."""
-    play = Play(env, problems, reasoner.codec)
-    rolled = reasoner.episodes([p.question for p in problems], play.react, steps)
+def _items_of_turns(reasoner: Reasoner, env: Environment, problems: list[Problem], steps: int | None) -> list[Item]:
+    """The same for problems of several turns. An item's text is those of all turns, line by line."""
+    sessions = Sessions(env, problems, reasoner.codec)
+    rolled = reasoner.episodes([p.question for p in problems], sessions.react, steps)
     tokens = text_lengths(rolled.tokens_BT, reasoner.codec.end)
     for turn in rolled.later:
         for row, n in zip(turn.rows_N.tolist(), text_lengths(turn.tokens_NT, reasoner.codec.end)):
             tokens[row] += n
+    rows = zip(problems, sessions.texts, sessions.verdicts(), rolled.all_used_B.tolist(), tokens)
     return [
         Item(p.key, p.level, "\n".join(texts), v.correct, v.reward, v.parsed, v.reason, used, n)
-        for p, texts, v, used, n in zip(problems, play.texts, play.verdicts(), rolled.all_used_B.tolist(), tokens)
+        for p, texts, v, used, n in rows
     ]
 
 
@@ -130,10 +131,13 @@ def text_lengths(tokens_BT, end: int | None) -> list[int]:
 
 
 def summary(items: list[Item]) -> dict:
-    """Accuracy with its 95 % Wilson interval and the means that go beside it."""
+    """Accuracy with its 95 % Wilson interval, and means of reward, parsed, latents used and tokens."""
     n, hits = len(items), sum(i.correct for i in items)
     low, high = wilson(hits, n)
-    mean = lambda name: sum(getattr(i, name) for i in items) / n  # noqa: E731
+
+    def mean(name: str) -> float:
+        return sum(getattr(i, name) for i in items) / n
+
     return {
         "n": n,
         "accuracy": hits / n,
@@ -147,7 +151,7 @@ def summary(items: list[Item]) -> dict:
 
 
 def by_level(items: list[Item]) -> dict[int, dict]:
-    """A summary a level."""
+    """A summary for each level."""
     levels = defaultdict(list)
     for item in items:
         levels[item.level].append(item)

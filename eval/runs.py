@@ -1,4 +1,4 @@
-"""The runs of a folder, a line each: what, when, how good, how long. `python -m eval.runs`; two runs are compared."""
+"""The runs in a folder, one on each line, or two runs compared: `python -m eval.runs`."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Options:
     out: Path = Path("runs")
     """Folder of the run records."""
     sort: Literal["when", "accuracy", "used", "core_seconds", "method"] = "when"
-    """Order of the lines; the best or the latest stands last."""
+    """Order of the lines; the largest or latest is last."""
     where: tuple[str, ...] = ()
     """Only runs whose config has these values, e.g. method=Sim method.n_latent=8 env=Cups seed=0."""
     compare: tuple[str, str] | None = None
-    """Two runs by id, or the beginning of one: what differs in config and result."""
+    """Two runs, by the beginnings of their ids: show what differs in config and result."""
 
 
 def main(args: list[str] | None = None) -> int:
@@ -49,8 +49,8 @@ def main(args: list[str] | None = None) -> int:
             except ValueError as e:
                 damaged[path.parent.name] = str(e)
         for name in options.compare or ():
-            if spoilt := next((why for id, why in damaged.items() if id.startswith(name)), None):
-                raise UserError(f"{name} is damaged: {spoilt}")
+            if why := next((why for id, why in damaged.items() if id.startswith(name)), None):
+                raise UserError(f"{name} is damaged: {why}")
         print(*(comparison(options.compare, runs) if options.compare else listing(options, runs)), sep="\n")
         for name, why in damaged.items():
             print(f"{name} is damaged and left out: {why}", file=sys.stderr)
@@ -59,8 +59,8 @@ def main(args: list[str] | None = None) -> int:
 
 
 @dataclass(frozen=True)
-class Found:
-    """One run's record; `when` it was begun, in seconds since 1970."""
+class Recorded:
+    """One run's record. `when`: the time of its first start, in seconds since 1970."""
 
     home: Path
     config: dict
@@ -70,17 +70,17 @@ class Found:
 
     @property
     def id(self) -> str:
-        """The name of its folder."""
+        """The name of the run's folder."""
         return self.home.name
 
     @property
     def flat(self) -> dict[str, object]:
-        """Config fields by dotted name; the name of a part is its class."""
+        """Config fields by dotted name. The value of a part is its class name."""
         return _flat(self.config)
 
 
-def read(home: Path) -> Found | None:
-    """A run's record; None for a folder that holds something else. Raises UserError naming a file that is damaged."""
+def read(home: Path) -> Recorded | None:
+    """A run's record; None for a folder of something else. Raises UserError naming a damaged file."""
     path = home / "config.json"
     config = read_json(path)
     if config.get("class") != "Run":
@@ -90,11 +90,11 @@ def read(home: Path) -> Found | None:
     result = read_json(home / "result.json") if (home / "result.json").exists() else None
     log = read_lines(home / "metrics.jsonl")
     updates = field(log[-1], "step", int, home / "metrics.jsonl") if log else 0
-    return Found(home, config, result, updates, begun(home))
+    return Recorded(home, config, result, updates, begun(home))
 
 
 def begun(home: Path) -> float:
-    """When a run was first started: as its record says, or of older ones as its config's file does."""
+    """The time of a run's first start, from env.json; of older records, the time of config.json."""
     path = home / "env.json"
     starts = read_json(path).get("starts") if path.exists() else None
     if starts is None:
@@ -108,8 +108,8 @@ def begun(home: Path) -> float:
 NUMBER = (int, float)
 
 
-def check(run: Found) -> None:
-    """Raise UserError, naming file and field, where what is listed and compared of a run is not there."""
+def check(run: Recorded) -> None:
+    """Raise UserError, naming file and field, where a field that is listed or compared is missing."""
     field(run.config, "train.class", str, run.home / "config.json")
     field(run.config, "train.steps", int, run.home / "config.json")
     field(run.config, "seed", int, run.home / "config.json")
@@ -122,7 +122,7 @@ def check(run: Found) -> None:
 
 
 def finished_beside(run: Path, same: tuple[str, ...]) -> Iterator[tuple[Path, MethodConfig]]:
-    """The finished runs in the folder of a run that have parts of its config, each with its method's config."""
+    """The finished runs beside a run that share the parts `same` of its config, each with its method's config."""
     mine = read_json(run / "config.json")
     for path in sorted(run.resolve().parent.glob("*/config.json")):
         try:
@@ -139,14 +139,14 @@ def finished_beside(run: Path, same: tuple[str, ...]) -> Iterator[tuple[Path, Me
 def _flat(config, name: str = "") -> dict[str, object]:
     if not isinstance(config, dict):
         return {name: config}
-    found: dict[str, object] = {name: str(config["class"])} if name and "class" in config else {}
+    values: dict[str, object] = {name: str(config["class"])} if name and "class" in config else {}
     for key, value in config.items():
         if key != "class":
-            found |= _flat(value, f"{name}.{key}".lstrip("."))
-    return found
+            values |= _flat(value, f"{name}.{key}".lstrip("."))
+    return values
 
 
-def listing(options: Options, runs: list[Found]) -> list[str]:
+def listing(options: Options, runs: list[Recorded]) -> list[str]:
     """The table."""
     names = sorted({name for run in runs for name in run.flat})
     for wish in options.where:
@@ -158,8 +158,11 @@ def listing(options: Options, runs: list[Found]) -> list[str]:
         runs = [run for run in runs if str(run.flat.get(key)).lower() == value.lower()]
     if not runs:
         return [f"no runs in {options.out}" + (" that match" if options.where else "")]
-    main: Callable[[Found, str], float] = lambda run, name: run.result["main"][name] if run.result else -1.0  # noqa: E731
-    keys: dict[str, Callable[[Found], Any]] = {
+
+    def main(run: Recorded, name: str) -> float:
+        return run.result["main"][name] if run.result else -1.0
+
+    keys: dict[str, Callable[[Recorded], Any]] = {
         "when": lambda run: run.when,
         "accuracy": lambda run: main(run, "accuracy"),
         "used": lambda run: main(run, "used"),
@@ -172,18 +175,18 @@ def listing(options: Options, runs: list[Found]) -> list[str]:
         what = [str(run.flat[name]) for name in ("env", "method", "train", "seed")]
         if run.result:
             m = run.result["main"]
-            good = [f"{m['accuracy']:.3f}", f"{m['low']:.3f}-{m['high']:.3f}", f"{m['used']:.2f}"]
-            good.append(f"{run.result['core_seconds']:.0f}")
+            results = [f"{m['accuracy']:.3f}", f"{m['low']:.3f}-{m['high']:.3f}", f"{m['used']:.2f}"]
+            results.append(f"{run.result['core_seconds']:.0f}")
         else:
-            good = [f"at {run.updates} of {run.flat['train.steps']}", "-", "-", "-"]
-        table.append([run.id, when, *what, *good])
+            results = [f"at {run.updates} of {run.flat['train.steps']}", "-", "-", "-"]
+        table.append([run.id, when, *what, *results])
     widths = [max(map(len, column)) for column in zip(*table)]
     rows = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in table]
     return [rows[0], "-" * len(rows[0]), *rows[1:]]
 
 
-def comparison(names: tuple[str, str], runs: list[Found]) -> list[str]:
-    """What differs between two runs, and by how much one is better on the same problems."""
+def comparison(names: tuple[str, str], runs: list[Recorded]) -> list[str]:
+    """What differs between two runs, and the paired difference of their accuracies."""
     import numpy as np
 
     from eval.stats import mcnemar, paired
@@ -208,12 +211,12 @@ def comparison(names: tuple[str, str], runs: list[Found]) -> list[str]:
     ]
 
 
-def pick(runs: list[Found], name: str) -> Found:
-    """The one run whose id begins so. Raises UserError for none or several."""
-    found = [run for run in runs if run.id.startswith(name)]
-    if len(found) != 1:
-        raise UserError(f"{len(found)} runs begin with {name!r}" + "".join(f" {run.id}" for run in found))
-    return found[0]
+def pick(runs: list[Recorded], name: str) -> Recorded:
+    """The run whose id begins with `name`. Raises UserError for none or several."""
+    matching = [run for run in runs if run.id.startswith(name)]
+    if len(matching) != 1:
+        raise UserError(f"{len(matching)} runs begin with {name!r}" + "".join(f" {run.id}" for run in matching))
+    return matching[0]
 
 
 if __name__ == "__main__":

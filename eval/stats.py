@@ -28,9 +28,10 @@ def wilson(hits: int, n: int, z: float = Z95) -> tuple[float, float]:
 def bootstrap(correct_SN: np.ndarray, n_boot: int = 10_000, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
     """Percentile interval of the mean over S training seeds and N items, both resampled.
 
-    Seeds are drawn with replacement, then items, the same items for every seed: seeds were judged on one test set. For
-    a paired difference between two methods give the difference of their matrices. A bootstrap of few seeds is too
-    narrow, so the deviations of the seeds' means are widened to what Student's t has in place of the normal.
+    Seeds are drawn with replacement, then items, the same for every seed, because all seeds were judged on one test
+    set. For a paired difference between two methods pass the difference of their matrices. A bootstrap of few seeds is
+    too narrow; the deviations of the seeds' means are therefore scaled up by the ratio of Student's t quantile to the
+    normal one.
     """
     tail = (1 - level) / 2
     low, high = np.quantile(resampled(correct_SN, n_boot, seed), [tail, 1 - tail])
@@ -38,10 +39,10 @@ def bootstrap(correct_SN: np.ndarray, n_boot: int = 10_000, level: float = 0.95,
 
 
 def interval(correct_SN: ArrayLike, n_boot: int = 10_000) -> tuple[float, float]:
-    """A 95 % interval of an accuracy over S training seeds and N items, 0 or 1 each: `bootstrap`'s.
+    """A 95 % interval of an accuracy over S training seeds and N items, 0 or 1 each, by `bootstrap`.
 
-    Never narrower than Wilson's for N items, however many the seeds: where nearly all are right, or wrong, hardly
-    anything is left to resample.
+    It is never narrower than Wilson's interval for N items, whatever the number of seeds: where nearly all items are
+    right, or wrong, resampling shows almost no spread.
     """
     hit_SN = np.atleast_2d(np.asarray(correct_SN))
     low, high = bootstrap(hit_SN, n_boot)
@@ -51,7 +52,7 @@ def interval(correct_SN: ArrayLike, n_boot: int = 10_000) -> tuple[float, float]
 
 
 def resampled(x_SN: np.ndarray, n_boot: int, seed: int) -> np.ndarray:
-    """Means (n_boot,) over resampled seeds and items; of 0 and 1, or of their differences, never beyond what can be."""
+    """Means (n_boot,) over resampled seeds and items, clipped to the possible range for 0/1 and their differences."""
     from scipy.special import stdtrit
 
     x_SN = np.atleast_2d(np.asarray(x_SN, dtype=np.float64))
@@ -67,9 +68,9 @@ def resampled(x_SN: np.ndarray, n_boot: int, seed: int) -> np.ndarray:
     return np.concatenate(means).clip(least, most)
 
 
-@lru_cache(maxsize=4)  # the arms of an ablation have as many seeds and items each
+@lru_cache(maxsize=4)  # all arms of an ablation have the same numbers of seeds and items
 def draws(s: int, n: int, n_boot: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """How often each of S seeds (n_boot, S) and each of N items (n_boot, N) is drawn, in each resample."""
+    """How often each of S seeds (n_boot, S) and each of N items (n_boot, N) is drawn in each resample."""
     rng = np.random.default_rng(seed)
     seeds_RS, items_RN = np.empty((n_boot, s), np.float32), np.empty((n_boot, n), np.float32)
     for i in range(n_boot):
@@ -91,17 +92,18 @@ class Difference:
 def paired(a_SN, b_SN, n_boot: int = 10_000, seed: int = 0, unit: float | None = None) -> Difference:
     """The difference a - b between two arms of S seeds on the same N items: its mean, 95 % interval and p-value.
 
-    Seeds are paired, as they share data order. Both seeds and items are drawn, so the mean has a standard error from
-    the spread of the seeds' means and one from that of the items' means (as in Owen 2007, Ann. Appl. Stat. 1:386). The
-    half-width at a level is the root of the sum of the squares of each times its own Student quantile, which holds its
-    level with as few as two seeds, where Satterthwaite's degrees of freedom do not. The p-value is the level at which
-    that interval touches zero; it is never 0. The interval is the bootstrap's, and nowhere narrower than this one.
+    Seeds are paired, because they share their data order. Both seeds and items are random, so the mean has a standard
+    error from the spread of the seeds' means and another from that of the items' means (as in Owen 2007, Ann. Appl.
+    Stat. 1:386). The half-width is sqrt(sum (t_i e_i)^2) over the two errors e_i, each with its own Student quantile
+    t_i. It holds its level with as few as two seeds, where Satterthwaite's degrees of freedom do not. The p-value is
+    the level at which that interval touches zero; it is never 0. The interval returned is the bootstrap's, widened to
+    this one where it is narrower.
 
-    Numbers come in units: seeds that agree to the last place may still differ by less, so a spread counts as at least
-    half a `unit`. By default it is 1 / N for means of 0 and 1; for other numbers it is known to the caller, and where
-    all agree and no unit is given, it is taken to be as large as what they agree on. Items of 0 and 1 count at least
-    as if few had differed, so that the interval holds any rate that was not seen in N items. One number alone shows
-    nothing: its interval is unbounded, or all that a difference of accuracies can be.
+    Measured numbers are rounded: seeds that agree in every digit may still differ by less than a `unit`, so a spread
+    counts as at least half a unit. The unit is 1 / N for 0/1 items. For other numbers the caller knows it; without one,
+    where all seeds agree, it is taken to be the value that they agree on. The spread of 0/1 items counts at least as
+    Wilson's interval for no difference in N items. A single number shows nothing: its interval is unbounded, or [-1, 1]
+    for accuracies.
     """
     a_SN, b_SN = (np.atleast_2d(np.asarray(x, dtype=np.float64)) for x in (a_SN, b_SN))
     if a_SN.shape != b_SN.shape or not a_SN.size:
@@ -114,7 +116,7 @@ def paired(a_SN, b_SN, n_boot: int = 10_000, seed: int = 0, unit: float | None =
         unseen = wilson(0, n)[1]
         return Difference(0.0, -unseen, unseen, 1.0)
     scale = float(max(np.abs(a_SN).max(), np.abs(b_SN).max()))
-    errors = []  # standard error and degrees of freedom: over seeds, over items
+    errors = []  # (standard error, degrees of freedom) over seeds, then over items
     for means, least_step in ((diff_SN.mean(1), 1 / n), (diff_SN.mean(0), 0.0)):
         if len(means) == 1:
             continue
@@ -136,14 +138,14 @@ def paired(a_SN, b_SN, n_boot: int = 10_000, seed: int = 0, unit: float | None =
 
 
 def half_width(errors: list[tuple[float, int]], p: float) -> float:
-    """Half the interval of level 1 - p of a mean with independent (standard error, degrees of freedom)."""
+    """Half the width of the interval of level 1 - p, from independent (standard error, degrees of freedom)."""
     from scipy.special import stdtrit
 
     return hypot(*(error * float(stdtrit(degrees, p / 2)) for error, degrees in errors))
 
 
 def touching(errors: list[tuple[float, int]], distance: float) -> float:
-    """The p at which the half-width is `distance`: that of a mean so far from zero. At least 1e-300."""
+    """The p-value of a mean at `distance` from zero: the p at which the half-width equals it. At least 1e-300."""
     from scipy.optimize import brentq
 
     least = -300 * log(10)
@@ -155,7 +157,7 @@ def touching(errors: list[tuple[float, int]], distance: float) -> float:
 
 
 def holm(p: list[float]) -> list[float]:
-    """P-values corrected for their number (Holm 1979, Scand. J. Stat. 6:65), in the order given."""
+    """P-values corrected for multiple tests (Holm 1979, Scand. J. Stat. 6:65), in the order given."""
     adjusted, worst = [0.0] * len(p), 0.0
     for rank, i in enumerate(sorted(range(len(p)), key=p.__getitem__)):
         worst = max(worst, min(1.0, (len(p) - rank) * p[i]))
@@ -164,9 +166,10 @@ def holm(p: list[float]) -> list[float]:
 
 
 def mcnemar(a, b) -> float:
-    """Exact two-sided McNemar p-value for two models on the same items, given as lists of right and wrong.
+    """Exact two-sided McNemar p-value for two models on the same items, given as lists of 0/1 results.
 
-    Under the null the items on which just one is right split evenly (McNemar 1947, Psychometrika 12).
+    Under the null hypothesis, of the items on which only one model is right each model has half (McNemar 1947,
+    Psychometrika 12).
     """
     if len(a) != len(b):
         raise UserError(f"expected results on the same items, got {len(a)} and {len(b)}")

@@ -1,8 +1,9 @@
-"""Look into thoughts: `python -m eval.view RUN` writes RUN/view.html, one page that needs no network.
+"""Look into thoughts: `python -m eval.view RUN` writes RUN/view.html, a page that needs no network.
 
-Pick a problem and walk through the latent steps: each thought's likeliest tokens, what a linear probe reads off it
-beside the oracle's step, the probability of stopping, how far it moved, where it attends, what the answer becomes if
-the loop stops there or if that latent's input is the mean over problems; and the same problem in CoT.
+The page walks through the latent steps of a problem. It shows, for each: the likeliest tokens; what a linear probe
+reads off it, beside the chain's step; the probability of stopping; how far the state moved; where it attends; the
+answer if the loop stops there, and the answer if the latent's input is the mean over problems. Beside them stands the
+same problem in CoT.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ from eval.runs import finished_beside
 from latent.files import check_writable, write_text
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from eval.environments.base import Environment, Problem
     from latent.generate import Reasoner
+    from latent.thought import Thought
 
 TEMPLATE = Path(__file__).parent / "view.html"
 
@@ -37,15 +41,15 @@ class Options:
     run: Annotated[Path, tyro.conf.Positional]
     """A finished run (runs/ID)."""
     cot: Path | None = None
-    """A CoT run to show the same problems of; unless said, one of the same problems, model and seed in its folder."""
+    """A CoT run to show the same problems of; by default one with the same problems, model and seed in RUN's folder."""
     problems: int = 12
     """Held-out problems, over all levels."""
     top: int = 6
     """Tokens shown of each thought."""
     probe_items: int = 2000
-    """Training problems that the probes are fitted on, and means are taken over."""
+    """Training problems that the probes are fitted on, and that mean inputs are taken over."""
     out: Path | None = None
-    """The page; RUN/view.html unless said."""
+    """The page; RUN/view.html by default."""
     device: Literal["auto", "cpu"] = "auto"
     """Where to run; auto is a GPU if there is one."""
 
@@ -59,7 +63,7 @@ def main(args: list[str] | None = None) -> int:
         at_most(options, "problems", "probe_items")
         from latent import hub
 
-        hub.find(options.run)  # before a slow look
+        hub.find_checkpoint(options.run)  # raises now rather than after minutes of work
         out = options.out or options.run / "view.html"
         check_writable(out, "--out")
         write_text(out, page(look(options)))
@@ -69,15 +73,18 @@ def main(args: list[str] | None = None) -> int:
 
 
 def page(data: dict) -> str:
-    """The page that shows `data`. No text of a problem can end the script or begin another state of the HTML parser:
-    what is special in HTML or in a script's lines is written as JSON's escapes, which mean the same to it."""
+    """The page that shows `data`.
+
+    Characters that are special in HTML or in a script are written as JSON escapes, so that no text of a problem can end
+    the script.
+    """
     special = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
     before, after = TEMPLATE.read_text(encoding="utf-8").split("/*DATA*/ null")
     return before + json.dumps(data).translate(special) + after
 
 
 def cot_of(run: Path) -> Path | None:
-    """A finished run in the folder of a run that writes whole chains: the same problems, model and seed."""
+    """A finished run beside `run` that writes whole chains, with the same problems, model and seed."""
     for folder, method in finished_beside(run, ("env", "model", "seed")):
         if method.chain_share == 1:
             return folder
@@ -88,7 +95,7 @@ def look(options: Options) -> dict:
     """Everything that the page shows. Raises ValueError where it cannot be had."""
     import torch
 
-    from eval import diagnostics
+    from eval import readings
     from latent import load
 
     torch.set_num_threads(1)
@@ -96,32 +103,33 @@ def look(options: Options) -> dict:
     each = -(-options.problems // len(env.levels()))
     problems = [p for level in env.levels()[::-1] for p in env.problems("test", level, each)][: options.problems]
     known = env.train_batch("probe", 0, options.probe_items)
-    states = diagnostics.trace(reasoner, known)
-    readers = {}
+    states = readings.trace(reasoner, known)
+    probes = {}  # of each latent, one for each token of its step
     for i in range(1, states.states_NKD.shape[1]):
-        h_ND, steps = diagnostics.steps_reached(reasoner, states, i)
-        readers[i] = [
-            diagnostics.linear_probe(a_ND, [step[place] for step in kept])
+        h_ND, steps = readings.targets(reasoner, states, i)
+        probes[i] = [
+            readings.linear_probe(a_ND, [step[place] for step in kept])
             for place in range(max(map(len, steps), default=0))
-            for a_ND, kept in [diagnostics.long_enough(h_ND, steps, place)]
+            for a_ND, kept in [readings.with_place(h_ND, steps, place)]
         ]
     cot = options.cot or cot_of(options.run)
-    chains, mean = None if cot is None else load(cot, reasoner.method.backbone.device), means(reasoner, known)
+    chains = None if cot is None else load(cot, reasoner.method.backbone.device)
+    mean_inputs = means(reasoner, known)
     return {
         "run": options.run.resolve().name,
         "places": [f"answer {i + 2}" for i in range((reasoner.method.parallel_answer or 1) - 1)],
         "method": type(reasoner.method.made_from).__name__,
         "env": type(env).__name__.removesuffix("Environment"),
         "levels": len(env.levels()),
-        "problems": [one(reasoner, env, p, mean, readers, chains, options.top) for p in problems],
+        "problems": [one(reasoner, env, p, mean_inputs, probes, chains, options.top) for p in problems],
     }
 
 
 def means(reasoner: Reasoner, known: list) -> tuple[list, int]:
-    """What goes into each latent step, on average over problems of one length, and that length in tokens."""
+    """The mean input of each latent step over problems of one length, and that length in tokens."""
     import torch
 
-    from eval import diagnostics
+    from eval.interventions import recording, think_and_answer
     from latent.thought import Greedy
 
     by_length: dict[int, list] = {}
@@ -130,29 +138,32 @@ def means(reasoner: Reasoner, known: list) -> tuple[list, int]:
     length, alike = max(by_length.items(), key=lambda pair: len(pair[1]))
     inputs: list = []
     with torch.inference_mode():
-        _, thought = diagnostics.answer(reasoner, alike[:256], Greedy(), edit=diagnostics.kept_in(inputs))
+        _, thought = think_and_answer(reasoner, alike[:256], Greedy(), edit=recording(inputs))
     return [x[thought.used_U > i].mean(0, keepdim=True) for i, x in enumerate(inputs)], length
 
 
 def one(
-    reasoner: Reasoner, env: Environment, problem: Problem, mean: tuple[list, int], readers: dict,
+    reasoner: Reasoner, env: Environment, problem: Problem, mean_inputs: tuple[list, int], probes: dict,
     chains: Reasoner | None, top: int,
 ) -> dict:  # fmt: skip
     """A problem with its thoughts."""
     import torch
 
-    from eval import diagnostics
+    from eval.interventions import think_and_answer
     from eval.judge import verify
     from latent.halting import StopHead
     from latent.thought import Greedy
 
     method, codec = reasoner.method, reasoner.codec
     decode = codec.text
-    judged = lambda text: {"text": text, "correct": verify(env, problem, text).correct}  # noqa: E731
+
+    def judged(text: str) -> dict:
+        return {"text": text, "correct": verify(env, problem, text).correct}
+
     with torch.inference_mode():
         with method.backbone.tap(states=False, attentions=True) as tapped:
             method.think(codec.prompt([problem.question], method.backbone.device), Greedy())
-        (text,), thought = diagnostics.answer(reasoner, [problem], Greedy())
+        (text,), thought = think_and_answer(reasoner, [problem], Greedy())
         used, states_KD = int(thought.used_U[0]), thought.states_UKD[0]
         p_KV = method.backbone.head(method.lens(states_KD[: used + 1])).softmax(-1)
         halts = None if not isinstance(method.stop, StopHead) else method.stop(states_KD[: used + 1], 1).probs.tolist()
@@ -160,25 +171,22 @@ def one(
         for i in range(used + 1):
             h_D = states_KD[i]
             best = p_KV[i].topk(min(top, p_KV.shape[-1]))
-            mine = [a[0, :, 0].mean(0).tolist() for a in method.of_latent(tapped.calls, i).attentions.values()]
-            at: dict[str, Any] = {
-                "top": [[decode([t]), p] for p, t in zip(best.values.tolist(), best.indices.tolist())]
+            layers = method.of_latent(tapped.calls, i).attentions.values()
+            shown: dict[str, Any] = {
+                "top": [[decode([t]), p] for p, t in zip(best.values.tolist(), best.indices.tolist())],
+                "halt": None if halts is None else halts[i],
+                "attention": [a[0, :, 0].mean(0).tolist() for a in layers],  # the mean over heads
+                "stopped": judged(think_and_answer(reasoner, [problem], Greedy(), steps=i)[0][0]),
             }
-            at |= {"halt": None if halts is None else halts[i], "attention": mine}
-            at["stopped"] = judged(diagnostics.answer(reasoner, [problem], Greedy(), steps=i)[0][0])
             if i:
-                at["moved"] = ((h_D - states_KD[i - 1]).norm() / h_D.norm()).item()
-                inputs, length = mean
-                fits = method.parallel_answer is None or len(codec.question(problem.question)) == length
-                if i <= len(inputs) and fits:
-                    edit = lambda j, x, i=i: inputs[i - 1].expand_as(x) if j == i - 1 else x  # noqa: B023, E731
-                    stay = diagnostics.StopWhere(thought.used_U)
-                    at["ablated"] = judged(diagnostics.answer(reasoner, [problem], stay, edit=edit)[0][0])
-                if problem.steps and readers.get(i):
-                    step = codec.step(problem.steps[method.reaches(i, len(problem.steps)) - 1])
-                    at["oracle"] = decode(list(step))
-                    at["probe"] = decode([read(h_D[None])[0] for read in readers[i][: len(step)]])
-            thoughts.append(at)
+                shown["moved"] = ((h_D - states_KD[i - 1]).norm() / h_D.norm()).item()
+                if (text_without := ablated(reasoner, problem, thought, i - 1, mean_inputs)) is not None:
+                    shown["ablated"] = judged(text_without)
+                if problem.steps and probes.get(i):
+                    step = codec.step(problem.steps[method.target_step(i, len(problem.steps)) - 1])
+                    shown["oracle"] = decode(list(step))
+                    shown["probe"] = decode([probe(h_D[None])[0] for probe in probes[i][: len(step)]])
+            thoughts.append(shown)
     return {
         "question": problem.question,
         "answer": problem.answer,
@@ -187,8 +195,29 @@ def one(
         "used": used,
         **judged(text),
         "thoughts": thoughts,
-        "chain": None if chains is None else judged(chains.answer([problem.question])[0]),
+        "chain": None if chains is None else judged(chains.codec.texts(chains.tokens([problem.question])[0])[0]),
     }
+
+
+def ablated(
+    reasoner: Reasoner, problem: Problem, thought: Thought, latent: int, mean_inputs: tuple[list, int]
+) -> str | None:
+    """The text with the input of a latent, counted from 0, replaced by its mean.
+
+    None where the mean was not taken: at a latent that no problem of it thought, and in a loop along the depth for a
+    prompt of another length.
+    """
+    from eval.interventions import StopAfter, think_and_answer
+
+    inputs, length = mean_inputs
+    other_length = len(reasoner.codec.question(problem.question)) != length
+    if latent >= len(inputs) or (reasoner.method.parallel_answer is not None and other_length):
+        return None
+
+    def edit(i: int, x: Tensor) -> Tensor:
+        return inputs[latent].expand_as(x) if i == latent else x
+
+    return think_and_answer(reasoner, [problem], StopAfter(thought.used_U), edit=edit)[0][0]
 
 
 if __name__ == "__main__":

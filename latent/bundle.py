@@ -1,8 +1,8 @@
-"""One file that opens a checkpoint without this package: the sources of `latent` and `kernels`, as they are.
+"""The file that opens a checkpoint without this package: it holds the sources of `latent` and `kernels`.
 
-`modeling_latent.py` holds every module as comment lines, readable, and a loader that imports them under a name of their
-own. So `trust_remote_code=True` runs the same loop as this package, and two checkpoints from different versions live
-side by side.
+`modeling_latent.py` has every module as readable comment lines, and a loader that imports them under a package name of
+their own. `trust_remote_code=True` therefore runs the same loop as this package, and checkpoints of different versions
+can be open in one process.
 """
 
 import re
@@ -84,9 +84,9 @@ LatentConfig, LatentForCausalLM = _hf.LatentConfig, _hf.LatentForCausalLM
 
 
 def text() -> str:
-    """The file's text, the same for the same sources."""
+    """The text of the file. Equal sources give equal text."""
     ours = getattr(sys.modules.get(__name__.removesuffix(".latent.bundle")), "FILE", None)
-    if ours is not None:  # we came out of such a file ourselves
+    if ours is not None:  # this module was itself loaded from such a file
         return Path(ours).read_text(encoding="utf-8")
     home = Path(__file__).resolve().parent.parent
     files = sorted(p for top in ("latent", "kernels") for p in (home / top).rglob("*.py"))

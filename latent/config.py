@@ -1,4 +1,4 @@
-"""The choices about the backbone and about halting, as frozen dataclasses. No torch here: `--help` answers at once."""
+"""Settings of the backbone and of halting, as frozen dataclasses. It imports no torch, so that `--help` is fast."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +11,7 @@ class ModelConfig:
     """The backbone: a Hugging Face causal LM, pretrained or made from scratch."""
 
     pretrained: str | None = None
-    """Hub name or directory of a causal LM; the fields below then do not apply."""
+    """Hub name or directory of a causal LM. Fields from family to vocab_size then do not apply."""
     family: Literal["gpt2", "llama", "qwen3"] = "gpt2"
     """Architecture of a model made from scratch."""
     n_layer: int = 2
@@ -23,17 +23,17 @@ class ModelConfig:
     n_positions: int = 64
     """Largest number of positions: prompt, thoughts and text together."""
     vocab_size: int = 2048
-    """Size of a BPE vocabulary trained on the data (symbol tasks bring their own)."""
+    """Size of a BPE vocabulary that is trained on the data. Symbol tasks have a vocabulary of their own."""
     chat_template: bool = False
-    """Put questions into a pretrained tokenizer's chat template, as the user's turn."""
+    """Put questions into the pretrained tokenizer's chat template, as the user's turn."""
     lora_rank: int = 0
-    """Rank of adapters on every linear layer, trained instead of a pretrained backbone's weights; 0 = none."""
+    """Rank of LoRA adapters, trained instead of a pretrained backbone's weights; 0 = none."""
     lora_alpha: float = 32.0
-    """Scale of the adapters: they count alpha / rank times."""
+    """Scale of the adapters: their output is multiplied by alpha / rank."""
     bf16: bool = False
     """Sample, train and judge in bfloat16 (autocast); weights and optimizer stay in fp32."""
     recompute: bool = False
-    """Gradient checkpointing: keep only each layer's input until backward, and compute it twice."""
+    """Gradient checkpointing: keep only each layer's input until backward, and compute the layer twice."""
 
     def __post_init__(self):
         for name in ("n_layer", "n_embd", "n_head", "n_positions", "vocab_size"):
@@ -63,16 +63,16 @@ class LearnedStop:
 
 @dataclass(frozen=True)
 class Converged:
-    """Stop where thinking has settled, by a rule without parameters. Supervised training does not ask it."""
+    """Stop where thinking has converged, by a rule without parameters. Supervised training does not use it."""
 
     by: Literal["second_difference", "kl"] = "second_difference"
-    """How much the last step's change differs from the one before (root mean square over the state's entries,
-    arXiv:2509.23314), or KL (nats) between the next-token distributions of the last two states (arXiv:2502.05171);
-    of an answer read off in parallel, at its last token."""
+    """What measures convergence: the difference between the last two changes of the state (root mean square over its
+    entries, arXiv:2509.23314), or KL (nats) between the next-token distributions of the last two states
+    (arXiv:2502.05171). For an answer that is read in parallel it is taken at the last token."""
     below: float = 0.1
-    """What it must fall below; for kl arXiv:2502.05171 takes 5e-4."""
+    """The measure must fall below this; for kl arXiv:2502.05171 uses 5e-4."""
     hits: int = 2
-    """How often in a row."""
+    """Number of steps in a row for which it must."""
 
     def __post_init__(self):
         at_least(self, "hits", 1)

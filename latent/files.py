@@ -1,5 +1,6 @@
-"""Files that are whole or not there: text and JSON written at one stroke, lines added for good, JSON read with its file
-named. No torch here: the command lines read before they need it.
+"""Files that survive kills and power cuts: atomic writes of text and JSON, durable appends, errors that name the file.
+
+It imports no torch: command lines read files before they need it.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from pathlib import Path
 
 from kernels.errors import UserError
 
-PART = ".part"  # how the name of what is not whole yet ends
+PART = ".part"  # suffix of files and folders that are not complete yet
 
 
 def read_json(path: Path) -> dict:
-    """An object from a file. Raises UserError for what cannot be read, is not JSON or is another thing."""
+    """A JSON object from a file. Raises UserError for a file that cannot be read, or holds anything else."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
         raise UserError(f"{path} cannot be read: {e.strerror}") from None
-    except (ValueError, RecursionError) as e:  # also what is not UTF-8, and what is nested without end
+    except (ValueError, RecursionError) as e:  # also for text that is not UTF-8 or is nested too deep
         raise UserError(f"{path} is not JSON: {e}") from None
     if not isinstance(data, dict):
         raise UserError(f"{path} must hold an object, got a {type(data).__name__}")
@@ -32,13 +33,13 @@ def read_json(path: Path) -> dict:
 
 
 def read_lines(path: Path) -> list[dict]:
-    """Objects from a file of JSON lines, none where there is no file. Raises UserError naming the line."""
+    """The objects in a file of JSON lines; none where there is no file. Raises UserError naming a bad line."""
     try:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
     except (OSError, ValueError) as e:
         raise UserError(f"{path} cannot be read: {e}") from None
     rows = []
-    for i, line in enumerate(text.split("\n")[:-1], 1):  # what a kill left of the last line does not end in one
+    for i, line in enumerate(text.split("\n")[:-1], 1):  # a kill may leave a last line without a line break
         try:
             rows.append(json.loads(line))
         except (ValueError, RecursionError) as e:
@@ -49,17 +50,17 @@ def read_lines(path: Path) -> list[dict]:
 
 
 def field(data: dict, name: str, kind: type | tuple[type, ...], path: Path | str):
-    """A field of what was read from `path`, by dotted name. Raises UserError where it is missing or another kind."""
-    at: object = data
-    for key in name.split("."):  # no key of ours has a dot
-        if not isinstance(at, dict) or key not in at:
+    """A field of `data`, by dotted name. Raises UserError, naming `path`, where it is missing or of another type."""
+    value: object = data
+    for key in name.split("."):  # none of our keys has a dot
+        if not isinstance(value, dict) or key not in value:
             raise UserError(f"{path} has no field {name!r}")
-        at = at[key]
+        value = value[key]
     kinds = kind if isinstance(kind, tuple) else (kind,)
-    if not isinstance(at, kinds) or (isinstance(at, bool) and bool not in kinds):
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         wanted = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
-        raise UserError(f"{path}: field {name!r} must be {wanted}, got {at!r:.40}")
-    return at
+        raise UserError(f"{path}: field {name!r} must be {wanted}, got {value!r:.40}")
+    return value
 
 
 def write_text(path: Path, text: str) -> None:
@@ -79,12 +80,12 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, data: dict) -> None:
-    """JSON in place of whatever is there."""
+    """Replace a file by JSON, atomically."""
     write_text(path, json.dumps(data, indent=2) + "\n")
 
 
 def append(path: Path, rows: list[dict]) -> None:
-    """JSON lines at a file's end, on disk when this returns; a kill may leave a part of them."""
+    """Append JSON lines to a file. They are on disk when this returns; a kill may leave a part of them."""
     new = not path.exists()
     with named(path), path.open("ab") as f:
         f.write("".join(json.dumps(row) + "\n" for row in rows).encode())
@@ -105,7 +106,7 @@ def digest(path: Path, size: int | None = None) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Names in a folder survive a power cut from here on. Windows has no such call."""
+    """Write a folder's directory entries to disk, so that they survive a power cut. Does nothing on Windows."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -115,7 +116,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def put_folder(part: Path, place: Path) -> None:
-    """Give a finished folder its name, in place of what has it now: what is there is never half of one."""
+    """Rename a complete folder to `place`, replacing what is there. A kill never leaves half of a folder there."""
     for path in sorted(part.rglob("*")):
         if path.is_file():
             with named(path), path.open("rb") as f:
@@ -127,7 +128,7 @@ def put_folder(part: Path, place: Path) -> None:
 
 
 def drop_folder(place: Path) -> None:
-    """Remove a folder: a kill leaves it whole, or under a name that nobody reads."""
+    """Remove a folder. A kill leaves it complete, or under a name that nothing reads."""
     gone = place.with_name(f"{place.name}.gone{PART}")
     shutil.rmtree(gone, ignore_errors=True)
     if place.exists():
@@ -136,7 +137,7 @@ def drop_folder(place: Path) -> None:
 
 
 def drop_parts(folder: Path) -> None:
-    """Remove what kills left behind in a folder."""
+    """Remove incomplete files and folders that kills have left in a folder."""
     for path in folder.glob(f"*{PART}"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -146,7 +147,7 @@ def drop_parts(folder: Path) -> None:
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """An OSError from inside says which file it was about: a full disk does not say so by itself."""
+    """Add the file's name to an OSError from inside that lacks one, such as that of a full disk."""
     try:
         yield
     except OSError as e:
@@ -156,7 +157,7 @@ def named(path: Path) -> Iterator[None]:
 
 
 def check_writable(path: Path, what: str, folder: bool = False) -> None:
-    """Raise UserError where a file, or a folder with its files, could not be written. Nothing is left there."""
+    """Raise UserError where a file, or with `folder` files in a folder, cannot be written. Nothing is left behind."""
     place = path
     while not place.exists() and place != place.parent:
         place = place.parent

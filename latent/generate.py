@@ -10,9 +10,11 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from kernels.errors import UserError
+from latent.codec import Codec
 from latent.methods.base import Method, followed, text_hidden
-from latent.text import Codec, pad_left
-from latent.thought import Chooser, Decision, Greedy, Prompt, Replay, Rollout, Sample, Thought, Turn
+from latent.rollout import Rollout, Turn
+from latent.text import pad_left
+from latent.thought import Chooser, Decision, Greedy, Prompt, Replay, Sample, Thought
 
 _LOOK = 8  # tokens
 

@@ -1,4 +1,4 @@
-"""When to stop thinking: at the end (`Fixed`), by a learned stop (`LearnedStop`), or once settled (`Converged`)."""
+"""Halting rules: after all latents (`Fixed`), by a learned stop (`LearnedStop`), or on convergence (`Converged`)."""
 
 from __future__ import annotations
 
@@ -33,14 +33,15 @@ class StopHead(nn.Module):
 
 
 class Settled(nn.Module):
-    """Whether the last states of a trace have settled, (P,) bool; nothing to learn.
+    """Whether the last states of a trace have converged, (P,) bool. It has no parameters.
 
     `lens`: state (P, D) -> what the LM head reads.
     """
 
     def __init__(self, config: Converged, backbone: Backbone, lens: Callable[[Tensor], Tensor]):
         super().__init__()
-        self.config, self.backbone, self.lens = config, [backbone], lens  # in a list: its parameters are the method's
+        # in a list, so that the backbone's parameters are not registered here as well
+        self.config, self.backbone, self.lens = config, [backbone], lens
 
     @torch.no_grad()
     def forward(self, states: list[Tensor]) -> Tensor:
@@ -48,7 +49,8 @@ class Settled(nn.Module):
         if len(states) < (3 if second else 2):
             return h_PD.new_zeros(len(h_PD), dtype=torch.bool)
         if second:
-            wide = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in states[:-4:-1])  # autocast mixes them
+            # under autocast states have several dtypes
+            wide = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in states[:-4:-1])
             last_PD, before_PD, earlier_PD = wide
             moved_P = second_difference(last_PD, before_PD, earlier_PD)[0] / h_PD.shape[-1] ** 0.5
         else:
@@ -57,7 +59,7 @@ class Settled(nn.Module):
 
 
 def build(config: Fixed | LearnedStop | Converged, method: Method) -> StopHead | Settled | None:
-    """What a halting rule needs of a method; None where it is nothing."""
+    """The module of a halting rule; None for `Fixed`, which needs none."""
     match config:
         case Fixed():
             return None
@@ -68,7 +70,7 @@ def build(config: Fixed | LearnedStop | Converged, method: Method) -> StopHead |
 
 
 class HaltTracker:
-    """Which of P * G rows are still thinking, asked before every latent step."""
+    """Which of P * G rows are still thinking. `advance` is called before every latent step."""
 
     def __init__(
         self, stop: StopHead | Settled | None, choose: Chooser, prompts: int, group: int, device: torch.device
@@ -80,7 +82,7 @@ class HaltTracker:
         self.last: list[Tensor] = []
 
     def advance(self, h_PD: Tensor) -> bool:
-        """Decide for every row whether it takes one more step from state `h_PD`. False when none does."""
+        """Decide for every row whether it takes another step from state `h_PD`. Returns whether any does."""
         if self.stop is not None:
             self.live_B = self.live_B & ~self.stops(h_PD)
             if not self.live_B.any():
@@ -89,16 +91,19 @@ class HaltTracker:
         return True
 
     def stops(self, h_PD: Tensor) -> Tensor:
-        """Which rows stop at a state (B,)."""
+        """Which rows stop at a state, (B,) bool."""
         if isinstance(self.stop, StopHead):
             return self.choose("halt", self.stop(h_PD, self.group), self.live_B, h_PD) == 1
-        assert self.stop is not None  # it is asked only where there is one
+        assert self.stop is not None  # `advance` asks only where there is a rule
         self.last = [*self.last[-2:], h_PD]
         self.hits_P = torch.where(self.stop(self.last), self.hits_P + 1, 0)
         return self.choose.settled((self.hits_P >= self.stop.config.hits).repeat_interleave(self.group))
 
     def rows(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The distinct outcomes: prompt and steps used of each (U), and which is each rollout's (None = its own)."""
+        """The distinct outcomes: the prompt of each (U,), the steps it used (U,), and each rollout's outcome (B,).
+
+        The last is None where every rollout is an outcome of its own.
+        """
         prompts = len(self.used_B) // self.group
         prompt_B = torch.arange(prompts, device=self.used_B.device).repeat_interleave(self.group)
         if self.group == 1:

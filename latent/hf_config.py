@@ -1,4 +1,4 @@
-"""The config of a checkpoint, as `transformers` knows configs: backbone, method, the tokens that stand for thoughts."""
+"""The config of a checkpoint as a `transformers` config: the backbone's, the method's, and the special tokens."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from transformers import PreTrainedConfig
 from kernels.errors import UserError
 
 FORMAT = 2  # of a checkpoint; 1 was not a Hugging Face folder
-CODE = "modeling_latent"  # the file that opens a checkpoint without this package
+CODE = "modeling_latent"  # the module that opens a checkpoint without this package
 
 
 class LatentConfig(PreTrainedConfig):
-    """What `config.json` says.
+    """The contents of `config.json`.
 
-    `backbone`: config of the causal LM, `method`: that of the method, class names included. `latent_id` stands for
-    one latent step in `input_ids`, `think_id` closes a prompt; None in a model that has neither. `num_latents`:
-    latent steps unless a call says otherwise, None = as trained. `answer_tokens`, `chain_tokens`, `chain_steps` bound
-    what is written, `fixed_answer` is the length of an answer that no end token closes; `closing_id` is what tools may
-    close it with all the same, and is read as padding. `chat`: it was trained on questions in the tokenizer's chat
-    template. `vocabulary`: hash of the tokenizer's.
+    `backbone`: the causal LM's config. `method`: the method's config, with class names. `latent_id`: the placeholder of
+    one latent step in `input_ids`. `think_id`: the token that ends a prompt. `num_latents`: latent steps of a call that
+    does not say how many, None = as trained. `answer_tokens`, `chain_tokens`, `chain_steps`: bounds on the text.
+    `fixed_answer`: the length of answers that no end token closes; `closing_id`: the token that other tools may close
+    them with, which is read as padding. `chat`: it was trained on questions in the tokenizer's chat template.
+    `vocabulary`: a hash of the tokenizer's vocabulary.
     """
 
     model_type = "latent"
@@ -69,7 +69,7 @@ class LatentConfig(PreTrainedConfig):
 
     @classmethod
     def register_for_auto_class(cls, *args, **kwargs) -> None:
-        """Nothing: the model writes the file that opens a checkpoint."""
+        """Does nothing: the model writes the file that opens a checkpoint."""
 
     def backbone_config(self) -> PreTrainedConfig:
         """The config of the causal LM."""

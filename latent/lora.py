@@ -1,4 +1,4 @@
-"""Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) on a pretrained backbone, by `peft`; merged before saving."""
+"""Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) on a pretrained backbone by `peft`; merged before saving."""
 
 from typing import Any
 
@@ -6,20 +6,20 @@ from kernels.errors import UserError
 
 
 def add(lm: Any, rank: int, alpha: float) -> None:
-    """Put adapters on every linear layer but the head of a `PreTrainedModel`, and freeze the rest of the backbone.
+    """Add adapters to every linear layer of a `PreTrainedModel` except its head, and freeze the rest of it.
 
-    What a method adds of its own stays trainable. Raises UserError where peft is not installed.
+    Parameters that a method adds outside of the backbone stay trainable. Raises UserError without peft.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise UserError("model.lora_rank needs the lora extra: pip install 'latent-reasoning[lora]'") from None
-    conv = any(type(m).__name__ == "Conv1D" for m in lm.modules())  # GPT-2's, whose weights are (in, out)
+    conv = any(type(m).__name__ == "Conv1D" for m in lm.modules())  # GPT-2's layer, whose weight is (in, out)
     head = lm.get_output_embeddings()
     linear = [n for n, m in lm.named_modules() if type(m).__name__ in ("Linear", "Conv1D") and m is not head]
     config = LoraConfig(
         r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]  # peft declares an int, and takes any number
+        lora_alpha=alpha,  # type: ignore[arg-type]  # peft declares an int, but takes any number
         target_modules=linear,
         fan_in_fan_out=conv,
     )
@@ -29,7 +29,7 @@ def add(lm: Any, rank: int, alpha: float) -> None:
 
 
 def merge(lm: Any) -> None:
-    """Add the adapters to the weights that they adapt, and take them out: a plain causal LM again."""
+    """Merge all adapters into the weights and remove them, which leaves a plain causal LM."""
     adapted = [(n, m) for n, m in lm.named_modules() if hasattr(m, "get_base_layer") and hasattr(m, "merge")]
     for name, module in adapted:
         module.merge()

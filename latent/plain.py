@@ -1,4 +1,4 @@
-"""Configs as plain data: what is written down of them, what their id is made of, and back again. No torch here."""
+"""Configs as plain data: how they are written, what a run's id is made of, and how they are read. No torch here."""
 
 import json
 import types
@@ -11,55 +11,54 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from kernels.errors import UserError
 
-SCHEMA = 2  # of ids; a new one where a default is changed, for then the same id would mean another run
+SCHEMA = 2  # of ids; it must change with any default, because an old id would then name another run
 Change = Mapping[str, object]  # dotted path of a config field -> its value
-HOW = {"how": True}  # metadata of a field that changes nothing of what comes out, and so no id
+HOW = {"how": True}  # metadata of a field that changes no result, and so is no part of the id
 
 
 def plain(config) -> Any:
-    """A config as plain data, every field, every dataclass with its class name."""
+    """A config as plain data: every field, and the class name of every dataclass."""
     return _written(config, lambda f, value: True)
 
 
 def identity(config) -> Any:
-    """The same with the fields alone that differ from their defaults: a new field with a default changes nothing."""
+    """The same with only the fields that differ from their defaults: a new field with a default adds nothing."""
     return _written(config, lambda f, value: f.metadata != HOW and value != _default(f))
 
 
 def id_of(identity: dict) -> str:
-    """The id of a run with this identity: a hash of that and the schema's number."""
+    """The id of a run with this identity: a hash of it and of the schema number."""
     text = json.dumps({"schema": SCHEMA, **identity}, sort_keys=True)
     return blake2b(text.encode(), digest_size=6).hexdigest()
 
 
 def unlike(written: dict, config, name: str = "") -> str | None:
-    """The first field in which what was written of a config, once, is not this one; None where there is none.
+    """The first field in which a written config differs from `config`; None where none does.
 
-    A field that was not known then must be at its default, and one that changes nothing may be anything.
+    A field that did not exist when it was written must be at its default. Fields marked `HOW` are not compared.
     """
     if not isinstance(written, dict) or written.get("class") != type(config).__name__:
         return name or "class"
     for f in fields(config):
-        value, at = getattr(config, f.name), f"{name}.{f.name}".lstrip(".")
+        value, path = getattr(config, f.name), f"{name}.{f.name}".lstrip(".")
         if f.metadata == HOW:
             continue
         if f.name not in written:
             if value != _default(f):
-                return at
+                return path
         elif is_dataclass(value):
-            if odd := unlike(written[f.name], value, at):
+            if odd := unlike(written[f.name], value, path):
                 return odd
         elif written[f.name] != plain(value):
-            return at
+            return path
     unknown = written.keys() - {"class", *(f.name for f in fields(config))}
     return f"{name}.{min(unknown)}".lstrip(".") if unknown else None
 
 
 def unpack(data, classes: Iterable[type], what: str = "config") -> Any:
-    """The inverse of `plain`, and of `identity`, among some dataclasses.
+    """The config that `plain` or `identity` has written, made of the given dataclasses.
 
-    Raises UserError for a class or a field that is not known, a value of another type than its field's, and a value
-    that the class refuses.
+    Raises UserError for an unknown class or field, a value of a wrong type, and a value that the class refuses.
     """
     known = {cls.__name__: cls for cls in classes}
 
@@ -110,7 +109,7 @@ def _put(config, names: list[str], value, path: str):
 
 
 class Named(Protocol):
-    """A config that the command line calls by a name."""
+    """A config with a name for the command line."""
 
     name: ClassVar[str]
 
@@ -119,17 +118,17 @@ ClassT = TypeVar("ClassT", bound=type[Named])
 
 
 def register_in(table: dict[str, Any], cls: ClassT, what: str) -> ClassT:
-    """Put a config's class into a table by its name. Raises UserError where another has its name, or its class's."""
+    """Add a config's class to a table, by its name. Raises UserError where another has its name or class name."""
     for other in table.values():
         alike = cls.__name__ == other.__name__ or cls.name == other.name
-        if alike and other.__module__ != cls.__module__:  # the same file run again gives the same class anew
+        if alike and other.__module__ != cls.__module__:  # a file that is run again makes its class again
             raise UserError(f"there is a {what} {other.name!r} of class {other.__name__} already")
     table[cls.name] = cls
     return cls
 
 
 def _written(config, keep: Callable[[Any, Any], bool]) -> Any:
-    """A config as plain data, with the fields for which `keep` of the field and its value holds."""
+    """A config as plain data, with the fields for which `keep(field, value)` holds."""
     if is_dataclass(config):
         values = [(f, getattr(config, f.name)) for f in fields(config)]
         kept = {f.name: _written(value, keep) for f, value in values if keep(f, value)}
@@ -151,7 +150,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _fits(value, hint) -> bool:
-    """Whether a value may stand in a field: of configs, that is numbers, texts, choices, tuples and other configs."""
+    """Whether a value fits a field's type: numbers, strings, literals, tuples, unions and other configs."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return True

@@ -1,7 +1,7 @@
-"""Imported first by every command, for it says in one line what goes wrong before a command has begun: ^C amid slow
-imports, and another package of the user's under one of our names.
+"""Imported first by every command: it handles in one line what can go wrong before the command's own code runs.
 
-Nothing is done where no command of ours was started, as in a notebook.
+That is ^C during slow imports, and a package of the user's that hides one of ours. It does nothing where no command of
+ours was started, as in a notebook.
 """
 
 import os
@@ -17,7 +17,7 @@ HOME = Path(__file__).resolve().parent.parent
 
 
 def floor_of(program: str) -> str | None:
-    """The package of ours that a program is of, by an installed name or as a module; None for a program of others."""
+    """The package of ours that a program belongs to, by its installed name or its module; None for other programs."""
     path = Path(program)
     if path.stem.startswith("latent-"):
         return "train" if path.stem == "latent-train" else "eval"
@@ -26,14 +26,14 @@ def floor_of(program: str) -> str | None:
 
 
 def end_quietly(signum=None, frame=None) -> None:
-    """There is nothing to put in order yet, and an import that is interrupted may raise anything."""
+    """Exit at once: nothing needs to be saved yet, and an interrupted import may raise any error."""
     os.write(2, b"stopped\n")
     os._exit(130)
 
 
 def shadowed(floor: str) -> str | None:
-    """What to say where a name that a package of ours imports means something of the user's, None where none does."""
-    for name in FLOORS[2 : FLOORS.index(floor) + 1]:  # `import latent` sees to the others
+    """An error message where the user's files hide a package that `floor` imports; None where none is hidden."""
+    for name in FLOORS[2 : FLOORS.index(floor) + 1]:  # `import latent` handles the others
         spec = PathFinder.find_spec(name)
         places = list(spec.submodule_search_locations or []) if spec else []
         ours = HOME / name
@@ -49,7 +49,7 @@ def shadowed(floor: str) -> str | None:
 
 
 def train() -> int:
-    """The command `latent-train`; like those below it is looked up by name, for imports run the other way."""
+    """The command `latent-train`. This and those below import by name, because imports must run downwards."""
     return import_module("train.latent").main()
 
 
@@ -82,5 +82,5 @@ _floor = floor_of(sys.argv[0])
 if _floor and threading.current_thread() is threading.main_thread():
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end_quietly)
-    if said := shadowed(_floor):
-        sys.exit(print(f"error: {said}", file=sys.stderr) or 2)
+    if message := shadowed(_floor):
+        sys.exit(print(f"error: {message}", file=sys.stderr) or 2)

@@ -1,16 +1,16 @@
-"""Taps: what a backbone computes on its way, layer by layer, for whoever asks before it is called.
+"""Taps: what a backbone computes layer by layer, recorded while a tap is open.
 
     with backbone.tap(layers=(0, 3, -1), kv=True) as tapped:
         thought = method.think(prompt, choose)
     h_LBTD = tapped.calls[0].h_LBTD  # the prompt's hidden states
     k_LBHTd = join(tapped.calls[1:]).k_LBHTd  # the keys of all latents
 
-Distillation of hidden states (CODI, arXiv:2502.21074) or of K and V (KaVa, arXiv:2510.02312), lenses, probes and
-attention maps all read from here.
+They serve distillation of hidden states (CODI, arXiv:2502.21074) or of K and V (KaVa, arXiv:2510.02312), lenses,
+probes and attention maps.
 
-Layers are numbered as `hidden_states` of `transformers`: 0 is what goes into the first block (embeddings, positions
-added where the family adds them), n what the n-th block gives, and the last one comes after the final norm. K, V and
-attention weights n are those of the n-th block; 0 has none.
+Layers are numbered as `hidden_states` in `transformers`: 0 is the input of the first block (embeddings, with positions
+added where the family adds them), n the output of the n-th block, and the last one comes after the final norm. K, V and
+attention weights n are those of the n-th block; layer 0 has none.
 """
 
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ from kernels.errors import UserError
 
 @dataclass(eq=False)
 class Call:
-    """What one call of the backbone computed for its T new positions, by layer number; only what was asked for.
+    """What one call of the backbone computed for its T new positions, by layer number, as far as the tap asked for it.
 
     `states` (B, T, D). `keys` and `values` (B, H_kv, T, d), as they are cached: normed and rotated where the family
-    does that. `attentions` (B, H, T, S), over all cached positions and the new ones, before dropout. The tensors are
-    those that the model goes on with: gradients flow through them and to them. `pos_BT`: position ids. `mask_BT`: False
-    on padding, where all the others hold numbers without a meaning, None where there is none. `skipped`: new positions
-    before these T, which the tap did not keep.
+    does that. `attentions` (B, H, T, S), over all cached positions and the new ones, before dropout. They are the
+    model's own tensors: gradients flow through them and into them. `pos_BT`: position ids. `mask_BT`: False on padding,
+    where the other tensors hold meaningless numbers; None where there is no padding. `skipped`: the number of new
+    positions before these T that the tap did not keep.
     """
 
     pos_BT: Tensor
@@ -63,13 +63,13 @@ class Call:
 
     @property
     def length(self) -> int:
-        """New positions of the call, those included that were not kept."""
+        """The number of new positions of the call, including those that were not kept."""
         return self.skipped + self.pos_BT.shape[1]
 
     def at(self, i: int) -> "Call":
-        """One of the call's new positions, counted from 0 or, below 0, from the end: T = 1.
+        """The call at one of its new positions (T = 1), counted from 0, or from the end if negative.
 
-        Its attention weights end with itself. Raises UserError for one that was not kept.
+        Its attention weights are over positions up to itself. Raises UserError for a position that was not kept.
         """
         t = (i if i >= 0 else self.length + i) - self.skipped
         if not 0 <= t < self.pos_BT.shape[1]:
@@ -91,15 +91,16 @@ def _stack(found: dict[int, Tensor], option: str) -> Tensor:
 
 
 def join(calls: Sequence[Call]) -> Call:
-    """Calls of one context after another, as one call that kept all their positions; attention weights, whose S
-    differ, are left out. Raises UserError where there are none."""
+    """Consecutive calls of one context as a single call over all their positions.
+
+    Attention weights are left out, because S differs. Raises UserError without calls.
+    """
     if not calls:
         raise UserError("there are no calls to join")
-    masks = [c.mask_BT for c in calls]
     mask_BT = None
-    if any(m is not None for m in masks):
-        whole = lambda c: torch.ones_like(c.pos_BT, dtype=torch.bool)  # noqa: E731
-        mask_BT = torch.cat([whole(c) if c.mask_BT is None else c.mask_BT for c in calls], 1)
+    if any(c.mask_BT is not None for c in calls):
+        masks = [torch.ones_like(c.pos_BT, dtype=torch.bool) if c.mask_BT is None else c.mask_BT for c in calls]
+        mask_BT = torch.cat(masks, 1)
     joined = Call(torch.cat([c.pos_BT for c in calls], 1), mask_BT)
     joined.states = {n: torch.cat([c.states[n] for c in calls], 1) for n in calls[0].states}
     joined.keys = {n: torch.cat([c.keys[n] for c in calls], 2) for n in calls[0].keys}
@@ -108,7 +109,7 @@ def join(calls: Sequence[Call]) -> Call:
 
 
 class Tap:
-    """What is asked of a backbone, and `calls`, one for each time that it was called meanwhile, in order."""
+    """What to record of a backbone, and `calls`, what was recorded of each of its calls, in order."""
 
     def __init__(
         self, depth: int, layers: Sequence[int] | None, states: bool, kv: bool, attentions: bool, keep: int | None
@@ -128,7 +129,7 @@ class Tap:
         self.calls: list[Call] = []
 
     def kept(self, x: Tensor, dim: int) -> Tensor:
-        """The last `keep` positions along a dimension; without gradient a copy, so that the others can be freed."""
+        """The last `keep` positions along a dimension. Without gradient it is a copy, so that the rest can be freed."""
         if self.keep is None or x.shape[dim] <= self.keep:
             return x
         part = x.narrow(dim, x.shape[dim] - self.keep, self.keep)
@@ -136,27 +137,27 @@ class Tap:
 
 
 def numbered(layers: Sequence[int] | None, depth: int) -> tuple[int, ...]:
-    """Layer numbers from 0 to `depth`, negative ones counted from the end; None = all.
+    """Layer numbers from 0 to `depth`; negative ones count from the end, None means all.
 
-    Raises UserError for one that there is not, and for one that is named twice.
+    Raises UserError for a number out of range, and for a layer that is named twice.
     """
     if layers is None:
         return tuple(range(depth + 1))
-    found = []
+    numbers = []
     for n in layers:
         if not -depth - 1 <= n <= depth:
             raise UserError(f"layers must be from {-depth - 1} to {depth} (0: the embeddings), got {n}")
-        found.append(n % (depth + 1))
-    if not found or len(set(found)) < len(found):
+        numbers.append(n % (depth + 1))
+    if not numbers or len(set(numbers)) < len(numbers):
         raise UserError(f"layers must name one layer or more, each once, got {tuple(layers)}")
-    return tuple(found)
+    return tuple(numbers)
 
 
 class Recording:
-    """One call of the backbone while it runs; the open taps get their parts of it when it is complete.
+    """One call of the backbone while it runs. `complete` hands the open taps what they asked for.
 
-    `weighed`: the blocks whose attention weights are wanted; `inner`: whether states other than the last are; `last`:
-    how many of `t` positions are wanted of the last block's output.
+    `weighed`: blocks whose attention weights are wanted. `inner`: whether states other than the last layer's are.
+    `last`: how many of the t positions are wanted of the last block.
     """
 
     def __init__(self, taps: Sequence[Tap], depth: int, pos_BT: Tensor, mask_BT: Tensor | None):
@@ -171,13 +172,13 @@ class Recording:
         self.last = max((min(t, tap.keep or t) for tap in taps if depth in tap.states | tap.attentions), default=0)
 
     def state(self, n: int, h_BTD: Tensor) -> None:
-        """Layer n gave, or layer 0 got, `h_BTD`."""
+        """Record the state with number n: the output of block n, or the input of the first block."""
         for tap, call in self.parts:
             if n in tap.states:
                 call.states[n] = tap.kept(h_BTD, 1)
 
     def block(self, n: int, k: Tensor, v: Tensor, weights: Tensor | None) -> None:
-        """The n-th block computed K and V of the new positions, and these attention weights."""
+        """Record K and V of the new positions in block n, and its attention weights where they were computed."""
         for tap, call in self.parts:
             if n in tap.kv:
                 call.keys[n], call.values[n] = tap.kept(k, 2), tap.kept(v, 2)
@@ -185,9 +186,9 @@ class Recording:
                 call.attentions[n] = tap.kept(weights, 2)
 
     def complete(self) -> None:
-        """Hand the call to the taps, the layers in the order in which each named them."""
+        """Hand the call to the taps, with layers in the order in which each tap named them."""
         for tap, call in self.parts:
             for name in ("states", "keys", "values", "attentions"):
-                found = getattr(call, name)
-                setattr(call, name, {n: found[n] for n in tap.layers if n in found})
+                recorded = getattr(call, name)
+                setattr(call, name, {n: recorded[n] for n in tap.layers if n in recorded})
             tap.calls.append(call)

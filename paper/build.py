@@ -1,6 +1,6 @@
-"""Rebuild the paper from its records: `python -m paper.build` makes tables, figures, numbers, README block and PDF.
+"""Rebuild the paper from its records: `python -m paper.build` makes tables, figures, numbers, README blocks and PDF.
 
-Nothing but paper/records is read, so the same records give the same files, byte by byte.
+Only paper/records is read, so that the same records give the same files, byte for byte.
 """
 
 import latent.startup  # noqa: F401  first of all: it says what goes wrong before we have begun
@@ -31,7 +31,7 @@ from paper.records import OUT
 HERE = Path(__file__).parent
 MARKS = "<!-- results: made by python -m paper.build -->", "<!-- end of results -->"
 MAIN_MARKS = "<!-- main: made by python -m paper.build -->", "<!-- end of main -->"
-MAIN = {  # of the README's first table: ablation and row, and what it calls them
+MAIN = {  # the rows of the README's first table: ablation and row -> the name there
     ("latents", "no-CoT"): "answers at once",
     ("latents", "CoT"): "writes the chain",
     ("latents", "8 latents"): "thinks in 8 latents",
@@ -42,7 +42,7 @@ MAIN = {  # of the README's first table: ablation and row, and what it calls the
     ("halting", "pause, cost 0.02"): "*pause* tokens that may stop, then the same RL",
     ("halting", "fixed, cost 0.02"): "*fixed* passes that may stop, then the same RL",
 }
-N_BOOT = 4000  # resamples behind each interval
+N_BOOT = 4000  # bootstrap resamples of each interval
 ENGINES = ("latexmk", "tectonic", "pdflatex")
 
 
@@ -51,20 +51,20 @@ class Options:
     """What to build, and where."""
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Only the tables and figures of these ablations; without any, the whole paper."""
+    """Make only the tables and figures of these ablations; by default the whole paper."""
     records: Path = HERE / "records"
     """Folder of the records."""
     out: Path = OUT
-    """Folder of what is made; of an installed package it is latent-paper, where the command was given."""
+    """Folder to write into; for an installed package latent-paper in the working directory."""
     smoke: bool = False
-    """From the records of a smoke run."""
+    """The records are those of a smoke run."""
 
 
 def main(args: list[str] | None = None) -> int:
     """The command line. Returns the exit code: 0, or 2 for what a user can mend, in one line."""
 
     def body() -> None:
-        plugins.load_all()  # which may add ablations
+        plugins.load_all()  # they may register ablations
         options = parse(Options, args, program("paper.build", "latent-paper-build"), __doc__)
         if unknown := [name for name in options.names if name not in ABLATIONS]:
             raise UserError(f"no ablation {unknown[0]!r}; there are {', '.join(ABLATIONS)}")
@@ -74,7 +74,7 @@ def main(args: list[str] | None = None) -> int:
 
 
 def build(options: Options) -> None:
-    """Make everything. Raises UserError naming what is missing."""
+    """Make all files. Raises UserError naming a missing record or number."""
     lines, left_out = records.read(options.records)
     all_cells = {name: cells(ablation, CONTROLS, options.smoke) for name, ablation in ABLATIONS.items()}
     asked = {name: all_cells[name] for name in options.names or ABLATIONS}
@@ -85,46 +85,46 @@ def build(options: Options) -> None:
     made = [tables.gather(name, ABLATIONS[name], each, lines, n_boot) for name, each in asked.items()]
     out, whole = options.out.resolve(), not options.names
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out) as scratch:  # all or nothing: what is there stays until all is made
+    with tempfile.TemporaryDirectory(dir=out) as scratch:  # old files stay until all new ones are made
         stage = Path(scratch)
         for folder in ("tables", "figures"):
             (stage / folder).mkdir()
         for table in made:
             figures.draw(table, stage / "figures")
         known = numbers(made, [lines[id] for id in sorted(every) if id in lines]) if whole else None
-        for name, written in texts(made, known).items():
-            (stage / name).write_text(written)
-        text = None
+        for name, text in texts(made, known).items():
+            (stage / name).write_text(text)
+        new_readme = None
         if known is not None:
-            quoted(HERE / "main.tex", known)
-            text = readme(HERE.parent / "README.md", made) if out == HERE and records.IN_CHECKOUT else None
+            check_quoted(HERE / "main.tex", known)
+            new_readme = readme(HERE.parent / "README.md", made) if out == HERE and records.IN_CHECKOUT else None
             for name in ("main.tex", "references.bib") if out != HERE else ():
                 shutil.copy(HERE / name, stage / name)
         for path in [p for p in sorted(stage.rglob("*")) if p.is_file()]:
             place = out / path.relative_to(stage)
             place.parent.mkdir(exist_ok=True)
             path.replace(place)
-    if text is not None:
-        write_text(HERE.parent / "README.md", text)
+    if new_readme is not None:
+        write_text(HERE.parent / "README.md", new_readme)
     print(f"{len(made)} tables in {out}/tables, figures beside them")
     if whole:
         print(compile(out))
 
 
 def numbers(made: list[tables.Table], lines: list[dict]) -> dict[str, str]:
-    """Every number that the paper may quote, by key: of its tables, and of the runs behind them."""
+    """Every number that the paper may quote, by key: those of its tables, and those of all runs together."""
     return {k: v for table in made for k, v in tables.numbers(table).items()} | about(lines)
 
 
 def texts(made: list[tables.Table], known: dict[str, str] | None) -> dict[str, str]:
-    """The files that are text, by their names: two a table, and the numbers where all are known."""
-    found = {f"tables/{table.name}.md": tables.markdown(table) for table in made}
-    found |= {f"tables/{table.name}.tex": tables.latex(table) for table in made}
-    return found if known is None else found | {"numbers.tex": macros(known), "tables/contrasts.md": contrasts(made)}
+    """The text files by name: two for each table; and where all tables are made (`known`), numbers and contrasts."""
+    files = {f"tables/{table.name}.md": tables.markdown(table) for table in made}
+    files |= {f"tables/{table.name}.tex": tables.latex(table) for table in made}
+    return files if known is None else files | {"numbers.tex": macros(known), "tables/contrasts.md": contrasts(made)}
 
 
 def contrasts(made: list[tables.Table]) -> str:
-    """The page of the differences that the claims rest on."""
+    """The page of differences that claims rest on."""
     out = [
         "# Contrasts",
         "",
@@ -138,27 +138,26 @@ def contrasts(made: list[tables.Table]) -> str:
     for table in made:
         for c, d, p in table.contrasts:
             if c.claim:
-                found = tables.effect(d, p, c.metric or table.ablation.metric)
-                out.append(f"| [{table.name}]({table.name}.md) | {c.name} | {found} |")
+                effect = tables.effect(d, p, c.metric or table.ablation.metric)
+                out.append(f"| [{table.name}]({table.name}.md) | {c.name} | {effect} |")
     return "\n".join([*out, ""])
 
 
-def quoted(path: Path, known: dict[str, str]) -> None:
-    """Raise UserError where a text quotes a number that there is not."""
+def check_quoted(path: Path, known: dict[str, str]) -> None:
+    """Raise UserError where a text quotes a number that does not exist."""
     keys = [" ".join(key.split()) for key in re.findall(r"\\result\{([^}]*)\}", path.read_text())]
     if unknown := [key for key in keys if key not in known]:
         raise UserError(f"{path} quotes a number that there is not: {unknown[0]!r}")
 
 
 def about(lines: list[dict]) -> dict[str, str]:
-    """Numbers of the whole set of runs."""
+    """Numbers of all runs together."""
     spent = sum(line["result"]["core_seconds"] for line in lines)
     counts = [line["result"]["parameters"] for line in lines]
-    of = lambda name: ", ".join(sorted({str(line["env"][name]) for line in lines}))  # noqa: E731
     return {
         "all: runs": str(len(lines)),
         "all: core-hours": f"{spent / 3600:.1f}",
-        "all: processors": of("cpu"),
+        "all: processors": ", ".join(sorted({str(line["env"]["cpu"]) for line in lines})),
         "all: commits": str(len({line["env"]["git"] for line in lines})),
         "all: parameters": f"{min(counts):,} to {max(counts):,}",
         "all: torch": ", ".join(sorted({line["env"]["packages"]["torch"] for line in lines})),
@@ -166,7 +165,7 @@ def about(lines: list[dict]) -> dict[str, str]:
 
 
 def macros(known: dict[str, str]) -> str:
-    r"""LaTeX that makes \result{key} of every number, and an unknown key an error."""
+    r"""LaTeX definitions: \result{key} gives the number, and an unknown key is an error."""
     out = [f"\\expandafter\\def\\csname r@{key}\\endcsname{{{tables.tex(value)}}}" for key, value in known.items()]
     known_or_error = r"\ifcsname r@#1\endcsname\csname r@#1\endcsname\else\errmessage{no #1}\fi"
     out.append(rf"\newcommand{{\result}}[1]{{{known_or_error}}}")
@@ -174,7 +173,7 @@ def macros(known: dict[str, str]) -> str:
 
 
 def readme(path: Path, made: list[tables.Table]) -> str:
-    """The README with its first table, and the claims with what came of them, between its marks.
+    """The README's text with new blocks between its marks: the first table, and the claims with their verdicts.
 
     Raises UserError where it lacks a mark.
     """
@@ -190,7 +189,7 @@ def readme(path: Path, made: list[tables.Table]) -> str:
 
 
 def main_rows(made: dict[str, tables.Table]) -> list[str]:
-    """The README's first table: what each arm of the main job's task reaches, and what it costs."""
+    """The README's first table: accuracy and cost of each arm of the main job."""
     head = [
         "",
         "accuracy at 8 swaps",
@@ -215,7 +214,7 @@ def main_rows(made: dict[str, tables.Table]) -> list[str]:
 
 
 def between(path: Path, text: str, marks: tuple[str, str], lines: list[str]) -> str:
-    """A text with `lines` between two marks. Raises UserError where it has none."""
+    """A text with `lines` in place of what is between two marks. Raises UserError where it lacks a mark."""
     if not all(mark in text for mark in marks):
         raise UserError(f"{path} has no block between {marks[0]} and {marks[1]}")
     before, _, rest = text.partition(marks[0])
@@ -223,7 +222,7 @@ def between(path: Path, text: str, marks: tuple[str, str], lines: list[str]) -> 
 
 
 def compile(folder: Path) -> str:
-    """The PDF, where a LaTeX engine is installed. Says what was done. Raises UserError where LaTeX complains."""
+    """Make the PDF where a LaTeX engine is installed. Returns a line to print. Raises UserError where LaTeX fails."""
     engine = next((e for e in ENGINES if shutil.which(e)), None)
     if engine is None:
         return "no PDF: install latexmk (with TeX Live), tectonic or pdflatex, and run the same command again"
@@ -233,12 +232,14 @@ def compile(folder: Path) -> str:
         "tectonic": [["tectonic", "main.tex"]],
         "pdflatex": [tex, ["bibtex", "main"], tex, tex],
     }[engine]
-    same = {"SOURCE_DATE_EPOCH": "0", "FORCE_SOURCE_DATE": "1"}  # no time of day in the file
+    fixed_date = {"SOURCE_DATE_EPOCH": "0", "FORCE_SOURCE_DATE": "1"}  # the same PDF at any time
     for args in passes:
-        done = subprocess.run(args, cwd=folder, env=os.environ | same, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            args, cwd=folder, env=os.environ | fixed_date, capture_output=True, text=True, check=False
+        )
         if done.returncode:
-            said = done.stdout.splitlines() or done.stderr.splitlines() or [""]
-            raise UserError(f"{args[0]}: {next((line for line in said if line.startswith('!')), said[-1])}")
+            output = done.stdout.splitlines() or done.stderr.splitlines() or [""]
+            raise UserError(f"{args[0]}: {next((line for line in output if line.startswith('!')), output[-1])}")
     return f"{folder}/main.pdf"
 
 

@@ -1,4 +1,4 @@
-"""What an ablation is: a claim, and the runs that bear on it. No torch here, so that the list of them comes at once."""
+"""What an ablation is: a claim, and the runs that test it. It imports no torch, so that listing them is fast."""
 
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -10,16 +10,16 @@ from latent.plain import Change, changed
 from train.config import Experiment, Run
 from train.presets import PRESETS
 
-COSTS = ("steps", "flops", "core_seconds")  # what a result is read against: an answer's two, and training's
-Axis = dict[str, Change]  # what a table calls a choice -> the fields that make it
+COSTS = ("steps", "flops", "core_seconds")  # columns beside the metric: two of an answer, one of training
+Axis = dict[str, Change]  # the name of a choice in tables -> the fields that it sets
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """Two rows on the same problems, or one row answering in two ways.
+    """The difference a - b between two rows on the same problems.
 
-    `steps`: answering in so many latent steps, of the judge's sweep; `steps_b`: `b` in so many, None = as `a`.
-    `metric`: another than the ablation's. `claim`: what the ablation claims of the difference, None = nothing.
+    `steps`: with this number of latent steps, from the judge's sweep; `steps_b`: that of `b`, None = as `a`. `metric`:
+    of another metric than the ablation's. `claim`: the sign that the ablation claims, None = none.
     """
 
     a: str
@@ -31,7 +31,7 @@ class Contrast:
 
     @property
     def name(self) -> str:
-        """What a text calls it."""
+        """Its name in tables and texts."""
         if self.steps_b:
             return f"{self.a}, {self.steps} steps - {self.b}, {self.steps_b} steps"
         return f"{self.a} - {self.b}" + (f", {self.steps} steps" if self.steps else "")
@@ -39,7 +39,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Control:
-    """A row to read others beside: a preset with changes, and of a preset with several arms the one that is the row."""
+    """A control row: a preset with changes; where the preset has several arms, `arm` is the row."""
 
     change: Change
     base: str = "sim"
@@ -48,14 +48,14 @@ class Control:
 
 @dataclass(frozen=True)
 class Ablation:
-    """A claim with the grid that tests it. Cells are the product of the axes, each in every seed.
+    """A claim with the grid that tests it. Cells are the product of the axes, with every seed.
 
-    `metric` and `costs`: dotted names in a run's result, of what is claimed and of what it is read against. `arms`: of
-    a preset with several, those that make rows. `controls`: names of `CONTROLS`, rows that are read beside.
-    `core_minutes`: its budget, for all cells that no other ablation has before it. `diagnose`: the use that is made of
-    the latents is tested, too. `contrasts`: the differences that the claim rests on. `figure`: accuracies row by row,
-    against the first two costs, or by latent steps when answering. `first_claim`: how the claim read before any of its
-    runs, where it was reworded after some of them were seen.
+    `metric` and `costs`: dotted names in a run's result, of the claim's metric and of the columns beside it. `arms`:
+    the arms that make rows, of a preset with several. `controls`: names of control rows in `CONTROLS`. `core_minutes`:
+    the budget of all cells that no earlier ablation has. `diagnose`: whether its latents are used is tested as well.
+    `contrasts`: the differences that the claim rests on. `figure`: accuracies by row, against the first two costs, or
+    by latent steps when answering. `first_claim`: the wording before any of its runs, where the claim was reworded
+    after some of them were seen.
     """
 
     claim: str
@@ -75,9 +75,9 @@ class Ablation:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of an ablation, or of what it starts from (`row` None).
+    """One run of an ablation, or a run that another starts from (`row` None).
 
-    `control`: it is read beside. `diagnose`: whether its latents are used is tested as well.
+    `control`: it belongs to a control row. `diagnose`: whether its latents are used is tested as well.
     """
 
     row: str | None
@@ -87,33 +87,33 @@ class Cell:
     diagnose: bool = False
 
     def done(self, records: dict[str, dict]) -> bool:
-        """Whether all that it asks for is recorded."""
+        """Whether its result, and its diagnosis where it asks for one, are recorded."""
         line = records.get(self.run.id)
         return line is not None and (not self.diagnose or "diagnosis" in line)
 
 
 def over(path: str, *values) -> Axis:
-    """The axis of one field, its choices named by their values."""
+    """An axis of one field, whose choices are named by their values."""
     return {str(v): {path: v} for v in values}
 
 
 def cells(ablation: Ablation, controls: dict[str, Control], smoke: bool = False) -> list[Cell]:
-    """All cells, what each starts from before it. Equal runs are one cell, whatever they are called.
+    """All cells, each after the cell that it starts from. Equal runs are one cell, whatever their rows are called.
 
     `smoke`: two seeds of a few updates each, to see that everything runs.
     """
     base = _preset(ablation.base)
     shared = set() if isinstance(base, Run) else _same_everywhere(ablation, base)
-    found: dict[str, Cell] = {}
+    by_id: dict[str, Cell] = {}
 
     def add(point: Run | Experiment, rows: dict[str, str], control: bool = False) -> None:
-        """The runs of a point; `rows`: what to call them, by arm, "" where there are none."""
+        """Add the runs of a point of the grid. `rows`: the names of their rows by arm, of a single run under ""."""
         point = tiny(point) if smoke else point
         for arm, run in ({"": point} if isinstance(point, Run) else wanted(point, tuple(rows))).items():
-            old = found.get(run.id)
+            old = by_id.get(run.id)
             if old is None or old.row is None:
                 diagnose = ablation.diagnose and run.method.thinks
-                found[run.id] = Cell(rows.get(arm), run.seed, run, control, diagnose)
+                by_id[run.id] = Cell(rows.get(arm), run.seed, run, control, diagnose)
 
     for seed in ablation.seeds[:2] if smoke else ablation.seeds:
         for choices in product(*(axis.items() for axis in ablation.axes)):
@@ -125,7 +125,7 @@ def cells(ablation: Ablation, controls: dict[str, Control], smoke: bool = False)
                 add(point, {"": label})
                 continue
             shown = ablation.arms or tuple(point.arms)
-            alone = len(set(shown) - shared) == 1  # then the point says enough
+            alone = len(set(shown) - shared) == 1  # the point's label then names the row
             add(point, {arm: arm if arm in shared else label if alone else f"{label}, {arm}" for arm in shown})
         for name in ablation.controls:
             if name not in controls:
@@ -135,10 +135,10 @@ def cells(ablation: Ablation, controls: dict[str, Control], smoke: bool = False)
             if (control.arm is None) != isinstance(point, Run):
                 raise UserError(f"control {name!r}: arm {control.arm!r} of the preset {control.base!r}")
             add(point, {control.arm or "": name}, control=True)
-    twice = [key for key, n in Counter((c.row, c.seed) for c in found.values() if c.row).items() if n > 1]
+    twice = [key for key, n in Counter((c.row, c.seed) for c in by_id.values() if c.row).items() if n > 1]
     if twice:
         raise UserError(f"two different runs are both called {twice[0][0]!r}, seed {twice[0][1]}")
-    return list(found.values())
+    return list(by_id.values())
 
 
 def _preset(name: str) -> Run | Experiment:
@@ -148,7 +148,7 @@ def _preset(name: str) -> Run | Experiment:
 
 
 def _same_everywhere(ablation: Ablation, base: Experiment) -> set[str]:
-    """The arms that are the same run at every point of the grid."""
+    """The arms that are one and the same run at every point of the grid."""
     points = []
     for choices in product(*(axis.values() for axis in ablation.axes)):
         point = base
@@ -159,20 +159,21 @@ def _same_everywhere(ablation: Ablation, base: Experiment) -> set[str]:
 
 
 def wanted(experiment: Experiment, arms: tuple[str, ...]) -> dict[str, Run]:
-    """The runs of some arms, and of the arms they start from, those first."""
+    """The runs of arms, after those of the arms that they start from."""
     needed = set()
     for arm in arms:
-        at: str | None = arm
-        while at is not None and at not in needed:
-            if at not in experiment.arms:
-                raise UserError(f"no arm {at!r}; there are {', '.join(experiment.arms)}")
-            needed.add(at)
-            at = experiment.arms[at].init if experiment.arms[at].init in experiment.arms else None
+        name: str | None = arm
+        while name is not None and name not in needed:
+            if name not in experiment.arms:
+                raise UserError(f"no arm {name!r}; there are {', '.join(experiment.arms)}")
+            needed.add(name)
+            init = experiment.arms[name].init
+            name = init if init in experiment.arms else None
     return {name: run for name, run in experiment.runs().items() if name in needed}
 
 
 def tiny(config):
-    """A run, an experiment or an arm cut down to a few updates and problems."""
+    """A run, an experiment or an arm, reduced to a few updates and problems."""
     if isinstance(config, Run | Experiment):
         config = replace(config, judge=replace(config.judge, items=12, level_items=2, batch=12))
     if isinstance(config, Experiment):

@@ -1,4 +1,4 @@
-"""Figures from tables, as PDF and PNG, readable in grey and by the colour-blind: Okabe and Ito's colours, and marks."""
+"""Figures from tables, as PDF and PNG, with the colours of Okabe and Ito, and marks that are told apart in grey."""
 
 from functools import cache
 from pathlib import Path
@@ -14,13 +14,16 @@ STYLES = [
     ("#CC79A7", "v", ":"),
     ("#56B4E9", "P", "-"),
 ]
-BLANK = {"pdf": {"CreationDate": None, "Producer": None, "Creator": None}, "png": {"Software": None}}  # the same twice
+BLANK = {
+    "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
+    "png": {"Software": None},
+}  # same bytes each time
 GREY = "#777777"
 INTERVENTIONS = ("removed", "zeroed", "mean", "noise", "shuffled", "other problem")
 
 
 def draw(table: Table, folder: Path) -> list[Path]:
-    """An ablation's figure, and that of its diagnoses. Returns the PDFs."""
+    """Draw an ablation's figure, and that of its diagnoses where it has any. Returns the paths of the PDFs."""
     made = [{"rows": rows, "costs": costs, "sweep": sweep}[table.ablation.figure](table)]
     names = [table.name]
     if any(row.diagnosed for row in table.rows.values()):
@@ -43,7 +46,7 @@ def _pyplot():
     import matplotlib.pyplot as plt
     from matplotlib.font_manager import fontManager
 
-    # matplotlib's own font alone: a machine may have another make of it, and the files would not be the same
+    # only matplotlib's own font: a system's version of it may differ, and so would the files
     fontManager.ttflist = []
     for path in sorted(Path(matplotlib.get_data_path(), "fonts", "ttf").glob("DejaVuSans*.ttf")):
         fontManager.addfont(path)
@@ -52,7 +55,7 @@ def _pyplot():
 
 
 def rows(table: Table):
-    """A dot and an interval a row, controls hollow, seeds as ticks."""
+    """A dot and an interval for each row, a tick for each seed; controls are hollow."""
     shown = list(table.rows.values())[::-1]
     fig, ax = _pyplot().subplots(figsize=(5.2, 0.9 + 0.27 * len(shown)), layout="constrained")
     for y, row in enumerate(shown):
@@ -70,7 +73,7 @@ def rows(table: Table):
 
 
 def costs(table: Table):
-    """Accuracy against the first two costs, a mark a row with its name."""
+    """Accuracy against the first two costs: a named mark for each row."""
     names = table.ablation.costs[:2]
     size = (0.4 + 3.5 * len(names), 3.4)
     fig, axes = _pyplot().subplots(1, len(names), figsize=size, layout="constrained", sharey=True, squeeze=False)
@@ -88,7 +91,7 @@ def costs(table: Table):
             ax.set_ylim(-0.03, 1.1)
         ax.grid(color="#eeeeee", lw=0.6)
     axes[0][0].set_ylabel(table.metric)
-    fig.canvas.draw()  # so that places on the page are known
+    fig.canvas.draw()  # computes the layout, on which `write_names` relies
     fig.set_layout_engine("none")
     for ax, at in zip(axes[0], places):
         write_names(ax, at)
@@ -96,7 +99,7 @@ def costs(table: Table):
 
 
 def write_names(ax, points: dict[str, tuple[float, float]]) -> None:
-    """Each point's name beside it, at the nearest place where nothing else stands."""
+    """Write each point's name beside it, at the nearest place that overlaps nothing."""
     from matplotlib.transforms import Bbox
 
     scale = ax.figure.dpi / 72
@@ -120,7 +123,7 @@ def write_names(ax, points: dict[str, tuple[float, float]]) -> None:
 
 
 def sweep(table: Table):
-    """Accuracy by latent steps when answering, a line a row; controls as horizontal lines."""
+    """Accuracy by latent steps when answering: a curve for each row, a horizontal line for rows without a sweep."""
     fig, ax = _pyplot().subplots(figsize=(5.2, 3.2), layout="constrained")
     i = 0
     for row in table.rows.values():
@@ -145,7 +148,7 @@ def sweep(table: Table):
 
 
 def diagnosis(table: Table):
-    """Accuracy left after each intervention on the latents, rows side by side."""
+    """Accuracy after each intervention on the latents, rows side by side."""
     shown: list[Row] = [row for row in table.rows.values() if row.diagnosed]
     fig, ax = _pyplot().subplots(figsize=(7.4, 3.0), layout="constrained")
     kinds, wide = ("as trained", *INTERVENTIONS), 0.8 / len(shown)

@@ -1,6 +1,6 @@
-"""The records behind the paper: one JSON line a run, per-item results packed. Tables and figures read these alone.
+"""The records behind the paper: a JSON line for each run, with packed per-item results. Tables read nothing else.
 
-A line has the run's `identity`, the fields that differed from their defaults, of which its `id` is the hash, and its
+A line has the run's `identity` (the fields that differed from their defaults), the `id`, which is its hash, and the
 whole `config` as it was then.
 """
 
@@ -20,18 +20,18 @@ from train.record import exclusive_lock
 FILE = "runs.jsonl"
 HERE = Path(__file__).parent
 IN_CHECKOUT = (HERE.parent / "pyproject.toml").is_file()
-OUT = HERE if IN_CHECKOUT else Path("latent-paper")  # what is made is the user's, not the installed package's
-PER_LEVEL = 250
+OUT = HERE if IN_CHECKOUT else Path("latent-paper")  # nothing is written into an installed package
+PER_LEVEL = 250  # problems of each level in pooled results
 
 
 def pack(correct: list[int]) -> str:
-    """0/1 results, one a problem, as text: their number, and the compressed bits."""
+    """0/1 results as text: their number and the compressed bits."""
     bits = int("".join(map(str, correct)) or "0", 2).to_bytes(-(-len(correct) // 8), "big")
     return f"{len(correct)}:{b85encode(zlib.compress(bits, 9)).decode()}"
 
 
 def unpack(text: str) -> list[int]:
-    """The inverse of `pack`. Raises UserError for another text."""
+    """The inverse of `pack`. Raises UserError for any other text."""
     n, _, packed = text.partition(":")
     try:
         raw = zlib.decompress(b85decode(packed))
@@ -52,17 +52,17 @@ def of_run(home: Path, run: Run) -> dict:
     for swept in result["sweep"].values():
         swept["correct"] = pack(swept["correct"])
     diagnosis = home / "diagnosis.json"
-    found = {"diagnosis": shortened(json.loads(diagnosis.read_text()))} if diagnosis.exists() else {}
+    diagnosed = {"diagnosis": shortened(json.loads(diagnosis.read_text()))} if diagnosis.exists() else {}
     about = {name: env[name] for name in ("git", "packages", "python", "cpu", "data")}
     about["changed"] = bool(env["diff"])
     line = {"id": run.id, "identity": identity(run), "config": config, "env": about, "result": result}
-    return line | found
+    return line | diagnosed
 
 
 def pooled(samples: list[dict]) -> dict:
-    """Results over all levels alike: the first `PER_LEVEL` problems of each by key, fewer where there are fewer.
+    """Results over levels with equal weight: the first `PER_LEVEL` problems of each, ordered by key.
 
-    Of the judged problems alone: RL also keeps rollouts of its training.
+    It uses samples of the final evaluation only; RL also logs rollouts of its training.
     """
     levels: dict[int, list[dict]] = {}
     for sample in sorted((x for x in samples if x.get("split") == "test"), key=lambda x: (x["level"], x["key"])):
@@ -77,7 +77,7 @@ def pooled(samples: list[dict]) -> dict:
 
 
 def sooner(config: dict, metrics: Path) -> int:
-    """Updates until a log line's exact match is .9, of a curriculum in its last stage; all of them if it never is."""
+    """Updates until a log line's exact match is .9, in a curriculum's last stage; all updates where it never is."""
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     last = max((line.get("stage", 0.0) for line in lines), default=0.0)
     reached = (x["step"] for x in lines if x.get("exact", 0.0) >= 0.9 and x.get("stage", 0.0) == last)
@@ -85,7 +85,7 @@ def sooner(config: dict, metrics: Path) -> int:
 
 
 def shortened(diagnosis: dict) -> dict:
-    """A diagnosis with its results item by item packed, and without the problems' keys."""
+    """A diagnosis with packed per-item results, and without the problems' keys."""
     causal = {k: v for k, v in diagnosis["causal"].items() if k != "keys"}
     causal["intact"] = pack(causal["intact"])
     causal["sweep"] = {k: pack(v) for k, v in causal["sweep"].items()}
@@ -95,13 +95,13 @@ def shortened(diagnosis: dict) -> dict:
 
 
 def read(folder: Path) -> tuple[dict[str, dict], list[str]]:
-    """Lines by run id, and what was left out and why: half a line, or one whose id is not that of its config."""
+    """Lines by run id, and what was left out and why: incomplete lines, and lines whose id is not their config's."""
     lines, left_out, _ = _read(folder)
     return lines, left_out
 
 
 def _read(folder: Path) -> tuple[dict[str, dict], list[str], list[str]]:
-    """The same, and the whole lines that were left out, as they are."""
+    """The same, and the text of complete lines that were left out."""
     lines, left_out, others = {}, [], []
     path = folder / FILE
     try:
@@ -112,12 +112,12 @@ def _read(folder: Path) -> tuple[dict[str, dict], list[str], list[str]]:
         place = f"{path}, line {i}"
         try:
             line = json.loads(text)
-            id, said, _, _ = line["id"], dict(line["identity"]), line["config"], line["result"]["main"]
+            id, of_config, _, _ = line["id"], dict(line["identity"]), line["config"], line["result"]["main"]
         except (ValueError, KeyError, TypeError, RecursionError):
             left_out.append(f"{place}: not a whole record")
             continue
-        if id != id_of(said):
-            left_out.append(f"{place}: run {id!s:.40} has another config than its id says ({id_of(said)})")
+        if id != id_of(of_config):
+            left_out.append(f"{place}: run {id!s:.40} has another config than its id says ({id_of(of_config)})")
             others.append(text)
             continue
         try:
@@ -144,7 +144,7 @@ PACKED = ("result.correct", "result.pooled.correct")
 
 
 def check(line: dict, place: str) -> None:
-    """Raise UserError, naming place and field, for a record that tables and figures cannot be made of."""
+    """Raise UserError, naming place and field, for a record that lacks what tables and figures read."""
     for name in RESULTS:
         if not math.isfinite(field(line, f"result.{name}", NUMBER, place)):
             raise UserError(f"{place}: field 'result.{name}' must be finite")
@@ -170,13 +170,13 @@ def check(line: dict, place: str) -> None:
 
 
 def add(folder: Path, line: dict) -> None:
-    """Put a line among the others, sorted by id: the file is the old one or the new one, whatever happens.
+    """Add a line to the file, sorted by id. A kill leaves the old file or the new one.
 
-    A diagnosis that is there already stays unless the line has one; so do records that `read` leaves out, if whole.
+    An existing diagnosis of the run is kept unless the line has one. Complete lines that `read` leaves out are kept.
     """
     with exclusive_lock(folder / "runs.lock", wait=True):
         lines, _, others = _read(folder)
-        kept = {k: v for k, v in lines.get(line["id"], {}).items() if k == "diagnosis"}
-        lines[line["id"]] = kept | line
+        diagnosed = {k: v for k, v in lines.get(line["id"], {}).items() if k == "diagnosis"}
+        lines[line["id"]] = diagnosed | line
         texts = [json.dumps(lines[id], sort_keys=True) for id in sorted(lines)] + others
         write_text(folder / FILE, "".join(text + "\n" for text in texts))

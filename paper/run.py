@@ -1,6 +1,6 @@
-"""Run the ablations: `python -m paper.run` lists them, `python -m paper.run NAME` runs what is missing of one.
+"""Run the ablations: `python -m paper.run` lists them, `python -m paper.run NAME` runs the missing cells of one.
 
-Finished cells go into paper/records, and are not run again. A killed one goes on where it was.
+Finished cells go into paper/records, and are not run again. A cell that was killed goes on from its last checkpoint.
 """
 
 import latent.startup  # noqa: F401  first of all: it says what goes wrong before we have begun
@@ -40,28 +40,28 @@ class Options:
     name: Annotated[str, tyro.conf.Positional] = ""
     """An ablation, or "all"; without one they are listed."""
     out: Path = Path("runs/paper")
-    """Folder of the runs while they are made."""
+    """Folder of the runs."""
     records: Path = OUT / "records"
-    """Folder of the records of those that have finished."""
+    """Folder of the records of finished runs."""
     jobs: int = CORES
-    """Cells at a time."""
+    """Cells to run at a time."""
     launcher: Literal["here", "local", "slurm"] = "here"
-    """Processes of this command; or submitit's jobs, on this machine or on Slurm."""
+    """Processes of this command, or submitit's jobs, on this machine or on Slurm."""
     partition: str = ""
-    """Slurm's partition."""
+    """Slurm partition."""
     timeout: int = 240
-    """Minutes that Slurm gives a job."""
+    """Time limit of a Slurm job, in minutes."""
     dry_run: bool = False
-    """Only print the cells and what they are expected to cost."""
+    """Only print the cells and their expected cost."""
     smoke: bool = False
-    """Two seeds of a few updates of every cell, with the tables made of them, in a folder that is thrown away."""
+    """Run two seeds of every cell for a few updates, and make the tables, in a folder that is removed."""
 
 
 def main(args: list[str] | None = None) -> int:
     """The command line. Returns the exit code: 0; 1 where cells failed; 2 for what a user can mend, in one line."""
 
     def body() -> int:
-        plugins.load_all()  # which may add ablations
+        plugins.load_all()  # they may register ablations
         options = parse(Options, args, program("paper.run", "latent-paper"), __doc__)
         at_least(options, jobs=1)
         names = list(ABLATIONS) if options.name in ("", "all") else [options.name]
@@ -86,7 +86,7 @@ def main(args: list[str] | None = None) -> int:
 
 
 def listing(options: Options) -> list[str]:
-    """Every ablation with its claim, and how much of it is done."""
+    """The lines that list every ablation with its claim, and how much of it is done."""
     done, left_out = records.read(options.records)
     share = shares()
     lines, cells_of = [], {name: cells(ablation, CONTROLS) for name, ablation in ABLATIONS.items()}
@@ -101,7 +101,7 @@ def listing(options: Options) -> list[str]:
 
 
 def shares() -> dict[str, float]:
-    """Core-minutes of each run's even share in a budget, that of the first ablation that has it."""
+    """Expected core-minutes of each run: the budget of the first ablation that has it, divided by that one's runs."""
     owner: dict[str, str] = {}
     for name, ablation in ABLATIONS.items():
         for cell in cells(ablation, CONTROLS):
@@ -111,8 +111,11 @@ def shares() -> dict[str, float]:
 
 
 def minutes(some: list[Cell], done: dict[str, dict], share: dict[str, float]) -> list[float]:
-    """Core-minutes expected of cells: as other seeds took, and elsewhere their `share` of a budget."""
-    seedless = lambda identity: id_of({**identity, "seed": 0, "init": None})  # noqa: E731
+    """Core-minutes expected of cells: the median of other seeds, or without any their `share` of a budget."""
+
+    def seedless(identity: dict) -> str:
+        return id_of({**identity, "seed": 0, "init": None})
+
     took: dict[str, list[float]] = {}
     for line in done.values():
         took.setdefault(seedless(line["identity"]), []).append(line["result"]["core_seconds"] / 60)
@@ -120,7 +123,7 @@ def minutes(some: list[Cell], done: dict[str, dict], share: dict[str, float]) ->
 
 
 def execute(names: list[str], options: Options) -> int:
-    """Run what is missing of some ablations."""
+    """Run the missing cells of ablations. Returns the exit code."""
     done, left_out = records.read(options.records)
     print(*left_out, sep="\n", end="\n" if left_out else "")
     share = shares()
@@ -129,7 +132,7 @@ def execute(names: list[str], options: Options) -> int:
     for name in names:
         every = cells(ABLATIONS[name], CONTROLS, options.smoke)
         ids = {c.run.id for c in every if not c.done(done)}
-        # a cell may start from one whose record is there and whose weights are not
+        # a cell may start from one whose record is there but whose weights are not: that one is run again
         ids |= {c.run.init for c in every if c.run.id in ids and c.run.init and not has_model(options, c.run.init)}
         some = [c for c in every if c.run.id in ids]
         for cell, m in zip(some, minutes(some, done, share)):
@@ -149,18 +152,18 @@ def execute(names: list[str], options: Options) -> int:
     runs = {label: cell.run for label, cell in todo.items()}
     diagnosed = frozenset(cell.run.id for cell in todo.values() if cell.diagnose)
     work = partial(one, out=options.out, diagnosed=diagnosed, smoke=options.smoke)
-    kept: dict[str, str] = {}
+    unrecorded: dict[str, str] = {}
 
     def finished(label: str) -> str | None:
-        """Put a finished run among the records; where that fails the cell has failed, and why is returned."""
+        """Add a finished run to the records. Returns why that failed, None where it did not."""
         try:
             records.add(options.records, records.of_run(options.out / runs[label].id, runs[label]))
         except (ValueError, KeyError, OSError) as e:
-            kept[label] = f"its record could not be written: {e}"
-        return kept.get(label)
+            unrecorded[label] = f"its record could not be written: {e}"
+        return unrecorded.get(label)
 
     launch = in_processes if options.launcher == "here" else in_jobs
-    failed = launch(runs, options, work, finished) | kept
+    failed = launch(runs, options, work, finished) | unrecorded
     for label, why in failed.items():
         print(f"failed: {label}: {why}", file=sys.stderr)
     if failed:
@@ -169,14 +172,14 @@ def execute(names: list[str], options: Options) -> int:
 
 
 def has_model(options: Options, id: str) -> bool:
-    """Whether a run's weights are here, to start from."""
+    """Whether a run's weights are in the folder of runs, so that another can start from them."""
     return (options.out / id / "result.json").exists()
 
 
 def in_processes(
     runs: dict[str, Run], options: Options, work: Callable, finished: Callable[[str], str | None]
 ) -> dict[str, str]:
-    """The cells in processes of this machine, with one bar for all. Returns what failed."""
+    """Run the cells in processes on this machine, with one progress bar. Returns the errors of failed cells."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -213,7 +216,7 @@ def in_processes(
 
 
 def one(run: Run, say, out: Path, diagnosed: frozenset[str], smoke: bool) -> dict:
-    """One cell, here: trained, judged, and diagnosed where that is asked for."""
+    """Train and judge one cell in this process, and diagnose it where its ablation asks for it."""
     from eval import diagnose
     from train.run import execute as train
 
@@ -229,7 +232,7 @@ def one(run: Run, say, out: Path, diagnosed: frozenset[str], smoke: bool) -> dic
 def in_jobs(
     runs: dict[str, Run], options: Options, work: Callable, finished: Callable[[str], str | None]
 ) -> dict[str, str]:
-    """The cells as submitit's jobs, those that start from one another in one job. Returns what failed."""
+    """Run the cells as submitit's jobs, those that start from each other in one job. Returns the errors of cells."""
     try:
         import submitit
     except ImportError:
@@ -239,7 +242,7 @@ def in_jobs(
     if options.partition:
         executor.update_parameters(slurm_partition=options.partition)
     chains: dict[str, list[str]] = {}
-    for label, run in runs.items():  # a start stands before what starts from it
+    for label, run in runs.items():  # in order: a cell comes after the one that it starts from
         start = next((other for other, each in runs.items() if each.id == run.init), label)
         chains.setdefault(next((head for head, chain in chains.items() if start in chain), label), []).append(label)
     failed: dict[str, str] = {}
@@ -249,10 +252,10 @@ def in_jobs(
         jobs = executor.map_array(partial(several, work=work), [[runs[label] for label in w] for w in part])
         for chain, job in zip(part, jobs):
             try:
-                said = job.result()
-            except Exception as e:  # submitit raises what the job raised, and its own
-                said = [str(e).strip().splitlines()[-1] if str(e).strip() else type(e).__name__] * len(chain)
-            for label, why in zip(chain, said):
+                errors = job.result()
+            except Exception as e:  # submitit raises the job's errors, and its own
+                errors = [str(e).strip().splitlines()[-1] if str(e).strip() else type(e).__name__] * len(chain)
+            for label, why in zip(chain, errors):
                 if why is None:
                     why = finished(label)
                     print(f"{label}: {f'failed, {why}' if why else 'finished'}", flush=True)
@@ -262,22 +265,22 @@ def in_jobs(
 
 
 def several(runs: list[Run], work: Callable) -> list[str | None]:
-    """Cells one after another, in a job: a complaint each, None where there is none."""
-    from train.pool import complaint
-    from train.process import settle
+    """Run cells one after another, in a job. Returns the error of each, None where there is none."""
+    from train.pool import one_line
+    from train.process import configure_cpu_process
 
-    settle()
-    said: dict[str | None, str | None] = {}
+    configure_cpu_process()
+    errors: dict[str | None, str | None] = {}
     for run in runs:
-        if said.get(run.init) is not None:
-            said[run.id] = f"its start, {run.init}, failed"
+        if errors.get(run.init) is not None:
+            errors[run.id] = f"its start, {run.init}, failed"
             continue
         try:
             work(run, lambda event: None)
-            said[run.id] = None
+            errors[run.id] = None
         except Exception as e:
-            said[run.id] = complaint(e)
-    return list(said.values())
+            errors[run.id] = one_line(e)
+    return list(errors.values())
 
 
 if __name__ == "__main__":

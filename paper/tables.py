@@ -11,14 +11,14 @@ from paper import records
 from paper.design import Ablation, Cell, Contrast
 
 ACCURACY = "main.accuracy"
-ITEMS = {ACCURACY: ("correct",), "pooled.accuracy": ("pooled", "correct")}  # where each problem's result is
-FITTED = r"\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi"  # no wider than the page
+ITEMS = {ACCURACY: ("correct",), "pooled.accuracy": ("pooled", "correct")}  # the path of per-item results
+FITTED = r"\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi"  # scales wide tables down
 SOONER = (
     "Updates to .9: until exact match in training is that high, in a curriculum's last stage; all of them where it "
     "never is. "
 )
-EXCHANGES = ("mean", "shuffled", "other problem")  # no change where every problem has the same inputs
-NAMES = {  # of results, and what a table multiplies them by
+EXCHANGES = ("mean", "shuffled", "other problem")  # interventions that change nothing where all inputs are equal
+NAMES = {  # of a result: its name in tables, and the factor to multiply by
     "main.accuracy": ("accuracy at the hardest level", 1.0),
     "pooled.accuracy": ("accuracy over levels", 1.0),
     "pooled.used": ("latents used over levels", 1.0),
@@ -32,7 +32,7 @@ NAMES = {  # of results, and what a table multiplies them by
 
 @dataclass
 class Row:
-    """A row of a table: its runs, a seed each."""
+    """A row of a table: the records of its runs, one for each seed."""
 
     label: str
     control: bool
@@ -42,29 +42,28 @@ class Row:
     interval: tuple[float, float] = (0.0, 0.0)
 
     def results(self, steps: int | None = None, metric: str | None = None) -> np.ndarray:
-        """What is claimed about, (S, N) by seed and problem: 0/1 of accuracy, other metrics (S, 1) by seed alone.
+        """The values of a metric: 0/1 (S, N) by seed and problem for accuracies, (S, 1) by seed for other metrics.
 
-        `steps`: of answers in so many latent steps, where that was swept. Raises UserError for steps of anything but
-        accuracy.
+        `steps`: with this number of latent steps, from the judge's sweep. Raises UserError for a number that was not
+        swept, and for metrics other than accuracy.
         """
         metric = metric or self.metric
         if metric != ACCURACY and steps is not None:
             raise UserError(f"{self.label}: only accuracy was swept over latent steps, not {metric}")
         if metric not in ITEMS:
             return named(metric)[1] * np.array([[value] for value in self.each(metric)])
-        found = [line["result"] for line in self.lines]
+        results = [line["result"] for line in self.lines]
         for part in ITEMS[metric][:-1]:
-            found = [result[part] for result in found]
+            results = [result[part] for result in results]
         if steps is not None:
-            missing = [r for r in found if str(steps) not in r["sweep"] and steps != r["latents"]]
-            if missing:
+            if any(str(steps) not in r["sweep"] and steps != r["latents"] for r in results):
                 raise UserError(f"{self.label}: not all of its runs were judged at {steps} latent steps")
-            found = [r["sweep"].get(str(steps), r) for r in found]
-        return np.array([records.unpack(r["correct"]) for r in found])
+            results = [r["sweep"].get(str(steps), r) for r in results]
+        return np.array([records.unpack(r["correct"]) for r in results])
 
     def unit(self, metric: str) -> float | None:
-        """The smallest step between two values of a run, None where it is not known: seeds may agree to that place."""
-        if metric == "sooner":  # looked up at log lines
+        """The resolution of a metric, None where it is not known: see `eval.stats.paired`."""
+        if metric == "sooner":  # it is read off log lines
             return float(min(line["config"]["train"]["log_every"] for line in self.lines))
         if metric == "pooled.used":
             return 1 / min(len(records.unpack(line["result"]["pooled"]["correct"])) for line in self.lines)
@@ -72,7 +71,7 @@ class Row:
 
     @property
     def value(self) -> float:
-        """The mean over seeds and problems of what is claimed about."""
+        """The mean of the ablation's metric over seeds and problems."""
         return float(self.results().mean())
 
     def mean(self, name: str) -> float:
@@ -82,7 +81,7 @@ class Row:
 
     @property
     def unfinished(self) -> bool:
-        """Whether a curriculum has not come to its end: the model still writes steps that it should think."""
+        """Whether a curriculum did not end: the model still writes steps that it should think."""
         return self.lines[0]["config"]["method"]["class"] != "CoT" and self.mean("steps_written") > 0
 
     def each(self, name: str) -> list[float]:
@@ -110,12 +109,12 @@ class Table:
 
     @property
     def metric(self) -> str:
-        """What is claimed about, in words."""
+        """The name of the ablation's metric."""
         return named(self.ablation.metric)[0]
 
     @property
     def verdict(self) -> str:
-        """What the contrasts that the claim names say of it."""
+        """Whether the contrasts support the claim: supported, contradicted or not shown."""
         signs = {"more": 1, "less": -1}
         claimed = [(d, p, signs[c.claim]) for c, d, p in self.contrasts if c.claim]
         if any(not none_shown(d, p) and d.mean * sign < 0 for d, p, sign in claimed):
@@ -128,13 +127,13 @@ class Table:
 
     @property
     def items(self) -> int:
-        """Problems of a run, at the hardest level or over levels."""
+        """The number of problems behind each run's metric."""
         row = next(iter(self.rows.values()))
         return row.results(metric=self.ablation.metric if self.ablation.metric in ITEMS else ACCURACY).shape[1]
 
 
 def named(result: str) -> tuple[str, float]:
-    """What a table calls a number in the result, and what it multiplies it by."""
+    """A result's name in tables, and the factor to multiply it by."""
     return NAMES.get(result, (result, 1.0))
 
 
@@ -162,7 +161,7 @@ def gather(name: str, ablation: Ablation, cells: list[Cell], lines: dict[str, di
     table = Table(name, ablation, {row.label: row for row in order}, n_boot)
     for row in order:
         row.interval = (interval if ablation.metric in ITEMS else bootstrap)(row.results(), n_boot)
-    found = []
+    differences = []
     for contrast in ablation.contrasts:
         for label in (contrast.a, contrast.b):
             if label not in rows:
@@ -170,19 +169,19 @@ def gather(name: str, ablation: Ablation, cells: list[Cell], lines: dict[str, di
         a = rows[contrast.a].results(contrast.steps, contrast.metric)
         b = rows[contrast.b].results(contrast.steps_b or contrast.steps, contrast.metric)
         unit = rows[contrast.a].unit(contrast.metric or ablation.metric)
-        found.append(paired(a, b, n_boot, unit=unit))
-    table.contrasts = list(zip(ablation.contrasts, found, holm([d.p for d in found])))
+        differences.append(paired(a, b, n_boot, unit=unit))
+    table.contrasts = list(zip(ablation.contrasts, differences, holm([d.p for d in differences])))
     return table
 
 
 def seconds(line: dict, lines: dict[str, dict]) -> float:
-    """Core-seconds of a run's training, with those of what it started from."""
+    """Core-seconds of a run's training, with those of the runs that it started from."""
     start = line["identity"].get("init")
     return line["result"]["core_seconds"] + (seconds(lines[start], lines) if start in lines else 0.0)
 
 
 def effect(d: Difference, p: float, metric: str = ACCURACY) -> str:
-    """A difference in words: an effect only where interval and corrected p-value both say so."""
+    """A difference in words: an effect only where both the interval and the corrected p-value show one."""
     unit = " points" if metric in ITEMS else f" {named(metric)[0]}"
     numbers = f"{points(d.mean, metric)}{unit}, 95 % interval {points(d.low, metric)} to {points(d.high, metric)}"
     if none_shown(d, p):
@@ -191,23 +190,23 @@ def effect(d: Difference, p: float, metric: str = ACCURACY) -> str:
 
 
 def none_shown(d: Difference, p: float) -> bool:
-    """Whether interval or corrected p-value leaves it open that there is no effect."""
+    """Whether the interval or the corrected p-value does not exclude that there is no effect."""
     return p > 0.05 or d.low <= 0 <= d.high
 
 
 def points(x: float, metric: str = ACCURACY) -> str:
-    """A difference, of accuracies in points; never a negative zero."""
+    """A difference as text, of accuracies in percentage points; never a negative zero."""
     text = f"{100 * x:+.1f}" if metric in ITEMS else f"{x:+.3g}" if abs(x) < 100 else f"{x:+.0f}"
     return text if float(text) else "0.0"
 
 
 def amount(row: Row, name: str) -> str:
-    """A mean over seeds as a table has it: accuracies to three places, counts of updates to none, others to one."""
+    """A mean over seeds as text: accuracies with three decimals, counts of updates with none, others with one."""
     return f"{row.mean(name) * named(name)[1]:,.{3 if name in ITEMS else 0 if name == 'sooner' else 1}f}"
 
 
 def caption(table: Table) -> str:
-    """What the table is about, on how many problems and seeds, and which curricula did not end."""
+    """The caption: claim, verdict, metric, numbers of problems and seeds, and curricula that did not end."""
     left = {row.label: row.mean("steps_written") for row in table.rows.values() if row.unfinished}
     still = "; ".join(f"{label} still writes {steps:.1f} steps of the chain" for label, steps in left.items())
     what = table.metric[0].upper() + table.metric[1:]
@@ -223,14 +222,14 @@ def caption(table: Table) -> str:
 
 
 def reworded(ablation: Ablation) -> str:
-    """That a claim was not always worded so, if it was not."""
+    """A sentence with the first wording of a claim that was reworded, or nothing."""
     if ablation.first_claim is None:
         return ""
     return f"Reworded after some of its runs were seen; before them it read: {ablation.first_claim} "
 
 
 def body(table: Table) -> tuple[list[list[str]], list[list[str]]]:
-    """Rows and contrasts as text, heads first."""
+    """Rows and contrasts as text, each with its head first."""
     head = ["", table.metric, "95 % interval", "latents", *(named(c)[0] for c in table.ablation.costs)]
     rows = [head]
     for row in table.rows.values():
@@ -248,7 +247,7 @@ def body(table: Table) -> tuple[list[list[str]], list[list[str]]]:
 
 
 def markdown(table: Table) -> str:
-    """For reading on a page."""
+    """The table in Markdown."""
     rows, below = body(table)
     controls = {row.label for row in table.rows.values() if row.control}
     lines = [f"{caption(table).replace('Controls are in italics', 'Controls are in *italics*')}\n"]
@@ -262,7 +261,7 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """For the paper."""
+    """The table in LaTeX."""
     rows, below = body(table)
     controls = {row.label for row in table.rows.values() if row.control}
     out = [
@@ -284,33 +283,33 @@ def latex(table: Table) -> str:
 
 
 def tex(text: str) -> str:
-    """Text as LaTeX: what it would read as commands, and signs."""
-    text = re.sub(r"[%&_#$]", lambda found: "\\" + found[0], text.replace("\\", "\\textbackslash "))
+    """Text as LaTeX: special characters are escaped, minus and less-than signs are set as mathematics."""
+    text = re.sub(r"[%&_#$]", lambda match: "\\" + match[0], text.replace("\\", "\\textbackslash "))
     return re.sub(r"(?<![\w.])-(?=[\d ])", "$-$", text.replace("< ", "$<$ "))
 
 
 def numbers(table: Table) -> dict[str, str]:
     """Every number that a text may quote from a table, by key."""
-    found = {f"{table.name}: seeds": str(table.seeds), f"{table.name}: items": f"{table.items:,}"}
+    values = {f"{table.name}: seeds": str(table.seeds), f"{table.name}: items": f"{table.items:,}"}
     for row in table.rows.values():
         low, high = row.interval
         key = f"{table.name}: {row.label}"
-        found[key] = f"{row.value:.3f} ({low:.3f} to {high:.3f})"
-        found[f"{key}: latents"] = f"{row.mean('main.used'):.1f}"
+        values[key] = f"{row.value:.3f} ({low:.3f} to {high:.3f})"
+        values[f"{key}: latents"] = f"{row.mean('main.used'):.1f}"
         for cost in dict.fromkeys((*NAMES, *table.ablation.costs)):
-            found[f"{key}: {cost}"] = amount(row, cost)
+            values[f"{key}: {cost}"] = amount(row, cost)
         for steps in sorted(row.lines[0]["result"]["sweep"], key=int):
-            found[f"{key}: at {steps}"] = f"{row.results(int(steps), ACCURACY).mean():.3f}"
+            values[f"{key}: at {steps}"] = f"{row.results(int(steps), ACCURACY).mean():.3f}"
     for contrast, d, p in table.contrasts:
         metric = contrast.metric or table.ablation.metric
         key = f"{table.name}: {contrast.name}" + (f": {contrast.metric}" if contrast.metric else "")
-        found[key] = effect(d, p, metric)
-    found |= used(table)
-    return found
+        values[key] = effect(d, p, metric)
+    values |= used(table)
+    return values
 
 
 def used(table: Table) -> dict[str, str]:
-    """What interventions on the latents cost, by row and kind; p-values corrected for their number."""
+    """The accuracy lost by each intervention on the latents, by row and kind, with corrected p-values."""
     lost = {}
     for row in table.rows.values():
         if row.diagnosed:
@@ -325,5 +324,5 @@ def used(table: Table) -> dict[str, str]:
     if not lost:
         return {}
     corrected = holm([d.p for d in lost.values()])
-    found = {key: effect(d, p) for (key, d), p in zip(lost.items(), corrected)}
-    return found | {f"{table.name}: items diagnosed": f"{len(intact[0])}"}
+    effects = {key: effect(d, p) for (key, d), p in zip(lost.items(), corrected)}
+    return effects | {f"{table.name}: items diagnosed": f"{len(intact[0])}"}

@@ -4,9 +4,10 @@ import torch
 
 from eval.environments import Cups, build
 from latent import backbone, methods
+from latent.codec import Codec
 from latent.config import ModelConfig
 from latent.generate import Reasoner
-from latent.text import Batch, Codec
+from latent.text import Batch
 from latent.thought import Prompt
 
 SMALL = ModelConfig(n_layer=2, n_embd=32, n_head=2, n_positions=64)

@@ -1,4 +1,4 @@
-"""The model card of a finished run: method, data, numbers and command, all from its record."""
+"""The model card of a finished run, made from its record, and the upload to the hub."""
 
 from __future__ import annotations
 
@@ -74,22 +74,22 @@ Data: {type(run.env).__name__} `{json.dumps(data)}`.{start} {result["updates"]} 
 
 
 def may_publish() -> None:
-    """Raise UserError, before anything is trained for it, where the hub does not know who would upload."""
+    """Raise UserError where there is no login to the hub. It is called before anything is trained."""
     from huggingface_hub import HfApi
 
     try:
         HfApi().whoami()
-    except Exception as e:  # no login, no network
+    except Exception as e:  # the hub's client raises errors of many types: no login, no network
         raise UserError(f"--push-to-hub: {str(e).strip().splitlines()[0]}") from None
 
 
 def publish(record: Record, name: str) -> str:
-    """Upload the run's model folder to the hub as `name`; returns its address. Raises UserError where that fails."""
+    """Upload the run's model folder to the hub as `name`, and return its address. Raises UserError where that fails."""
     from huggingface_hub import HfApi
 
     try:
         address = HfApi().create_repo(name, exist_ok=True)
         HfApi().upload_folder(repo_id=name, folder_path=record.home / "model")
-    except Exception as e:  # whatever the hub's client raises: no login, no network, no such name
+    except Exception as e:  # the hub's client raises errors of many types: no login, no network, a bad name
         raise UserError(f"cannot upload to {name!r}: {str(e).strip().splitlines()[0]}") from None
     return str(address)

@@ -1,9 +1,9 @@
-"""Checkpoints that hold all an exact resume needs: parameters, buffers, optimizer, counters.
+"""Checkpoint files for an exact resume: parameters, buffers, optimizer, counters.
 
-Data and randomness are pure functions of (seed, step), so a step number stands for the state of both. Each is a folder
-of its own, `checkpoint/step-N/`: tensors as torch.distributed.checkpoint writes them, each process its share, and
-manifest.json, which says whose it is, at which step, the checksum of every file, where the logs ended, and how far the
-run had come. It gets its name when it is whole, and no file in it is written twice. Any number of processes reads it.
+Data and randomness are functions of (seed, step), so that a step number stands for the state of both. A checkpoint is a
+folder, `checkpoint/step-N/`: tensors as torch.distributed.checkpoint writes them, each process its share, and
+manifest.json with the run, the step, a checksum of every file, where the logs ended, and the counters. The folder gets
+its name when it is complete, and its files are never changed. Any number of processes can read it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint whose files are as they were written. `ends`: where the logs ended; `progress`: all but tensors."""
+    """A checkpoint that was verified. `ends`: where the logs ended. `progress`: everything but tensors."""
 
     folder: Path
     step: int
@@ -43,10 +43,10 @@ def save(
     home: Path, step: int, tensors: dict[str, Tensor], progress: dict, run: str, ends: Callable[[], dict[str, dict]],
     keep: int, engine: Engine,
 ) -> None:  # fmt: skip
-    """Write the checkpoint of a step, and drop all but the `keep` newest of the way that led there.
+    """Write the checkpoint of a step, and remove all but the `keep` newest.
 
-    `ends` says where the logs end, `progress` what JSON can hold. All processes take part, in a folder that all of them
-    see. Raises OSError naming the file, on a full disk too; the other checkpoints are then still there.
+    `ends()` gives where the logs end; `progress` must be JSON. All processes call it, with a folder that all of them
+    see. Raises OSError naming the file, also on a full disk; the other checkpoints are then still there.
     """
     place = home / f"step-{step}"
     part = place.with_name(place.name + PART)
@@ -61,21 +61,21 @@ def save(
         about = {"run": run, "step": step, "files": sums, "logs": ends(), "progress": progress}
         write_text(part / MANIFEST, rendered(about))
         put_folder(part, place)
-        steps = found(home)
+        steps = saved_steps(home)
         mine = [each for each in steps if each <= step]
-        for each in set(steps) - set(mine[:keep]):  # a later one was refused, or this run would have gone on from it
+        for each in set(steps) - set(mine[:keep]):  # later ones are damaged: a good one would have been resumed from
             drop_folder(home / f"step-{each}")
     engine.wait()
 
 
 def write_tensors(folder: Path, tensors: dict[str, Tensor], shared: bool) -> None:
-    """Tensors into a folder; `shared`: over all processes, each of which calls this."""
+    """Write tensors into a folder. `shared`: all processes call it, and each writes its share."""
     from torch.distributed import checkpoint as dcp
 
-    writer = dcp.FileSystemWriter(folder, sync_files=False)  # `put_folder` does so
-    writer.fs = disk()
+    writer = dcp.FileSystemWriter(folder, sync_files=False)  # `put_folder` syncs
+    writer.fs = naming_file_system()
     try:
-        with named(folder), alone_in_silence():
+        with named(folder), without_warning():
             dcp.save(tensors, storage_writer=writer, no_dist=not shared)
     except dcp.api.CheckpointException as e:
         for error, _ in e.failures.values():
@@ -85,8 +85,8 @@ def write_tensors(folder: Path, tensors: dict[str, Tensor], shared: bool) -> Non
 
 
 @contextmanager
-def alone_in_silence() -> Iterator[None]:
-    """Without torch's warning that a process which is alone saves and loads alone."""
+def without_warning() -> Iterator[None]:
+    """Silence torch's warning that a single process saves and loads without torch.distributed."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
@@ -97,36 +97,36 @@ def contents(saved: Saved) -> dict[str, tuple[torch.Size, torch.dtype]]:
     from torch.distributed.checkpoint import FileSystemReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-    found = {}
+    sizes = {}
     for name, each in FileSystemReader(saved.folder).read_metadata().state_dict_metadata.items():
-        assert isinstance(each, TensorStorageMetadata)  # `save` takes nothing else
-        found[name] = (each.size, each.properties.dtype)
-    return found
+        assert isinstance(each, TensorStorageMetadata)  # `save` writes only tensors
+        sizes[name] = (each.size, each.properties.dtype)
+    return sizes
 
 
 def load(saved: Saved, into: dict[str, Tensor], engine: Engine) -> None:
-    """Read the tensors of a checkpoint that was checked into those given, whole or sharded. All processes take part."""
+    """Read a checkpoint's tensors into those given, which may be sharded. All processes must call it."""
     from torch.distributed import checkpoint as dcp
 
-    with alone_in_silence():
+    with without_warning():
         dcp.load(into, storage_reader=dcp.FileSystemReader(saved.folder), no_dist=engine.world == 1)
 
 
 def write_state(path: Path, state: dict) -> None:
-    """Tensors and counters as torch writes them. Its own complaint of a full disk names neither disk nor file."""
+    """Write a state by `torch.save`. Raises OSError naming the file, for which torch raises a bare RuntimeError."""
     with named(path), path.open("wb") as f:
-        kept = _Remembering(f)
+        file = _ErrorKeeping(f)
         try:
-            torch.save(state, kept)
+            torch.save(state, file)
         except RuntimeError:
-            if kept.error is None:
+            if file.error is None:
                 raise
-            raise kept.error from None
+            raise file.error from None
         f.flush()
 
 
-class _Remembering:
-    """A file for torch to write, which keeps the error that torch replaces by one of its own."""
+class _ErrorKeeping:
+    """A file for torch to write to. It keeps the OSError that torch replaces by an error of its own."""
 
     def __init__(self, file):
         self.file, self.error = file, None
@@ -139,51 +139,51 @@ class _Remembering:
             raise
 
     def flush(self) -> None:
-        """Not after every tensor: closing does."""
+        """Does nothing: torch calls it after every tensor, and closing the file flushes."""
 
     def __getattr__(self, name: str):
         return getattr(self.file, name)
 
 
-def disk():
-    """A file system for torch.distributed.checkpoint that tells which file an error was about."""
+def naming_file_system():
+    """A file system for torch.distributed.checkpoint whose errors name the file."""
     from torch.distributed.checkpoint.filesystem import FileSystem
 
-    class Disk(FileSystem):
+    class Naming(FileSystem):
         @contextmanager
         def create_stream(self, path, mode: str) -> Iterator:
             with named(Path(path)), Path(path).open(mode, 1 << 14) as f:
                 if "w" not in mode:
                     yield f
                     return
-                kept = _Remembering(f)
+                file = _ErrorKeeping(f)
                 try:
-                    yield kept
+                    yield file
                 except RuntimeError:
-                    raise kept.error or RuntimeError from None
+                    raise file.error or RuntimeError from None
 
-    return Disk()
+    return Naming()
 
 
 def rendered(about: dict) -> str:
-    """The manifest's text, its own checksum included."""
+    """The text of a manifest, with its own checksum."""
     text = json.dumps(about, sort_keys=True)
     return json.dumps({"manifest": about, "sha256": sha256(text.encode()).hexdigest()}, sort_keys=True, indent=1) + "\n"
 
 
-def found(home: Path) -> list[int]:
-    """The steps that have a checkpoint, whole or not, the newest first."""
+def saved_steps(home: Path) -> list[int]:
+    """The steps of all checkpoints, good or damaged, the newest first."""
     steps = (path.name.removeprefix("step-") for path in home.glob("step-*") if path.suffix != PART)
     return sorted((int(step) for step in steps if step.isdecimal()), reverse=True)
 
 
 def newest(home: Path, run: str, unfit: Callable[[dict], str | None]) -> tuple[Saved | None, list[str]]:
-    """The newest good checkpoint of a run, None where there is none, and what is wrong with those that are newer.
+    """The newest good checkpoint of a run, None where there is none; and what is wrong with newer ones.
 
-    `unfit(ends)` says why the logs do not go with a checkpoint. Nothing is written.
+    `unfit(ends)` returns why the logs do not fit a checkpoint, None where they do. Nothing is written.
     """
     wrong = [f"{path} is no checkpoint of this version" for path in home.glob("state.pt")]
-    for step in found(home):
+    for step in saved_steps(home):
         folder = home / f"step-{step}"
         try:
             return checked(folder, run, unfit), wrong
@@ -193,7 +193,7 @@ def newest(home: Path, run: str, unfit: Callable[[dict], str | None]) -> tuple[S
 
 
 def checked(folder: Path, run: str, unfit: Callable[[dict], str | None]) -> Saved:
-    """A checkpoint of `run`. Raises UserError naming the file that is not what was written, or another run's."""
+    """A checkpoint of `run`, verified. Raises UserError naming a file that is damaged or another run's."""
     path = folder / MANIFEST
     about = read_json(path).get("manifest")
     if not isinstance(about, dict) or path.read_text() != rendered(about):
@@ -215,5 +215,5 @@ def checked(folder: Path, run: str, unfit: Callable[[dict], str | None]) -> Save
 
 
 def remove(home: Path) -> None:
-    """Drop the resume state of a finished run."""
+    """Remove the checkpoints of a finished run."""
     drop_folder(home)

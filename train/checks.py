@@ -1,4 +1,4 @@
-"""What is checked of a run's problems before anything is trained or written: do they fit, and can they be right?"""
+"""Checks of a run's problems before anything is trained or written: do they fit the model, and can answers be right?"""
 
 import torch
 
@@ -6,43 +6,44 @@ from eval.cli import launched
 from eval.environments.base import Environment, Finite, Problem, iterate
 from eval.judge import verify
 from kernels.errors import UserError
+from latent.codec import Codec
 from latent.generate import Reasoner
-from latent.text import Batch, Codec, pad_right
+from latent.text import Batch, pad_right
 from train.config import RLVR, Run
 
 Lengths = tuple[list[int], int]  # tokens of a problem's steps, and of its answer
-GOLDS = 1000  # training problems whose gold is read back; of those that are judged, all are
+GOLDS = 1000  # training problems whose gold answers are checked; all problems that are judged are checked
 
 
 def check(reasoner: Reasoner, env: Environment, run: Run, test: list[Problem]) -> list[str]:
-    """Raise UserError for what training or judging would fail on, in silence or late. Returns what is to be said."""
+    """Raise UserError for problems that training or judging would fail on, silently or late. Returns notes to print."""
     codec = reasoner.codec
     train = env.splits["train"] if isinstance(env, Finite) else env.train_batch(run.seed, 0, run.train.batch)
     taught = not isinstance(run.train, RLVR)
     if env.turns > 1:
         check_turns(reasoner, run)
     turns = {part: [t for p in some for t in env.turns_of(p)] for part, some in (("train", train), ("test", test))}
-    golds_survive(reasoner, env, turns["train"][:GOLDS], turns["test"])
+    check_golds(reasoner, env, turns["train"][:GOLDS], turns["test"])
     judged = [lengths(codec, p) for p in turns["test"]]
     learned = [lengths(codec, p) for p in turns["train"]]
     for steps, answer in judged + learned if taught else ():
-        reasoner.method.must_take(steps, answer)
-    said = must_be_decoded(reasoner, run, learned, judged)
-    must_fit(reasoner, run, env, test + train)
+        reasoner.method.check_chain(steps, answer)
+    notes = check_text_limit(reasoner, run, learned, judged)
+    check_positions(reasoner, run, env, test + train)
     if taught:
         few = train[:2]
-        with torch.no_grad(), torch.random.fork_rng():  # what a method itself has to object to
+        with torch.no_grad(), torch.random.fork_rng():  # raises what the method itself objects to
             reasoner.method.loss(Batch.of(few, codec, later=zip(*(env.turns_of(p)[1:] for p in few))))
-    return said
+    return notes
 
 
 def lengths(codec: Codec, problem: Problem) -> Lengths:
-    """How many tokens each of a problem's steps has, and its answer, closed by the end token if there is one."""
+    """The tokens of each of a problem's steps, and of its answer with the end token."""
     return [len(codec.step(s)) for s in problem.steps], len(codec.answer(problem.answer))
 
 
 def check_turns(reasoner: Reasoner, run: Run) -> None:
-    """Raise UserError for what does not go through problems of several turns."""
+    """Raise UserError for methods, codecs and settings that cannot handle several turns."""
     if reasoner.method.parallel_answer is not None:
         raise UserError("a loop along the depth reads one question: several turns need a loop along the sequence")
     reasoner.codec.observation("")  # raises in a chat template
@@ -50,17 +51,17 @@ def check_turns(reasoner: Reasoner, run: Run) -> None:
         raise UserError("RL of several turns runs on one process, with --train.micro-batch 0")
 
 
-def must_fit(reasoner: Reasoner, run: Run, env: Environment, problems: list[Problem]) -> None:
-    """Raise UserError for a problem longer, with all its turns, than the model's positions."""
+def check_positions(reasoner: Reasoner, run: Run, env: Environment, problems: list[Problem]) -> None:
+    """Raise UserError for a problem that needs more positions, over all its turns, than the model has."""
     codec, method, has = reasoner.codec, reasoner.method, reasoner.method.backbone.positions
-    wider = max([0, *(k - method.steps for k in run.judge.sweep)]) * method.stride
+    extra = max([0, *(k - method.steps for k in run.judge.sweep)]) * method.stride  # of the largest number in the sweep
     for p in problems:
         prompt, needs = 0, -1
         for i, turn in enumerate(env.turns_of(p)):
             steps, answer = lengths(codec, turn)
-            said = len(codec.observation(turn.question) if i else codec.question(turn.question))
-            needs += method.needs(said, steps, max(answer, reasoner.answer_tokens)) + wider + 1
-            prompt += said
+            read = len(codec.observation(turn.question) if i else codec.question(turn.question))
+            needs += method.positions_needed(read, steps, max(answer, reasoner.answer_tokens)) + extra + 1
+            prompt += read
         if needs > has:
             raise UserError(
                 f"problem {p.key} needs {needs} positions ({prompt} to read, the rest to think and answer), "
@@ -68,19 +69,19 @@ def must_fit(reasoner: Reasoner, run: Run, env: Environment, problems: list[Prob
             )
 
 
-def must_be_decoded(reasoner: Reasoner, run: Run, train: list[Lengths], test: list[Lengths]) -> list[str]:
-    """Say how many gold texts are longer than what is decoded, which then cannot be right, and which flag would do.
+def check_text_limit(reasoner: Reasoner, run: Run, train: list[Lengths], test: list[Lengths]) -> list[str]:
+    """Notes on gold texts that are longer than what is decoded, so that no answer can be right, and the flags to set.
 
-    Counted as the method writes once it is trained: the chain's steps that it does not think, and the answer. In an
-    environment without such flags, whose lengths are those of its own vocabulary, the reasoner's are set to what the
+    A gold text has the chain's steps that the method still writes once it is trained, and the answer. Environments
+    without such flags count tokens of their own vocabulary; there the reasoner's limits are raised to what the
     tokenizer needs, and a quarter more for problems not seen here. Raises UserError where none of the problems to
-    judge, or of those that RL learns from, can be right.
+    judge, or none of those that RL learns from, can be right.
     """
     codec, method = reasoner.codec, reasoner.method
     in_steps = method.written([1] * reasoner.chain_steps)
     has = reasoner.answer_tokens + -(-reasoner.chain_tokens * in_steps // reasoner.chain_steps)
     has = has if method.parallel_answer is None else min(has, method.parallel_answer)
-    ends = codec.end is not None  # the end token need not be written
+    ends = codec.end is not None  # a text that is cut before its end token is still right
     sizes = {
         name: [(answer - ends, method.written(steps)) for steps, answer in each]
         for name, each in (("train", train), ("judge", test))
@@ -103,21 +104,21 @@ def must_be_decoded(reasoner: Reasoner, run: Run, train: list[Lengths], test: li
     if hasattr(run.env, "max_answer"):
         flags += [f"--env.max-answer {answer}"] * (answer > reasoner.answer_tokens)
         flags += [f"--env.max-chain {chain}"] * (chain > reasoner.chain_tokens)
-    said = (
+    note = (
         f"{cut['train']} of {len(train)} problems to train on and {cut['judge']} of {len(test)} to judge cannot be "
         f"right: their gold texts have up to {max(a + c for a, c in both)} tokens, {has} are decoded "
         f"({' '.join(flags)})"
     )
     if cut["judge"] == len(test) or (isinstance(run.train, RLVR) and cut["train"] == len(train)):
-        raise UserError(said)
-    return [said]
+        raise UserError(note)
+    return [note]
 
 
-def golds_survive(reasoner: Reasoner, env: Environment, *parts: list[Problem]) -> None:
+def check_golds(reasoner: Reasoner, env: Environment, *parts: list[Problem]) -> None:
     """Raise UserError where a gold text, written by a perfect model, would be judged wrong.
 
-    Gold -> ids -> text -> verify: a tokenizer that lower-cases, normalises or lacks characters loses what the verifier
-    asks for, and every score would be 0. With the chain before it, where the method writes one.
+    Every gold is encoded, decoded and verified, with the chain before it where the method writes one. A tokenizer that
+    lower-cases, normalises or lacks characters may lose what the verifier asks for, and every score would be 0.
     """
     codec, method = reasoner.codec, reasoner.method
     chain = method.written([1]) > 0
@@ -140,6 +141,6 @@ def golds_survive(reasoner: Reasoner, env: Environment, *parts: list[Problem]) -
 
 
 def read_back(codec: Codec, problems: list[Problem], chain: bool) -> list[str]:
-    """The gold texts of problems as a model that writes exactly them would be read."""
+    """The gold texts of problems, encoded and decoded as a model's completions are."""
     rows = [sum((codec.step(s) for s in p.steps), ()) * chain + codec.answer(p.answer) for p in problems]
     return codec.texts(pad_right(rows, codec.pad).ids_BT)

@@ -1,4 +1,4 @@
-"""Every choice about a run and about a set of runs, as frozen dataclasses. No torch here: `--help` answers at once."""
+"""All settings of a run and of a set of runs, as frozen dataclasses. It imports no torch, so that `--help` is fast."""
 
 import math
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -11,48 +11,48 @@ from latent.methods import MethodConfig
 from latent.plain import HOW, id_of, identity
 from train.algorithms import GRPO, Algorithm
 
-LARGEST_FLOAT = 3.4028234663852886e38  # in fp32, which everything is computed in
+LARGEST_FLOAT = 3.4028234663852886e38  # of fp32, in which everything is computed
 
 
 @dataclass(frozen=True)
 class SFT:
-    """Supervised training on the method's own loss."""
+    """Supervised training with the method's own loss."""
 
     steps: int = 1500
     """Updates."""
     batch: int = 64
-    """Problems an update, over all processes."""
+    """Problems in an update, over all processes."""
     lr: float = 3e-3
     """Peak learning rate of AdamW."""
     warmup: int = 50
     """Updates of linear warm-up."""
     decay: float = 0.3
-    """Share of the run, at its end, over which the rate falls linearly ..."""
+    """Share of the updates, at the end, over which the learning rate decays linearly ..."""
     decay_to: float = 0.05
-    """... to this share of its peak."""
+    """... to this fraction of its peak."""
     weight_decay: float = 0.01
     """AdamW's decoupled weight decay."""
     beta2: float = 0.98
     """AdamW's second beta; the first is 0.9."""
     clip: float = 1.0
-    """Largest gradient norm."""
+    """Gradient norm to clip to."""
     stop_at: float = 0.0
-    """End the run when `exact`, averaged over a log line's updates, reaches this (0 = never)."""
+    """End the run when `exact`, averaged over the updates of a log line, reaches this value (0 = never)."""
     log_every: int = 100
     """Updates between log lines."""
     save_every: int = 500
-    """Updates between checkpoints for a resume."""
+    """Updates between checkpoints."""
     keep: int = field(default=2, metadata=HOW)
-    """Checkpoints kept, the newest ones: where one is damaged the one before it is used."""
+    """Number of newest checkpoints to keep: where one is damaged the one before it is used."""
     micro_batch: int = field(default=0, metadata=HOW)
-    """Rows computed at a time on a process, 0 = all: problems, and in RL rollouts. Gradients add up: it changes memory
-    and speed, and nothing else."""
+    """Rows that a process computes at a time, 0 = all: problems, or in RL rollouts. Gradients are accumulated, so that
+    it changes memory and speed, and no result."""
     select: Literal["last", "best"] = "last"
-    """Weights that the run ends with: the last, or those with the best accuracy on the validation split."""
+    """Weights that the run ends with: the last, or those of the best validation accuracy."""
     valid_every: int = 0
-    """Updates between validations, logged as `valid` (0 = never); there is one at the end, too."""
+    """Updates between validations, logged as `valid` (0 = never). With any, there is one at the end, too."""
     valid_items: int = 128
-    """Validation problems, as many at each level."""
+    """Validation problems, spread evenly over the levels."""
 
     def __post_init__(self):
         for name in ("batch", "log_every", "save_every", "keep"):
@@ -77,40 +77,40 @@ class SFT:
 
 @dataclass(frozen=True)
 class RLVR(SFT):
-    """RL on verified answers: reward = verdict - latent_cost * latents used. No chain is ever seen."""
+    """RL on verified answers: reward = verdict - latent_cost * latents used. The teacher's chains are not used."""
 
     steps: int = 300
     batch: int = 64
-    """Prompts an update."""
+    """Prompts in an update."""
     lr: float = 3e-4
     warmup: int = 10
     log_every: int = 20
     save_every: int = 100
     group: int = 16
-    """Rollouts G a prompt."""
+    """Rollouts G of each prompt."""
     latent_cost: float = 0.0
-    """Reward subtracted for every latent used."""
+    """Subtracted from the reward for every latent used."""
     stop_lr: float = 4.0
-    """Learning rate of the stop head, as a multiple."""
+    """Learning rate of the stop head, as a multiple of `lr`."""
     algorithm: Algorithm = field(default_factory=GRPO)
-    """What each decision is credited with, and the loss."""
+    """Credit of each decision, and the loss."""
     epochs: int = 1
     """Passes over each batch of rollouts."""
     minibatches: int = 1
-    """Updates a pass."""
+    """Updates in each pass."""
     clip_low: float = 0.2
-    """Ratio clipped below 1 - this ..."""
+    """The importance ratio is clipped to at least 1 - this ..."""
     clip_high: float = 0.28
-    """... and above 1 + this."""
+    """... and at most 1 + this."""
     entropy: float = 0.0
-    """Weight of the entropy bonus (nats a decision)."""
+    """Weight of the entropy bonus, in nats per decision."""
     kl: float = 0.0
-    """Weight of the KL to the frozen starting policy, over choices that are no real numbers."""
+    """Weight of the KL to the frozen starting policy, over discrete decisions."""
     temperature: float = 1.0
-    """Sampling temperature of text, part of every log-probability."""
+    """Sampling temperature of the text. All log-probabilities are at this temperature."""
     patience: int = 20
-    """Stop with an error after this many updates in a row in which no group had any spread of reward, which is to say
-    that nothing could be learned."""
+    """Stop with an error after this many updates in a row in which no group had rewards that differ: nothing can be
+    learned from such groups."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -140,9 +140,9 @@ class Judge:
     level_items: int = 250
     """Problems of each other level, fewer where a level has fewer."""
     batch: int = 256
-    """Problems decoded together."""
+    """Problems to decode together."""
     sweep: tuple[int, ...] = ()
-    """Numbers of latent steps to judge at besides the trained one."""
+    """Numbers of latent steps to judge with, besides the trained one."""
 
     def __post_init__(self):
         for name in ("items", "batch"):
@@ -163,7 +163,7 @@ class Run:
     method: MethodConfig
     """How it thinks."""
     train: SFT | RLVR
-    """What changes the weights."""
+    """How it is trained."""
     judge: Judge = field(default_factory=Judge)
     """Final evaluation."""
     init: str | None = None
@@ -187,14 +187,14 @@ class Arm:
     method: MethodConfig
     """How it thinks."""
     train: SFT | RLVR
-    """What changes the weights."""
+    """How it is trained."""
     init: str | None = None
     """Arm whose final weights it starts from."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Arms on the same problems and the same kind of model, judged on the same held-out problems."""
+    """Arms with the same problems and the same kind of model, judged on the same held-out problems."""
 
     env: EnvConfig
     """Problems and verifier."""
@@ -211,7 +211,7 @@ class Experiment:
         check_numbers(self)
 
     def runs(self) -> dict[str, Run]:
-        """The run of every arm; an arm's start is named by the id of the run it starts from."""
+        """The run of every arm. Where an arm starts from another, `init` is the id of that arm's run."""
         runs: dict[str, Run] = {}
         for name, arm in self.arms.items():
             init = runs[arm.init].id if arm.init in runs else arm.init
@@ -220,7 +220,7 @@ class Experiment:
 
 
 def check_numbers(config, name: str = "") -> None:
-    """Raise UserError, by flag, for a number that no run can have: not finite, beyond 64 bits, a seed below 0."""
+    """Raise UserError, naming the flag, for impossible numbers: not finite, beyond 64 bits, a seed out of range."""
     if is_dataclass(config):
         for f in fields(config):
             check_numbers(getattr(config, f.name), f"{name}.{f.name}".lstrip("."))

@@ -1,4 +1,4 @@
-"""The picture of a run: what it logged, over its updates."""
+"""Curves of a run: its logged metrics over its updates."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ STYLES = [("#0072B2", "-"), ("#D55E00", "--"), ("#555555", ":"), ("#009E73", "-.
 
 
 def draw(home: Path) -> None:
-    """Write curves.png beside metrics.jsonl; nothing where nothing was logged."""
+    """Write curves.png beside metrics.jsonl, unless nothing was logged."""
     rows = read_lines(home / "metrics.jsonl")
     logged = {name for row in rows for name in row}
     panels = {title: [n for n in names if n in logged] for title, names in PANELS.items()}

@@ -1,7 +1,7 @@
-"""What a preset would cost, without running it: FLOPs, memory and time. Everything here is an estimate.
+"""An estimate of what a preset costs, without running it: FLOPs, memory and time.
 
-FLOPs are those that a method counts, times three for a training step; time is FLOPs over the rate of a large product,
-measured on this machine or assumed for a GPU, so small models and long chains of latents take longer than it says.
+FLOPs are those that a method counts for a forward pass, times three for a training step. Time is FLOPs over the rate of
+a large matrix product, measured on this machine or assumed for a GPU: small models and many latents take longer.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from eval import environments
 from kernels.errors import UserError
 from latent import methods
 from latent.backbone import from_config
+from latent.codec import Codec
 from latent.methods.base import Method
-from latent.text import Codec
 from train.config import RLVR, Run
 
-# widths of models whose config may not be at hand: layers, D, MLP, heads, K/V heads, vocabulary, positions
+# shapes of models whose config may not be available: family, layers, D, MLP, heads, K/V heads, vocabulary, positions
 SHAPES = {
     "openai-community/gpt2": ("gpt2", 12, 768, 3072, 12, 12, 50257, 1024),
     "gpt2": ("gpt2", 12, 768, 3072, 12, 12, 50257, 1024),
@@ -27,14 +27,14 @@ SHAPES = {
     "HuggingFaceTB/SmolLM2-135M": ("llama", 30, 576, 1536, 9, 3, 49152, 8192),
     "Qwen/Qwen3-0.6B": ("qwen3", 28, 1024, 3072, 16, 8, 151936, 40960),
 }
-# tokens of prompt, chain and answer where the data is not at hand: means over 500 problems of GSM8K (SmolLM2's
-# tokenizer), over 300 of ProsQA (a token a word)
+# tokens of prompt, chain and answer where the data is not available: means over 500 problems of GSM8K (SmolLM2's
+# tokenizer) and over 300 of ProsQA (one token a word)
 LENGTHS = {"GSM8K": (62, 36, 6), "ProsQA": (190, 28, 7)}
 H100 = 0.4 * 990e12, 0.4 * 67e12  # FLOP/s assumed of one H100, bf16 and fp32: two fifths of the data sheet
 
 
 def report(runs: dict[str, Run]) -> list[str]:
-    """The lines to print: one an arm, and what they rest on."""
+    """The lines to print: one for each arm, and the assumptions."""
     rate = matmul_rate()
     rows = [["arm", "parameters", "updates", "FLOP", "memory", "here, one core", "one H100"]]
     sources = set()
@@ -60,7 +60,7 @@ def report(runs: dict[str, Run]) -> list[str]:
 
 
 def on_meta(run: Run) -> tuple[Method, int, int]:
-    """The run's model without memory, its parameters, and how many of them are trained."""
+    """The run's method on the meta device, the number of its parameters, and how many of them are trained."""
     with torch.device("meta"):
         body = from_config(config_of(run))
         method = methods.build(run.method, body)
@@ -72,7 +72,7 @@ def on_meta(run: Run) -> tuple[Method, int, int]:
 
 
 def config_of(run: Run):
-    """The backbone's config, by directory, by the table above, or of a scratch model."""
+    """The backbone's config: of a model from scratch, from `SHAPES`, from a directory, or from the hub."""
     from transformers import AutoConfig
 
     from latent.backbone import config_from_scratch
@@ -99,7 +99,7 @@ def config_of(run: Run):
 
 
 def lengths(run: Run) -> tuple[float, float, float, str]:
-    """Mean tokens of prompt, chain and answer, and where they come from."""
+    """Mean tokens of prompt, chain and answer, and where the numbers come from."""
     try:
         env = environments.build(run.env)
     except ValueError:
@@ -131,7 +131,7 @@ def text_of(run: Run, method: Method, chain: float, answer: float) -> tuple[floa
 
 
 def problem_flops(run: Run, method: Method, prompt: float, chain: float, answer: float) -> float:
-    """Training FLOPs of one problem; in RL of a prompt with its group, sampled once and learned from once."""
+    """FLOPs to train on one problem; in RL on a prompt with its group, sampled once and learned from `epochs` times."""
     used, text = text_of(run, method, chain, answer)
     once = method.flops(prompt, used, text)
     backward = (1 if run.model.lora_rank else 2) + run.model.recompute
@@ -143,7 +143,7 @@ def problem_flops(run: Run, method: Method, prompt: float, chain: float, answer:
 
 
 def activations(run: Run, method: Method, prompt: float, chain: float, answer: float) -> float:
-    """Bytes kept for backward: about 24 values of the width a layer and position, and the logits."""
+    """Bytes of activations kept for backward: about 24 values times the width a layer and position, and the logits."""
     used, text = text_of(run, method, chain, answer)
     body, size = method.backbone, 2 if run.model.bf16 else 4
     rows = run.train.batch * getattr(run.train, "group", 1)
@@ -153,7 +153,7 @@ def activations(run: Run, method: Method, prompt: float, chain: float, answer: f
 
 
 def matmul_rate(n: int = 1024) -> float:
-    """FLOP/s of one core on a product of n x n matrices."""
+    """FLOP/s of one core on a product of two n x n matrices."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     a, b = torch.randn(n, n), torch.randn(n, n)
@@ -167,7 +167,7 @@ def matmul_rate(n: int = 1024) -> float:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """A time in its largest fitting unit."""
     for size, name in ((86400 * 365, "years"), (86400, "days"), (3600, "h"), (60, "min")):
         if seconds >= size:
             return f"{seconds / size:.1f} {name}"

@@ -1,9 +1,9 @@
-"""The main job's command line: a preset or a file, which classes its parts are of, and every field of them by flag.
+"""The main job's command line: a preset or a file, the classes of its parts, and a flag for every field.
 
     python -m train.latent [PRESET | --config FILE:NAME] [--method NAME] [--env NAME] [--train.lr 1e-3] ...
 
-Fields come from the dataclasses by tyro. Where a part may be of several classes, a flag of the part's own name chooses:
-`--method coconut`, `--method.halt learned`, `--arms.latent.train rlvr`.
+tyro makes the flags from the dataclasses. Where a part may be of several classes, a flag with the part's name chooses
+one: `--method coconut`, `--method.halt learned`, `--arms.latent.train rlvr`.
 """
 
 import os
@@ -41,47 +41,48 @@ PLAIN = (tyro.conf.AvoidSubcommands,)
 
 @dataclass(frozen=True)
 class Options:
-    """How to run, which changes nothing of what is run."""
+    """How to run. None of these options changes a result."""
 
     out: Path = Path("runs")
     """Folder of the run records."""
     jobs: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    """Arms trained at a time."""
+    """Arms to train at a time."""
     device: Literal["auto", "cpu"] = "auto"
     """Where to train; auto is a GPU if there is one."""
     kernels: Literal["auto", "torch", "triton"] = "auto"
-    """What runs the fused steps: auto is Triton on a GPU, torch elsewhere. As LATENT_KERNELS in the environment."""
+    """Implementation of the fused steps: auto is Triton on a GPU, torch elsewhere. Sets LATENT_KERNELS."""
     latency: bool = True
-    """Measure the latency of an answer when all arms are done."""
+    """Measure the latency of an answer after all arms have finished."""
     estimate: bool = False
-    """Only say what it would cost: FLOPs, memory, time here and on a GPU, and what the paper reports."""
+    """Only print the cost: FLOPs, memory, time here and on a GPU; and the numbers that the paper reports."""
     track: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
-    """Also log to this tracker, which must be installed; under OUT/trackers or its own login."""
+    """Also log to this tracker, which must be installed; into OUT/trackers, or with the tracker's own login."""
     push_to_hub: str | None = None
-    """Upload the finished models to the Hugging Face hub under this name, an arm's after a hyphen. Needs a login."""
+    """Upload the finished models to the Hugging Face hub as NAME, or as NAME-ARM each. Needs a login."""
 
 
 def parse(args: list[str]) -> tuple[str, Run | Experiment, Options]:
-    """What to run by name, its config with the flags applied, and the options. --help prints and exits.
+    """The name of what to run, its config with the flags applied, and the options. --help prints and exits.
 
-    Raises UserError for what is not there and what a class refuses.
+    Raises UserError for unknown names and flags, and for values that a config's class refuses.
     """
     check_flags(args)
-    name, config, args = _asked(args)
+    name, config, args = _named_config(args)
     if args and args[0].startswith(("--tyro-print-completion", "--tyro-write-completion")):
-        named = [Annotated[_command(p()), tyro.conf.subcommand(n, default=_command(p())())] for n, p in PRESETS.items()]
+        forms = {n: _command(preset()) for n, preset in PRESETS.items()}
+        named = [Annotated[form, tyro.conf.subcommand(n, default=form())] for n, form in forms.items()]
         any_of: Any = Union[tuple(named)]  # noqa: UP007
-        tyro.cli(any_of, args=args, prog=_called(), config=PLAIN)  # prints it, and exits
+        tyro.cli(any_of, args=args, prog=_program(), config=PLAIN)  # prints the completion script and exits
     config, args = choose(config, args)
     if "--help" in args or "-h" in args:
         _help(name, config, args)
-    command: Any = parse_flags(_command(config), args, prog=_called(name), description="", config=PLAIN)
+    command: Any = parse_flags(_command(config), args, prog=_program(name), description="", config=PLAIN)
     at_least(command.options, jobs=1)
     return name, command.config, command.options
 
 
-def _asked(args: list[str]) -> tuple[str, Run | Experiment, list[str]]:
-    """The config that the flags start from, with its name, and the arguments that are left."""
+def _named_config(args: list[str]) -> tuple[str, Run | Experiment, list[str]]:
+    """The preset or the config of a file, with its name, and the arguments that are left."""
     preset = args[0] if args and not args[0].startswith("-") else None
     rest = args[1:] if preset else args
     where, rest = _take(rest, "--config")
@@ -96,27 +97,27 @@ def _asked(args: list[str]) -> tuple[str, Run | Experiment, list[str]]:
 
 
 def of_file(where: str) -> tuple[str, Run | Experiment]:
-    """What FILE.py:NAME or MODULE:NAME is, a `Run`, an `Experiment`, or a function that returns one. Its name, too."""
+    """The name and the `Run` or `Experiment` at FILE.py:NAME or MODULE:NAME, which may also be a function of one."""
     file, colon, name = where.rpartition(":")
     if not colon or not file or not name:
         raise UserError(f"--config must be FILE.py:NAME or MODULE:NAME, got {where!r}")
     module = plugins.load(file)
     if not hasattr(module, name):
         raise UserError(f"--config {where}: {file} has no {name!r}")
-    found = getattr(module, name)
-    made = found() if callable(found) else found
-    if not isinstance(made, Run | Experiment):
+    value = getattr(module, name)
+    config = value() if callable(value) else value
+    if not isinstance(config, Run | Experiment):
         raise UserError(
-            f"--config {where}: it must be a Run, an Experiment or a function that returns one, got {made!r:.60}"
+            f"--config {where}: it must be a Run, an Experiment or a function that returns one, got {config!r:.60}"
         )
-    return name, made
+    return name, config
 
 
 def parts(config, path: str = "") -> Iterator[tuple[str, Any, dict[str, type]]]:
-    """The parts of a config that may be of several classes: path, what stands there, and the classes by name."""
+    """The parts of a config that may be of several classes: path, value, and the possible classes by name."""
     for table, base in TABLES:
         if path and isinstance(config, base):
-            within = SequenceConfig if path.endswith(".of") else object  # of controls
+            within = SequenceConfig if path.endswith(".of") else object  # what a control can be a control of
             yield path, config, {name: cls for name, cls in table.items() if issubclass(cls, within)}
     items = config.items() if isinstance(config, dict) else []
     if is_dataclass(config):
@@ -127,10 +128,10 @@ def parts(config, path: str = "") -> Iterator[tuple[str, Any, dict[str, type]]]:
 
 
 def choose(config: Run | Experiment, args: list[str]) -> tuple[Run | Experiment, list[str]]:
-    """The config with the classes that flags choose for its parts, outer ones first; and the arguments left.
+    """The config with the classes that flags choose for its parts, outer parts first; and the arguments left.
 
-    A method keeps of the one before it what both have and was not at its default; a control becomes that of the method
-    before it. Raises UserError for a class that is not there.
+    A new method takes over the fields that it shares with the old one and that were not at their default; a new control
+    becomes a control of the old method. Raises UserError for an unknown name.
     """
     done: set[str] = set()
     while True:
@@ -151,7 +152,7 @@ def choose(config: Run | Experiment, args: list[str]) -> tuple[Run | Experiment,
 def _in_place_of(old, cls: type[Any]):
     if not isinstance(old, MethodConfig):
         return cls()
-    before: Any = old.of if isinstance(old, ControlConfig) else old  # a control refuses what it is none of
+    before: Any = old.of if isinstance(old, ControlConfig) else old
     if issubclass(cls, ControlConfig):
         return cls(of=before)
     kept = {
@@ -176,37 +177,44 @@ def _take(args: list[str], flag: str) -> tuple[str | None, list[str]]:
     return None, args
 
 
-def _command(made) -> type:
-    """What tyro reads: a config and the options, of a class of their own."""
-    named: Any = Annotated[type(made), tyro.conf.arg(name=""), tyro.conf.FlagConversionOff]
-    options: Any = Annotated[Options, tyro.conf.arg(name="")]
-    members = [("config", named, field(default=made)), ("options", options, field(default=Options()))]
+def _form(**parts: tuple[str, Any]) -> type:
+    """A dataclass for tyro, made of parts: a prefix of the names of their flags, and the default.
+
+    A boolean of a config takes a value (`--model.bf16 True`), one of the options is a switch (`--estimate`).
+    """
+    members = []
+    for name, (prefix, default) in parts.items():
+        how = () if isinstance(default, Options) else (tyro.conf.FlagConversionOff,)
+        members.append((name, Annotated[(type(default), tyro.conf.arg(name=prefix), *how)], field(default=default)))
     return make_dataclass("Command", members, frozen=True)
 
 
-def _called(name: str = "") -> str:
-    called = program("train.latent", "latent-train")
-    return called if called == "latent-train" else f"{called} {name}".strip()
+def _command(config: Run | Experiment) -> type:
+    return _form(config=("", config), options=("", Options()))
+
+
+def _program(name: str = "") -> str:
+    command = program("train.latent", "latent-train")
+    return command if command == "latent-train" else f"{command} {name}".strip()
 
 
 def _help(name: str, config: Run | Experiment, args: list[str]) -> None:
-    """One screen; of a group, its flags; of `all`, every flag. Exits."""
+    """Print one screen; or the flags of a part, `--help PART`; or all flags, `--help all`. Exits."""
     groups = {f.name: getattr(config, f.name) for f in fields(config) if is_dataclass(getattr(config, f.name))}
     if isinstance(config, Experiment):
         groups |= {f"arms.{arm}": part for arm, part in config.arms.items()}
     after = [arg for arg in args if arg not in ("--help", "-h")]
     asked = after[0] if after and not after[0].startswith("-") else None
     if asked == "all":
-        tyro.cli(_command(config), args=["--help"], prog=_called(name), description="", config=PLAIN)
+        tyro.cli(_command(config), args=["--help"], prog=_program(name), description="", config=PLAIN)
     if asked in groups:
-        named: Any = Annotated[type(groups[asked]), tyro.conf.arg(name=asked), tyro.conf.FlagConversionOff]
-        group = make_dataclass("Group", [("part", named, field(default=groups[asked]))], frozen=True)
-        tyro.cli(group, args=["--help"], prog=_called(name), description="", config=PLAIN)
+        form = _form(part=(asked, groups[asked]))
+        tyro.cli(form, args=["--help"], prog=_program(name), description="", config=PLAIN)
     if asked is not None:
         raise UserError(f"--help {asked}: there are {', '.join(groups)} and all")
     about = PRESETS.get(name, config).__doc__
-    assert about is not None  # a preset's, or a dataclass's, which always has one
-    lines = [f"{name}: {about.splitlines()[0]}", "", "What it is made of, by name:"]
+    assert about is not None  # presets and dataclasses have a docstring
+    lines = [f"{name}: {about.splitlines()[0]}", "", "Parts, and what each can be:"]
     shown: dict[str, dict[str, type]] = {}
     for path, _, table in parts(config):
         top, _, rest = path.partition(".")
@@ -215,7 +223,5 @@ def _help(name: str, config: Run | Experiment, args: list[str]) -> None:
     lines += [f"  --{path.replace('_', '-')} {{{','.join(table)}}}" for path, table in shown.items()]
     lines += ["", "Flags of one part: --help PART, of " + ", ".join(groups) + "; of all: --help all.", ""]
     lines += [f"Presets: {', '.join(PRESETS)}; or --config FILE.py:NAME, a Run or an Experiment of your own."]
-    head = make_dataclass(
-        "Head", [("options", Annotated[Options, tyro.conf.arg(name="")], field(default=Options()))], frozen=True
-    )
-    tyro.cli(head, args=["--help"], prog=_called(name), description="\n".join(lines), config=PLAIN)
+    form = _form(options=("", Options()))
+    tyro.cli(form, args=["--help"], prog=_program(name), description="\n".join(lines), config=PLAIN)

@@ -1,9 +1,8 @@
 """The main job: `python -m train.latent [PRESET] [--flags]` trains the arms of a preset, judges and compares them.
 
-What the flags are is in `train/flags.py`.
-One process an arm, one thread a process, as many at a time as there are cores. A run that was stopped goes on where
-it was; one that has finished is not repeated. Under a launcher (torchrun, accelerate launch) the arms run one after
-the other, each over all processes.
+`train/flags.py` has the flags. Every arm runs in a process of its own, with one thread, as many at a time as there are
+cores. A run that was stopped goes on where it was; a run that has finished is not repeated. Under a launcher (torchrun,
+accelerate launch) the arms run one after the other, each over all processes.
 """
 
 import latent.startup  # noqa: F401  first of all: it says what goes wrong before we have begun
@@ -17,7 +16,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from eval.cli import do_not_wait_for_the_hub, guarded, launched, program
+from eval.cli import guarded, launched, program, set_offline_if_the_hub_is_unreachable
 from kernels.errors import UserError
 from latent.files import check_writable
 from train.config import Experiment, Run
@@ -31,34 +30,34 @@ def main(args: list[str] | None = None) -> int:
     args = sys.argv[1:] if args is None else args
 
     def body() -> int:
-        name, asked, options = parse(args)
-        return run(name, asked, options, again(args))
+        name, config, options = parse(args)
+        return run(name, config, options, command_of(args))
 
     code = guarded(body)
     if code in (130, Stopped.code) and "--estimate" not in args and (launched() or (0, 1))[0] == 0:
-        print(f"stopped; this goes on from the last checkpoint: {again(args)}", file=sys.stderr)
+        print(f"stopped; this goes on from the last checkpoint: {command_of(args)}", file=sys.stderr)
     return code
 
 
-def again(args: list[str]) -> str:
-    """The command to give once more."""
-    called = program("train.latent", "latent-train")
+def command_of(args: list[str]) -> str:
+    """The command line that was given, to be given again."""
+    command = program("train.latent", "latent-train")
     if launched():
         nodes = int(os.environ["WORLD_SIZE"]) // int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ["WORLD_SIZE"])
         if nodes > 1:
             return f"the same launcher with {shlex.join(['-m', 'train.latent', *args])}"
-        called = f"torchrun --nproc_per_node {os.environ['WORLD_SIZE']} -m train.latent"
-    return f"{called} {shlex.join(args)}".strip()
+        command = f"torchrun --nproc_per_node {os.environ['WORLD_SIZE']} -m train.latent"
+    return f"{command} {shlex.join(args)}".strip()
 
 
-def run(name: str, asked: Run | Experiment, options: Options, command: str) -> int:
-    """Run every arm, then print the table and write it with its figure."""
-    runs = asked.runs() if isinstance(asked, Experiment) else {name: asked}
+def run(name: str, config: Run | Experiment, options: Options, command: str) -> int:
+    """Run every arm; then print the table, and write it with its figure."""
+    runs = config.runs() if isinstance(config, Experiment) else {name: config}
     prepare_launch()
     if options.kernels != "auto":
-        os.environ["LATENT_KERNELS"] = options.kernels  # for the arms' processes too
+        os.environ["LATENT_KERNELS"] = options.kernels  # processes of arms inherit it
     if options.push_to_hub or any(needs_the_hub(each) for each in runs.values()):
-        do_not_wait_for_the_hub()
+        set_offline_if_the_hub_is_unreachable()
     if options.estimate:
         from train import estimate
 
@@ -66,10 +65,10 @@ def run(name: str, asked: Run | Experiment, options: Options, command: str) -> i
         return 0
     check(runs, options)
     started = time.monotonic()
-    place = launched()
-    if place:
+    rank_and_world = launched()
+    if rank_and_world:
         under_launcher(runs, options, command)
-        if place[0]:
+        if rank_and_world[0] > 0:
             return 0
     else:
         in_processes(runs, options, command)
@@ -87,7 +86,7 @@ def run(name: str, asked: Run | Experiment, options: Options, command: str) -> i
 
 
 def needs_the_hub(run: Run) -> bool:
-    """Whether data or backbone are named as on the hub."""
+    """Whether the data or the backbone come from the Hugging Face hub."""
     name = run.model.pretrained
     return "hub:" in str(run.env) or (name is not None and not Path(name).is_dir())
 
@@ -96,13 +95,15 @@ def papers(name: str) -> list[str]:
     """What a preset's paper reports of its arms."""
     if name not in PAPERS:
         return []
-    source, said = PAPERS[name]
-    return [f"Published ({source}): " + ", ".join(f"{arm} {value:.3f}" for arm, value in said.items())]
+    source, accuracies = PAPERS[name]
+    return [f"Published ({source}): " + ", ".join(f"{arm} {value:.3f}" for arm, value in accuracies.items())]
 
 
 def check(runs: dict[str, Run], options: Options) -> None:
-    """Raise UserError for what every arm would fail on: data that cannot be read, a start that is no run, memory that
-    there is not, a folder that cannot be written."""
+    """Raise UserError for anything that an arm would fail on later: kernels, tracker, hub login, data, memory, starts.
+
+    Nothing is written, and torch is loaded only where an option needs it.
+    """
     from eval import environments
     from train import memory
 
@@ -135,13 +136,13 @@ def check(runs: dict[str, Run], options: Options) -> None:
             )
     by_id = {run.id: run for run in runs.values()}
     if any(run.init and (run.init not in by_id or by_id[run.init].method != run.method) for run in runs.values()):
-        from train.start import check_starts  # which needs torch
+        from train.start import check_starts  # here, because it loads torch
 
         check_starts(runs.values(), options.out)
 
 
 def under_launcher(runs: dict[str, Run], options: Options, command: str) -> None:
-    """The arms one after the other, each over all processes, of which this is one."""
+    """Run the arms one after the other, each over all processes of the launcher. This is one of them."""
     with heeding_sigterm():
         for each in runs.values():
             _execute(each, print_event, options, command)
@@ -151,12 +152,14 @@ def under_launcher(runs: dict[str, Run], options: Options, command: str) -> None
 
 
 def in_processes(runs: dict[str, Run], options: Options, command: str) -> None:
-    """All arms as processes, each after the arm it starts from. Raises UserError when one fails on what a user can
-    mend, `WorkerError` when it fails on a bug."""
+    """Run all arms in processes, each after the arm that it starts from.
+
+    Raises UserError where one fails on something that a user can mend, `WorkerError` where one fails on a bug.
+    """
     from train import pool
     from train.report import Screen
 
-    if os.environ.pop("WORLD_SIZE", "1") != "1":  # the arms' processes would wait for others
+    if os.environ.pop("WORLD_SIZE", "1") != "1":  # accelerate would wait for other processes
         print(
             "WORLD_SIZE is set and RANK is not, so no launcher started this: one process trains an arm", file=sys.stderr
         )
@@ -173,7 +176,7 @@ def in_processes(runs: dict[str, Run], options: Options, command: str) -> None:
 
 
 def _execute(run: Run, say, options: Options, command: str) -> dict:
-    """One arm, here. Tells whether anything was left to do."""
+    """Run one arm in this process. Returns whether there was anything left to do."""
     from train.record import Record
     from train.run import execute
 
@@ -183,7 +186,7 @@ def _execute(run: Run, say, options: Options, command: str) -> dict:
 
 
 def print_event(event: dict) -> None:
-    """Progress as plain lines, under a launcher."""
+    """Print progress as plain lines, under a launcher."""
     leads = (launched() or (0, 1))[0] == 0
     if event["stage"] == "note" and leads:
         print("note:", event["said"], flush=True)

@@ -1,4 +1,4 @@
-"""Losses as pure functions: one clipped policy gradient over decisions of every kind, and the KL to a reference."""
+"""RL losses as pure functions: the clipped policy gradient over decisions of all kinds, and the KL to a reference."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,13 @@ from latent.thought import Decision
 
 @dataclass
 class Extreme:
-    """The largest (`sign` 1) or smallest (-1) of what is logged, over micro-batches and processes."""
+    """A logged maximum (`sign` 1) or minimum (-1) over micro-batches and processes."""
 
     value: Tensor
     sign: int
 
     def joined(self, other: "Extreme") -> "Extreme":
-        """That of both."""
+        """The extreme of both."""
         return Extreme((torch.maximum if self.sign > 0 else torch.minimum)(self.value, other.value), self.sign)
 
 
@@ -25,22 +25,23 @@ Logged = Mean | Extreme
 
 
 def flat(reward_PG: Tensor) -> Tensor:
-    """Which groups (P) have equal rewards: they teach nothing."""
+    """Which groups (P,) have equal rewards. Such groups give no gradient."""
     return reward_PG.max(1).values == reward_PG.min(1).values
 
 
 def policy_loss(
     now: list[Decision], old: list[Decision], adv: list[Tensor], clip: tuple[float, float], entropy: float
 ) -> tuple[Mean, dict[str, Logged]]:
-    """PPO's clipped objective over every decision of every kind, the mean over decisions made, minus an entropy bonus.
+    """PPO's clipped objective over the decisions of all kinds, and an entropy bonus: a mean over decisions.
 
         L = - sum_{b,t} min(rho A_bt, clip(rho, 1 - low, 1 + high) A_bt) / #decisions - entropy * mean H
 
-    where #decisions are those of the whole minibatch, of all kinds and on all processes: every decision counts the
-    same, whatever its kind, however long its rollout and wherever it was made. rho = exp(logp - logp_old) (Schulman et
-    al. 2017, arXiv:1707.06347, eq. 7; asymmetric clip: DAPO, arXiv:2503.14476). `now` carries gradient, `old` is the
-    policy that chose, `adv` the advantages of each kind, (B, T) or (B, 1). Real numbers, whose log-probability is a
-    density, have no part in the bonus. Logs the ratio, the share clipped and the entropy of each kind.
+    #decisions counts those of the whole minibatch, of all kinds and on all processes, so that every decision has the
+    same weight, whatever its kind and however long its rollout. rho = exp(logp - logp_old) (Schulman et al. 2017,
+    arXiv:1707.06347, eq. 7; asymmetric clip: DAPO, arXiv:2503.14476). `now` carries gradient, `old` holds the
+    log-probabilities of the sampling policy, `adv` the advantages for each entry of `now`, (B, T) or (B, 1).
+    Continuous decisions, whose log-probability is that of a density, have no part in the bonus. Logs the ratio, the
+    share that is clipped, and the entropy of each kind.
     """
     gain: Tensor | float = 0.0
     bonus: Tensor | float = 0.0
@@ -53,7 +54,7 @@ def policy_loss(
         bounded_BT = rho_BT.clamp(1 - clip[0], 1 + clip[1]) * adv_BT
         mask_BT = was.mask_BT
         gain = gain + torch.where(mask_BT, torch.minimum(rho_BT * adv_BT, bounded_BT), 0).sum()
-        if not new.density:  # whose entropy is in other units, and may be below 0
+        if not new.density:  # the entropy of a density may be negative, and does not compare with the others'
             bonus = bonus + torch.where(mask_BT, new.entropy_BT, 0).sum()
         made = mask_BT.sum()
         count = count + made
@@ -70,14 +71,14 @@ def policy_loss(
         "ratio_min": Extreme(ratio_N.min(), -1),
         "clipped": share(torch.cat(clipped)),
     }
-    assert isinstance(gain, Tensor)  # there are decisions of one kind at least
+    assert isinstance(gain, Tensor)  # there is at least one kind of decision
     return Mean(-(gain + entropy * bonus), count), logged
 
 
 def kl_to_reference(now: list[Decision], reference: list[Decision]) -> Mean:
-    """Over the same decisions, the k3 estimate of KL(policy || reference): >= 0, unbiased on the policy's own samples.
+    """The k3 estimate of KL(policy || reference) over the same decisions: >= 0, and unbiased on the policy's samples.
 
-    Of real numbers there is no estimate: ratios of densities in many dimensions are astronomical or nothing.
+    Continuous decisions are left out: the ratio of two densities in many dimensions is either huge or zero.
 
     k3 = exp(q - p) - 1 - (q - p) with p, q the log-probabilities under policy and reference (Schulman 2020,
     *Approximating KL divergence*; GRPO eq. 4).
@@ -90,5 +91,5 @@ def kl_to_reference(now: list[Decision], reference: list[Decision]) -> Mean:
         gap_BT = ref.logp_BT.detach() - new.logp_BT
         total = total + torch.where(ref.mask_BT, gap_BT.exp() - 1 - gap_BT, 0).sum()
         count = count + ref.mask_BT.sum()
-    assert isinstance(total, Tensor)  # there are decisions of one kind at least
+    assert isinstance(total, Tensor)  # there is at least one kind of discrete decision
     return Mean(total, count)

@@ -1,7 +1,7 @@
-"""What a run needs of this machine's memory at the very least, before anything is built. No torch here.
+"""A lower bound on the memory of a run, checked before anything is built. It imports no torch.
 
-Weights, their gradients and AdamW's two moments are exact for a model made from scratch. Activations are counted at
-half of what `train.estimate` expects, on tokens that are words, so that nothing is refused that could have run.
+Weights, gradients and AdamW's two moments are exact for a model from scratch. Activations are counted at half of what
+`train.estimate` expects, with one token for each word, so that no run is refused that could have fitted.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from kernels.errors import UserError
 from latent.methods import ControlConfig
 from train.config import Run
 
-PROBLEM = 1000  # bytes of a problem as Python has it, at least
-VALUES = 12  # kept for backward a layer and position, in units of the width
+PROBLEM = 1000  # bytes of a problem as a Python object, at least
+VALUES = 12  # values kept for backward for each layer and position, in units of the width
 
 
 def check(run: Run, sample: list, levels: int) -> None:
-    """Raise UserError, naming flag and figures, for a run that cannot fit. `sample`: problems of its environment, which
-    has so many levels."""
+    """Raise UserError, naming flag and sizes, for a run that cannot fit. `sample`: problems of its environment;
+    `levels`: the number of its levels."""
     model, train, judge = run.model, run.train, run.judge
     method = run.method.of if isinstance(run.method, ControlConfig) else run.method
     sized = ("method" if method is run.method else "method.of", method, method.sizes)
@@ -59,19 +59,19 @@ def check(run: Run, sample: list, levels: int) -> None:
 
 
 def refuse(needs: float, has: int, what: str, *parts: tuple[str, object, tuple[str, ...]]) -> None:
-    """Raise UserError where more is needed than there is, for the flag furthest above what it is unless said.
+    """Raise UserError where `needs` exceeds `has`, naming the flag that is furthest above its default.
 
-    `parts`: of the flags that it may be, the group's name, the config that has them, and their names.
+    `parts`: the flags that may be the cause, as the group's name, the config, and the names of its fields.
     """
     if needs <= has:
         return
-    asked = [
-        (f"{part}.{name}", getattr(config, name), getattr(type(config), name))  # the latter is a field's default
+    values = [  # of each flag its value and its default, which is an attribute of the class
+        (f"{part}.{name}", getattr(config, name), getattr(type(config), name))
         for part, config, names in parts
         for name in names
         if hasattr(config, name)
     ]
-    name, value, _ = max(asked, key=lambda each: each[1] / max(1, each[2]))
+    name, value, _ = max(values, key=lambda each: each[1] / max(1, each[2]))
     raise UserError(
         f"{name} {value} is more than this machine holds: {what} need at least {needs / 2**30:.3g} GiB, "
         f"it has {has / 2**30:.3g} GiB"
@@ -79,27 +79,27 @@ def refuse(needs: float, has: int, what: str, *parts: tuple[str, object, tuple[s
 
 
 def machine() -> int | None:
-    """Bytes of memory that a process here may have, of the largest device; None where that cannot be known."""
-    found: list[int | None] = [_gpu()]
+    """Bytes of memory that a process may use here, or of the GPUs if that is more; None where it cannot be known."""
+    sizes: list[int | None] = [_gpu()]
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         if Path(path).is_file() and (text := Path(path).read_text().strip()).isdecimal():
-            found.append(min(int(text), _host() or int(text)))
+            sizes.append(min(int(text), _host() or int(text)))
             break
     else:
-        found.append(_host())
-    known = [n for n in found if n]
+        sizes.append(_host())
+    known = [n for n in sizes if n]
     return max(known) if known else None
 
 
 def _host() -> int | None:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # no such question on Windows
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
         return None
 
 
 def _gpu() -> int:
-    """All GPUs' memory, which a launcher shares a run out over; 0 without one, and torch is then not loaded."""
+    """The memory of all GPUs, over which a launcher may share a run; 0 without one, and torch is then not loaded."""
     if not any(Path(place).exists() for place in ("/dev/nvidia0", "/dev/kfd")):
         return 0
     import torch

@@ -1,4 +1,4 @@
-"""Runs in processes: one thread each, as many at a time as asked, each after the run it starts from."""
+"""Runs in processes of one thread, several at a time, each run after the run that it starts from."""
 
 import contextlib
 import multiprocessing
@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection, wait
 from kernels.errors import mendable
 from latent import plugins
 from train.config import Run
-from train.process import PATIENCE, Stopped, heeding_sigterm, settle
+from train.process import PATIENCE, Stopped, configure_cpu_process, heeding_sigterm
 
 Say = Callable[[dict], None]
 POSIX = os.name == "posix"
@@ -28,7 +28,7 @@ class WorkerError(RuntimeError):
 
 @dataclass
 class _Worker:
-    """A process that does one run after another, and the name of the one it is at."""
+    """A process that does one run after another, and the name of its current run."""
 
     process: multiprocessing.process.BaseProcess
     line: Connection
@@ -38,12 +38,12 @@ class _Worker:
 def in_processes(
     runs: dict[str, Run], work: Callable[[Run, Say], dict], jobs: int, show: Callable[[str, dict], None]
 ) -> dict[str, str]:
-    """Call `work(run, say)` for every run, elsewhere. Returns the complaints of those that failed, by name.
+    """Call `work(run, say)` for every run, in worker processes. Returns the errors of failed runs, by name.
 
-    `show(name, event)` is told what a run says and, when it has ended, `{"finished": id}` with what `work` returned.
-    A run whose start failed is not begun. Complaints come as they arise too, as `{"error": ...}`, with a "traceback"
-    where it is a bug: `show` may raise to end everything. The processes end when this one does, however that is; on ^C
-    and SIGTERM their runs are saved first.
+    `show(name, event)` is called with every event that a run says; when a run has finished, with `{"finished": id}` and
+    what `work` returned; when it has failed, with `{"error": ...}`, and a "traceback" where that is a bug. `show` may
+    raise, which ends all runs. A run whose start failed does not begin. The workers end with this process, however it
+    ends; on ^C and SIGTERM they save their runs first.
     """
     with heeding_sigterm():
         return _in_processes(runs, work, jobs, show)
@@ -70,9 +70,9 @@ def _in_processes(
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(work, theirs), daemon=True)
             kept = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if POSIX else None
-            try:  # a ^C is for this process alone: the others inherit that it is blocked, from their first import on
+            try:  # ^C goes to all processes of a terminal: a worker inherits that it is blocked, from its first import
                 process.start()
-                theirs.close()  # so that the end of the process is the end of the line
+                theirs.close()  # so that `ours` reads an EOF when the process ends
                 workers.append(idle := _Worker(process, ours))
             finally:
                 if kept is not None:
@@ -118,8 +118,7 @@ def _in_processes(
 
 
 def _end(workers: list[_Worker]) -> None:
-    """End the processes: idle ones by the end of their line, so that they tidy up after themselves; busy ones by
-    SIGTERM, which lets them save, and for as long as that may take."""
+    """End the workers: idle ones by closing their connection, busy ones by SIGTERM, upon which they save."""
     for worker in workers:
         if worker.busy:
             worker.process.terminate()
@@ -133,41 +132,41 @@ def _end(workers: list[_Worker]) -> None:
 
 
 def _serve(work: Callable[[Run, Say], dict], line: Connection) -> None:
-    """A worker process: what it is given, until it is ended or its parent is."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
+    """The body of a worker process: runs that arrive on `line`, until it or its parent ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles ^C, and ends the worker
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         with heeding_sigterm():
-            settle()
-            plugins.load_all()  # a run may be made of classes of the user's own
+            configure_cpu_process()
+            plugins.load_all()  # a config may have classes of the user's own
             while True:
                 name, run = line.recv()
                 try:
-                    told = work(run, partial(_tell, line, name))
-                    _tell(line, name, {"finished": run.id, **told})
+                    returned = work(run, partial(_send, line, name))
+                    _send(line, name, {"finished": run.id, **returned})
                 except Exception as e:
                     bug = mendable(e) is None
-                    _tell(line, name, {"error": complaint(e), "traceback": traceback.format_exc() if bug else None})
-    except EOFError:  # nothing is left to do
+                    _send(line, name, {"error": one_line(e), "traceback": traceback.format_exc() if bug else None})
+    except EOFError:  # the parent has closed the connection: no runs are left
         return
     except Stopped:
         sys.exit(Stopped.code)
 
 
-def _tell(line: Connection, name: str, event: dict) -> None:
-    """Say something to the parent, who may have stopped listening to a run that it has told to end."""
+def _send(line: Connection, name: str, event: dict) -> None:
+    """Send an event to the parent, which no longer reads from a run that it has sent SIGTERM."""
     with contextlib.suppress(OSError):
         line.send((name, event))
 
 
-def complaint(e: Exception) -> str:
-    """An exception in one line; a bug's with its name."""
-    said = mendable(e)
-    return f"{type(e).__name__}: {next(iter(str(e).strip().splitlines()), '')}" if said is None else said
+def one_line(e: Exception) -> str:
+    """An exception in one line; that of a bug begins with its type."""
+    message = mendable(e)
+    return f"{type(e).__name__}: {next(iter(str(e).strip().splitlines()), '')}" if message is None else message
 
 
 def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
-    assert parent is not None  # this is a worker
+    assert parent is not None  # only workers call this
     parent.join()
     os._exit(1)

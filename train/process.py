@@ -1,4 +1,4 @@
-"""What a process that trains needs around it: memory before its first tensor, an end in order, a launcher's needs."""
+"""The process around a training run: memory and threads, SIGTERM, and the environment that launchers make."""
 
 import ctypes
 import os
@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt(3)
-PATIENCE = 8.0  # seconds from SIGTERM to the end: what sends it sends SIGKILL after ten or thirty
+PATIENCE = 8.0  # seconds from SIGTERM to the end: schedulers send SIGKILL after ten or thirty
 
 
-def settle() -> None:
-    """One thread, and freed memory kept for the next tensor.
+def configure_cpu_process() -> None:
+    """Use one thread, and keep freed memory for the next tensor.
 
-    glibc gives large blocks back to the system at once and faults every page in again when the next tensor asks for
-    them: a quarter of a training step at GPT-2's size. Elsewhere than under glibc nothing is changed.
+    glibc returns large blocks to the system at once, and every page of the next tensor is faulted in anew, which takes
+    a quarter of a training step at GPT-2's size. Without glibc, memory is left as it is.
     """
     import torch
 
@@ -29,37 +29,39 @@ def settle() -> None:
 
 
 class Stopped(KeyboardInterrupt):
-    """The process was told to end by SIGTERM. It passes wherever a ^C would."""
+    """Raised after SIGTERM. It is a KeyboardInterrupt, and is handled wherever ^C is."""
 
     code = 128 + signal.SIGTERM
 
 
-class _Ending:
-    """Whether this process was told to end, and whether it is amid something that it should finish first."""
+class _Sigterm:
+    """Whether SIGTERM has come, and whether the process is in an update that it should finish first."""
 
-    asked, amid = False, False
+    received, in_update = False, False
 
 
 @contextmanager
 def heeding_sigterm() -> Iterator[None]:
-    """Inside, SIGTERM raises `Stopped`, unless `amid_update` puts that off. In another thread than the main one
-    nothing is changed: Python takes signals in that one alone."""
+    """Inside, SIGTERM raises `Stopped`, unless `amid_update` delays it.
+
+    It does nothing outside of the main thread, because Python delivers signals only there.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _told_to_end)
-    _Ending.asked = False
+    before = signal.signal(signal.SIGTERM, _on_sigterm)
+    _Sigterm.received = False
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def _told_to_end(signum, frame) -> None:
-    first, _Ending.asked = not _Ending.asked, True
-    if not _Ending.amid:
+def _on_sigterm(signum, frame) -> None:
+    first, _Sigterm.received = not _Sigterm.received, True
+    if not _Sigterm.in_update:
         raise Stopped
-    if first:  # an update that takes longer is given up: the last checkpoint is there
+    if first:  # an update that takes longer is abandoned; the run goes on from its last checkpoint
         timer = threading.Timer(PATIENCE, os._exit, (Stopped.code,))
         timer.daemon = True
         timer.start()
@@ -67,21 +69,21 @@ def _told_to_end(signum, frame) -> None:
 
 @contextmanager
 def amid_update() -> Iterator[Callable[[], bool]]:
-    """Inside, SIGTERM only makes what is yielded say True, for a good moment to be chosen; at the end it is raised."""
-    _Ending.amid = True
+    """Inside, SIGTERM only makes the yielded function return True, so that an update can end; `Stopped` comes after."""
+    _Sigterm.in_update = True
     try:
-        yield lambda: _Ending.asked
+        yield lambda: _Sigterm.received
     finally:
-        _Ending.amid = False
-    if _Ending.asked:
+        _Sigterm.in_update = False
+    if _Sigterm.received:
         raise Stopped
 
 
 def prepare_launch() -> None:
-    """What a launcher's environment needs before torch is there."""
+    """Set what torch needs under a launcher before it is imported; warn where accelerate launch started one process."""
     from eval.cli import launched
 
-    if launched():  # DDP warns of looking for parameters without a gradient, which some processes have in some updates
+    if launched():  # silences DDP's warning about find_unused_parameters, which we need
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     elif "RANK" not in os.environ and "MASTER_ADDR" in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ:
         print(
@@ -92,7 +94,7 @@ def prepare_launch() -> None:
 
 
 def needs_cpu(device: str) -> bool:
-    """Whether to train on the CPU: as told, or for want of a GPU, or of one that several processes can use."""
+    """Whether to train on the CPU: where `device` says so, without a GPU, and for several processes on MPS."""
     import torch
 
     from eval.cli import launched
@@ -102,5 +104,5 @@ def needs_cpu(device: str) -> bool:
     if launched() is None:
         return False
     accelerator = torch.accelerator.current_accelerator()
-    assert accelerator is not None  # for one is available
+    assert accelerator is not None  # as `is_available` said
     return accelerator.type == "mps"

@@ -1,7 +1,7 @@
-"""The record of a run, `runs/<id>/`: what was asked, on what, what happened, what came out.
+"""The record of a run, `runs/<id>/`: its config, environment, logs, samples and result.
 
-config.json, env.json (code version, packages, hardware of every start), metrics.jsonl, samples.jsonl, result.json,
-model/. Whatever moment a kill comes at, the next start finds a record that it can go on from.
+config.json; env.json (code version, packages and hardware of every start); metrics.jsonl; samples.jsonl; result.json;
+model/. A kill at any moment leaves a record that the next start can go on from.
 """
 
 import os
@@ -25,14 +25,17 @@ LOGS = ("metrics.jsonl", "samples.jsonl")
 
 
 class Record:
-    """The folder of one run; what is written is on disk when the call returns."""
+    """The folder of one run. What a method writes is on disk when it returns."""
 
     def __init__(self, root: Path, run: Run):
         self.home = root / run.id
         self.run = run
 
     def check_same_run(self, data: str | None) -> None:
-        """Raise UserError where this run was begun on other data: the config, and so the id, names files only."""
+        """Raise UserError where this run was begun on other data or another config.
+
+        `data`: the fingerprint of the problems. The config, and so the id, has only the names of data files.
+        """
         path = self.home / "env.json"
         if path.exists() and field(read_json(path), "data", (str, type(None)), path) != data:
             raise UserError(
@@ -43,9 +46,9 @@ class Record:
             raise UserError(f"{path} is not that of run {self.run.id}: it has another {odd}; give another --out")
 
     def open(self, data: str | None, command: str | None, step: int = 0) -> None:
-        """Make the folder and say what runs on what, by which command, from which step.
+        """Create the folder, and write config.json and env.json for a start from `step` by `command`.
 
-        env.json has the latest start's answer, and under "starts" that of every start, the first one first.
+        env.json describes the latest start, and under "starts" every start, in order.
         """
         self.home.mkdir(parents=True, exist_ok=True)
         drop_parts(self.home)
@@ -59,31 +62,31 @@ class Record:
 
     @property
     def result(self) -> dict | None:
-        """What came out, None until the run has finished."""
+        """The result; None until the run has finished."""
         path = self.home / "result.json"
         return read_json(path) if path.exists() else None
 
     def finish(self, result: dict) -> None:
-        """The result, last of all: its presence means that the run is whole."""
-        for path in self.home.glob(f"*{ERROR}"):  # of a start that went wrong
+        """Write the result. It is written last, so that its presence means that the run is whole."""
+        for path in self.home.glob(f"*{ERROR}"):  # of earlier starts
             path.unlink()
         write_json(self.home / "result.json", result)
 
     def keep_error(self, traceback: str, process: int) -> None:
-        """A bug's traceback, beside what the run had come to."""
+        """Write a bug's traceback into the folder."""
         self.home.mkdir(parents=True, exist_ok=True)
         write_text(self.home / (ERROR if process == 0 else f"{process}-{ERROR}"), traceback)
 
     def log(self, metrics: dict) -> None:
-        """One line of metrics."""
+        """Append a line of metrics."""
         append(self.home / "metrics.jsonl", [metrics])
 
     def samples(self, rows: list[dict]) -> None:
-        """Completions with their verdicts."""
+        """Append completions with their verdicts."""
         append(self.home / "samples.jsonl", rows)
 
     def ends(self) -> dict[str, dict]:
-        """Where the logs end now: bytes of each, and their checksum."""
+        """Where the logs end now: the size of each, and its checksum."""
         paths = {name: self.home / name for name in LOGS}
         return {
             name: {"bytes": path.stat().st_size, "sha256": digest(path)}
@@ -92,7 +95,7 @@ class Record:
         }
 
     def unfit(self, ends: dict[str, dict]) -> str | None:
-        """Why the logs are not what they were when they ended at `ends`, None where they are. They may have grown."""
+        """How the logs differ from those that ended at `ends`; None where they only may have grown."""
         for name, end in ends.items():
             path = self.home / name
             has = path.stat().st_size if path.exists() else 0
@@ -103,7 +106,7 @@ class Record:
         return None
 
     def go_back(self, ends: dict[str, dict]) -> None:
-        """Drop what was logged after `ends`: a resumed run writes it again. No ends: everything."""
+        """Cut the logs back to `ends`, because a resumed run writes the rest again. Without ends nothing is left."""
         for name in LOGS:
             path, size = self.home / name, ends.get(name, {}).get("bytes", 0)
             if not path.exists() or path.stat().st_size == size:
@@ -118,10 +121,10 @@ class Record:
 
 @contextmanager
 def exclusive_lock(path: Path, wait: bool = False) -> Iterator[None]:
-    """Hold a lock, which ends with this process. Raises UserError where another holds it, unless told to wait."""
+    """Hold a file lock, which also ends with the process. Raises UserError where another holds it, or waits for it."""
     try:
         import fcntl
-    except ImportError:  # no such locks on Windows
+    except ImportError:  # Windows has no such locks
         yield
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +137,7 @@ def exclusive_lock(path: Path, wait: bool = False) -> Iterator[None]:
 
 
 def check_lock_is_free(path: Path) -> None:
-    """Raise UserError where another process holds a lock. Nothing is written."""
+    """Raise UserError where another process holds a lock. It does not create the file."""
     if path.exists():
         with exclusive_lock(path):
             pass
@@ -142,7 +145,7 @@ def check_lock_is_free(path: Path) -> None:
 
 @cache
 def environment() -> dict:
-    """Code version with uncommitted changes, package versions, hardware: of this process, as it first was."""
+    """Code version with uncommitted changes, package versions and hardware, as they were at the first call."""
     here = Path(__file__).parent.parent
 
     def git(*args: str) -> str | None:

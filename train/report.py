@@ -1,4 +1,4 @@
-"""What a person sees: progress while arms run, then table and figure, from the run records and measured latency."""
+"""The output of the main job: progress while arms run, then the table and the figure, from records and latencies."""
 
 import time
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ SHOWN = ("loss", "exact", "stage", "reward", "correct", "flat_groups", "used", "
 
 
 class Screen:
-    """One bar with an ETA a stage, one line a logging step; without a terminal the lines alone, ETA included."""
+    """Shows a bar with an ETA for each stage and a line for each logging step; without a terminal only the lines."""
 
     def __init__(self):
         self.console = Console(soft_wrap=True)
@@ -78,7 +78,7 @@ class Row:
 
 
 def publish(name: str, runs: dict[str, Run], out: Path, with_latency: bool, seconds: float, papers: list[str]) -> None:
-    """Print table and notes, and leave them with the figure in OUT/NAME-ID/. `papers`: what others report."""
+    """Print the table and its notes, and write them with the figure into OUT/NAME-ID/. `papers`: published numbers."""
     rows = []
     for arm, run in runs.items():
         result = Record(out, run).result
@@ -97,29 +97,29 @@ def publish(name: str, runs: dict[str, Run], out: Path, with_latency: bool, seco
 
 
 def ruled(table: list[list[str]]) -> list[str]:
-    """The table as text, a rule under its head."""
+    """A table as lines of text, with a rule under its head."""
     head, *rows = aligned(table)
     return [head, "-" * len(head), *rows]
 
 
-WIDEST = 100  # columns of a terminal
-NAMED = 30  # of them for the name of an arm
+WIDTH = 100  # columns of a terminal that the table must fit into
+NAME_WIDTH = 30  # of them for the name of an arm
 
 
 def printed(rows: list[Row]) -> list[str]:
-    """The table for a terminal, no wider than `WIDEST` columns: what came out, then what it cost."""
+    """The table for a terminal, in two parts no wider than `WIDTH` columns: results, then costs."""
     head, *body = lines(rows)
-    short = [line[0] if len(line[0]) <= NAMED else line[0][: NAMED - 3] + "..." for line in body]
+    short = [line[0] if len(line[0]) <= NAME_WIDTH else line[0][: NAME_WIDTH - 3] + "..." for line in body]
     where = {name: i for i, name in enumerate(head)}
-    good = [name for name in GOOD if name in where]
+    results = [name for name in RESULTS if name in where]
     costs = [name for name in COSTS if name in where]
-    out = ruled([["arm", *good], *([name, *(line[where[k]] for k in good)] for name, line in zip(short, body))])
+    out = ruled([["arm", *results], *([name, *(line[where[k]] for k in results)] for name, line in zip(short, body))])
     arms = list(zip(short, body))[: len(rows)]
     return [*out, "", *ruled([["arm", *costs], *([name, *(line[where[k]] for k in costs)] for name, line in arms)])]
 
 
 def measure(rows: list[Row], out: Path) -> None:
-    """Latency of every arm in turn on this machine, one thread, while nothing else of ours runs."""
+    """Measure the latency of every arm in turn, on one thread, while none of our processes runs."""
     import torch
 
     from eval import environments
@@ -134,16 +134,16 @@ def measure(rows: list[Row], out: Path) -> None:
         row.latency = {batch: latency(reasoner, questions, batch) for batch in (1, 64)}
 
 
-OVER = ("accuracy, levels", "latents, levels")
-GOOD = ("accuracy", "95 % interval", OVER[0], "latents", OVER[1])
+OVER_LEVELS = ("accuracy, levels", "latents, levels")
+RESULTS = ("accuracy", "95 % interval", OVER_LEVELS[0], "latents", OVER_LEVELS[1])
 COSTS = ("steps", "MFLOP", "ms, batch 1", "ms, batch 64", "core-s", "run")
 
 
 def lines(rows: list[Row]) -> list[list[str]]:
-    """The table, its head first: a line an arm, then the floors."""
+    """The table: its head, a line for each arm, then the floors."""
     several = len(rows[0].result["levels"]) > 1
-    over = [name for name in OVER if several]
-    head = ["arm", *GOOD[:2], "items", *over[:1], "latents", *over[1:], *COSTS]
+    over = [name for name in OVER_LEVELS if several]
+    head = ["arm", *RESULTS[:2], "items", *over[:1], "latents", *over[1:], *COSTS]
     table = [head]
     for row in rows:
         r, main = row.result, row.result["main"]
@@ -160,33 +160,33 @@ def lines(rows: list[Row]) -> list[list[str]]:
 
 
 def notes(rows: list[Row], seconds: float) -> list[str]:
-    """What the table needs beside it: differences between arms that share a start, sweeps, conditions."""
+    """Notes under the table: differences between arms that share a start, sweeps, conditions of measurement."""
     by_id: dict[str | None, Row] = {row.run.id: row for row in rows}
-    found = []
+    remarks = []
     for row in rows:
         start = by_id.get(row.run.init)
         if start:
-            found.append(compared(row, start))
+            remarks.append(compared(row, start))
             others = [r for r in rows if r.run.init == row.run.init and r is not row]
-            found += [compared(row, other) for other in others if row.arm < other.arm]
+            remarks += [compared(row, other) for other in others if row.arm < other.arm]
         if not row.run.method.chain_share and row.result["steps_written"]:
-            found.append(f"{row.arm} still writes {row.result['steps_written']} steps: its curriculum did not end")
+            remarks.append(f"{row.arm} still writes {row.result['steps_written']} steps: its curriculum did not end")
         if chosen := row.result.get("selected"):
-            found.append(
+            remarks.append(
                 f"{row.arm}: weights of update {chosen['step']}, best on the validation split, {chosen['valid']:.3f}"
             )
         if row.result["sweep"]:
             swept = {**row.result["sweep"], str(round(row.result["main"]["used"])): row.result["main"]}
             by_k = ", ".join(f"{k}: {swept[k]['accuracy']:.3f}" for k in sorted(swept, key=int))
-            found.append(f"{row.arm}, accuracy by latent steps when answering: {by_k}")
+            remarks.append(f"{row.arm}, accuracy by latent steps when answering: {by_k}")
     first = rows[0].run
-    found.append(
+    remarks.append(
         "Greedy, held-out problems of the hardest level, Wilson intervals over items, one training seed "
         f"({first.seed}). accuracy and latents: at the hardest level, and the mean over levels; steps: forward passes "
         "in sequence an answer; ms: wall time of a whole batch, one thread; core-s: CPU seconds of training, its "
         f"start's not included. {cpu()}; this command took {seconds / 60:.1f} min."
     )
-    return found
+    return remarks
 
 
 def compared(row: Row, other: Row) -> str:
@@ -216,7 +216,7 @@ STYLES = [
 
 
 def figure(rows: list[Row], path: Path) -> None:
-    """Accuracy by level, or by latent steps where they were swept; latents used by level where they vary; accuracy
+    """Accuracy by level, or by latent steps where they were swept; latents used by level, where they vary; and accuracy
     against sequential steps."""
     import matplotlib
 
@@ -236,12 +236,12 @@ def figure(rows: list[Row], path: Path) -> None:
         colour, mark, dash = STYLES[i % len(STYLES)]
         look = {"color": colour, "marker": mark, "ms": 4, "label": row.arm}
         xs = sorted(map(int, curves[i]))
-        at = [x + 0.06 * (i - (len(rows) - 1) / 2) for x in xs]  # side by side, so that no interval hides another
+        shifted = [x + 0.06 * (i - (len(rows) - 1) / 2) for x in xs]  # side by side, so that no interval hides another
         ys = [curves[i][str(x)] for x in xs]
         if wide:
-            by_level[0].errorbar(at, [y["accuracy"] for y in ys], _errors(ys), ls=dash, capsize=2, **look)
+            by_level[0].errorbar(shifted, [y["accuracy"] for y in ys], _errors(ys), ls=dash, capsize=2, **look)
         if thrifty:
-            by_level[1].plot(at, [y["used"] for y in ys], ls=dash, **look)
+            by_level[1].plot(shifted, [y["used"] for y in ys], ls=dash, **look)
         main = row.result["main"]
         cost.errorbar([row.result["steps"]], [main["accuracy"]], _errors([main]), ls="", capsize=3, **look)
     for ax in [*by_level[:1], cost]:

@@ -8,64 +8,64 @@ from einops import rearrange
 from torch import Tensor
 
 from eval.environments.base import Environment
-from eval.judge import Item, Play, verify
+from eval.judge import Item, Sessions, verify
 from kernels.errors import UserError
 from latent.generate import React, decode, rollout, score
 from latent.methods.base import Method
-from latent.thought import Chooser, Decision, Piece, Prompt, Replay, Rollout, Sample, Share, Thought, pieces
+from latent.rollout import Piece, Rollout, pieces
+from latent.thought import Chooser, Decision, Prompt, Replay, Sample, Share, Thought
 from train.config import RLVR
+from train.divergence import check_weights
 from train.loop import Terms, Trainer
 from train.losses import Extreme, flat, kl_to_reference
 
 LARGEST_GAP = 1e-3  # nats between sampler and trainer on one decision; fp32 stays below 1e-4
-LARGEST_GAP_BF16 = 0.5  # bfloat16 has 8 bits, and rounds where a token is written otherwise than where texts are read
+LARGEST_GAP_BF16 = 0.5  # bfloat16 rounds otherwise when a token is sampled than when a text is read in parallel
 
 
 def fit(trainer: Trainer, env: Environment) -> None:
-    """Updates of RL; what is logged is explained in train/README.md. Raises UserError without a signal."""
+    """Make all updates. train/README.md explains what is logged. Raises UserError where the rewards give no signal."""
     c = settings(trainer)
     reasoner, engine = trainer.reasoner, trainer.engine
 
     def update(step: int) -> dict:
         problems = trainer.problems(env, step)
         prompt = reasoner.codec.prompt([p.question for p in problems], engine.device)
-        played = Play(env, [p for p in problems for _ in range(c.group)], reasoner.codec) if env.turns > 1 else None
+        sessions = None
+        if env.turns > 1:
+            sessions = Sessions(env, [p for p in problems for _ in range(c.group)], reasoner.codec)
         try:
             with engine.whole(), trainer.precision():
-                rolled = sample(trainer, prompt, step, None if played is None else played.react)
-        except (RuntimeError, ValueError):  # torch's complaint of a policy that is no distribution
-            trainer.check_weights(step)  # says it in words, where that is so
+                rolled = sample(trainer, prompt, step, None if sessions is None else sessions.react)
+        except (RuntimeError, ValueError):  # torch raises these for a policy that is not a distribution
+            check_weights(trainer, step)  # raises a UserError where the weights are why
             raise
-        if played is None:
+        if sessions is None:
             texts = reasoner.codec.texts(rolled.tokens_BT)
             verdicts = [verify(env, problems[i // c.group], text) for i, text in enumerate(texts)]
         else:
-            texts, verdicts = ["\n".join(each) for each in played.texts], played.verdicts()
+            texts, verdicts = ["\n".join(each) for each in sessions.texts], sessions.verdicts()
         used_B = rolled.all_used_B.float()
         reward_B = torch.tensor([v.reward for v in verdicts], device=used_B.device) - c.latent_cost * used_B
         reward_PG = rearrange(reward_B, "(P G) -> P G", G=c.group)
-        watch(trainer, not c.algorithm.signal(reward_PG), all(v.correct for v in verdicts))
+        check_reward_signal(trainer, not c.algorithm.signal(reward_PG), all(v.correct for v in verdicts))
 
         outcome_B = rearrange(c.algorithm.outcome(reward_PG), "P G -> (P G)")
         metrics = learn(trainer, rolled, outcome_B, trainer.reference)
         if trainer.logs_after(step) and engine.leads:
-            trainer.record.samples(
-                [
-                    {"step": step + 1, **asdict(item)}
-                    for item in judged(problems, rolled, texts, verdicts, reward_B)[: 2 * c.group]
-                ]
-            )
-        of_all = {name: sum(getattr(v, name) for v in verdicts) for name in ("correct", "parsed")}
-        of_all |= {"reward": reward_B.sum(), "used": used_B.sum()}
+            items = judged(problems, rolled, texts, verdicts, reward_B)[: 2 * c.group]
+            trainer.record.samples([{"step": step + 1, **asdict(item)} for item in items])
+        totals = {name: sum(getattr(v, name) for v in verdicts) for name in ("correct", "parsed")}
+        totals |= {"reward": reward_B.sum(), "used": used_B.sum()}
         n, groups = len(verdicts) * engine.world, len(problems) * engine.world
-        *sums, flats = engine.sum([*of_all.values(), flat(reward_PG).float().sum()])
-        return {**{name: total / n for name, total in zip(of_all, sums)}, "flat_groups": flats / groups, **metrics}
+        *sums, flats = engine.sum([*totals.values(), flat(reward_PG).float().sum()])
+        return {**{name: total / n for name, total in zip(totals, sums)}, "flat_groups": flats / groups, **metrics}
 
-    trainer.fit(update, dropout=False)  # the sampler's policy and the trainer's are then one
+    trainer.fit(update, dropout=False)  # dropout would make the trainer's policy another than the sampler's
 
 
 def settings(trainer: Trainer) -> RLVR:
-    """The config of a run that is trained this way."""
+    """The trainer's config, as that of RL."""
     c = trainer.config
     assert isinstance(c, RLVR)
     return c
@@ -73,10 +73,11 @@ def settings(trainer: Trainer) -> RLVR:
 
 @torch.no_grad()
 def sample(trainer: Trainer, prompt: Prompt, step: int, react: React | None = None) -> Rollout:
-    """This process's rollouts, in pieces of `micro_batch` rows: those that one process would have drawn in one piece.
+    """This process's rollouts, in pieces of `micro_batch` rows: the same as one process would sample in one piece.
 
-    Texts are drawn after the last draw of any thought of the whole batch, so they begin with the generator's state of
-    whoever thought longest. With several pieces each is thought about again before its text, if its thought was drawn.
+    In one piece all thoughts are sampled before any text. The generator's state at the start of the texts is therefore
+    that after the longest thought of any piece on any process. With several pieces each thought is replayed before its
+    text is sampled, so that no two are in memory.
     """
     c = settings(trainer)
     method, engine = trainer.method, trainer.engine
@@ -85,10 +86,10 @@ def sample(trainer: Trainer, prompt: Prompt, step: int, react: React | None = No
     if len(cut) == engine.world == 1:
         return rollout(method, prompt, c.group, *limits, c.temperature, react)
     device, group = prompt.ids_BT.device, range(c.group)
-    own_B = torch.tensor([p * c.group + g for p in trainer.own() for g in group], device=device)
+    own_B = torch.tensor([p * c.group + g for p in trainer.rows for g in group], device=device)
 
     def choosing(piece: Piece, state: Tensor | None = None) -> Sample:
-        generator = trainer.drawing(step, device)
+        generator = trainer.generator(step, device)
         generator = generator if state is None else generator.set_state(state)
         return Sample(c.temperature, Share(own_B[piece.rows(c.group)], c.batch * c.group, generator))
 
@@ -96,33 +97,33 @@ def sample(trainer: Trainer, prompt: Prompt, step: int, react: React | None = No
         return method.think(prompt.rows(piece.prompts), choose, len(group[piece.group]))
 
     drawn: list[tuple[Thought | None, list[Decision], Tensor | None]] = []
-    latest = (0, trainer.drawing(step, device).get_state())
+    latest = (0, trainer.generator(step, device).get_state())
     for piece in cut:
         choose = choosing(piece)
         thought = think(piece, choose)
         if len(cut) > 1 and not choose.drawn:
-            break  # a method draws for every row or for none
+            break  # a method samples for all rows or for none: no state to find, and nothing to replay
         drawn.append((thought if len(cut) == 1 else None, thought.decisions, thought.used_B))
         assert choose.share is not None  # as `choosing` made it
-        latest = max(latest, (choose.drawn, choose.share.generator.get_state()), key=lambda found: found[0])
-    _, state = max(engine.gather(latest), key=lambda found: found[0])
+        latest = max(latest, (choose.drawn, choose.share.generator.get_state()), key=lambda each: each[0])
+    _, state = max(engine.gather(latest), key=lambda each: each[0])
     rolled = []
     for piece, (kept, decisions, used_B) in zip(cut, drawn or [(None, [], None)] * len(cut)):
         choose = choosing(piece, state)
         choose.follow(decisions)
         thought = think(piece, Replay(decisions, used_B=used_B)) if kept is None else kept
         tokens_BT = decode(method, thought, choose, *limits)
-        some = Rollout(prompt.rows(piece.prompts), len(group[piece.group]), tokens_BT, thought.used_B, decisions)
-        rolled.append(replace(some, decisions=decisions + choose.decisions()))
+        every = decisions + choose.decisions()
+        rolled.append(Rollout(prompt.rows(piece.prompts), len(group[piece.group]), tokens_BT, thought.used_B, every))
     return Rollout.joined(prompt, c.group, rolled, limits[1])
 
 
 def learn(trainer: Trainer, rolled: Rollout, outcome_B: Tensor, reference: Method | None) -> dict[str, Tensor]:
-    """All updates on one batch of rollouts: `epochs` passes over its minibatches. Returns what the last one logged.
+    """Make all updates on a batch of rollouts: `epochs` passes over its minibatches. Returns what the last one logged.
 
-    A minibatch is P / minibatches prompts with their groups, on every process its share, in pieces of `micro_batch`
-    rows; its losses are means over the decisions of all of it. The old policy is the one that all minibatches were
-    sampled from.
+    A minibatch has P / minibatches prompts with their groups. Every process computes its share of it, in pieces of
+    `micro_batch` rows, and losses are means over all decisions of the minibatch. The old policy is the one that the
+    whole batch was sampled from.
     """
     c = settings(trainer)
     method, engine, size = trainer.method, trainer.engine, len(rolled.prompt.ids_BT) // c.minibatches
@@ -130,7 +131,7 @@ def learn(trainer: Trainer, rolled: Rollout, outcome_B: Tensor, reference: Metho
     minibatches = [[(rolled.part(piece), outcome_B[piece.rows(c.group)]) for piece in cut] for cut in cuts]
     once, old = c.epochs * c.minibatches == 1, {}
     if not once:
-        with engine.whole():  # with gradient turned on, though none is taken: the numbers are then the trainer's
+        with engine.whole():  # not under no_grad: fused kernels would run, and round in other ways than the trainer
             for part, _ in (each for minibatch in minibatches for each in minibatch):
                 with trainer.precision():
                     old[id(part)] = detached(score(method, part, c.temperature))
@@ -140,17 +141,17 @@ def learn(trainer: Trainer, rolled: Rollout, outcome_B: Tensor, reference: Metho
         with trainer.precision():
             now = engine.call(score, part, c.temperature)
         was = old.get(id(part)) or detached(now)
-        found, logged = c.algorithm.loss(now, was, part_outcome_B, (c.clip_low, c.clip_high), c.entropy)
+        losses, logged = c.algorithm.loss(now, was, part_outcome_B, (c.clip_low, c.clip_high), c.entropy)
         if fresh:
             ratios = {name: m.value for name, m in logged.items() if isinstance(m, Extreme)}
             limit = LARGEST_GAP_BF16 if trainer.record.run.model.bf16 else LARGEST_GAP
             gaps.append(on_policy(ratios, was, part.all_decisions, limit))
         if reference is None:
-            return found, logged
+            return losses, logged
         with torch.no_grad(), engine.whole(reference), trainer.precision():
             ref = score(reference, part, c.temperature)
         kl = kl_to_reference(now, ref)
-        return [*found, replace(kl, weight=c.kl)], {**logged, "kl": kl}
+        return [*losses, replace(kl, weight=c.kl)], {**logged, "kl": kl}
 
     for epoch in range(c.epochs):
         for i, minibatch in enumerate(minibatches):
@@ -166,7 +167,7 @@ def learn(trainer: Trainer, rolled: Rollout, outcome_B: Tensor, reference: Metho
 
 
 def judged(problems, rolled: Rollout, texts, verdicts, reward_B) -> list[Item]:
-    """The rollouts as judged items, whose reward is what the policy was given."""
+    """The rollouts as judged items, with the reward that training used."""
     written = [d.mask_BT.sum(1) for d in rolled.all_decisions if d.kind == "token"]
     lengths, used = torch.stack(written).sum(0).tolist(), rolled.all_used_B.tolist()
     return [
@@ -178,20 +179,24 @@ def judged(problems, rolled: Rollout, texts, verdicts, reward_B) -> list[Item]:
 
 
 def detached(decisions: list[Decision]) -> list[Decision]:
-    """The same without gradient: the policy that is compared against."""
-    return [_detached(d) for d in decisions]
-
-
-def _detached(d: Decision) -> Decision:
-    expected_BT = None if d.expected_BT is None else d.expected_BT.detach()
-    return replace(d, logp_BT=d.logp_BT.detach(), entropy_BT=d.entropy_BT.detach(), expected_BT=expected_BT)
+    """The same decisions without gradient: those of the old policy."""
+    return [
+        replace(
+            d,
+            logp_BT=d.logp_BT.detach(),
+            entropy_BT=d.entropy_BT.detach(),
+            expected_BT=None if d.expected_BT is None else d.expected_BT.detach(),
+        )
+        for d in decisions
+    ]
 
 
 def on_policy(metrics: dict, scored: list[Decision], sampled: list[Decision], limit: float) -> float:
-    """Check the first update on fresh rollouts: ratio exactly 1, and the sampler's log-probs are the trainer's.
+    """Check the first update on fresh rollouts: the ratios are exactly 1, and sampler and trainer agree.
 
-    Returns the largest gap between the two, of log-probabilities larger than a nat (densities, of many dimensions) in
-    proportion to their size. Raises RuntimeError where training would be off-policy in silence.
+    Returns the largest gap (nats) between a decision's log-probability when sampled and when scored. For densities,
+    whose log-probability grows with their dimension, a gap is relative to its size where that is above 1 nat. Raises
+    RuntimeError where the gap exceeds `limit`: training would be off-policy.
     """
     assert metrics["ratio_min"] == metrics["ratio_max"] == 1, f"ratio on fresh rollouts: {metrics}"
     gap = 0.0
@@ -204,10 +209,11 @@ def on_policy(metrics: dict, scored: list[Decision], sampled: list[Decision], li
     return gap
 
 
-def watch(trainer: Trainer, no_signal: bool, all_right: bool) -> None:
-    """After `patience` updates in a row without one group that has any spread of reward: the end, or an error.
+def check_reward_signal(trainer: Trainer, no_signal: bool, all_right: bool) -> None:
+    """End a run after `patience` updates in a row in which no group had rewards that differ.
 
-    Where every rollout was right there is nothing left to learn; otherwise nothing can be learned.
+    Where every rollout was right the run ends early, because nothing is left to learn. Otherwise nothing can be
+    learned: raises UserError.
     """
     no_signal, all_right = trainer.engine.all_agree(no_signal), trainer.engine.all_agree(all_right)
     streak = trainer.counters.get("flat", 0) + 1 if no_signal else 0
@@ -218,4 +224,4 @@ def watch(trainer: Trainer, no_signal: bool, all_right: bool) -> None:
         raise UserError(
             f"no group had any spread of reward for {streak} updates: start from a model that is sometimes right"
         )
-    trainer.enough = True
+    trainer.stop_early = True

@@ -1,4 +1,4 @@
-"""One run from config to result: build, train, judge, record. Called in a process of its own, or under a launcher."""
+"""One run from config to result: build, train, judge, record. It runs in a process of its own or under a launcher."""
 
 import contextlib
 import os
@@ -16,10 +16,10 @@ from eval.environments.base import Environment, Problem
 from eval.judge import Item, by_level, judge, summary
 from kernels.errors import UserError, mendable
 from latent import hub, lora
+from latent.codec import Codec
 from latent.files import PART, check_writable, put_folder
 from latent.plain import plain
-from latent.text import Codec
-from train import card, checkpoint, curves, distill, rlvr, start
+from train import card, checkpoint, curves, distill, resume, rlvr, start
 from train.checks import check
 from train.config import RLVR, Run
 from train.engine import Engine
@@ -36,16 +36,16 @@ def execute(
     command: str | None = None,
     track: str = "none",
 ) -> dict:
-    """Train and judge `run`, going on where a killed one stopped. Returns its result, of a finished run at once.
+    """Train and judge `run`, going on where it was stopped. Returns its result, of a finished run at once.
 
-    Raises UserError for what a user can mend, such as another process that is at it. The traceback of anything else is
-    kept in the run's folder, and the error passes.
+    Raises UserError for what a user can mend, such as another process that trains it. For any other error the traceback
+    is also written into the run's folder.
     """
     try:
         return _execute(run, root, say, device, command, track)
     except Exception as e:
         if mendable(e) is None:
-            with contextlib.suppress(OSError):  # what went wrong first is what counts
+            with contextlib.suppress(OSError):  # the first error is the one to raise
                 Record(root, run).keep_error(traceback.format_exc(), int(os.environ.get("RANK") or 0))
         raise
 
@@ -58,47 +58,47 @@ def _execute(run: Run, root: Path, say, device: str, command: str | None, track:
     env = environments.build(run.env)
     data = env.fingerprint()
     record.check_same_run(data)
-    done = record.result
-    engine.wait()  # all have looked before anyone writes
-    if done:
+    result = record.result
+    engine.wait()  # all processes have read the record before one writes
+    if result:
         if engine.leads:
-            checkpoint.remove(record.home / "checkpoint")  # where a kill came between the result and this
-        return done
+            checkpoint.remove(record.home / "checkpoint")  # a kill may have come between the result and this
+        return result
     lock = root / f"{run.id}.lock"
     engine.on_first(lambda: check_lock_is_free(lock))
     torch.manual_seed(run.seed)
     reasoner = start.begin(run, env, root)
     problems = test_problems(run, env)
-    said, reasoner.answer_tokens, reasoner.chain_tokens = engine.on_first(  # over all problems, so once
+    notes, reasoner.answer_tokens, reasoner.chain_tokens = engine.on_first(  # it encodes all problems: once is enough
         lambda: (check(reasoner, env, run, problems), reasoner.answer_tokens, reasoner.chain_tokens)
     )
-    for line in said:
+    for line in notes:
         say({"stage": "note", "said": line})
     reasoner.method.to(engine.device)
     trainer = Trainer(reasoner, record, engine, say)
     trainer.selection = Selection(env, run)
-    trainer.choose_start()
+    resume.choose_start(trainer)
     with ExitStack() as held:
-        engine.on_first(lambda: held.enter_context(exclusive_lock(lock)))  # what was refused wrote nothing
+        engine.on_first(lambda: held.enter_context(exclusive_lock(lock)))  # until here nothing is written
         held.enter_context(engine.ending_together())
         return _fit(run, root, env, trainer, problems, data, command, track)
 
 
 def _fit(run, root, env, trainer, problems, data, command, track) -> dict:
-    """Everything of `execute` that writes."""
+    """The part of `execute` that writes: train, judge, save."""
     reasoner, record, engine = trainer.reasoner, trainer.record, trainer.engine
     engine.on_first(lambda: record.open(data, command, trainer.start.step if trainer.start else 0))
     if track != "none":
         named = {} if track == "tensorboard" else {track: {"name": run.id}}
-        if track == "wandb":  # whose files would lie in the working directory
+        if track == "wandb":  # it would write into the working directory
             (root / "trackers").mkdir(parents=True, exist_ok=True)
             named["wandb"]["dir"] = str(root / "trackers")
-        place = run.id if track == "tensorboard" else "latent-reasoning"
-        engine.accelerator.init_trackers(place, config=flattened(plain(run)), init_kwargs=named)
+        project = run.id if track == "tensorboard" else "latent-reasoning"
+        engine.accelerator.init_trackers(project, config=flattened(plain(run)), init_kwargs=named)
     engine.wait()
     (rlvr if isinstance(run.train, RLVR) else distill).fit(trainer, env)
     result = trainer.selection.choose(trainer)
-    reasoner.method.critic = None  # which is of training alone
+    reasoner.method.critic = None  # used in training only
     lora.merge(reasoner.method.backbone.lm)
     with engine.while_one_works():
         if engine.leads:
@@ -124,14 +124,14 @@ def _fit(run, root, env, trainer, problems, data, command, track) -> dict:
 
 
 def flattened(config, name: str = "") -> dict:
-    """A nested config as one level of names, as trackers want it."""
+    """A nested config as one dict with dotted names, the form that trackers take."""
     if not isinstance(config, dict):
         return {name: config if isinstance(config, (bool, int, float, str)) else str(config)}
     return {k: v for key, each in config.items() for k, v in flattened(each, f"{name}.{key}".lstrip(".")).items()}
 
 
 def test_problems(run: Run, env: Environment) -> list[Problem]:
-    """What the run is judged on: the main level first, then the others."""
+    """The problems that the run is judged on: those of the main level first, then the others."""
     main = env.problems("test", env.main_level, run.judge.items)
     if not main:
         raise UserError("the environment has no test problems")
@@ -140,9 +140,9 @@ def test_problems(run: Run, env: Environment) -> list[Problem]:
 
 
 def final(run: Run, env: Environment, problems: list[Problem], trainer: Trainer) -> dict:
-    """Judge on held-out problems, which all processes share: the main level, the others, the sweep.
+    """Judge on held-out problems, shared among all processes: the main level, the other levels, the sweep.
 
-    Writes the samples; returns summaries.
+    Writes samples.jsonl, and returns the result's evaluation.
     """
     reasoner, engine, say = trainer.reasoner, trainer.engine, trainer.say
     main = [p for p in problems if p.level == env.main_level]
@@ -178,6 +178,6 @@ def final(run: Run, env: Environment, problems: list[Problem], trainer: Trainer)
 
 
 def prompt_tokens(codec: Codec, turns: list[Problem]) -> int:
-    """Tokens that are read of a problem, in all its turns."""
+    """The tokens of a problem's questions and observations, in all its turns."""
     first, *later = turns
     return len(codec.question(first.question)) + sum(len(codec.observation(p.question)) for p in later)

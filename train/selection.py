@@ -1,8 +1,8 @@
-"""Which weights a run ends with: its last ones, or those that did best on the validation split.
+"""Which weights a run ends with: the last, or those with the best validation accuracy.
 
-Problems of the split "valid" are answered greedily, as many at each level, by the judge and within its budget; the test
-split plays no part. The best weights so far are kept with the trainer's counters, so that a resume goes on with them.
-Nothing is drawn at random: the updates are the same with it and without.
+Problems of the split "valid", evenly over the levels, are answered greedily and judged as test problems are; test
+problems play no part. The best weights so far are kept with the trainer's counters, so that checkpoints hold them.
+Validation draws nothing at random: the updates are the same with it and without.
 """
 
 from __future__ import annotations
@@ -21,22 +21,19 @@ if TYPE_CHECKING:
 
 
 class Selection:
-    """The validation of one run: `after` every update, `choose` when all are made, on all processes alike."""
+    """The validation of one run: call `after` after every update and `choose` at the end, on all processes."""
 
     def __init__(self, env: Environment, run: Run):
         self.env, self.config, self.batch = env, run.train, run.judge.batch
         self.problems = valid_problems(env, self.config.valid_items) if self.config.valid_every else []
 
     def after(self, trainer: Trainer) -> None:
-        """Validate, where it is time to."""
+        """Validate, where the number of updates asks for it."""
         if self.config.valid_every and trainer.done % self.config.valid_every == 0:
             self._validate(trainer)
 
     def choose(self, trainer: Trainer) -> dict:
-        """Give the method its best weights, where they are selected; the last are looked at, too, before.
-
-        Returns what to say of it in the result.
-        """
+        """Validate the last weights, and load the best ones where they are selected. Returns a part of the result."""
         if not self.config.valid_every:
             return {}
         if trainer.counters.get("validated") != trainer.done:
@@ -48,9 +45,10 @@ class Selection:
         return {"selected": {"step": best["step"], "valid": best["valid"]}}
 
     def _validate(self, trainer: Trainer) -> None:
-        """Log the accuracy on the validation problems; keep the weights if they are to be selected by it.
+        """Log the validation accuracy, and keep the weights if they are the best so far.
 
-        Of equally good ones the later are kept: they were trained longer, and RL with a cost makes them cheaper.
+        Among equally good weights the latest are kept: they were trained longest, and RL with a cost on latents makes
+        them cheaper.
         """
         engine, counters = trainer.engine, trainer.counters
         with engine.whole(), trainer.precision():
@@ -66,17 +64,17 @@ class Selection:
 
 
 def copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights and buffers as they are now, in main memory."""
+    """A copy of weights and buffers in main memory."""
     return {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
 
 
 def valid_problems(env: Environment, n: int) -> list[Problem]:
-    """About n validation problems, as many at each level, fewer where a level has fewer.
+    """About n validation problems, evenly over the levels, fewer where a level has fewer.
 
     Raises UserError where the environment has none.
     """
     levels = env.levels()
-    found = [p for level in levels for p in env.problems("valid", level, -(-n // len(levels)))]
-    if not found:
+    problems = [p for level in levels for p in env.problems("valid", level, -(-n // len(levels)))]
+    if not problems:
         raise UserError("train.valid_every needs problems to validate on: this environment has none")
-    return found
+    return problems

@@ -1,7 +1,8 @@
-"""How fast training and generation are: core-seconds, arms side by side in one process, ratios round by round.
+"""The speed of training and generation in core-seconds: `python -m train.speed`.
 
-`python -m train.speed` measures the tiny cups model and the GPT-2-small shape. Rounds alternate between the arms, so
-that a shared machine's drift hits all of them; medians are over rounds, ratios are medians of each round's ratio.
+It measures the tiny cups model and the GPT-2-small shape. Arms run side by side in one process and alternate from round
+to round, so that the drift of a shared machine affects all of them. Times are medians over rounds; ratios are medians
+of each round's ratio.
 """
 
 import json
@@ -16,7 +17,7 @@ from statistics import median
 from typing import Literal
 
 from eval.cli import guarded, parse
-from train.process import prepare_launch, settle
+from train.process import configure_cpu_process, prepare_launch
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,12 @@ class Speed:
     """What to measure."""
 
     what: Literal["all", "tiny", "gpt2", "engine"] = "all"
-    """The tiny model of the preset cups, the GPT-2-small shape, or both; or what an update takes of a process, alone,
-    in DDP or in FSDP2, as the launcher has it."""
+    """The tiny model of the preset cups, the GPT-2-small shape, or both; or the memory and time of an update in one
+    process, DDP or FSDP2, as the launcher sets it up."""
     rounds: int = 15
-    """Rounds of the tiny model; the large one takes two or three."""
+    """Rounds of the tiny model. The large one always has two or three."""
     run: str | None = None
-    """A finished run of the preset cups whose policy rolls out. Untrained, no two rollouts agree: the slowest case."""
+    """A finished run of the preset cups, for rollouts. Those of an untrained policy never agree: the slowest case."""
     out: Path | None = None
     """Append the numbers to this file as JSON lines."""
 
@@ -39,29 +40,29 @@ def main() -> int:
     return guarded(lambda: measure(parse(Speed, None, "python -m train.speed", __doc__)))
 
 
-def measure(asked: Speed) -> int:
-    """Measure, print, keep."""
-    if asked.what == "engine":
+def measure(options: Speed) -> int:
+    """Measure, print, and append to a file."""
+    if options.what == "engine":
         prepare_launch()
     else:
-        settle()
+        configure_cpu_process()
     import torch
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
     rows = []
-    if asked.what in ("all", "tiny"):
-        rows += tiny(asked)
-    if asked.what in ("all", "gpt2"):
+    if options.what in ("all", "tiny"):
+        rows += tiny(options)
+    if options.what in ("all", "gpt2"):
         rows += gpt2()
-    if asked.what == "engine":
-        rows += engine()
+    if options.what == "engine":
+        rows += in_processes()
     for row in rows:
         print(f"{row['what']:66} {row['value']:9.3g} {row['unit']}")
-    if asked.out:
+    if options.out:
         from train.record import cpu
 
-        with asked.out.open("a") as f:
+        with options.out.open("a") as f:
             f.writelines(json.dumps({**row, "cpu": cpu(), "torch": torch.__version__}) + "\n" for row in rows)
     return 0
 
@@ -69,7 +70,7 @@ def measure(asked: Speed) -> int:
 def rounds(
     n: int, arms: dict[str, Callable[[int], None]], clock: Callable[[], float] = time.process_time
 ) -> dict[str, list[float]]:
-    """Core-seconds of each arm in each of n rounds, after one that does not count; every other round backwards."""
+    """Core-seconds of each arm in each of n rounds, after one warm-up round. Every other round runs backwards."""
     times: dict[str, list[float]] = {name: [] for name in arms}
     for i in range(n + 1):
         for name in list(arms) if i % 2 else reversed(arms):
@@ -88,7 +89,7 @@ def ratio(a: list[float], b: list[float]) -> float:
     return median(x / y for x, y in zip(a, b))
 
 
-def tiny(asked: Speed) -> list[dict]:
+def tiny(options: Speed) -> list[dict]:
     """Training steps at batch 64, and RL updates of 64 prompts x 16 rollouts."""
     import torch
 
@@ -118,7 +119,7 @@ def tiny(asked: Speed) -> list[dict]:
 
     arms = {name: trained(name) for name in ("latent", "cot", "no-cot")}
     body = backbone.from_scratch(preset.model, codec.size, codec.pad, codec.end)
-    policy = load(asked.run).method if asked.run else methods.build(preset.arms["latent"].method, body)
+    policy = load(options.run).method if options.run else methods.build(preset.arms["latent"].method, body)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=0.0, fused=True)
     rolled = {}
 
@@ -132,8 +133,8 @@ def tiny(asked: Speed) -> list[dict]:
         adv = [torch.randn(1024, 1)] * len(now)
         step(policy, optimizer, policy_loss(now, detached(now), adv, (0.2, 0.28), 0.0)[0].taken())
 
-    t = rounds(asked.rounds, arms) | rounds(asked.rounds, {"sample": sample, "learn": learn})
-    who = "trained" if asked.run else "untrained"
+    t = rounds(options.rounds, arms) | rounds(options.rounds, {"sample": sample, "learn": learn})
+    who = "trained" if options.run else "untrained"
     return [
         row("tiny: latent training step, 8 thoughts, batch 64", 1000 * median(t["latent"]), "core-ms"),
         row("tiny: CoT training step, batch 64", 1000 * median(t["cot"]), "core-ms"),
@@ -188,7 +189,7 @@ def gpt2() -> list[dict]:
     def generate(n: int) -> None:
         decode(method, method.think(Prompt(ids[:n]), Greedy()), Greedy(), 16, None)
 
-    found = training(8, 3) + training(32, 2)
+    rows = training(8, 3) + training(32, 2)
     arms = {"64": lambda i: generate(64), "1": lambda i: generate(1)}
     g = rounds(3, arms)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -196,7 +197,7 @@ def gpt2() -> list[dict]:
     cores = f"wall s, {torch.get_num_threads()} threads"
     torch.set_num_threads(1)
     return [
-        *found,
+        *rows,
         row("GPT-2 small: generation a prompt, batch 64", median(g["64"]) / 64, "core-s"),
         row("GPT-2 small: generation a prompt, batch 1", median(g["1"]), "core-s"),
         row("GPT-2 small: generation a prompt, batch 64", median(w["64"]) / 64, cores),
@@ -204,10 +205,10 @@ def gpt2() -> list[dict]:
     ]
 
 
-def engine(updates: int = 4) -> list[dict]:
-    """What process 0 holds and takes: 42 million parameters, 8 latents, 8 rows an update over all processes.
+def in_processes(updates: int = 4) -> list[dict]:
+    """Memory and time of process 0: 42 million parameters, 8 latents, 8 rows in an update over all processes.
 
-    Freed memory goes back to the system here, which `settle` puts off, so run it with nothing else in the process.
+    It runs without `configure_cpu_process`, which keeps freed memory, and with nothing else in the process.
     """
     import resource
     import tempfile
@@ -226,33 +227,33 @@ def engine(updates: int = 4) -> list[dict]:
 
     model = ModelConfig(n_layer=12, n_embd=512, n_head=8, n_positions=128)
     run = Run(Cups(cups=8), model, Sim(n_latent=8, step_tokens=16), SFT(steps=updates, batch=8))
-    env, on, seconds = build(run.env), Engine.start("cpu"), []
+    env, engine, seconds = build(run.env), Engine.start("cpu"), []
     with tempfile.TemporaryDirectory() as folder:
         reasoner = begin(run, env, Path(folder))
-        trainer = Trainer(reasoner, Record(Path(folder), run), on, lambda event: None)
+        trainer = Trainer(reasoner, Record(Path(folder), run), engine, lambda event: None)
         for step in range(updates):
             batch = Batch.of(trainer.problems(env, step), reasoner.codec)
             start = time.process_time()
-            trainer.descend([partial(on.call, "terms", batch)])
+            trainer.descend([partial(engine.call, "terms", batch)])
             seconds.append(time.process_time() - start)
     held = {"parameters": list(trainer.method.parameters())}
     held["AdamW's moments"] = [x for state in trainer.optimizer.state.values() for x in state.values()]
-    who = "FSDP2" if on.plugin else "DDP" if on.world > 1 else "one process"
+    who = "FSDP2" if engine.plugin else "DDP" if engine.world > 1 else "one process"
     rows = [
-        row(f"{who}, {on.world} in all: {what} held", sum(held_here(x).nbytes for x in tensors) / 2**20, "MiB")
+        row(f"{who}, {engine.world} in all: {what} held", sum(held_here(x).nbytes for x in tensors) / 2**20, "MiB")
         for what, tensors in held.items()
     ]
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     rows += [
-        row(f"{who}, {on.world} in all: resident between updates", resident / 2**20, "MiB"),
-        row(f"{who}, {on.world} in all: peak", peak / 2**10, "MiB"),
-        row(f"{who}, {on.world} in all: an update", median(seconds[1:]), "core-s"),
+        row(f"{who}, {engine.world} in all: resident between updates", resident / 2**20, "MiB"),
+        row(f"{who}, {engine.world} in all: peak", peak / 2**10, "MiB"),
+        row(f"{who}, {engine.world} in all: an update", median(seconds[1:]), "core-s"),
     ]
-    on.wait()
-    if on.world > 1:
+    engine.wait()
+    if engine.world > 1:
         torch.distributed.destroy_process_group()
-    return rows if on.leads else []
+    return rows if engine.leads else []
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a run starts from: a model from scratch, a pretrained one, or the weights of another run."""
+"""What a run starts from: a model from scratch, a pretrained model, or the weights of another run."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from eval.environments.base import Environment, Finite
 from kernels.errors import UserError
 from latent import backbone, hub, lora, methods
+from latent.codec import Codec
 from latent.files import read_json
 from latent.generate import Reasoner
 from latent.methods.base import Method
 from latent.plain import plain
-from latent.text import Codec
 from train.config import Run
 
 
@@ -23,13 +24,13 @@ def begin(run: Run, env: Environment, root: Path) -> Reasoner:
     if isinstance(env, Finite) and not env.splits["train"]:
         raise UserError("there are problems to test on only: give --env.train")
     if run.init is not None:
-        place = found(run.init, root)
-        started = hub.load(place)
-        same_model(run, place)
-        prepare(run, started.method.backbone)
-        method = methods.build(run.method, started.method.backbone)
-        inherit(method, started.method, run.init)
-        return Reasoner(method, started.codec, env.answer_tokens, env.chain_tokens, env.chain_steps)
+        folder = folder_of(run.init, root)
+        start = hub.load(folder)
+        check_same_model(run, folder)
+        prepare(run, start.method.backbone)
+        method = methods.build(run.method, start.method.backbone)
+        method.load_state_dict(inherited(method, start.method, run.init), strict=False)
+        return Reasoner(method, start.codec, env.answer_tokens, env.chain_tokens, env.chain_steps)
     if run.model.pretrained is not None:
         body, tokenizer = backbone.from_pretrained(run.model.pretrained)
         codec = Codec(tokenizer, chat=run.model.chat_template)
@@ -41,54 +42,51 @@ def begin(run: Run, env: Environment, root: Path) -> Reasoner:
     return Reasoner(methods.build(run.method, body), codec, env.answer_tokens, env.chain_tokens, env.chain_steps)
 
 
-def found(init: str, root: Path) -> Path:
-    """The folder that a run starts from: a run's in `root`, or any."""
+def folder_of(init: str, root: Path) -> Path:
+    """The folder that a run starts from: that of a run in `root`, or any other."""
     return root / init if (root / init).is_dir() else Path(init)
 
 
 def prepare(run: Run, body: backbone.Backbone) -> None:
-    """What the config says of training the backbone: adapters, gradient checkpointing, precision."""
+    """Give the backbone what the config asks for in training: adapters and gradient checkpointing."""
     if run.model.lora_rank:
         lora.add(body.lm, run.model.lora_rank, run.model.lora_alpha)
     body.recompute = run.model.recompute
 
 
-def same_model(run: Run, place: Path) -> None:
+def check_same_model(run: Run, folder: Path) -> None:
     """Raise UserError where a run asks for another model than that of the run it starts from."""
-    written = place / "config.json"
+    written = folder / "config.json"
     old = read_json(written).get("model") if written.exists() else None
     if not isinstance(old, dict | None):
         raise UserError(f"{written}: field 'model' must be an object, got {old!r:.40}")
     new = plain(run.model)
-    how = ("bf16", "recompute", "lora_rank", "lora_alpha")  # it is trained, not what it is
+    of_training = ("bf16", "recompute", "lora_rank", "lora_alpha")  # these may differ from the checkpoint's
     if old is None:
         return
-    odd = [k for k in new if k not in how and old.get(k) != new[k]]
+    odd = [k for k in new if k not in of_training and old.get(k) != new[k]]
     if odd:
         k = odd[0]
         raise UserError(f"{run.init} has model.{k} {old.get(k)}, asked is {new[k]}: a run has the model it starts from")
 
 
-def inherit(method: Method, started: Method, name: str) -> None:
-    """Take over the weights of a finished method, but for what its class says may start afresh or stay behind."""
-    old, new = started.state_dict(), method.state_dict()
+def inherited(method: Method, start: Method, name: str) -> dict[str, Tensor]:
+    """The weights that a method takes over from the finished method `start`: those of equal name and shape.
+
+    Raises UserError where others are missing or differ than those that either class lets start afresh. Only names and
+    shapes are compared, so that both may be on the meta device.
+    """
+    old, new = start.state_dict(), method.state_dict()
     same = {k: v for k, v in old.items() if k in new and v.shape == new[k].shape}
-    check_fit(method, started, name)
-    method.load_state_dict(same, strict=False)
-
-
-def check_fit(method: Method, started: Method, name: str) -> None:
-    """Raise UserError where a method cannot start from the weights of another. Shapes alone are looked at."""
-    old, new = started.state_dict(), method.state_dict()
-    free = (*method.fresh, *started.fresh, *(n for m in (started, method) for n, _ in m.named_buffers()))
-    odd = [k for k in old.keys() | new.keys() if k not in old or k not in new or old[k].shape != new[k].shape]
-    odd = sorted(k for k in odd if not k.startswith(free))
+    fresh = (*method.fresh, *start.fresh, *(n for m in (start, method) for n, _ in m.named_buffers()))
+    odd = sorted(k for k in old.keys() | new.keys() if k not in same and not k.startswith(fresh))
     if odd:
         raise UserError(f"the weights of {name} do not fit {method.title}: {', '.join(odd[:3])}")
+    return same
 
 
 def check_starts(runs: Iterable[Run], root: Path) -> None:
-    """Raise UserError for a run that cannot begin with the weights it is to start from, before anything is trained."""
+    """Raise UserError for a run that does not fit the weights that it starts from, before anything is trained."""
     from latent.hf_config import LatentConfig
     from train.estimate import config_of
 
@@ -98,20 +96,20 @@ def check_starts(runs: Iterable[Run], root: Path) -> None:
             continue
         before = by_id.get(run.init)
         if before is None:
-            place = found(run.init, root)
-            if not (place / "model").is_dir() and not (place / "model.safetensors").is_file():
-                continue  # it says itself, when it is opened, what it is not
-            same_model(run, place)
-            config = LatentConfig.from_pretrained(hub.find(place))
+            folder = folder_of(run.init, root)
+            if not (folder / "model").is_dir() and not (folder / "model.safetensors").is_file():
+                continue  # `hub.load` will say what the folder lacks
+            check_same_model(run, folder)
+            config = LatentConfig.from_pretrained(hub.find_checkpoint(folder))
             body, method = config.backbone_config(), methods.unpack(config.method)
         elif run.method != before.method:
             body, method = config_of(before), before.method
         else:
             continue
-        check_fit(_on_meta(body, run.method), _on_meta(body, method), run.init)
+        inherited(_on_meta(body, run.method), _on_meta(body, method), run.init)
 
 
 def _on_meta(body, method: methods.MethodConfig) -> Method:
-    """A method on a backbone of that config, without memory for its weights."""
+    """A method on a backbone of a config, whose weights take no memory."""
     with torch.device("meta"):
         return methods.build(method, backbone.from_config(body))

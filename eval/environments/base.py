@@ -120,8 +120,8 @@ class Environment:
         """Judge a completion. An unparsed answer is a verdict; an exception stops the run."""
         raise NotImplementedError  # each environment's own
 
-    def known(self, question: str) -> Problem | None:
-        """The problem of a question that somebody typed, None where its answer is not known."""
+    def parse_question(self, question: str) -> Problem | None:
+        """The problem that a typed question asks; None where its answer is not known."""
         return None
 
     def frontier(self, problem: Problem, step: int) -> tuple[str, ...]:
@@ -277,12 +277,12 @@ class Finite(Environment):
         return [self._shuffled(seed, i // len(train))[i % len(train)] for i in range(index * size, (index + 1) * size)]
 
     def codec(self, model):
-        from latent.text import bpe_codec
+        from latent.codec import bpe_codec
 
         train = self.splits["train"]
         return bpe_codec((p.question + "".join(p.steps) + p.answer for p in train), model.vocab_size)
 
-    def known(self, question):
+    def parse_question(self, question):
         everything = (p for problems in self.splits.values() for p in problems)
         return next((p for p in everything if p.question.split() == question.split()), None)
 

@@ -83,7 +83,7 @@ class CountdownEnvironment(Generated):
         return Verdict(float(correct), correct, True, "" if correct else f"comes to {value}")
 
     def codec(self, model):
-        from latent.text import bpe_codec
+        from latent.codec import bpe_codec
 
         return bpe_codec(
             (p.question + "".join(p.steps) + p.answer for p in self.train_batch(0, 0, 2000)), model.vocab_size

@@ -82,7 +82,7 @@ class CupsEnvironment(Generated):
         half = len(problem.steps)
         return [problem, Problem(problem.more[0], steps[half:], steps[-1], problem.level)]
 
-    def known(self, question):
+    def parse_question(self, question):
         moves = question.split()
         if not moves or any(m != "." and m not in self._moves for m in moves):
             return None
@@ -118,7 +118,7 @@ class CupsEnvironment(Generated):
         return row[0][::-1].split()[-k:]
 
     def codec(self, model):
-        from latent.text import word_codec
+        from latent.codec import word_codec
 
         return word_codec([*self._names, ".", *self._valid], fixed_answer=self.config.cups)
 

@@ -101,7 +101,7 @@ class GeneratedProntoQA(_ProntoQA, Generated):
         return Problem(question, tuple(steps), f"### {has != negated}", 0, {"hops": hops})
 
     def codec(self, model):
-        from latent.text import word_codec
+        from latent.codec import word_codec
 
         words = "### . : Every is a not or True False false".split()
         return word_codec([*words, *ENTITIES, *CONCEPTS, *PROPERTIES])

@@ -89,7 +89,7 @@ class _ProsQA(Environment):
         return tuple(sorted(reached))
 
     def codec(self, model):
-        from latent.text import word_codec
+        from latent.codec import word_codec
 
         return word_codec(["###", ".", "?", "Every", "is", "a", "Is", "or", *ENTITIES, *CONCEPTS])
 

@@ -1,7 +1,7 @@
-"""What our tasks share beside their verifiers: data for each task, costs as metrics, settings that are only usual.
+"""What our tasks share beside their verifiers: the data of each task, costs as metrics, and default settings.
 
-lm-eval loads this file with a task's YAML. Where that is given by its path (`--tasks PATH/cups.yaml`) it does so before
-it looks for the model, and so the stock command knows `--model latent` from here.
+lm-eval loads this file with a task's YAML. Where a task is given by its path (`--tasks PATH/cups.yaml`) lm-eval does so
+before it looks for the model, so that its stock command learns of `--model latent` here.
 """
 
 import logging
@@ -11,14 +11,14 @@ from typing import Any
 
 import latent  # noqa: F401  makes --model latent known to lm-eval
 from eval.environments import GSM8K, Countdown, Cups, Math500, ProntoQA, ProsQA
+from eval.task_defaults import DefaultNumber, DefaultStops
 from eval.tasks import utils
-from eval.usual import Number, Words
 from kernels.errors import UserError
 
 log = logging.getLogger(__name__)
-PARAGRAPH, GAP = Words(["\n\n"]), Words(["\n\n\n"])
-SHORT, MIDDLE, LONG = Number(36), Number(160), Number(1024)
-SOURCES = {"latent_gsm8k": "gsm8k"}  # where a task and its problems bear different names
+PARAGRAPH, GAP = DefaultStops(["\n\n"]), DefaultStops(["\n\n\n"])
+SHORT, MIDDLE, LONG = DefaultNumber(36), DefaultNumber(160), DefaultNumber(1024)
+SOURCES = {"latent_gsm8k": "gsm8k"}  # of tasks whose function in `utils` has another name
 CONFIGS = {
     "cups": Cups,
     "prosqa": ProsQA,
@@ -26,14 +26,14 @@ CONFIGS = {
     "prontoqa": ProntoQA,
     "countdown": Countdown,
     "math_500": Math500,
-}  # of environments; of all others GSM8K
-_read: dict[str, str] = {}  # the task that last read a file which was given to all
+}  # the config of each task; of all others GSM8K
+_read: dict[str, str] = {}  # file -> the task that read it, of files that were given to all tasks
 
 
 def rows(task: str, **given):
-    """The problems of a task. `given`: --metadata, for all tasks, and under a task's name for that one alone.
+    """The problems of a task. `given`: --metadata; its settings hold for all tasks, those under a task's name for it.
 
-    Raises UserError for a setting of one task that it does not have.
+    Raises UserError for a setting that the task does not have.
     """
     own, names = given.get(task, {}), {f.name for f in fields(CONFIGS.get(task, GSM8K))} - {"train", "test"}
     if not isinstance(own, dict):
@@ -49,14 +49,14 @@ def rows(task: str, **given):
 
 
 def __getattr__(task: str):
-    """The problems of every task in this folder, by its name."""
+    """The function that gives a task's problems, under the task's name: the YAML files refer to it."""
     if hasattr(utils, SOURCES.get(task, task)):
         return partial(rows, task)
     raise AttributeError(f"module {__name__!r} has no attribute {task!r}")
 
 
 def judged(doc: dict, results: list[str]) -> dict[str, float]:
-    """The environment's verdict, and what the text cost where the model says so: latents used, tokens, MFLOP."""
-    text: Any = results[0]  # a str that may know its cost
+    """The verdict, and where our model wrote the text its cost: latents used, tokens, MFLOP."""
+    text: Any = results[0]  # of our models a `Written`
     cost = {} if not hasattr(text, "used") else {"latents": text.used, "tokens": text.tokens, "mflop": text.flops / 1e6}
     return utils.judge(doc, results) | cost

@@ -14,11 +14,11 @@ from eval.environments.math500 import last_answer
 from eval.judge import verify
 from kernels.errors import UserError
 
-_made: dict[str, Environment] = {}  # the environment of each task that was loaded, by what stands in its rows
+_environments: dict[str, Environment] = {}  # of every task that was loaded, by the name that its rows carry
 
 
 def _rows(config, given: dict) -> dict[str, Dataset]:
-    """The test problems of a config as lm-eval wants them. `given`: --metadata, with `file`, `items`, `level`."""
+    """The test problems of a config, as a data set for lm-eval. `given`: --metadata, with `file`, `items`, `level`."""
     own = {f.name: given[f.name] for f in fields(config) if f.name in given and f.name not in ("train", "test")}
     config = type(config)(**({f.name: getattr(config, f.name) for f in fields(config)} | own))
     try:
@@ -26,9 +26,9 @@ def _rows(config, given: dict) -> dict[str, Dataset]:
     except ValueError as e:
         raise UserError(f"{e}: --metadata file=PATH") from None
     name = repr(config)
-    _made[name] = env
+    _environments[name] = env
     level = given.get("level", env.main_level)
-    problems = env.problems("test", level, int(given.get("items", 1000 if config_is_endless(env) else 10**9)))
+    problems = env.problems("test", level, int(given.get("items", 1000 if is_endless(env) else 10**9)))
     return {
         "test": Dataset.from_list(
             [
@@ -46,7 +46,8 @@ def _rows(config, given: dict) -> dict[str, Dataset]:
     }
 
 
-def config_is_endless(env: Environment) -> bool:
+def is_endless(env: Environment) -> bool:
+    """Whether problems are generated, and so have no number."""
     return not isinstance(env, environments.base.Finite)
 
 
@@ -108,11 +109,11 @@ def judge(doc: dict, results: list[str]) -> dict[str, float]:
     """The environment's verdict on a completion."""
     data = {k: tuple(map(tuple, v)) if k == "edges" else v for k, v in json.loads(doc["data"]).items()}
     problem = Problem(doc["question"], tuple(doc["steps"]), doc["answer"], doc["level"], data)
-    return {"exact_match": float(verify(_made[doc["env"]], problem, results[0]).correct)}
+    return {"exact_match": float(verify(_environments[doc["env"]], problem, results[0]).correct)}
 
 
 def _filter(pick: Callable[[str], str]):
-    """A filter of lm-eval that puts what `pick` finds in place of each completion; empty where it finds nothing."""
+    """An lm-eval filter that replaces each completion by what `pick` finds in it, which may be empty."""
 
     def apply(resps: list[list[str]], docs: list[dict]) -> list[list[str]]:
         return [[pick(text) for text in texts] for texts in resps]
@@ -120,8 +121,9 @@ def _filter(pick: Callable[[str], str]):
     return apply
 
 
-def _marked(said: str) -> str:
-    return f"### {' '.join(said.split())}" if said else ""
+def _marked(answer: str) -> str:
+    """An answer behind the mark that our verifiers look for; empty where there is none."""
+    return f"### {' '.join(answer.split())}" if answer else ""
 
 
 def _arrangement(text: str) -> str:
@@ -131,24 +133,24 @@ def _arrangement(text: str) -> str:
 
 
 def _membership(text: str) -> str:
-    """The last "X is a y" that is not one of two: "Tom is a y or z" is none."""
+    """The last "X is a y", unless it goes on as in "Tom is a y or z"."""
     found = re.findall(r"([A-Z][a-z]+ is an? [a-z]++)(\s+(?:or|and)\b)?", text)
     return _marked(found[-1][0]) if found and not found[-1][1] else ""
 
 
 def _truth(text: str) -> str:
-    """The last "true" or "false" that is neither denied nor one of two: "not true", "true or false" are none."""
+    """The last "true" or "false", unless it is negated or an alternative, as in "not true" and "true or false"."""
     found = re.findall(r"(\b(?:not|or|and)\s)?\b(true|false)\b", text, re.IGNORECASE)
     return _marked(found[-1][1].capitalize()) if found and not found[-1][0] else ""
 
 
 def _expression(text: str) -> str:
-    """The last expression with an operation in it, in the last 10,000 characters."""
+    """The last expression with an operator, among the last 10,000 characters."""
     pieces = re.findall(r"[\d(][\d\s+\-*/()]*", typed(text[-10_000:]), re.ASCII)
-    for said in reversed(pieces):
+    for piece in reversed(pieces):
         try:
-            if len(evaluate(said)[1]) > 1:
-                return _marked(said)
+            if len(evaluate(piece)[1]) > 1:
+                return _marked(piece)
         except (ValueError, ArithmeticError):
             continue
     return ""

@@ -132,7 +132,7 @@ class Method(nn.Module, Generic[ConfigT]):
         """Positions times layers that training keeps for backward of one row."""
         return (prompt + used + text) * len(self.backbone.blocks)
 
-    def reaches(self, latent: int, chain: int) -> int:
+    def target_step(self, latent: int, chain: int) -> int:
         """Which of a chain's steps latent `latent`, from 1, should have reached in training; at most `chain`."""
         return min(latent, chain)
 
@@ -158,11 +158,11 @@ class Method(nn.Module, Generic[ConfigT]):
         """How many of a chain's steps the text still holds before the answer."""
         return 0
 
-    def needs(self, prompt: int, steps: list[int], answer: int) -> int:
+    def positions_needed(self, prompt: int, steps: list[int], answer: int) -> int:
         """Positions that a problem needs at most, given the tokens of its prompt, its chain's steps and its answer."""
         raise NotImplementedError  # each method's own
 
-    def must_take(self, steps: list[int], answer: int) -> None:
+    def check_chain(self, steps: list[int], answer: int) -> None:
         """Raise UserError for a chain and answer, given the tokens of each, that `terms` cannot be trained on."""
 
     def terms(self, batch: Batch) -> tuple[list[Mean], dict[str, Mean]]:
@@ -248,7 +248,7 @@ class AlongSequence(Method[ConfigT]):
     def reserved(self, steps: int) -> int:
         return self.stride * max(steps, self.trained_steps)
 
-    def needs(self, prompt: int, steps: list[int], answer: int) -> int:
+    def positions_needed(self, prompt: int, steps: list[int], answer: int) -> int:
         return prompt + self.stride * self.steps + answer - 1
 
     def passes(self, used: float, tokens: float) -> float:

@@ -83,8 +83,8 @@ def test_a_page_shows_what_the_model_does(tmp_path):
                 if i:
                     before = thought.states_UKD[0, i - 1]
                     assert at["moved"] == pytest.approx(float((h_D - before).norm() / h_D.norm()), rel=1e-4)
-                    steps = build(Cups()).known(p["question"]).steps
-                    assert at["oracle"] == steps[reasoner.method.reaches(i, 8) - 1]
+                    steps = build(Cups()).parse_question(p["question"]).steps
+                    assert at["oracle"] == steps[reasoner.method.target_step(i, 8) - 1]
                     assert set(at["probe"].split()) <= {"1", "2", "3", "4"} and len(at["probe"].split()) == 4
 
 

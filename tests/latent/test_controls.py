@@ -120,7 +120,7 @@ def test_a_cut_chain_keeps_one_step_in_so_many_but_not_the_last():
     kept = [reasoner.codec.step(problem.steps[i]) for i in (2, 5)]
     assert tuple(batch.chain(every=3).ids_BT[0].tolist()) == sum(kept, ()) + reasoner.codec.answer("1 2 3 4")
     assert reasoner.method.steps_written(8) == 2 and reasoner.max_tokens == 12
-    assert reasoner.method.needs(9, [4] * 8, 4) == 9 + 8 + 3
+    assert reasoner.method.positions_needed(9, [4] * 8, 4) == 9 + 8 + 3
     assert batch.chain(every=4).ids_BT[0].tolist() == [*reasoner.codec.step(problem.steps[3]), *batch.answers[0]]
     assert small_reasoner(CoT(every=4)).method.steps_written(8) == 1
     assert batch.chain(every=8).ids_BT[0].tolist() == list(batch.answers[0])

@@ -35,7 +35,7 @@ def test_each_latent_should_have_reached_the_last_of_its_steps():
     method = small_reasoner(Sim(n_latent=4)).method
     for n in range(1, 14):
         of = [j if n <= 4 else j * 4 // n for j in range(n)]
-        assert [method.reaches(i, n) for i in range(1, 5)] == [sum(x < i for x in of) for i in range(1, 5)]
+        assert [method.target_step(i, n) for i in range(1, 5)] == [sum(x < i for x in of) for i in range(1, 5)]
 
 
 def loss_of(method, thought, rows):
@@ -84,8 +84,8 @@ def test_a_stage_has_latents_per_step_for_each_step_that_is_gone():
         method.stage.fill_(stage)
         used.append(int(method.think(ragged_prompt(), Greedy()).used_B[0]))
     assert used == [0, 2, 4, 6, 6] and method.last == 4
-    assert [method.reaches(i, 9) for i in range(1, 7)] == [1, 1, 2, 2, 3, 3]
-    assert [method.reaches(i, 2) for i in range(1, 7)] == [1, 1, 2, 2, 2, 2]
+    assert [method.target_step(i, 9) for i in range(1, 7)] == [1, 1, 2, 2, 3, 3]
+    assert [method.target_step(i, 2) for i in range(1, 7)] == [1, 1, 2, 2, 2, 2]
 
 
 def test_fewer_steps_than_in_training_leave_the_text_where_it_was():

@@ -122,7 +122,7 @@ def test_a_beam_as_wide_as_all_texts_finds_the_likeliest(tmp_path):
     out = model.generate(**inputs, max_new_tokens=2, num_beams=vocab, num_return_sequences=3, length_penalty=0.0)
     for b in range(2):
         row = inputs.input_ids[b][inputs.attention_mask[b].bool()].tolist()
-        prompt = row + model.thinking(None)
+        prompt = row + model.thinking_ids(None)
         texts = list(product(range(vocab), repeat=2))
         with torch.no_grad():
             logits = model(torch.tensor([prompt + list(t) for t in texts])).logits
@@ -140,7 +140,7 @@ def test_samples_follow_the_policy(tmp_path):
         **inputs, do_sample=True, temperature=0.7, top_k=0, num_return_sequences=4000, max_new_tokens=1
     )
     drawn = torch.bincount(out[:, -1], minlength=13) / 4000
-    prompt = inputs.input_ids[0].tolist() + model.thinking(None)
+    prompt = inputs.input_ids[0].tolist() + model.thinking_ids(None)
     p = (model(torch.tensor([prompt])).logits[0, -1] / 0.7).softmax(-1)[:13]
     assert bool(((drawn - p).abs() <= 5 * (p * (1 - p) / 4000).sqrt() + 1e-9).all())
 

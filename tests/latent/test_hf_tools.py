@@ -33,7 +33,7 @@ def folders(tmp_path_factory):
 
 def batch(model, tokenizer, k):
     ids = tokenizer(QUESTIONS, padding=True, return_tensors="pt")
-    thoughts = torch.tensor([model.thinking(k)] * len(QUESTIONS))
+    thoughts = torch.tensor([model.thinking_ids(k)] * len(QUESTIONS))
     text = torch.tensor([tokenizer("4 2 1 3")["input_ids"]] * len(QUESTIONS))
     mask = torch.cat([ids.attention_mask, torch.ones_like(thoughts), torch.ones_like(text)], 1)
     return torch.cat([ids.input_ids, thoughts, text], 1), mask, ids.input_ids.shape[1] + thoughts.shape[1]
@@ -118,7 +118,7 @@ def test_a_prompt_with_its_placeholders_thinks_as_often_as_they_are(folders):
     """What an RL trainer of another make samples from is then what it scores: the same ids in both."""
     model, tokenizer = (auto.from_pretrained(folders["sim"]) for auto in (AutoModelForCausalLM, AutoTokenizer))
     ids = tokenizer(QUESTIONS, padding=True, return_tensors="pt")
-    held = torch.tensor([model.thinking(2)] * len(QUESTIONS))
+    held = torch.tensor([model.thinking_ids(2)] * len(QUESTIONS))
     with_them = torch.cat([ids.input_ids, held], 1)
     mask = torch.cat([ids.attention_mask, torch.ones_like(held)], 1)
     plain = model.generate(**ids, num_latents=2, max_new_tokens=5)[:, ids.input_ids.shape[1] :]

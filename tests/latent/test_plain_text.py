@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 import latent
 from eval.environments import Cups, ProsQA, build
 from latent import backbone, hub, methods
+from latent.codec import Codec
 from latent.config import ModelConfig
 from latent.generate import Reasoner
 from latent.methods import Coconut, NoCoT, Recurrent, Sim
-from latent.text import Codec
 from tests.helpers import SMALL, small_reasoner
 
 PLAIN = "{% for m in messages %}[{{ m.role }}] {{ m.content }}</s>{% endfor %}[bot]"
@@ -91,8 +91,8 @@ def test_the_exported_tokenizer_makes_the_codecs_prompts(template, chat, tmp_pat
 @pytest.mark.parametrize("word", NASTY)
 def test_what_looks_like_a_control_token_is_read_as_letters(word, own_think, chat):
     codec = Codec(tokenizer_of(True, PLAIN, own_think), chat=chat)
-    codec.name_latent()
-    control = {codec.think, codec.pad, codec.end, codec.name_latent(), *range(4)}
+    codec.ensure_latent_token()
+    control = {codec.think, codec.pad, codec.end, codec.ensure_latent_token(), *range(4)}
     for text in (word, f"a {word} b{word}", f"{word}{word}\n", f"<{word}>"):
         ids = codec.question(text)
         bare = codec.question("")
@@ -110,7 +110,7 @@ def test_what_looks_like_a_control_token_is_read_as_letters(word, own_think, cha
 @pytest.mark.parametrize("env", [Cups(), ProsQA()])
 def test_a_closed_vocabulary_refuses_them_by_name(word, env):
     codec = build(env).codec(SMALL)
-    codec.name_latent()
+    codec.ensure_latent_token()
     some = "01" if isinstance(env, Cups) else "Tom"
     with pytest.raises(ValueError, match=f"cannot encode .*{word}|outside the vocabulary"):
         codec.question(f"{some} {word}")

@@ -14,9 +14,9 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerF
 from eval.environments import GSM8K, build
 from latent import backbone, load, lora, methods
 from latent.backbone import Backbone
+from latent.codec import Codec
 from latent.config import ModelConfig
 from latent.methods import Coconut, CoT, Recurrent, Sim
-from latent.text import Codec
 from tests.helpers import cups_batch, small_reasoner
 from train import run as runs
 from train.config import SFT, Judge, Run

@@ -5,9 +5,10 @@ import torch
 
 from eval.environments import GSM8K, Cups, ProsQA, build
 from latent import hub, load
+from latent.codec import bpe_codec
 from latent.config import Converged, LearnedStop, ModelConfig
 from latent.methods import Coconut, CoT, NoCoT, Recurrent, Sim
-from latent.text import Batch, bpe_codec
+from latent.text import Batch
 from tests.helpers import SMALL, small_reasoner
 
 
@@ -31,7 +32,7 @@ def test_prompts_are_left_padded_and_end_in_the_think_token():
 def test_pretrained_tokenizers_get_what_they_lack():
     from transformers import PreTrainedTokenizerFast
 
-    from latent.text import Codec
+    from latent.codec import Codec
 
     base = bpe_codec(["some text"], 300).tokenizer.backend_tokenizer
     codec = Codec(PreTrainedTokenizerFast(tokenizer_object=base))

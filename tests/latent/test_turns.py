@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.distributions import Bernoulli
 
 from eval.environments import Cups, build
-from eval.judge import Play, judge
+from eval.judge import Sessions, judge
 from kernels.errors import UserError
 from latent.config import LearnedStop, ModelConfig
 from latent.generate import rollout, score
@@ -80,16 +80,16 @@ def test_an_episode_is_scored_as_one_row_read_anew(family):
     made, codec = reasoner.method, reasoner.codec
     torch.nn.init.normal_(made.stop.linear.weight, std=0.5)
     problems = ENV.train_batch(0, 0, 3)
-    play = Play(ENV, [p for p in problems for _ in range(2)], codec)
+    sessions = Sessions(ENV, [p for p in problems for _ in range(2)], codec)
     prompt = codec.prompt([p.question for p in problems])
-    rolled = rollout(made, prompt, 2, reasoner.max_tokens, codec.end, 1.0, play.react)
+    rolled = rollout(made, prompt, 2, reasoner.max_tokens, codec.end, 1.0, sessions.react)
     assert [(d.kind, d.turn) for d in rolled.all_decisions] == [
         (kind, turn) for turn in (0, 1) for kind in ("halt", "thought", "token")
     ]
     assert len(set(rolled.all_used_B.tolist())) > 1
     now = {(d.kind, d.turn): d for d in score(made, rolled, 1.0)}
     turns = [(rolled.tokens_BT, rolled.used_B), (rolled.later[0].tokens_NT, rolled.later[0].used_N)]
-    for b, problem in enumerate(play.problems):
+    for b, problem in enumerate(sessions.problems):
         row = Row(made)
         for turn, (said, (tokens, used)) in enumerate(zip(ENV.turns_of(problem), turns, strict=True)):
             row.say(codec.observation(said.question) if turn else codec.question(said.question))
@@ -159,9 +159,9 @@ def test_the_judge_plays_and_parts_of_rollouts_are_the_rollouts_of_parts():
         _, second = item.text.split("\n")
         verdict = ENV.verify(ENV.turns_of(p)[1], second)
         assert (item.correct, item.reward) == (verdict.correct, verdict.reward) and item.tokens == 6
-    play = Play(ENV, [p for p in problems[:4] for _ in range(3)], reasoner.codec)
+    sessions = Sessions(ENV, [p for p in problems[:4] for _ in range(3)], reasoner.codec)
     prompt = reasoner.codec.prompt([p.question for p in problems[:4]])
-    rolled = rollout(reasoner.method, prompt, 3, reasoner.max_tokens, None, 1.0, play.react)
+    rolled = rollout(reasoner.method, prompt, 3, reasoner.max_tokens, None, 1.0, sessions.react)
     whole = score(reasoner.method, rolled, 1.0)
     parts = [score(reasoner.method, rolled.prompts(slice(i, i + 2)), 1.0) for i in (0, 2)]
     for d, *some in zip(whole, *parts, strict=True):
@@ -173,7 +173,7 @@ def test_the_judge_plays_and_parts_of_rollouts_are_the_rollouts_of_parts():
 
 def test_a_loop_along_the_depth_says_that_it_reads_one_question():
     reasoner = reasoner_of(Recurrent(answer_tokens=3))
-    play = Play(ENV, ENV.train_batch(0, 0, 2), reasoner.codec)
-    prompt = reasoner.codec.prompt([p.question for p in play.problems])
+    sessions = Sessions(ENV, ENV.train_batch(0, 0, 2), reasoner.codec)
+    prompt = reasoner.codec.prompt([p.question for p in sessions.problems])
     with pytest.raises(UserError, match="a loop along the depth reads one question"):
-        rollout(reasoner.method, prompt, 1, 3, None, 1.0, play.react)
+        rollout(reasoner.method, prompt, 1, 3, None, 1.0, sessions.react)

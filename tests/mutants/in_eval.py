@@ -21,9 +21,9 @@ PROSQA = (
     f" {E}_closed_prosqa_has_no_shortcut_left {E}_options_come_in_either_order"
 )
 PRONTOQA = f"{VERIFY}::test_prontoqa_takes_one_of_two {FORMS} {E}_prontoqa_answers_follow_from_its_sentences"
-STATS, JUDGE, COST, LM = (f"tests/eval/test_{name}.py" for name in ("stats", "judge", "cost", "lm"))
+STATS, JUDGE, COST, LM = (f"tests/eval/test_{name}.py" for name in ("stats", "judge", "cost", "lm_generation"))
 COMMITTED = "tests/paper/test_build.py::test_what_is_committed_is_what_the_records_make"
-FRONTIER = "tests/eval/test_diagnostics.py::test_the_frontier_is_the_graphs_breadth_first_search"
+FRONTIER = "tests/eval/test_readings.py::test_the_frontier_is_the_graphs_breadth_first_search"
 WRITTEN = (
     f"{LM}::test_texts_and_costs_are_the_judges_in_word_problems_too"
     f" {LM}::test_what_generation_is_asked_for_counts_for_its_own_requests"

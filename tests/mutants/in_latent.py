@@ -1,7 +1,7 @@
 """Mutants of latent/methods/, and of the taps."""
 
 METHODS, CONTROLS, CURRICULUM = (f"tests/latent/test_{name}.py" for name in ("methods", "controls", "curriculum"))
-TAPS, LAYERS = "tests/latent/test_taps.py", "tests/eval/test_diagnostics.py"
+TAPS, LAYERS = "tests/latent/test_taps.py tests/latent/test_open_taps.py", "tests/eval/test_readings.py"
 BY_HAND_SFT, RUNS = "tests/train/test_wiring.py", "tests/train/test_runs.py"
 
 GROUPS = (
@@ -120,9 +120,9 @@ GROUPS = (
     ("latent/taps.py", TAPS, (
         ("the first positions kept", "narrow(dim, x.shape[dim] - self.keep, self.keep)", "narrow(dim, 0, self.keep)"),
         ("what is not kept is held", "return part if x.requires_grad else part.clone()", "return part"),
-        ("layers in the model's order", "{n: found[n] for n in tap.layers if n in found}",
-         "{n: found[n] for n in sorted(found)}"),
-        ("layers from the end are one too low", "found.append(n % (depth + 1))", "found.append(n % max(1, depth))"),
+        ("layers in the model's order", "{n: recorded[n] for n in tap.layers if n in recorded}",
+         "{n: recorded[n] for n in sorted(recorded)}"),
+        ("layers from the end are one too low", "numbers.append(n % (depth + 1))", "numbers.append(n % max(1, depth))"),
         ("K and V are not the model's own", "tap.kept(k, 2), tap.kept(v, 2)", "tap.kept(k.clone(), 2), tap.kept(v, 2)"),
         ("a tap gets the others' layers", "if n in tap.kv:", "if n > 0:"),
         ("weights beyond the position", ": a.shape[3] - later]", ": a.shape[3]]"),
@@ -135,8 +135,8 @@ GROUPS = (
     ("latent/backbone.py", TAPS, (
         ("the training chain runs under a tap", "torch.is_grad_enabled() and not self._taps else",
          "torch.is_grad_enabled() else"),
-        ("kernels run under a tap", "if self._taps or torch.is_grad_enabled():", "if torch.is_grad_enabled():"),
-        ("a copy's taps are open", '{"_fused": {}, "_taps": []}', '{"_fused": {}}'),
+        ("kernels run under a tap", "if not k or self._taps or not self.fused", "if not k or not self.fused"),
+        ("a copy's taps are open", 'self.__dict__ | {"_taps": []}', "self.__dict__"),
         ("an error leaves the tap open", "        try:\n            yield tap\n        finally:\n",
          "        yield tap\n        if True:\n"),
     )),

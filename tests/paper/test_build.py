@@ -298,4 +298,4 @@ def test_what_is_committed_is_what_the_records_make():
         assert (PAPER / name).read_text() == text, f"{name} is not what python -m paper.build makes"
     readme = PAPER.parent / "README.md"
     assert readme.read_text() == build.readme(readme, made), "the README's block is not what paper.build makes"
-    build.quoted(PAPER / "main.tex", known)
+    build.check_quoted(PAPER / "main.tex", known)

@@ -11,10 +11,10 @@ from tokenizers import normalizers
 from eval import environments
 from eval.environments import GSM8K, Countdown, Cups, Math500, ProntoQA, ProsQA
 from latent import backbone, methods
+from latent.codec import Codec
 from latent.config import ModelConfig
 from latent.generate import Reasoner
 from latent.methods import Coconut, CoT, NoCoT, Recurrent, Sim
-from latent.text import Codec
 from tests.latent.test_plain_text import tokenizer_of
 from train import checks
 from train import run as runs
@@ -141,7 +141,7 @@ def test_the_chain_before_a_gold_is_read_back_too(words):
         methods.build(CoT(), backbone.from_scratch(MODEL, codec.size, codec.pad, codec.end)), codec, 9, 9, 1
     )
     with pytest.raises(ValueError, match="is not accepted even as it stands"):
-        checks.golds_survive(reasoner, env, spoilt)
+        checks.check_golds(reasoner, env, spoilt)
     (text,) = checks.read_back(codec, env.splits["test"][:1], chain=True)
     assert text == "".join(env.splits["test"][0].steps) + env.splits["test"][0].answer
     assert torch.is_grad_enabled()

@@ -12,8 +12,9 @@ from kernels.errors import UserError
 from latent.config import ModelConfig
 from latent.generate import rollout
 from latent.methods.base import Method
+from latent.rollout import Rollout, pieces
 from latent.text import Batch
-from latent.thought import Rollout, Share, pieces
+from latent.thought import Share
 from tests.train.by_hand import trainer_of
 from tests.train.test_processes import LEARN, METHODS, assert_same, run_of, train
 from train import memory

@@ -16,6 +16,7 @@ from train import distill, record
 from train.config import SFT, Judge, Run
 from train.engine import Engine
 from train.loop import Trainer, seed_of
+from train.resume import choose_start
 from train.start import begin
 
 HOW = SFT(
@@ -31,7 +32,7 @@ def trainer_of(run: Run, root, engine=None) -> Trainer:
     reasoner = begin(run, build(run.env), root)
     reasoner.method.double()  # Adam blows up the rounding of gradients that are zero
     made = Trainer(reasoner, record.Record(root, run), engine or Engine.start("cpu"), lambda event: None)
-    made.choose_start()
+    choose_start(made)
     (root / run.id).mkdir(exist_ok=True)
     return made
 

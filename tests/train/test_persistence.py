@@ -21,6 +21,7 @@ from train import run as runs
 from train.config import RLVR, SFT, Judge, Run
 from train.engine import Engine
 from train.loop import Trainer
+from train.resume import choose_start
 from train.start import begin
 
 MODEL = ModelConfig(n_layer=1, n_embd=16, n_head=1)
@@ -103,12 +104,12 @@ def train_only(run: Run, root: Path) -> tuple:
     engine = Engine.start("cpu")
     torch.manual_seed(run.seed)
     trainer = Trainer(begin(run, env, root), record.Record(root, run), engine, lambda event: None)
-    trainer.choose_start()
+    choose_start(trainer)
     with record.exclusive_lock(root / f"{run.id}.lock"):
         trainer.record.open(None, "a command", trainer.start.step if trainer.start else 0)
         distill.fit(trainer, env)
     weights = {k: v.tolist() for k, v in trainer.method.state_dict().items()}
-    newest = checkpoint.found(root / run.id / "checkpoint")[0]
+    newest = checkpoint.saved_steps(root / run.id / "checkpoint")[0]
     return weights, logged(root, run, "metrics.jsonl"), newest, sorted(p.name for p in (root / run.id).iterdir())
 
 
@@ -167,7 +168,7 @@ def killed(tmp_path_factory) -> Path:
     """Killed at step 10: checkpoints of steps 4 and 8, a log line of step 5 and one of step 10."""
     root = tmp_path_factory.mktemp("killed")
     execute(LONGER, root, kill_at=10)
-    assert checkpoint.found(root / LONGER.id / "checkpoint") == [8, 4]
+    assert checkpoint.saved_steps(root / LONGER.id / "checkpoint") == [8, 4]
     return root
 
 
@@ -227,7 +228,7 @@ def test_the_checkpoint_before_a_damaged_one_gives_the_same_run(killed, whole, t
     flip(root / LONGER.id / "checkpoint" / "step-8" / TENSORS, 0.5)
     with caplog.at_level(logging.WARNING):
         execute(LONGER, root)
-    (said,) = [r.getMessage() for r in caplog.records if r.name == "train.loop"]
+    (said,) = [r.getMessage() for r in caplog.records if r.name == "train.resume"]
     assert said.endswith("step-8/__0_0.distcp is damaged: its checksum is another: not used; going on from step 4")
     assert what_came_out(root, LONGER) == what_came_out(whole, LONGER)
 
@@ -273,7 +274,7 @@ def test_the_last_checkpoints_are_kept_and_their_number_changes_no_id(keep, tmp_
     run = dataclasses.replace(LONGER, train=dataclasses.replace(LONGER.train, save_every=2, keep=keep))
     assert run.id == dataclasses.replace(run, train=dataclasses.replace(run.train, keep=7)).id
     execute(run, tmp_path, kill_at=9)
-    assert checkpoint.found(tmp_path / run.id / "checkpoint") == [8, 6, 4][:keep]
+    assert checkpoint.saved_steps(tmp_path / run.id / "checkpoint") == [8, 6, 4][:keep]
 
 
 def test_a_full_disk_is_named_by_path_and_leaves_what_was_there(tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ from train.config import RLVR, SFT, Run
 from train.engine import Engine
 from train.loop import Tally
 from train.losses import Extreme
+from train.resume import choose_start
 from train.selection import Selection
 from train.start import begin
 
@@ -115,7 +116,7 @@ def resumed(root: Path, data: str, say=lambda event: None) -> tuple[dict, list]:
     """The same run to its end, from whatever it has saved: its weights and its best ones, and its log."""
     run = long_run(data)
     trainer, env, _ = trainer_of(run, root, say)
-    trainer.choose_start()
+    choose_start(trainer)
     trainer.selection = Selection(env, run)
     distill.fit(trainer, env)
     last = {f"last {k}": v.clone() for k, v in trainer.method.state_dict().items()}

@@ -41,13 +41,13 @@ class CoconutMethod(AlongSequence[Coconut]):
         """Latents in a stage."""
         return min(stage * self.config.latents_per_step, self.config.n_latent)
 
-    def reaches(self, latent: int, chain: int) -> int:
+    def target_step(self, latent: int, chain: int) -> int:
         return min(-(-latent // self.config.latents_per_step), chain)
 
     def steps_written(self, chain: int) -> int:
         return 0 if self.stage == self.last else max(0, chain - int(self.stage))
 
-    def needs(self, prompt: int, steps: list[int], answer: int) -> int:
+    def positions_needed(self, prompt: int, steps: list[int], answer: int) -> int:
         stages = (self.stride * self.latents(s) + sum(steps[s:]) for s in range(self.last))
         return prompt + max(*stages, self.stride * self.config.n_latent) + answer - 1
 

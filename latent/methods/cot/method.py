@@ -12,7 +12,7 @@ class CoTMethod(AlongSequence[CoT]):
     def steps_written(self, chain: int) -> int:
         return len(one_in(self.config.every, [0] * chain))
 
-    def needs(self, prompt: int, steps: list[int], answer: int) -> int:
+    def positions_needed(self, prompt: int, steps: list[int], answer: int) -> int:
         return prompt + self.written(steps) + answer - 1
 
     def written(self, steps: list[int]) -> int:

@@ -59,7 +59,7 @@ class RecurrentMethod(Method[Recurrent]):
     def reserved(self, steps: int) -> int:
         return self.config.answer_tokens - 1
 
-    def needs(self, prompt: int, steps: list[int], answer: int) -> int:
+    def positions_needed(self, prompt: int, steps: list[int], answer: int) -> int:
         return prompt + self.config.answer_tokens - 1
 
     def passes(self, used: float, tokens: float) -> float:
@@ -163,7 +163,7 @@ class RecurrentMethod(Method[Recurrent]):
         """How often the core runs in training on a batch."""
         return self.config.r_min + batch.draw_below(self.config.r_max + 1 - self.config.r_min)
 
-    def must_take(self, steps: list[int], answer: int) -> None:
+    def check_chain(self, steps: list[int], answer: int) -> None:
         asked = steps[: self.config.r_max] if self.config.supervise == "steps" else []
         wrong = {answer, *asked} - {self.config.answer_tokens}
         if wrong:
@@ -176,7 +176,7 @@ class RecurrentMethod(Method[Recurrent]):
         """What each of r recurrences should read out: step i, and the answer beyond the chain."""
         rows = []
         for steps, answer in zip(batch.steps, batch.answers):
-            self.must_take([len(step) for step in steps], len(answer))
+            self.check_chain([len(step) for step in steps], len(answer))
             rows += (steps[:r] + [answer] * (r - len(steps))) if self.config.supervise == "steps" else [answer] * r
         return Text(torch.tensor(rows, device=batch.prompt.ids_BT.device), None)
 

@@ -88,11 +88,11 @@ class SimMethod(AlongSequence[Sim]):
         k = self.config.n_latent
         return [(i, i + 1) if n <= k else (-(-i * n // k), -(-(i + 1) * n // k)) for i in range(min(k, n))]
 
-    def reaches(self, latent: int, chain: int) -> int:
+    def target_step(self, latent: int, chain: int) -> int:
         dealt = self.dealt(chain)
         return dealt[latent - 1][1] if latent <= len(dealt) else chain
 
-    def must_take(self, steps: list[int], answer: int) -> None:
+    def check_chain(self, steps: list[int], answer: int) -> None:
         longest = max((sum(steps[first:last]) for first, last in self.dealt(len(steps))), default=0)
         if longest > self.config.step_tokens:
             raise UserError(f"a latent's step has {longest} tokens, method.step_tokens is {self.config.step_tokens}")

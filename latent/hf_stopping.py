@@ -1,23 +1,26 @@
-"""What ends a text in stock generation, and what a streamer sees, where a prompt holds placeholders."""
+"""Stopping criteria and a streamer for stock generation after a prompt to which placeholders were appended."""
 
 import torch
 from torch import Tensor
 from transformers.generation import StoppingCriteria
 
 
-class Seen(StoppingCriteria):
-    """A caller's criterion, on the ids that the caller sees."""
+class OnCallersIds(StoppingCriteria):
+    """A caller's criterion, called with the ids that the caller knows of.
+
+    `t`: columns of the prompt as it was given. `n`: columns that were appended to it.
+    """
 
     def __init__(self, inner, t: int, n: int):
         self.inner, self.t, self.n = inner, t, n
 
     def __call__(self, input_ids: Tensor, scores, **kwargs):
-        seen = torch.cat([input_ids[:, : self.t], input_ids[:, self.t + self.n :]], 1)
-        return self.inner(seen, scores, **kwargs)
+        without = torch.cat([input_ids[:, : self.t], input_ids[:, self.t + self.n :]], 1)
+        return self.inner(without, scores, **kwargs)
 
 
-class Length(StoppingCriteria):
-    """Ends a text that no end token closes, besides whatever else ends it."""
+class AtColumn(StoppingCriteria):
+    """Stops every row at a number of columns: for texts that no end token closes, and at the last position."""
 
     def __init__(self, columns: int):
         self.columns = columns
@@ -27,8 +30,8 @@ class Length(StoppingCriteria):
         return torch.full((len(input_ids),), done, dtype=torch.bool, device=input_ids.device)
 
 
-class Strings(StoppingCriteria):
-    """Stop strings in the text of a closed vocabulary, in which the stock criterion cannot spell its probe."""
+class StopStringsOfWords(StoppingCriteria):
+    """Stop strings for a word-level vocabulary: the stock criterion cannot encode in it the string it probes with."""
 
     def __init__(self, strings: str | list[str], tokenizer, begin: int):
         self.strings, self.tokenizer, self.begin = [strings] if isinstance(strings, str) else strings, tokenizer, begin
@@ -38,15 +41,15 @@ class Strings(StoppingCriteria):
         return torch.tensor([any(s in text for s in self.strings) for text in texts], device=input_ids.device)
 
 
-class Stripped:
-    """Takes what was appended to the prompt out of what is streamed."""
+class WithoutAppended:
+    """A streamer that leaves out of the prompt what was appended to it."""
 
-    def __init__(self, inner, added: int):
-        self.inner, self.added, self.begun = inner, added, False
+    def __init__(self, inner, appended: int):
+        self.inner, self.appended, self.begun = inner, appended, False
 
     def put(self, value: Tensor) -> None:
-        if not self.begun and self.added:
-            value = value[..., : -self.added]
+        if not self.begun and self.appended:
+            value = value[..., : -self.appended]  # generation streams the prompt first, in one piece
         self.begun = True
         self.inner.put(value)
 

@@ -19,15 +19,15 @@ def test_only_updates_in_a_row_are_counted(tmp_path):
     run = Run(Cups(), ModelConfig(n_layer=1, n_embd=16, n_head=2), Sim(n_latent=2), RLVR(patience=3))
     trainer, _, _ = trainer_of(run, tmp_path)
     for no_signal in (True, True, False, True, True, False):
-        rlvr.watch(trainer, no_signal, all_right=False)
-    assert trainer.counters["flat"] == 0 and not trainer.enough
-    rlvr.watch(trainer, True, True)
-    rlvr.watch(trainer, True, True)
-    assert not trainer.enough
-    rlvr.watch(trainer, True, True)
-    assert trainer.enough
+        rlvr.check_reward_signal(trainer, no_signal, all_right=False)
+    assert trainer.counters["flat"] == 0 and not trainer.stop_early
+    rlvr.check_reward_signal(trainer, True, True)
+    rlvr.check_reward_signal(trainer, True, True)
+    assert not trainer.stop_early
+    rlvr.check_reward_signal(trainer, True, True)
+    assert trainer.stop_early
     with pytest.raises(UserError, match="no group had any spread of reward for 4 updates"):
-        rlvr.watch(trainer, True, False)
+        rlvr.check_reward_signal(trainer, True, False)
 
 
 @pytest.mark.parametrize("gap, said", [(0.02, "0.02"), (-0.005, "0.005"), (float("nan"), "nan")])

@@ -12,6 +12,7 @@ from kernels.errors import UserError
 from latent import plugins
 from latent.config import HALTS
 from latent.methods.coconut import Coconut
+from latent.methods.codi import Codi
 from latent.methods.config import ControlConfig, MethodConfig, SequenceConfig
 from latent.methods.cot import CoT
 from latent.methods.fixed import FixedEmbedding
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from latent.methods.base import Method
 
 METHODS: dict[str, type[MethodConfig]] = {
-    cls.name: cls for cls in (NoCoT, CoT, Coconut, Sim, Pause, FixedEmbedding, Recurrent)
+    cls.name: cls for cls in (NoCoT, CoT, Coconut, Sim, Codi, Pause, FixedEmbedding, Recurrent)
 }
 ConfigT = TypeVar("ConfigT", bound=type[MethodConfig])
 
@@ -36,6 +37,7 @@ __all__ = [
     "METHODS",
     "CoT",
     "Coconut",
+    "Codi",
     "ControlConfig",
     "FixedEmbedding",
     "MethodConfig",

@@ -256,6 +256,10 @@ class AlongSequence(Method[ConfigT]):
         parallel = self.feedback is not None and self.feedback.known(1) is not None
         return 1 + (min(used, 1) if parallel else used) + tokens - 1
 
+    def flops(self, prompt: float, used: float, tokens: float) -> float:
+        fed = self.feedback.flops if isinstance(self.feedback, Feedback) else 0
+        return super().flops(prompt, used, tokens) + used * fed
+
     def think(
         self, prompt: Prompt, choose: Chooser, group: int = 1, steps: int | None = None, edit: Edit | None = None
     ) -> Thought:
@@ -381,6 +385,13 @@ class Feedback(nn.Module):
     def known(self, k: int) -> Tensor | None:
         """The inputs (K, D) of k latents where they do not depend on any state: none here."""
         return None
+
+    @property
+    def flops(self) -> int:
+        """Of one input, 2 a weight: the MLP's, or the head's and the embedding's."""
+        if self.kind == "soft":
+            return 4 * self.backbone[0].vocab * self.backbone[0].width
+        return 2 * sum(p.numel() for p in self.parameters() if p.ndim == 2)
 
     def forward(self, h_BD: Tensor) -> Tensor:
         match self.kind:

@@ -1,0 +1,143 @@
+"""CODI's loss, written out by hand on the family's own forward, without cache, batch or tap."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kernels.errors import UserError
+from latent.config import ModelConfig
+from latent.methods import Codi, NoCoT, Pause
+from latent.text import Batch
+from tests.helpers import small_reasoner
+
+MODEL = ModelConfig(n_layer=2, n_embd=32, n_head=2, n_positions=64)
+PROBLEMS = [  # chains of different lengths, one of a single step, which the teacher then does not write
+    ("01 23 12", "2 1 4 3", ["2 1 3 4", "2 1 4 3", "2 4 1 3"]),
+    ("03", "4 2 3 1", ["4 2 3 1"]),
+    ("13 02 01 .", "1 2 3 4", ["1 4 3 2", "3 4 1 2"]),
+]
+
+
+def ragged_batch(codec) -> Batch:
+    problems = [type("P", (), {"question": q, "answer": a, "steps": s}) for q, a, s in PROBLEMS]
+    return Batch.of(problems, codec)
+
+
+def states_of(backbone, x_1TD, pos):
+    """All hidden states of the family's own forward, embeddings first, the last one normed, each (T, D)."""
+    mask = torch.ones(x_1TD.shape[:2], dtype=torch.long)
+    out = backbone.lm(inputs_embeds=x_1TD, position_ids=torch.tensor([pos]), attention_mask=mask, use_cache=False,
+                      output_hidden_states=True)  # fmt: skip
+    return [h[0] for h in out.hidden_states]
+
+
+def ce_of(backbone, h_TD, ids):
+    """Summed cross-entropy of ids, each given by its state."""
+    return F.cross_entropy(backbone.lm.get_output_embeddings()(h_TD), torch.tensor(ids), reduction="sum")
+
+
+def student_of(method, ids, answer):
+    """The answer's summed cross-entropy after the latents, and all layers' states at the last latent."""
+    backbone, k, stride = method.backbone, method.config.n_latent, method.stride
+    x, pos = backbone.embed(ids[None]), list(range(len(ids)))
+    for i in range(k):
+        h_1D = states_of(backbone, x, pos)[-1][-1:]
+        known = method.feedback.known(k)
+        fed = method.feedback(h_1D)[0] if known is None else known[i]
+        x, pos = torch.cat([x, fed[None, None]], 1), [*pos, len(ids) + stride * (i + 1) - 1]
+    x = torch.cat([x, backbone.embed(torch.tensor([answer[:-1]]))], 1)
+    states = states_of(backbone, x, pos + [len(ids) + stride * k + t for t in range(len(answer) - 1)])
+    at = len(ids) + k - 1
+    return ce_of(backbone, states[-1][at:], answer), [h[at] for h in states]
+
+
+def teacher_of(method, ids, chain, answer):
+    """Summed cross-entropy of chain and answer, and all layers' states at the token before the answer."""
+    whole = torch.cat([ids, torch.tensor([*chain, *answer], dtype=torch.long)])
+    states = states_of(method.backbone, method.backbone.embed(whole[None, :-1]), list(range(len(whole) - 1)))
+    ce = ce_of(method.backbone, states[-1][len(ids) - 1 :], [*chain, *answer])
+    return ce, [h[len(ids) + len(chain) - 1] for h in states]
+
+
+def by_hand(method, batch):
+    config, prompt = method.config, batch.prompt
+    mask = torch.ones_like(prompt.ids_BT, dtype=torch.bool) if prompt.mask_BT is None else prompt.mask_BT
+    student_ce = teacher_ce = distance = 0.0
+    written = 0
+    for ids, real, steps, answer in zip(prompt.ids_BT, mask, batch.steps, batch.answers):
+        chain = sum(steps if config.keep_last else steps[:-1], ())
+        ce, student = student_of(method, ids[real], answer)
+        student_ce = student_ce + ce
+        ce, teacher = teacher_of(method, ids[real], chain, answer)
+        teacher_ce = teacher_ce + ce
+        written += len(chain) + len(answer)
+        for s_D, t_D in zip(student[1:], teacher[1:], strict=True):
+            apart_D = (s_D - t_D.detach()).abs()
+            smooth = torch.where(apart_D < 1, apart_D**2 / 2, apart_D - 0.5).mean()
+            spread = ((t_D - t_D.mean()) ** 2).sum() / (len(t_D) - 1)
+            distance = distance + smooth / spread.detach().sqrt() / len(student[1:]) / len(batch.answers)
+    ce = student_ce / sum(map(len, batch.answers))
+    return ce + config.teacher_weight * teacher_ce / written + config.distill_weight * distance
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Codi(n_latent=3),
+        Codi(n_latent=2, stride=3, distill_weight=20.0, teacher_weight=0.5, keep_last=True),
+        Codi(n_latent=1, feedback="hidden"),
+        Pause(Codi(n_latent=3, stride=2)),
+    ],
+    ids=["paper", "weighted", "without projection", "pause"],
+)
+@pytest.mark.parametrize("family", ["gpt2", "qwen3"])
+def test_the_loss_and_its_gradient_are_those_written_out(config, family):
+    torch.manual_seed(0)
+    reasoner = small_reasoner(config, ModelConfig(family=family, n_layer=2, n_embd=32, n_head=2), dtype=torch.float64)
+    method, batch = reasoner.method, ragged_batch(reasoner.codec)
+    loss, logged = method.loss(batch)
+    want = by_hand(method, batch)
+    close = 1e-9 if family == "gpt2" else 1e-5  # Qwen3's RMSNorm rounds to fp32 in transformers
+    torch.testing.assert_close(loss, want, rtol=0, atol=close)
+    weights = [p for n, p in method.named_parameters() if p.requires_grad]
+    for got, hand in zip(*(torch.autograd.grad(x, weights, allow_unused=True) for x in (loss, want)), strict=True):
+        assert (got is None) == (hand is None)
+        if got is not None:
+            torch.testing.assert_close(got, hand, rtol=0, atol=10 * close)
+    weighted = logged["ce"] + method.config.teacher_weight * logged["teacher_ce"]
+    torch.testing.assert_close(weighted + method.config.distill_weight * logged["distill"], loss.detach())
+
+
+def test_only_the_student_moves_towards_the_teacher():
+    """The distance alone: a change of the chain's embeddings changes it, and yet they get no gradient from it."""
+    config = Codi(n_latent=2, keep_last=True)
+    reasoner = small_reasoner(config, MODEL, dtype=torch.float64)
+    method, batch = reasoner.method, ragged_batch(reasoner.codec)
+    distance = method.terms(batch)[0][2].taken()
+    table = method.backbone.lm.get_input_embeddings().weight
+    (grad,) = torch.autograd.grad(distance, table)
+    prompts = {i for row in batch.prompt.ids_BT.tolist() for i in row}
+    in_chain = sorted({i for steps in batch.steps for step in steps for i in step} - prompts)
+    assert in_chain and not grad[in_chain].any() and grad.any()
+    table.data[in_chain] += 0.1
+    assert (method.terms(batch)[0][2].taken() - distance).abs() > 1e-4
+
+
+def test_without_latents_it_is_trained_on_the_answer_alone():
+    codi, plain = (small_reasoner(config, MODEL, dtype=torch.float64) for config in (Codi(n_latent=0), NoCoT()))
+    plain.method.backbone.load_state_dict(codi.method.backbone.state_dict())
+    got, want = (r.method.loss(ragged_batch(r.codec))[0] for r in (codi, plain))
+    assert torch.equal(got, want)
+
+
+def test_what_it_needs_to_read_its_teacher():
+    method = small_reasoner(Codi(n_latent=3, stride=2), MODEL).method
+    assert method.needs(10, [4, 4, 4], 4) == 10 + 8 + 3  # the chain without its last step
+    assert method.needs(10, [4], 4) == 10 + 6 + 3  # the latents
+    assert small_reasoner(Codi(n_latent=3, keep_last=True), MODEL).method.needs(10, [4, 4, 4], 4) == 10 + 12 + 3
+
+
+def test_weights_below_zero_are_refused():
+    for name in ("distill_weight", "teacher_weight"):
+        with pytest.raises(UserError, match=rf"method\.{name} must be at least 0, got -1"):
+            Codi(**{name: -1.0})

@@ -128,6 +128,13 @@ class Method(nn.Module, Generic[ConfigT]):
     def head_flops(self) -> int:
         return 2 * self.backbone.width * self.backbone.vocab
 
+    def sequences(self, chain: float, answer: float) -> list[tuple[float, float]]:
+        """What training reads of a problem, given the tokens of chain and answer: latent steps, and tokens of the text
+        after them, on average. The first is what answering reads; each begins with the prompt."""
+        if self.parallel_answer is not None:
+            return [(self.mean_trained_steps, self.parallel_answer)]
+        return [(self.mean_trained_steps, answer + chain * self.made_from.chain_share)]
+
     def kept(self, prompt: float, used: float, text: float) -> float:
         """Positions times layers that training keeps for backward of one row."""
         return (prompt + used + text) * len(self.backbone.blocks)

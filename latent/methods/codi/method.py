@@ -40,6 +40,10 @@ class CodiMethod(AlongSequence[Codi]):
         k = self.config.n_latent
         return prompt + max(sum(self.chain(steps)) if k else 0, self.stride * k) + answer - 1
 
+    def sequences(self, chain: float, answer: float) -> list[tuple[float, float]]:
+        """The student's and the teacher's, of a chain with its last step, however long that is."""
+        return [(self.steps, answer), (0, chain + answer)] if self.steps else [(0, answer)]
+
     def chain(self, steps: list) -> list:
         """The steps that the teacher writes."""
         return steps if self.config.keep_last else steps[:-1]

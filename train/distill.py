@@ -32,6 +32,8 @@ def fit(trainer: Trainer, env: Environment) -> None:
             with engine.whole():
                 return [sum(of_term) for of_term in zip(*(trainer.method.counts(drawing(b)) for b in batches))]
 
+        if trainer.method.begins_stage:
+            trainer.optimizer.state.clear()
         logged = trainer.descend([partial(terms, batch) for batch in batches], counts)
         norm = logged.pop("grad_norm")
         return {**logged, **trainer.method.learned(logged), "grad_norm": norm}

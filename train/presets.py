@@ -5,7 +5,7 @@ from typing import Any
 
 from eval.environments import GSM8K, Cups, ProsQA
 from latent.config import LearnedStop, ModelConfig
-from latent.methods import METHODS, Coconut, Codi, CoT, FixedEmbedding, MethodConfig, NoCoT, Pause, Recurrent, Sim
+from latent.methods import METHODS, Coconut, Codi, CoT, FixedEmbedding, ICoT, MethodConfig, NoCoT, Pause, Recurrent, Sim
 from latent.plain import changed
 from train.algorithms import GRPO
 from train.config import RLVR, SFT, Arm, Experiment, Judge, Run
@@ -161,6 +161,19 @@ def codi_llama1b_gsm8k() -> Experiment:
     return _codi("meta-llama/Llama-3.2-1B-Instruct", 20.0, 8e-4, 10)
 
 
+def icot_gpt2_gsm8k() -> Experiment:
+    """iCoT's setting on GSM8K-Aug with GPT-2: 8 tokens an epoch, all beyond 39. Deviates: 25 epochs, as Coconut has for
+    its baselines, rather than up to 200. For a GPU."""
+    epoch = 385_620 // 32
+    how: dict[str, Any] = {"batch": 32, "lr": 5e-5, "beta2": 0.999, "warmup": 0, "decay": 0.0, "log_every": 100}
+    return Experiment(
+        env=AUG,
+        model=ModelConfig(pretrained="openai-community/gpt2", bf16=True),
+        arms={"icot": Arm(ICoT(remove_every=epoch // 8, all_beyond=39), SFT(steps=25 * epoch, save_every=1000, **how))},
+        judge=Judge(items=2000, batch=64),
+    )
+
+
 def huginn() -> Run:
     """Huginn's shape from scratch (prelude 2, core 4, coda 2, up to 32 recurrences): 5 cups, 16 swaps. For a GPU."""
     return Run(
@@ -180,6 +193,7 @@ PAPERS: dict[str, tuple[str, dict[str, float]]] = {
     "sim-llama1b-gsm8k": ("SIM-CoT on Coconut, arXiv:2509.20317", {"latent": 0.422, "cot": 0.584, "no-cot": 0.288}),
     "codi-gpt2-gsm8k": ("CODI, arXiv:2502.21074", {"latent": 0.437}),
     "codi-llama1b-gsm8k": ("CODI as in SIM-CoT's table, arXiv:2509.20317", {"latent": 0.527}),
+    "icot-gpt2-gsm8k": ("iCoT in Coconut's table 1, arXiv:2412.06769", {"icot": 0.300}),
     "huginn": ("Huginn-3.5B on GSM8K, another task, arXiv:2502.05171", {"1 recurrence": 0.0, "32 recurrences": 0.421}),
 }
 
@@ -221,5 +235,6 @@ PRESETS: dict[str, Callable[[], Run | Experiment]] = {
     "sim-llama1b-gsm8k": sim_llama1b_gsm8k,
     "codi-gpt2-gsm8k": codi_gpt2_gsm8k,
     "codi-llama1b-gsm8k": codi_llama1b_gsm8k,
+    "icot-gpt2-gsm8k": icot_gpt2_gsm8k,
     "huginn": huginn,
 }

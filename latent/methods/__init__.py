@@ -16,6 +16,7 @@ from latent.methods.codi import Codi
 from latent.methods.config import ControlConfig, MethodConfig, SequenceConfig
 from latent.methods.cot import CoT
 from latent.methods.fixed import FixedEmbedding
+from latent.methods.icot import ICoT
 from latent.methods.no_cot import NoCoT
 from latent.methods.pause import Pause
 from latent.methods.recurrent import Recurrent
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from latent.methods.base import Method
 
 METHODS: dict[str, type[MethodConfig]] = {
-    cls.name: cls for cls in (NoCoT, CoT, Coconut, Sim, Codi, Pause, FixedEmbedding, Recurrent)
+    cls.name: cls for cls in (NoCoT, CoT, ICoT, Coconut, Sim, Codi, Pause, FixedEmbedding, Recurrent)
 }
 ConfigT = TypeVar("ConfigT", bound=type[MethodConfig])
 
@@ -40,6 +41,7 @@ __all__ = [
     "Codi",
     "ControlConfig",
     "FixedEmbedding",
+    "ICoT",
     "MethodConfig",
     "NoCoT",
     "Pause",

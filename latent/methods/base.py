@@ -90,6 +90,11 @@ class Method(nn.Module, Generic[ConfigT]):
         """Latent steps of a row in training, on average."""
         return self.steps
 
+    @property
+    def begins_stage(self) -> bool:
+        """Whether the next update is the first of a stage before which the optimizer's moments are forgotten."""
+        return False
+
     def think(
         self, prompt: Prompt, choose: Chooser, group: int = 1, steps: int | None = None, edit: Edit | None = None
     ) -> Thought:
@@ -164,6 +169,10 @@ class Method(nn.Module, Generic[ConfigT]):
     def steps_written(self, chain: int) -> int:
         """How many of a chain's steps the text still holds before the answer."""
         return 0
+
+    def tokens_written(self, tokens: int, steps: int) -> int:
+        """The same in tokens, of a chain of so many tokens in so many steps."""
+        return -(-tokens * self.steps_written(steps) // steps)
 
     def needs(self, prompt: int, steps: list[int], answer: int) -> int:
         """Positions that a problem needs at most, given the tokens of its prompt, its chain's steps and its answer."""

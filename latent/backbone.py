@@ -134,15 +134,22 @@ class Backbone(nn.Module):
         entropy_N = -(logp_NV.exp() * logp_NV).sum(-1) if entropy else None
         return logp_NV.gather(-1, ids_N[:, None])[:, 0], entropy_N, logp_NV.detach().argmax(-1)
 
-    def mix(self, h_ND: Tensor) -> Tensor:
-        """The mean input embedding (N, D) under the next-token distributions of final hidden states."""
+    def mix(self, h_ND: Tensor, top_k: int | None = None, temperature: float = 1.0) -> Tensor:
+        """The mean input embedding (N, D) under the next-token distributions of final hidden states.
+
+        `top_k`: only the likeliest tokens, their probabilities made to sum to 1; None = all.
+        """
         e_VD, table = self._plain_head(h_ND), self.lm.get_input_embeddings()
         # some families scale what they look up
         table_VD = table.weight if type(table) is nn.Embedding else table(torch.arange(self.vocab, device=h_ND.device))
         table_VD = table_VD.to(h_ND.dtype)
         if e_VD is not None and not torch.is_grad_enabled():
-            return vocab_mix(h_ND, e_VD, table_VD)[0]
-        return self.head(h_ND).softmax(-1).to(h_ND.dtype) @ table_VD
+            return vocab_mix(h_ND, e_VD, table_VD, temperature, top_k=top_k)[0]
+        z_NV = self.head(h_ND) / temperature
+        if top_k is None:
+            return z_NV.softmax(-1).to(h_ND.dtype) @ table_VD
+        z_NK, ids_NK = z_NV.topk(top_k)
+        return (z_NK.softmax(-1).to(h_ND.dtype)[:, None] @ table_VD[ids_NK])[:, 0]
 
     def step_kl(self, h_ND: Tensor, before_ND: Tensor) -> Tensor:
         """KL (nats) from the next-token distributions that `before_ND` gives to those of `h_ND`, (N,); no gradient."""

@@ -385,12 +385,13 @@ class Feedback(nn.Module):
 
     `hidden`: as it is (Coconut). `norm`: RMS-normed to the embeddings' scale. `project`: GELU MLP and LayerNorm (CODI,
     arXiv:2502.21074, sec. 3.2). `soft`: the mean input embedding under the next-token distribution (Soft Thinking,
-    arXiv:2505.15778, sec. 3).
+    arXiv:2505.15778, sec. 3), of its `top_k` likeliest tokens at a `temperature`; None = of all.
     """
 
-    def __init__(self, kind: str, backbone: Backbone):
+    def __init__(self, kind: str, backbone: Backbone, top_k: int | None = None, temperature: float = 1.0):
         super().__init__()
         self.kind, d = kind, backbone.width
+        self.top_k, self.temperature = top_k, temperature
         self.backbone = [backbone]  # in a list: its parameters are the method's
         if kind == "norm":
             rms = backbone.lm.get_input_embeddings().weight.detach().square().mean().sqrt()
@@ -404,9 +405,10 @@ class Feedback(nn.Module):
 
     @property
     def flops(self) -> int:
-        """Of one input, 2 a weight: the MLP's, or the head's and the embedding's."""
+        """Of one input, 2 a weight: the MLP's, or those of the head and of the embeddings that are mixed."""
+        backbone = self.backbone[0]
         if self.kind == "soft":
-            return 4 * self.backbone[0].vocab * self.backbone[0].width
+            return 2 * backbone.width * (backbone.vocab + (self.top_k or backbone.vocab))
         return 2 * sum(p.numel() for p in self.parameters() if p.ndim == 2)
 
     def forward(self, h_BD: Tensor) -> Tensor:
@@ -416,7 +418,7 @@ class Feedback(nn.Module):
             case "project":
                 return self.mlp(h_BD)
             case "soft":
-                return self.backbone[0].mix(h_BD)
+                return self.backbone[0].mix(h_BD, self.top_k, self.temperature)
         return h_BD
 
 

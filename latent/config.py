@@ -65,12 +65,13 @@ class LearnedStop:
 class Converged:
     """Stop where thinking has settled, by a rule without parameters. Supervised training does not ask it."""
 
-    by: Literal["second_difference", "kl"] = "second_difference"
+    by: Literal["second_difference", "kl", "entropy"] = "second_difference"
     """How much the last step's change differs from the one before (root mean square over the state's entries,
-    arXiv:2509.23314), or KL (nats) between the next-token distributions of the last two states (arXiv:2502.05171);
-    of an answer read off in parallel, at its last token."""
+    arXiv:2509.23314), KL (nats) between the next-token distributions of the last two states (arXiv:2502.05171), or the
+    entropy (nats) of the last one (Cold Stop, arXiv:2505.15778); of an answer read off in parallel, at its last
+    token."""
     below: float = 0.1
-    """What it must fall below; for kl arXiv:2502.05171 takes 5e-4."""
+    """What it must fall below; for kl arXiv:2502.05171 takes 5e-4, for entropy the authors' scripts .01, 256 times in a row."""
     hits: int = 2
     """How often in a row."""
 

@@ -44,16 +44,19 @@ class Settled(nn.Module):
 
     @torch.no_grad()
     def forward(self, states: list[Tensor]) -> Tensor:
-        h_PD, second = states[-1], self.config.by == "second_difference"
-        if len(states) < (3 if second else 2):
+        h_PD, by = states[-1], self.config.by
+        if len(states) < {"second_difference": 3, "kl": 2, "entropy": 1}[by]:
             return h_PD.new_zeros(len(h_PD), dtype=torch.bool)
-        if second:
+        if by == "second_difference":
             wide = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in states[:-4:-1])  # autocast mixes them
             last_PD, before_PD, earlier_PD = wide
-            moved_P = second_difference(last_PD, before_PD, earlier_PD)[0] / h_PD.shape[-1] ** 0.5
+            measured_P = second_difference(last_PD, before_PD, earlier_PD)[0] / h_PD.shape[-1] ** 0.5
+        elif by == "kl":
+            measured_P = self.backbone[0].step_kl(self.lens(h_PD), self.lens(states[-2]))
         else:
-            moved_P = self.backbone[0].step_kl(self.lens(h_PD), self.lens(states[-2]))
-        return moved_P < self.config.below
+            nothing_P = torch.zeros(len(h_PD), dtype=torch.long, device=h_PD.device)
+            measured_P = self.backbone[0].logprob(self.lens(h_PD), nothing_P)[1]
+        return measured_P < self.config.below
 
 
 def build(config: Fixed | LearnedStop | Converged, method: Method) -> StopHead | Settled | None:

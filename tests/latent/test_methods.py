@@ -233,7 +233,9 @@ def test_recurrent_rows_stop_on_their_own():
             torch.testing.assert_close(thought.h_UTD[b], want, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("by, hits", [("second_difference", 1), ("second_difference", 2), ("kl", 1)])
+@pytest.mark.parametrize(
+    "by, hits", [("second_difference", 1), ("second_difference", 2), ("kl", 1), ("entropy", 1), ("entropy", 2)]
+)
 @pytest.mark.parametrize("depth", [False, True])
 def test_rows_stop_where_they_have_settled(by, hits, depth):
     along = small_reasoner(Sim(n_latent=7, stride=1, halt=Converged()), SMALL, dtype=torch.float64).method
@@ -242,9 +244,11 @@ def test_rows_stop_where_they_have_settled(by, hits, depth):
     with torch.no_grad():
         method.stop = None
         states_PKD = method.think(prompt, Greedy(), steps=7).states_UKD
+        logp_PKV = method.backbone.head(method.lens(states_PKD)).log_softmax(-1)
         if by == "kl":
-            logp_PKV = method.backbone.head(method.lens(states_PKD)).log_softmax(-1)
             moved_PK = (logp_PKV[:, 1:].exp() * logp_PKV.diff(dim=1)).sum(-1)
+        elif by == "entropy":
+            moved_PK = -(logp_PKV.exp() * logp_PKV).sum(-1)
         else:
             moved_PK = states_PKD.diff(n=2, dim=1).square().mean(-1).sqrt()
         # half-way between two neighbours among the values: no processor's rounding moves one across it
@@ -254,7 +258,7 @@ def test_rows_stop_where_they_have_settled(by, hits, depth):
         below = float((ranked[n] + ranked[n - 1]) / 2)
         settled_PK = F.pad(moved_PK < below, (states_PKD.shape[1] - moved_PK.shape[1], 0))
         if hits == 2:
-            settled_PK[:, 1:] &= settled_PK[:, :-1].clone()
+            settled_PK &= F.pad(settled_PK[:, :-1], (1, 0))
         used = [row.index(True) if True in row[:7] else 7 for row in settled_PK.tolist()]
         assert len(set(used)) > 1
         stop.config = Converged(by=by, below=below, hits=hits)

@@ -71,7 +71,8 @@ class Converged:
     entropy (nats) of the last one (Cold Stop, arXiv:2505.15778); of an answer read off in parallel, at its last
     token."""
     below: float = 0.1
-    """What it must fall below; for kl arXiv:2502.05171 takes 5e-4, for entropy the authors' scripts .01, 256 times in a row."""
+    """What it must fall below; for kl arXiv:2502.05171 takes 5e-4, for entropy the authors' scripts .01, with 256
+    hits."""
     hits: int = 2
     """How often in a row."""
 

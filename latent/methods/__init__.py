@@ -21,6 +21,7 @@ from latent.methods.no_cot import NoCoT
 from latent.methods.pause import Pause
 from latent.methods.recurrent import Recurrent
 from latent.methods.sim import Sim
+from latent.methods.soft import Soft
 from latent.plain import register_in
 from latent.plain import unpack as _unpack
 from latent.policies import POLICIES
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from latent.methods.base import Method
 
 METHODS: dict[str, type[MethodConfig]] = {
-    cls.name: cls for cls in (NoCoT, CoT, ICoT, Coconut, Sim, Codi, Pause, FixedEmbedding, Recurrent)
+    cls.name: cls for cls in (NoCoT, CoT, ICoT, Coconut, Sim, Codi, Soft, Pause, FixedEmbedding, Recurrent)
 }
 ConfigT = TypeVar("ConfigT", bound=type[MethodConfig])
 
@@ -48,6 +49,7 @@ __all__ = [
     "Recurrent",
     "SequenceConfig",
     "Sim",
+    "Soft",
     "build",
     "register",
     "unpack",

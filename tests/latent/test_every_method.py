@@ -12,7 +12,7 @@ from latent import hub, methods
 from latent.backbone import Backbone
 from latent.config import ModelConfig
 from latent.generate import Reasoner, decode, rollout, score
-from latent.methods import METHODS
+from latent.methods import METHODS, FixedEmbedding, Pause, SequenceConfig
 from latent.text import Batch
 from latent.thought import Greedy
 from tests.helpers import cups_batch, ragged_prompt, row_of, small_reasoner
@@ -104,6 +104,27 @@ def test_the_loss_of_a_batch_is_that_of_its_parts(name):
         assert term.count == sum(int(piece.count) for piece in pieces)
         torch.testing.assert_close(term.total, sum(piece.total for piece in pieces), rtol=1e-9, atol=1e-9)
         assert {term.weight} == {piece.weight for piece in pieces}
+
+
+@pytest.mark.parametrize("name", [name for name, config in METHODS.items() if issubclass(config, SequenceConfig)])
+def test_a_control_is_fed_its_own_in_training_too(name):
+    """The loss with pause tokens has a gradient for each of them, and that with a fixed embedding changes with it."""
+    losses = []
+    for control in (Pause, FixedEmbedding):
+        torch.manual_seed(0)
+        reasoner = small_reasoner(control(METHODS[name]().small()), TINY, dtype=torch.float64)
+        method, batch = reasoner.method, cups_batch(reasoner.codec, 3)
+        while method.trained_steps < method.steps:
+            method.learned(method.loss(batch)[1])
+        loss, _ = method.loss(batch)
+        if control is Pause:
+            loss.backward()
+            assert all(row.any() for row in method.feedback.table.grad)
+        else:
+            losses.append(loss.item())
+            method.feedback.embedding.neg_()
+            losses.append(method.loss(batch)[0].item())
+    assert abs(losses[0] - losses[1]) > 1e-6
 
 
 @pytest.mark.parametrize("name", METHODS)

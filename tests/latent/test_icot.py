@@ -12,7 +12,7 @@ from latent.config import ModelConfig
 from latent.methods import ICoT
 from latent.text import Batch
 from tests.helpers import SMALL, cups_batch, small_reasoner
-from tests.latent.test_codi import ragged_batch
+from tests.latent.by_hand import ragged_batch
 from tests.train.by_hand import AdamW, assert_same_weights, trainer_of
 from train import distill
 from train.config import SFT, Run

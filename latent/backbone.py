@@ -139,10 +139,7 @@ class Backbone(nn.Module):
 
         `top_k`: only the likeliest tokens, their probabilities made to sum to 1; None = all.
         """
-        e_VD, table = self._plain_head(h_ND), self.lm.get_input_embeddings()
-        # some families scale what they look up
-        table_VD = table.weight if type(table) is nn.Embedding else table(torch.arange(self.vocab, device=h_ND.device))
-        table_VD = table_VD.to(h_ND.dtype)
+        e_VD, table_VD = self._plain_head(h_ND), self._table().to(h_ND.dtype)
         if e_VD is not None and not torch.is_grad_enabled():
             return vocab_mix(h_ND, e_VD, table_VD, temperature, top_k=top_k)[0]
         z_NV = self.head(h_ND) / temperature
@@ -150,6 +147,16 @@ class Backbone(nn.Module):
             return z_NV.softmax(-1).to(h_ND.dtype) @ table_VD
         z_NK, ids_NK = z_NV.topk(top_k)
         return (z_NK.softmax(-1).to(h_ND.dtype)[:, None] @ table_VD[ids_NK])[:, 0]
+
+    def average(self, p_NV: Tensor) -> Tensor:
+        """The mean input embedding (..., D) under distributions over the vocabulary (..., V), of any precision."""
+        table_VD = self._table()
+        return p_NV.to(table_VD.dtype) @ table_VD
+
+    def _table(self) -> Tensor:
+        """The input embedding (V, D) of every token; some families scale what they look up."""
+        table = self.lm.get_input_embeddings()
+        return table.weight if type(table) is nn.Embedding else table(torch.arange(self.vocab, device=self.device))
 
     def step_kl(self, h_ND: Tensor, before_ND: Tensor) -> Tensor:
         """KL (nats) from the next-token distributions that `before_ND` gives to those of `h_ND`, (N,); no gradient."""

@@ -16,6 +16,7 @@ from latent.methods.codi import Codi
 from latent.methods.config import ControlConfig, MethodConfig, SequenceConfig
 from latent.methods.cot import CoT
 from latent.methods.fixed import FixedEmbedding
+from latent.methods.hrpo import Hrpo
 from latent.methods.icot import ICoT
 from latent.methods.no_cot import NoCoT
 from latent.methods.pause import Pause
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from latent.methods.base import Method
 
 METHODS: dict[str, type[MethodConfig]] = {
-    cls.name: cls for cls in (NoCoT, CoT, ICoT, Coconut, Sim, Codi, Soft, Pause, FixedEmbedding, Recurrent)
+    cls.name: cls for cls in (NoCoT, CoT, ICoT, Coconut, Sim, Codi, Soft, Hrpo, Pause, FixedEmbedding, Recurrent)
 }
 ConfigT = TypeVar("ConfigT", bound=type[MethodConfig])
 
@@ -42,6 +43,7 @@ __all__ = [
     "Codi",
     "ControlConfig",
     "FixedEmbedding",
+    "Hrpo",
     "ICoT",
     "MethodConfig",
     "NoCoT",

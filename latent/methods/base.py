@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Generic, Protocol, TypeVar
 
@@ -89,6 +89,11 @@ class Method(nn.Module, Generic[ConfigT]):
     def mean_trained_steps(self) -> float:
         """Latent steps of a row in training, on average."""
         return self.steps
+
+    @property
+    def lr_scales(self) -> Mapping[str, float]:
+        """How names of parameters begin that learn at a multiple of the learning rate, and the multiple."""
+        return {}
 
     @property
     def begins_stage(self) -> bool:
@@ -259,7 +264,7 @@ class AlongSequence(Method[ConfigT]):
             self.steps, self.stride = config.n_latent, config.stride
             self.feedback = Feedback(config.feedback, backbone)
             self.stop = halting.build(config.halt, self)
-            self.policy = config.policy.build(backbone.width)
+            self.policy = config.policy.build(backbone)
 
     def reserved(self, steps: int) -> int:
         return self.stride * max(steps, self.trained_steps)
@@ -343,11 +348,14 @@ class AlongSequence(Method[ConfigT]):
                 continue
             if known_KD is not None:
                 x_PD = known_KD[i].expand_as(h_PD)
+            elif policy is not None and not policy.around:
+                x_PD = states[-1]
             else:
                 assert feedback is not None  # as there is wherever there are latents
                 x_PD = feedback(states[-1])
             if policy is not None:
-                x_PD = choose("thought", policy(x_PD, states[-1]), tracker.live_B, states[-1])
+                value_P = choose("thought", policy(x_PD, states[-1]), tracker.live_B, states[-1])
+                x_PD = policy.fed(value_P, states[-1])
             if edit is not None:
                 x_PD = edit(i, x_PD)
             h_P1D, context = self.backbone.step(x_PD[:, None], context.skip(self.stride - 1))

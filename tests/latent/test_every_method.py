@@ -1,4 +1,4 @@
-"""What holds of every method in the table, each as it is by default; a new one is picked up as it stands."""
+"""What holds of every method in the table, each as its preset on cups has it; a new one is picked up as it stands."""
 
 from dataclasses import replace
 
@@ -17,21 +17,23 @@ from latent.text import Batch
 from latent.thought import Greedy
 from tests.helpers import cups_batch, ragged_prompt, row_of, small_reasoner
 from tests.latent.test_hf import QUESTIONS, said
+from train.presets import of_method
 
 TINY = ModelConfig(n_layer=2, n_embd=16, n_head=2, n_positions=64)
+CONFIGS = {name: of_method(config)().method for name, config in METHODS.items()}
 FAMILIES = {"gpt2": 1e-9, "llama": 1e-9, "qwen3": 1e-9, "gpt_neox": 1e-5}  # neox turns its positions in fp32
 
 
 def made(name: str, family: str = "gpt2", dtype=torch.float64) -> Reasoner:
     """An untrained reasoner of a method. gpt_neox goes through its own `forward`."""
     if family != "gpt_neox":
-        return small_reasoner(METHODS[name](), replace(TINY, family=family), dtype=dtype)
-    reasoner = small_reasoner(METHODS["no-cot"](), TINY)
+        return small_reasoner(CONFIGS[name], replace(TINY, family=family), dtype=dtype)
+    reasoner = small_reasoner(CONFIGS["no-cot"], TINY)
     ids = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64}
     config = GPTNeoXConfig(vocab_size=reasoner.codec.size, intermediate_size=32, **shape, **ids)
     body = Backbone(GPTNeoXForCausalLM(config))
-    return replace(reasoner, method=methods.build(METHODS[name](), body).to(dtype))
+    return replace(reasoner, method=methods.build(CONFIGS[name], body).to(dtype))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -80,7 +82,7 @@ def test_it_is_saved_loaded_and_exported(name, tmp_path):
     hub.save(reasoner, tmp_path)
     want = reasoner.answer(QUESTIONS)
     loaded = latent.load(tmp_path)
-    assert loaded.method.made_from == METHODS[name]() and loaded.answer(QUESTIONS) == want
+    assert loaded.method.made_from == CONFIGS[name] and loaded.answer(QUESTIONS) == want
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path).eval(), AutoTokenizer.from_pretrained(tmp_path)
     assert said(model, tokenizer) == want
     assert said(model, tokenizer, use_cache=False) == want
@@ -112,7 +114,7 @@ def test_a_control_is_fed_its_own_in_training_too(name):
     losses = []
     for control in (Pause, FixedEmbedding):
         torch.manual_seed(0)
-        reasoner = small_reasoner(control(METHODS[name]().small()), TINY, dtype=torch.float64)
+        reasoner = small_reasoner(control(CONFIGS[name].small()), TINY, dtype=torch.float64)
         method, batch = reasoner.method, cups_batch(reasoner.codec, 3)
         while method.trained_steps < method.steps:
             method.learned(method.loss(batch)[1])

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Bernoulli
 
@@ -30,6 +31,16 @@ class StopHead(nn.Module):
     def forward(self, h_BD: Tensor, group: int) -> Bernoulli:
         logits_B = self.linear(h_BD).squeeze(-1).repeat_interleave(group, 0)
         return Bernoulli(logits=logits_B, validate_args=False)
+
+
+def stop_loss(stop: StopHead, states_BKD: Tensor, used_B: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy (nats) of the answers that a stop should give, and how many they are: to stop at state
+    `used_B` of the trace, where there might have been one more of `most` latents, and at none before."""
+    i_K = torch.arange(states_BKD.shape[1], device=used_B.device)
+    asked_BK = (i_K <= used_B[:, None]) & (i_K < most)
+    logits_N = stop.linear(states_BKD[asked_BK]).squeeze(-1)
+    ends_N = (i_K == used_B[:, None])[asked_BK].to(logits_N.dtype)
+    return F.binary_cross_entropy_with_logits(logits_N, ends_N, reduction="sum"), asked_BK.sum()
 
 
 class Settled(nn.Module):

@@ -13,6 +13,7 @@ from latent import plugins
 from latent.config import HALTS
 from latent.methods.coconut import Coconut
 from latent.methods.codi import Codi
+from latent.methods.colar import Colar
 from latent.methods.config import ControlConfig, MethodConfig, SequenceConfig
 from latent.methods.cot import CoT
 from latent.methods.fixed import FixedEmbedding
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from latent.methods.base import Method
 
 METHODS: dict[str, type[MethodConfig]] = {
-    cls.name: cls for cls in (NoCoT, CoT, ICoT, Coconut, Sim, Codi, Soft, Hrpo, Pause, FixedEmbedding, Recurrent)
+    cls.name: cls for cls in (NoCoT, CoT, ICoT, Coconut, Sim, Codi, Soft, Hrpo, Colar, Pause, FixedEmbedding, Recurrent)
 }
 ConfigT = TypeVar("ConfigT", bound=type[MethodConfig])
 
@@ -41,6 +42,7 @@ __all__ = [
     "CoT",
     "Coconut",
     "Codi",
+    "Colar",
     "ControlConfig",
     "FixedEmbedding",
     "Hrpo",

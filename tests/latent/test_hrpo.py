@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from eval.environments import Cups
 from kernels.errors import UserError
 from latent import hub
-from latent.config import ModelConfig
+from latent.config import LearnedStop, ModelConfig
 from latent.generate import decode, rollout, score
 from latent.methods import CoT, Hrpo, NoCoT, Pause
 from latent.policies import Gaussian
@@ -61,13 +62,15 @@ def thought_of(method, ids, tokens):
     return x, pos, [*states, states_of(backbone, x, pos)[-1][-1]]
 
 
-@pytest.mark.parametrize("config", [Hrpo(n_latent=12), Hrpo(n_latent=14, stride=2, temperature=0.5)])
+@pytest.mark.parametrize(
+    "config", [Hrpo(n_latent=12), Hrpo(n_latent=14, stride=2, temperature=0.5, halt=LearnedStop(bias=-1.0))]
+)
 def test_the_loss_and_its_gradient_are_those_written_out(config):
     """Chains of 12, 4 and 8 tokens: the answer follows each at once, at the position after all latents."""
     torch.manual_seed(0)
     reasoner = opened(config)
     method, batch = reasoner.method, ragged_batch(reasoner.codec)
-    want, count = 0.0, 0
+    want, count, stop, asked = 0.0, 0, 0.0, 0
     for ids, real, steps, answer in zip(
         batch.prompt.ids_BT, batch.prompt.mask_BT, batch.steps, batch.answers, strict=True
     ):
@@ -79,10 +82,14 @@ def test_the_loss_and_its_gradient_are_those_written_out(config):
         states = states_of(method.backbone, x, [*pos, *range(after, after + len(answer) - 1)])[-1]
         want = want + ce_of(method.backbone, states[-len(answer) :], answer)
         count += len(chain) + len(answer)
+        for i in range(min(len(chain) + 1, config.n_latent)) if method.stop else ():
+            logit = method.stop.linear(before[i])[0]
+            stop, asked = stop + F.softplus(-logit if i == len(chain) else logit), asked + 1
     loss, _ = method.loss(batch)
-    torch.testing.assert_close(loss, want / count, rtol=0, atol=1e-10)
+    want = want / count + (stop / asked if asked else 0)
+    torch.testing.assert_close(loss, want, rtol=0, atol=1e-10)
     weights = list(method.parameters())
-    for got, hand in zip(*(torch.autograd.grad(x, weights) for x in (loss, want / count)), strict=True):
+    for got, hand in zip(*(torch.autograd.grad(x, weights) for x in (loss, want)), strict=True):
         torch.testing.assert_close(got, hand, rtol=0, atol=1e-9)
 
 
@@ -134,7 +141,7 @@ def test_a_closed_gate_is_text():
 
 def test_the_gate_begins_between_its_bounds():
     method = small_reasoner(Hrpo(r_min=0.9, r_max=0.95), ModelConfig(n_embd=512, n_head=2), dtype=torch.float64).method
-    a_D = (-8 * torch.nn.functional.softplus(-method.feedback.decay)).exp()  # at r = 1
+    a_D = (-8 * F.softplus(-method.feedback.decay)).exp()  # at r = 1
     assert 0.9 <= a_D.min() < 0.901 and 0.949 < a_D.max() <= 0.95 and abs(a_D.mean() - 0.925) < 0.003
 
 

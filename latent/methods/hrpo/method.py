@@ -12,7 +12,8 @@ in tokens, and a run of `cot` is where HRPO starts from.
 
 Supervised training, which the paper has not, feeds the gold chain through the gate and is the cross-entropy of chain
 and answer; that of `cot` where the gate is closed. Chains may not be longer than k tokens; after a shorter one the
-answer follows at once. With k = 0 there is only the answer: no-CoT.
+answer follows at once, and a learned stop (`method.halt learned`) is taught where that is. With k = 0 there is only the
+answer: no-CoT.
 
 Deviates: thinking ends after k tokens, or by `method.halt`, and not at an answer's delimiter. Gradients flow through
 the mixture into the states before it, as eq. 2-4 have it; the authors' code (github.com/Yueeeeeee/HRPO) learns from
@@ -29,7 +30,8 @@ from torch.distributions import Categorical
 from kernels.errors import UserError
 from kernels.thought_feedback import thought_feedback
 from latent.backbone import Backbone
-from latent.methods.base import AlongSequence, Feedback, Taught, text_loss, token_loss
+from latent.halting import StopHead, stop_loss
+from latent.methods.base import AlongSequence, Feedback, Mean, Taught, text_loss, token_loss
 from latent.methods.hrpo import Hrpo
 from latent.policies.base import Policy
 from latent.text import Batch, Text, pad_right, tokens_in
@@ -78,11 +80,19 @@ class HrpoMethod(AlongSequence[Hrpo]):
             h_B1D, context = self.stopped(thought.states_UKD, thought.context, used_B)
             thought = replace(thought, h_UTD=h_B1D, context=context, used_U=used_B)
         answered, logged = text_loss(self.backbone, thought, text)
-        return Taught(thought, text, [written.joined(answered)], {**logged, "chain_ce": written})
+        terms, logged = [written.joined(answered)], {**logged, "chain_ce": written}
+        if isinstance(self.stop, StopHead):
+            stopped = Mean(*stop_loss(self.stop, thought.states_UKD, used_B, k))
+            terms, logged = [*terms, stopped], {**logged, "stop_ce": stopped}
+        return Taught(thought, text, terms, logged)
 
     def turn_counts(self, batch: Batch) -> list[int]:
-        chain = sum(map(tokens_in, batch.steps)) if self.config.n_latent else 0
-        return [chain + tokens_in(batch.answers)]
+        k, answers = self.config.n_latent, tokens_in(batch.answers)
+        if k == 0:
+            return [answers]
+        used = [tokens_in(steps) for steps in batch.steps]
+        stops = [sum(min(n + 1, k) for n in used)] if isinstance(self.stop, StopHead) else []
+        return [sum(used) + answers, *stops]
 
     def led(self, prompt: Prompt, ids_BK: Tensor) -> Thought:
         """The thought that draws these tokens; that of a control, which draws none."""

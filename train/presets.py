@@ -1,11 +1,25 @@
 """What `python -m train.latent NAME` runs: a function a preset."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from eval.environments import GSM8K, Cups, ProsQA
 from latent.config import LearnedStop, ModelConfig
-from latent.methods import METHODS, Coconut, Codi, CoT, FixedEmbedding, ICoT, MethodConfig, NoCoT, Pause, Recurrent, Sim
+from latent.methods import (
+    METHODS,
+    Coconut,
+    Codi,
+    CoT,
+    FixedEmbedding,
+    ICoT,
+    MethodConfig,
+    NoCoT,
+    Pause,
+    Pccot,
+    Recurrent,
+    Sim,
+)
 from latent.plain import changed
 from train.algorithms import GRPO
 from train.config import RLVR, SFT, Arm, Experiment, Judge, Run
@@ -161,6 +175,13 @@ def codi_llama1b_gsm8k() -> Experiment:
     return _codi("meta-llama/Llama-3.2-1B-Instruct", 20.0, 8e-4, 10)
 
 
+def pccot_gpt2_gsm8k() -> Experiment:
+    """PCCoT's setting on GSM8K-Aug with GPT-2: CODI's with 24 latents, refreshed 3 times. For a GPU."""
+    codi = codi_gpt2_gsm8k()
+    how = changed(codi.arms["latent"].train, {"weight_decay": 0.01, "clip": 1.0})
+    return replace(codi, arms={"latent": Arm(Pccot(n_latent=24, iterations=3), how)})
+
+
 def icot_gpt2_gsm8k() -> Experiment:
     """iCoT's setting on GSM8K-Aug with GPT-2: 8 tokens an epoch, all beyond 39. Deviates: 25 epochs, as Coconut has for
     its baselines, rather than up to 200. For a GPU."""
@@ -235,6 +256,7 @@ PRESETS: dict[str, Callable[[], Run | Experiment]] = {
     "sim-llama1b-gsm8k": sim_llama1b_gsm8k,
     "codi-gpt2-gsm8k": codi_gpt2_gsm8k,
     "codi-llama1b-gsm8k": codi_llama1b_gsm8k,
+    "pccot-gpt2-gsm8k": pccot_gpt2_gsm8k,
     "icot-gpt2-gsm8k": icot_gpt2_gsm8k,
     "huginn": huginn,
 }

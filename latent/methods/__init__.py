@@ -21,6 +21,7 @@ from latent.methods.hrpo import Hrpo
 from latent.methods.icot import ICoT
 from latent.methods.no_cot import NoCoT
 from latent.methods.pause import Pause
+from latent.methods.pccot import Pccot
 from latent.methods.recurrent import Recurrent
 from latent.methods.sim import Sim
 from latent.methods.soft import Soft
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from latent.methods.base import Method
 
 METHODS: dict[str, type[MethodConfig]] = {
-    cls.name: cls for cls in (NoCoT, CoT, ICoT, Coconut, Sim, Codi, Soft, Hrpo, Colar, Pause, FixedEmbedding, Recurrent)
+    cls.name: cls
+    for cls in (NoCoT, CoT, ICoT, Coconut, Sim, Codi, Pccot, Soft, Hrpo, Colar, Pause, FixedEmbedding, Recurrent)
 }
 ConfigT = TypeVar("ConfigT", bound=type[MethodConfig])
 
@@ -50,6 +52,7 @@ __all__ = [
     "MethodConfig",
     "NoCoT",
     "Pause",
+    "Pccot",
     "Recurrent",
     "SequenceConfig",
     "Sim",

@@ -335,7 +335,7 @@ class AlongSequence(Method[ConfigT]):
         states, tracker = [h_PD], halting.HaltTracker(stop, choose, len(h_PD), group, h_PD.device)
         feedback = self.feedback
         known_KD = feedback.known(k) if k and feedback is not None else None
-        at_once = self._at_once(h_PD, context, k, known_KD) if k and edit is None and policy is None else None
+        at_once = self._at_once(h_PD, context, k, known_KD, edit) if k and policy is None else None
         if at_once is not None:
             states_PKD, context = at_once
             states += states_PKD.unbind(1)
@@ -371,9 +371,11 @@ class AlongSequence(Method[ConfigT]):
         return Thought(h_U1D, context, states_PKD, used_U, choose.decisions(), row_B)
 
     def _at_once(
-        self, h_PD: Tensor, context: Context, k: int, known_KD: Tensor | None
+        self, h_PD: Tensor, context: Context, k: int, known_KD: Tensor | None, edit: Edit | None
     ) -> tuple[Tensor, Context] | None:
         """States of all k latents (P, K, D) where nothing waits for the host, whatever the stops; None elsewhere."""
+        if edit is not None:
+            return None
         if known_KD is None:
             return self.backbone.chain(h_PD, context, self.feedback, k, self.stride)
         x_PKD = known_KD.expand(len(h_PD), -1, -1)

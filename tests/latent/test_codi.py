@@ -7,53 +7,9 @@ from kernels.errors import UserError
 from latent.config import ModelConfig
 from latent.methods import Codi, NoCoT, Pause
 from tests.helpers import small_reasoner
-from tests.latent.by_hand import ce_of, ragged_batch, states_of
+from tests.latent.by_hand import codi_loss, one_by_one, ragged_batch
 
 MODEL = ModelConfig(n_layer=2, n_embd=32, n_head=2, n_positions=64)
-
-
-def student_of(method, ids, answer):
-    """The answer's summed cross-entropy after the latents, and all layers' states at the last latent."""
-    backbone, k, stride = method.backbone, method.config.n_latent, method.stride
-    x, pos = backbone.embed(ids[None]), list(range(len(ids)))
-    for i in range(k):
-        h_1D = states_of(backbone, x, pos)[-1][-1:]
-        known = method.feedback.known(k)
-        fed = method.feedback(h_1D)[0] if known is None else known[i]
-        x, pos = torch.cat([x, fed[None, None]], 1), [*pos, len(ids) + stride * (i + 1) - 1]
-    x = torch.cat([x, backbone.embed(torch.tensor([answer[:-1]]))], 1)
-    states = states_of(backbone, x, pos + [len(ids) + stride * k + t for t in range(len(answer) - 1)])
-    at = len(ids) + k - 1
-    return ce_of(backbone, states[-1][at:], answer), [h[at] for h in states]
-
-
-def teacher_of(method, ids, chain, answer):
-    """Summed cross-entropy of chain and answer, and all layers' states at the token before the answer."""
-    whole = torch.cat([ids, torch.tensor([*chain, *answer], dtype=torch.long)])
-    states = states_of(method.backbone, method.backbone.embed(whole[None, :-1]), list(range(len(whole) - 1)))
-    ce = ce_of(method.backbone, states[-1][len(ids) - 1 :], [*chain, *answer])
-    return ce, [h[len(ids) + len(chain) - 1] for h in states]
-
-
-def by_hand(method, batch):
-    config, prompt = method.config, batch.prompt
-    mask = torch.ones_like(prompt.ids_BT, dtype=torch.bool) if prompt.mask_BT is None else prompt.mask_BT
-    student_ce = teacher_ce = distance = 0.0
-    written = 0
-    for ids, real, steps, answer in zip(prompt.ids_BT, mask, batch.steps, batch.answers):
-        chain = sum(steps if config.keep_last else steps[:-1], ())
-        ce, student = student_of(method, ids[real], answer)
-        student_ce = student_ce + ce
-        ce, teacher = teacher_of(method, ids[real], chain, answer)
-        teacher_ce = teacher_ce + ce
-        written += len(chain) + len(answer)
-        for s_D, t_D in zip(student[1:], teacher[1:], strict=True):
-            apart_D = (s_D - t_D.detach()).abs()
-            smooth = torch.where(apart_D < 1, apart_D**2 / 2, apart_D - 0.5).mean()
-            spread = ((t_D - t_D.mean()) ** 2).sum() / (len(t_D) - 1)
-            distance = distance + smooth / spread.detach().sqrt() / len(student[1:]) / len(batch.answers)
-    ce = student_ce / sum(map(len, batch.answers))
-    return ce + config.teacher_weight * teacher_ce / written + config.distill_weight * distance
 
 
 @pytest.mark.parametrize(
@@ -72,7 +28,7 @@ def test_the_loss_and_its_gradient_are_those_written_out(config, family):
     reasoner = small_reasoner(config, ModelConfig(family=family, n_layer=2, n_embd=32, n_head=2), dtype=torch.float64)
     method, batch = reasoner.method, ragged_batch(reasoner.codec)
     loss, logged = method.loss(batch)
-    want = by_hand(method, batch)
+    want = codi_loss(method, batch, one_by_one)
     close = 1e-9 if family == "gpt2" else 1e-5  # Qwen3's RMSNorm rounds to fp32 in transformers
     torch.testing.assert_close(loss, want, rtol=0, atol=close)
     weights = [p for n, p in method.named_parameters() if p.requires_grad]

@@ -98,6 +98,6 @@ GROUPS = (
         ("a control is refreshed", "if own is None:", "if False:"),
     )),
     ("latent/methods/base.py", EVERY, (
-        ("no latent steps think all the same", "trained if steps is None else steps", "trained if not steps else steps"),
+        ("0 latent steps are all of them", "trained if steps is None else steps", "trained if not steps else steps"),
     )),
 )  # fmt: skip

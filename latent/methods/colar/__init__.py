@@ -42,7 +42,10 @@ class Colar(SequenceConfig):
         if self.latent_loss == "nll" and not isinstance(self.policy, Gaussian):
             raise UserError("method.latent_loss nll needs method.policy gaussian: without one there is no density")
 
-    sizes: ClassVar[tuple[str, ...]] = ("n_latent", "r")
+    sizes: ClassVar[tuple[str, ...]] = ("n_latent", "r_max")
+
+    def decoder_parameters(self, width):
+        return self.r_max * width
 
     def method_class(self):
         from latent.methods.colar.method import ColarMethod

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 
 import latent
@@ -135,6 +136,14 @@ def test_a_control_is_fed_its_own_in_training_too(name):
                 losses.append(method.loss(batch)[0].item())
                 method.feedback.embedding.neg_()
     assert abs(losses[0] - losses[1]) > 1e-6
+
+
+@pytest.mark.parametrize("name", [name for name, config in METHODS.items() if issubclass(config, SequenceConfig)])
+def test_what_is_fed_back_costs_what_torch_counts(name):
+    reasoner = made(name)
+    with FlopCounterMode(display=False) as counter:
+        reasoner.method.feedback(torch.randn(1, 16, dtype=torch.float64))
+    assert reasoner.method.feedback.flops == counter.get_total_flops()
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -50,8 +50,8 @@ GROUPS = (
     )),
     ("latent/methods/hrpo/method.py", HRPO, (
         ("mixtures are not at an embedding's scale", "p_BV / p_BV.norm(dim=-1, keepdim=True)", "p_BV"),
-        ("the mixture alone at another temperature", "p_BV = self.logits(h_BD).softmax(-1)",
-         "p_BV = self.backbone[0].head(h_BD).softmax(-1)"),
+        ("the mixture alone at another temperature", "p_BV = logits_BV.softmax(-1)",
+         "p_BV = (logits_BV * self.temperature).softmax(-1)"),
         ("gates swapped", "self.r(e_BD), self.i(e_BD), self.decay", "self.i(e_BD), self.r(e_BD), self.decay"),
         ("gates of the mixture", "self.r(e_BD), self.i(e_BD)", "self.r(y_BD), self.i(y_BD)"),
         ("Lambda of the whole exponent", "u_D ** (-1 / 8) - 1", "1 / u_D - 1"),

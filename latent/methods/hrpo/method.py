@@ -121,11 +121,12 @@ class Gate(Feedback):
         return self.backbone[0].head(h_BD) / self.temperature
 
     def forward(self, h_BD: Tensor) -> Tensor:
-        return self.joined(h_BD, self.backbone[0].head(h_BD).argmax(-1))
+        logits_BV = self.logits(h_BD)
+        return self.joined(logits_BV, logits_BV.argmax(-1))
 
-    def joined(self, h_BD: Tensor, ids_B: Tensor) -> Tensor:
-        """Tokens chosen from states, each with the mixture of all that could have been."""
-        p_BV = self.logits(h_BD).softmax(-1)
+    def joined(self, logits_BV: Tensor, ids_B: Tensor) -> Tensor:
+        """Chosen tokens, each with the mixture of all that could have been, (B, D)."""
+        p_BV = logits_BV.softmax(-1)
         y_BD = self.backbone[0].average(p_BV / p_BV.norm(dim=-1, keepdim=True))
         e_BD = self.backbone[0].embed(ids_B)
         e_BD, r_BD, i_BD, decay_D = (x.to(y_BD.dtype) for x in (e_BD, self.r(e_BD), self.i(e_BD), self.decay))
@@ -145,4 +146,4 @@ class Tokens(Policy):
         return Categorical(logits=self.gate[0].logits(h_BD), validate_args=False)
 
     def fed(self, value_B: Tensor, h_BD: Tensor) -> Tensor:
-        return self.gate[0].joined(h_BD, value_B)
+        return self.gate[0].joined(self.gate[0].logits(h_BD), value_B)

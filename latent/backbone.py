@@ -141,16 +141,31 @@ class Backbone(nn.Module):
         entropy_N = -(logp_NV.exp() * logp_NV).sum(-1) if entropy else None
         return logp_NV.gather(-1, ids_N[:, None])[:, 0], entropy_N, logp_NV.detach().argmax(-1)
 
-    def mix(self, h_ND: Tensor) -> Tensor:
-        """The mean input embedding (N, D) under the next-token distributions of final hidden states."""
-        operands, table = self._operands(h_ND), self.lm.get_input_embeddings()
-        # some families scale what they look up
-        table_VD = table.weight if type(table) is nn.Embedding else table(torch.arange(self.vocab, device=h_ND.device))
+    def mix(self, h_ND: Tensor, top_k: int | None = None, temperature: float = 1.0) -> Tensor:
+        """The mean input embedding (N, D) under the next-token distributions of final hidden states.
+
+        `top_k`: only the likeliest tokens, their probabilities made to sum to 1; None = all.
+        """
+        operands, table_VD = self._operands(h_ND), self._table()
         if operands is not None and not torch.is_grad_enabled():
             low_ND, e_VD = operands
-            return vocab_mix(low_ND, e_VD, table_VD.to(low_ND.dtype))[0].to(h_ND.dtype)
+            return vocab_mix(low_ND, e_VD, table_VD.to(low_ND.dtype), temperature, top_k=top_k)[0].to(h_ND.dtype)
         table_VD = table_VD.to(h_ND.dtype)
-        return self.head(h_ND).softmax(-1).to(h_ND.dtype) @ table_VD
+        z_NV = self.head(h_ND) / temperature
+        if top_k is None:
+            return z_NV.softmax(-1).to(h_ND.dtype) @ table_VD
+        z_NK, ids_NK = z_NV.topk(top_k)
+        return (z_NK.softmax(-1).to(h_ND.dtype)[:, None] @ table_VD[ids_NK])[:, 0]
+
+    def average(self, p_NV: Tensor) -> Tensor:
+        """The mean input embedding (..., D) under distributions over the vocabulary (..., V), of any precision."""
+        table_VD = self._table()
+        return p_NV.to(table_VD.dtype) @ table_VD
+
+    def _table(self) -> Tensor:
+        """The input embedding (V, D) of every token; some families scale what they look up."""
+        table = self.lm.get_input_embeddings()
+        return table.weight if type(table) is nn.Embedding else table(torch.arange(self.vocab, device=self.device))
 
     def step_kl(self, h_ND: Tensor, before_ND: Tensor) -> Tensor:
         """KL (nats) from the next-token distributions that `before_ND` gives to those of `h_ND`, (N,); no gradient."""

@@ -65,12 +65,14 @@ class LearnedStop:
 class Converged:
     """Stop where thinking has converged, by a rule without parameters. Supervised training does not use it."""
 
-    by: Literal["second_difference", "kl"] = "second_difference"
+    by: Literal["second_difference", "kl", "entropy"] = "second_difference"
     """What measures convergence: the difference between the last two changes of the state (root mean square over its
-    entries, arXiv:2509.23314), or KL (nats) between the next-token distributions of the last two states
-    (arXiv:2502.05171). For an answer that is read in parallel it is taken at the last token."""
+    entries, arXiv:2509.23314), KL (nats) between the next-token distributions of the last two states
+    (arXiv:2502.05171), or the entropy (nats) of the last one (Cold Stop, arXiv:2505.15778). For an answer that is read
+    in parallel it is taken at the last token."""
     below: float = 0.1
-    """The measure must fall below this; for kl arXiv:2502.05171 uses 5e-4."""
+    """The measure must fall below this; for kl arXiv:2502.05171 uses 5e-4, for entropy the authors' scripts .01, with
+    256 hits."""
     hits: int = 2
     """Number of steps in a row for which it must."""
 

@@ -151,7 +151,7 @@ def _scored(method: Method, rolled: Rollout, temperature: float) -> tuple[Though
 
 def longest_text(method: Method, answer_tokens: int, chain_tokens: int, chain_steps: int) -> int:
     """Tokens that a method writes at most: the answer, and the part of the longest chain that it does not think."""
-    return answer_tokens + -(-chain_tokens * method.steps_written(chain_steps) // chain_steps)
+    return answer_tokens + method.tokens_written(chain_tokens, chain_steps)
 
 
 @dataclass

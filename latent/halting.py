@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Bernoulli
 
@@ -32,6 +33,16 @@ class StopHead(nn.Module):
         return Bernoulli(logits=logits_B, validate_args=False)
 
 
+def stop_loss(stop: StopHead, states_BKD: Tensor, used_B: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy (nats) of the answers that a stop should give, and how many they are: to stop at state
+    `used_B` of the trace, where there might have been one more of `most` latents, and at none before."""
+    i_K = torch.arange(states_BKD.shape[1], device=used_B.device)
+    asked_BK = (i_K <= used_B[:, None]) & (i_K < most)
+    logits_N = stop.linear(states_BKD[asked_BK]).squeeze(-1)
+    ends_N = (i_K == used_B[:, None])[asked_BK].to(logits_N.dtype)
+    return F.binary_cross_entropy_with_logits(logits_N, ends_N, reduction="sum"), asked_BK.sum()
+
+
 class Settled(nn.Module):
     """Whether the last states of a trace have converged, (P,) bool. It has no parameters.
 
@@ -45,17 +56,20 @@ class Settled(nn.Module):
 
     @torch.no_grad()
     def forward(self, states: list[Tensor]) -> Tensor:
-        h_PD, second = states[-1], self.config.by == "second_difference"
-        if len(states) < (3 if second else 2):
+        h_PD, by = states[-1], self.config.by
+        if len(states) < {"second_difference": 3, "kl": 2, "entropy": 1}[by]:
             return h_PD.new_zeros(len(h_PD), dtype=torch.bool)
-        if second:
+        if by == "second_difference":
             # under autocast states have several dtypes
             wide = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in states[:-4:-1])
             last_PD, before_PD, earlier_PD = wide
-            moved_P = second_difference(last_PD, before_PD, earlier_PD)[0] / h_PD.shape[-1] ** 0.5
+            measured_P = second_difference(last_PD, before_PD, earlier_PD)[0] / h_PD.shape[-1] ** 0.5
+        elif by == "kl":
+            measured_P = self.backbone[0].step_kl(self.lens(h_PD), self.lens(states[-2]))
         else:
-            moved_P = self.backbone[0].step_kl(self.lens(h_PD), self.lens(states[-2]))
-        return moved_P < self.config.below
+            nothing_P = torch.zeros(len(h_PD), dtype=torch.long, device=h_PD.device)
+            measured_P = self.backbone[0].logprob(self.lens(h_PD), nothing_P)[1]
+        return measured_P < self.config.below
 
 
 def build(config: Fixed | LearnedStop | Converged, method: Method) -> StopHead | Settled | None:

@@ -29,6 +29,8 @@ def fit(trainer: Trainer, env: Environment) -> None:
             with trainer.precision():
                 return engine.call("terms", replace(batch, generator=trainer.generator(step)))
 
+        if trainer.method.begins_stage:
+            trainer.optimizer.state.clear()
         logged = trainer.descend([partial(terms, batch) for batch in batches], counts)
         norm = logged.pop("grad_norm")
         return {**logged, **trainer.method.learned(logged), "grad_norm": norm}

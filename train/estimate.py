@@ -24,6 +24,7 @@ SHAPES = {
     "openai-community/gpt2": ("gpt2", 12, 768, 3072, 12, 12, 50257, 1024),
     "gpt2": ("gpt2", 12, 768, 3072, 12, 12, 50257, 1024),
     "meta-llama/Llama-3.2-1B": ("llama", 16, 2048, 8192, 32, 8, 128256, 131072),
+    "meta-llama/Llama-3.2-1B-Instruct": ("llama", 16, 2048, 8192, 32, 8, 128256, 131072),
     "HuggingFaceTB/SmolLM2-135M": ("llama", 30, 576, 1536, 9, 3, 49152, 8192),
     "Qwen/Qwen3-0.6B": ("qwen3", 28, 1024, 3072, 16, 8, 151936, 40960),
 }
@@ -123,33 +124,28 @@ def lengths(run: Run) -> tuple[float, float, float, str]:
     return prompt, chain, mean([len(codec.answer(p.answer)) for p in problems]), f"the means of 64 problems, in {which}"
 
 
-def text_of(run: Run, method: Method, chain: float, answer: float) -> tuple[float, float]:
-    """Latent steps, and tokens written after them, of one problem in training."""
-    if method.parallel_answer is not None:
-        return method.mean_trained_steps, method.parallel_answer
-    return method.mean_trained_steps, answer + chain * run.method.chain_share
-
-
 def problem_flops(run: Run, method: Method, prompt: float, chain: float, answer: float) -> float:
     """FLOPs to train on one problem; in RL on a prompt with its group, sampled once and learned from `epochs` times."""
-    used, text = text_of(run, method, chain, answer)
-    once = method.flops(prompt, used, text)
+    read = method.sequences(chain, answer)
     backward = (1 if run.model.lora_rank else 2) + run.model.recompute
     if isinstance(run.train, RLVR):
+        used, text = read[0]
         thought = method.flops(prompt, used, 1)
-        once = thought + run.train.group * (once - thought)
+        once = thought + run.train.group * (method.flops(prompt, used, text) - thought)
         return once * (1 + run.train.epochs * (1 + backward))
-    return once * (1 + backward)
+    return sum(method.flops(prompt, used, text) for used, text in read) * (1 + backward)
 
 
 def activations(run: Run, method: Method, prompt: float, chain: float, answer: float) -> float:
     """Bytes of activations kept for backward: about 24 values times the width a layer and position, and the logits."""
-    used, text = text_of(run, method, chain, answer)
+    read = method.sequences(chain, answer)
+    read = read[:1] if isinstance(run.train, RLVR) else read
     body, size = method.backbone, 2 if run.model.bf16 else 4
     rows = run.train.batch * getattr(run.train, "group", 1)
     rows = min(rows, run.train.micro_batch or rows)
     kept = 1 if run.model.recompute else 24
-    return rows * (method.kept(prompt, used, text) * kept * body.width * size + text * body.vocab * 8)
+    each = (method.kept(prompt, used, text) * kept * body.width * size + text * body.vocab * 8 for used, text in read)
+    return rows * sum(each)
 
 
 def matmul_rate(n: int = 1024) -> float:

@@ -55,12 +55,13 @@ class Trainer:
         self.saved = 0  # step of the newest checkpoint
         self.last_problems: list[Problem] = []
         self.selection: Selection | None = None  # validates, where the run asks for it
-        stop = list(self.method.stop.parameters()) if self.method.stop is not None else []
-        rest = [p for p in self.method.parameters() if not any(p is s for s in stop)]
-        groups = [{"params": rest, "scale": 1.0}]
-        if stop:
-            groups.append({"params": stop, "scale": getattr(self.config, "stop_lr", 1.0)})
         c = self.config
+        scales = {"stop.": getattr(c, "stop_lr", 1.0), **self.method.lr_scales}
+        groups: list[dict] = [{"params": [], "scale": scale} for scale in (1.0, *scales.values())]
+        for name, p in self.method.named_parameters():
+            group = next((i for i, begin in enumerate(scales, 1) if name.startswith(begin)), 0)
+            groups[group]["params"].append(p)
+        groups = [group for group in groups if group["params"]]
         self.optimizer = torch.optim.AdamW(
             groups, lr=c.lr, betas=(0.9, c.beta2), weight_decay=c.weight_decay, fused=True
         )

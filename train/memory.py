@@ -39,7 +39,7 @@ def check(run: Run, sample: list, levels: int) -> None:
         parameters = model.n_layer * 12 * model.n_embd**2 + model.n_positions * model.n_embd
         refuse(16 * parameters, has, f"{parameters:.3g} parameters", ("model", model, wide))
     decoder = 16 * run.method.decoder_parameters(width)
-    refuse(decoder, has, "the decoder of a step", sized, ("model", model, ("n_embd",)))
+    refuse(decoder, has, "the method's own parameters", sized, ("model", model, ("n_embd",)))
     length = sum(words) / max(1, len(words)) + sum(len(p.answer.split()) for p in sample) / max(1, len(sample))
     rows = train.batch * getattr(train, "group", 1) // getattr(train, "minibatches", 1)
     at_once = train.micro_batch * (launched() or (0, 1))[1]

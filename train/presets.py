@@ -1,11 +1,25 @@
 """What `python -m train.latent NAME` runs: a function a preset."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from eval.environments import GSM8K, Cups, ProsQA
 from latent.config import LearnedStop, ModelConfig
-from latent.methods import METHODS, Coconut, CoT, FixedEmbedding, MethodConfig, NoCoT, Pause, Recurrent, Sim
+from latent.methods import (
+    METHODS,
+    Coconut,
+    Codi,
+    CoT,
+    FixedEmbedding,
+    ICoT,
+    MethodConfig,
+    NoCoT,
+    Pause,
+    Pccot,
+    Recurrent,
+    Sim,
+)
 from latent.plain import changed
 from train.algorithms import GRPO
 from train.config import RLVR, SFT, Arm, Experiment, Judge, Run
@@ -135,6 +149,52 @@ def sim_llama1b_gsm8k() -> Experiment:
     return _published(AUG, model, sim, 8e-4, _EPOCH, 3, 10)
 
 
+def _codi(model: str, weight: float, lr: float, epochs: int) -> Experiment:
+    """CODI's setting on GSM8K-Aug: one run from pretrained weights. Deviates: the rate falls linearly, not as a cosine.
+
+    From the authors' scripts (train_gpt2_gsm8k-aug.sh, train_llama1b_gsm8k-aug.sh).
+    """
+    how: dict[str, Any] = {"batch": 128, "lr": lr, "beta2": 0.999, "weight_decay": 0.1, "clip": 2.0, "decay_to": 0.0}
+    steps, warmup = epochs * _EPOCH, 3 * epochs * _EPOCH // 100
+    how |= {"steps": steps, "warmup": warmup, "decay": 0.97, "log_every": 100, "save_every": 1000}
+    return Experiment(
+        env=AUG,
+        model=ModelConfig(pretrained=model, bf16=True, lora_rank=128, lora_alpha=32.0),
+        arms={"latent": Arm(Codi(n_latent=6, distill_weight=weight), SFT(**how))},
+        judge=Judge(items=2000, batch=64),
+    )
+
+
+def codi_gpt2_gsm8k() -> Experiment:
+    """CODI's setting on GSM8K-Aug with GPT-2: 40 epochs at 3e-3, distillation weighed 1. For a GPU."""
+    return _codi("openai-community/gpt2", 1.0, 3e-3, 40)
+
+
+def codi_llama1b_gsm8k() -> Experiment:
+    """CODI's setting on GSM8K-Aug with Llama 3.2 1B: 10 epochs at 8e-4, distillation weighed 20. For a GPU."""
+    return _codi("meta-llama/Llama-3.2-1B-Instruct", 20.0, 8e-4, 10)
+
+
+def pccot_gpt2_gsm8k() -> Experiment:
+    """PCCoT's setting on GSM8K-Aug with GPT-2: CODI's with 24 latents, refreshed 3 times. For a GPU."""
+    codi = codi_gpt2_gsm8k()
+    how = changed(codi.arms["latent"].train, {"weight_decay": 0.01, "clip": 1.0})
+    return replace(codi, arms={"latent": Arm(Pccot(n_latent=24, iterations=3), how)})
+
+
+def icot_gpt2_gsm8k() -> Experiment:
+    """iCoT's setting on GSM8K-Aug with GPT-2: 8 tokens an epoch, all beyond 39. Deviates: 25 epochs, as Coconut has for
+    its baselines, rather than up to 200. For a GPU."""
+    epoch = 385_620 // 32
+    how: dict[str, Any] = {"batch": 32, "lr": 5e-5, "beta2": 0.999, "warmup": 0, "decay": 0.0, "log_every": 100}
+    return Experiment(
+        env=AUG,
+        model=ModelConfig(pretrained="openai-community/gpt2", bf16=True),
+        arms={"icot": Arm(ICoT(remove_every=epoch // 8, all_beyond=39), SFT(steps=25 * epoch, save_every=1000, **how))},
+        judge=Judge(items=2000, batch=64),
+    )
+
+
 def huginn() -> Run:
     """Huginn's shape from scratch (prelude 2, core 4, coda 2, up to 32 recurrences): 5 cups, 16 swaps. For a GPU."""
     return Run(
@@ -152,6 +212,9 @@ PAPERS: dict[str, tuple[str, dict[str, float]]] = {
     "coconut-gpt2-prosqa": ("Coconut, arXiv:2412.06769, table 1", {"latent": 0.970, "cot": 0.775, "no-cot": 0.767}),
     "sim-gpt2-gsm8k": ("SIM-CoT on Coconut, arXiv:2509.20317", {"latent": 0.448, "cot": 0.427, "no-cot": 0.191}),
     "sim-llama1b-gsm8k": ("SIM-CoT on Coconut, arXiv:2509.20317", {"latent": 0.422, "cot": 0.584, "no-cot": 0.288}),
+    "codi-gpt2-gsm8k": ("CODI, arXiv:2502.21074", {"latent": 0.437}),
+    "codi-llama1b-gsm8k": ("CODI as in SIM-CoT's table, arXiv:2509.20317", {"latent": 0.527}),
+    "icot-gpt2-gsm8k": ("iCoT in Coconut's table 1, arXiv:2412.06769", {"icot": 0.300}),
     "huginn": ("Huginn-3.5B on GSM8K, another task, arXiv:2502.05171", {"1 recurrence": 0.0, "32 recurrences": 0.421}),
 }
 
@@ -191,5 +254,9 @@ PRESETS: dict[str, Callable[[], Run | Experiment]] = {
     "coconut-gpt2-prosqa": coconut_gpt2_prosqa,
     "sim-gpt2-gsm8k": sim_gpt2_gsm8k,
     "sim-llama1b-gsm8k": sim_llama1b_gsm8k,
+    "codi-gpt2-gsm8k": codi_gpt2_gsm8k,
+    "codi-llama1b-gsm8k": codi_llama1b_gsm8k,
+    "pccot-gpt2-gsm8k": pccot_gpt2_gsm8k,
+    "icot-gpt2-gsm8k": icot_gpt2_gsm8k,
     "huginn": huginn,
 }

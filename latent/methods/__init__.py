@@ -12,13 +12,19 @@ from kernels.errors import UserError
 from latent import plugins
 from latent.config import HALTS
 from latent.methods.coconut import Coconut
+from latent.methods.codi import Codi
+from latent.methods.colar import Colar
 from latent.methods.config import ControlConfig, MethodConfig, SequenceConfig
 from latent.methods.cot import CoT
 from latent.methods.fixed import FixedEmbedding
+from latent.methods.hrpo import Hrpo
+from latent.methods.icot import ICoT
 from latent.methods.no_cot import NoCoT
 from latent.methods.pause import Pause
+from latent.methods.pccot import Pccot
 from latent.methods.recurrent import Recurrent
 from latent.methods.sim import Sim
+from latent.methods.soft import Soft
 from latent.plain import register_in
 from latent.plain import unpack as _unpack
 from latent.policies import POLICIES
@@ -28,7 +34,8 @@ if TYPE_CHECKING:
     from latent.methods.base import Method
 
 METHODS: dict[str, type[MethodConfig]] = {
-    cls.name: cls for cls in (NoCoT, CoT, Coconut, Sim, Pause, FixedEmbedding, Recurrent)
+    cls.name: cls
+    for cls in (NoCoT, CoT, ICoT, Coconut, Sim, Codi, Pccot, Soft, Hrpo, Colar, Pause, FixedEmbedding, Recurrent)
 }
 ConfigT = TypeVar("ConfigT", bound=type[MethodConfig])
 
@@ -36,14 +43,20 @@ __all__ = [
     "METHODS",
     "CoT",
     "Coconut",
+    "Codi",
+    "Colar",
     "ControlConfig",
     "FixedEmbedding",
+    "Hrpo",
+    "ICoT",
     "MethodConfig",
     "NoCoT",
     "Pause",
+    "Pccot",
     "Recurrent",
     "SequenceConfig",
     "Sim",
+    "Soft",
     "build",
     "register",
     "unpack",

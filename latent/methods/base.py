@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Generic, Protocol, TypeVar
 
@@ -90,6 +90,16 @@ class Method(nn.Module, Generic[ConfigT]):
         """Latent steps of a row in training, on average."""
         return self.steps
 
+    @property
+    def lr_scales(self) -> Mapping[str, float]:
+        """How names of parameters begin that learn at a multiple of the learning rate, and the multiple."""
+        return {}
+
+    @property
+    def begins_stage(self) -> bool:
+        """Whether the next update is the first of a stage before which the optimizer's moments are forgotten."""
+        return False
+
     def think(
         self, prompt: Prompt, choose: Chooser, group: int = 1, steps: int | None = None, edit: Edit | None = None
     ) -> Thought:
@@ -128,6 +138,13 @@ class Method(nn.Module, Generic[ConfigT]):
     def head_flops(self) -> int:
         return 2 * self.backbone.width * self.backbone.vocab
 
+    def sequences(self, chain: float, answer: float) -> list[tuple[float, float]]:
+        """What training reads of a problem, given the tokens of chain and answer: latent steps, and tokens of the text
+        after them, on average. The first is what answering reads; each begins with the prompt."""
+        if self.parallel_answer is not None:
+            return [(self.mean_trained_steps, self.parallel_answer)]
+        return [(self.mean_trained_steps, answer + chain * self.made_from.chain_share)]
+
     def kept(self, prompt: float, used: float, text: float) -> float:
         """Positions times layers that training keeps for backward of one row."""
         return (prompt + used + text) * len(self.backbone.blocks)
@@ -157,6 +174,10 @@ class Method(nn.Module, Generic[ConfigT]):
     def steps_written(self, chain: int) -> int:
         """How many of a chain's steps the text still holds before the answer."""
         return 0
+
+    def tokens_written(self, tokens: int, steps: int) -> int:
+        """The same in tokens, of a chain of so many tokens in so many steps."""
+        return -(-tokens * self.steps_written(steps) // steps)
 
     def positions_needed(self, prompt: int, steps: list[int], answer: int) -> int:
         """Positions that a problem needs at most, given the tokens of its prompt, its chain's steps and its answer."""
@@ -243,7 +264,7 @@ class AlongSequence(Method[ConfigT]):
             self.steps, self.stride = config.n_latent, config.stride
             self.feedback = Feedback(config.feedback, backbone)
             self.stop = halting.build(config.halt, self)
-            self.policy = config.policy.build(backbone.width)
+            self.policy = config.policy.build(backbone)
 
     def reserved(self, steps: int) -> int:
         return self.stride * max(steps, self.trained_steps)
@@ -255,6 +276,10 @@ class AlongSequence(Method[ConfigT]):
         """Reading, each latent step, each token after the first; latents whose inputs are known are one pass."""
         parallel = self.feedback is not None and self.feedback.known(1) is not None
         return 1 + (min(used, 1) if parallel else used) + tokens - 1
+
+    def flops(self, prompt: float, used: float, tokens: float) -> float:
+        fed = self.feedback.flops if isinstance(self.feedback, Feedback) else 0
+        return super().flops(prompt, used, tokens) + used * fed
 
     def think(
         self, prompt: Prompt, choose: Chooser, group: int = 1, steps: int | None = None, edit: Edit | None = None
@@ -310,7 +335,7 @@ class AlongSequence(Method[ConfigT]):
         states, tracker = [h_PD], halting.HaltTracker(stop, choose, len(h_PD), group, h_PD.device)
         feedback = self.feedback
         known_KD = feedback.known(k) if k and feedback is not None else None
-        at_once = self._at_once(h_PD, context, k, known_KD) if k and edit is None and policy is None else None
+        at_once = self._at_once(h_PD, context, k, known_KD, edit) if k and policy is None else None
         if at_once is not None:
             states_PKD, context = at_once
             states += states_PKD.unbind(1)
@@ -323,11 +348,14 @@ class AlongSequence(Method[ConfigT]):
                 continue
             if known_KD is not None:
                 x_PD = known_KD[i].expand_as(h_PD)
+            elif policy is not None and not policy.around:
+                x_PD = states[-1]
             else:
                 assert feedback is not None  # as there is wherever there are latents
                 x_PD = feedback(states[-1])
             if policy is not None:
-                x_PD = choose("thought", policy(x_PD, states[-1]), tracker.live_B, states[-1])
+                value_P = choose("thought", policy(x_PD, states[-1]), tracker.live_B, states[-1])
+                x_PD = policy.fed(value_P, states[-1])
             if edit is not None:
                 x_PD = edit(i, x_PD)
             h_P1D, context = self.backbone.step(x_PD[:, None], context.skip(self.stride - 1))
@@ -343,9 +371,11 @@ class AlongSequence(Method[ConfigT]):
         return Thought(h_U1D, context, states_PKD, used_U, choose.decisions(), row_B)
 
     def _at_once(
-        self, h_PD: Tensor, context: Context, k: int, known_KD: Tensor | None
+        self, h_PD: Tensor, context: Context, k: int, known_KD: Tensor | None, edit: Edit | None
     ) -> tuple[Tensor, Context] | None:
         """States of all k latents (P, K, D) where nothing waits for the host, whatever the stops; None elsewhere."""
+        if edit is not None:
+            return None
         if known_KD is None:
             return self.backbone.chain(h_PD, context, self.feedback, k, self.stride)
         x_PKD = known_KD.expand(len(h_PD), -1, -1)
@@ -365,12 +395,13 @@ class Feedback(nn.Module):
 
     `hidden`: as it is (Coconut). `norm`: RMS-normed to the embeddings' scale. `project`: GELU MLP and LayerNorm (CODI,
     arXiv:2502.21074, sec. 3.2). `soft`: the mean input embedding under the next-token distribution (Soft Thinking,
-    arXiv:2505.15778, sec. 3).
+    arXiv:2505.15778, sec. 3), of its `top_k` likeliest tokens at a `temperature`; None = of all.
     """
 
-    def __init__(self, kind: str, backbone: Backbone):
+    def __init__(self, kind: str, backbone: Backbone, top_k: int | None = None, temperature: float = 1.0):
         super().__init__()
         self.kind, d = kind, backbone.width
+        self.top_k, self.temperature = top_k, temperature
         self.backbone = [backbone]  # in a list: its parameters are the method's
         if kind == "norm":
             rms = backbone.lm.get_input_embeddings().weight.detach().square().mean().sqrt()
@@ -382,6 +413,14 @@ class Feedback(nn.Module):
         """The inputs (K, D) of k latents where they do not depend on any state: none here."""
         return None
 
+    @property
+    def flops(self) -> int:
+        """Of one input, 2 a weight: the MLP's, or those of the head and of the embeddings that are mixed."""
+        backbone = self.backbone[0]
+        if self.kind == "soft":
+            return 2 * backbone.width * (backbone.vocab + (self.top_k or backbone.vocab))
+        return 2 * sum(p.numel() for p in self.parameters() if p.ndim == 2)
+
     def forward(self, h_BD: Tensor) -> Tensor:
         match self.kind:
             case "norm":
@@ -389,7 +428,7 @@ class Feedback(nn.Module):
             case "project":
                 return self.mlp(h_BD)
             case "soft":
-                return self.backbone[0].mix(h_BD)
+                return self.backbone[0].mix(h_BD, self.top_k, self.temperature)
         return h_BD
 
 

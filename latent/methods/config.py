@@ -40,7 +40,7 @@ class MethodConfig:
     """Fields that say how large it is, for a complaint to name."""
 
     def decoder_parameters(self, width: int) -> int:
-        """Parameters of what exists in training alone."""
+        """Parameters, at least, of what it has beside the backbone and its fields make large."""
         return 0
 
     def loops(self, steps: int = 0) -> int:

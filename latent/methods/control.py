@@ -13,6 +13,8 @@ class Control(AlongSequence):
     def __init__(self, config: ControlConfig, backbone: Backbone):
         super().__init__(config.of, backbone)
         self.made_from = config
+        if self.policy is not None and not self.policy.around:
+            self.policy = None
 
 
 def controlled(by: type[Control], method: type[AlongSequence]) -> type[AlongSequence]:

@@ -1,14 +1,24 @@
 """What a latent policy does."""
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 
 class Policy(nn.Module):
-    """(what the method would feed back (B, D), the state that it comes from (B, D)) -> a distribution over (B, D).
+    """(what the method would feed back (B, D), the state that it comes from (B, D)) -> a distribution over choices.
 
-    Its mode is what greedy evaluation feeds back. Log-probabilities are one a row.
+    A choice is what is fed back, (B, D), unless `fed` makes that of it. Log-probabilities are one a row. Greedy
+    evaluation asks no policy: it feeds back what the method would. `around`: whether choices lie around that; where
+    they take its place instead it is not computed, and a control, which feeds back something else, has no such policy.
     """
+
+    around: ClassVar[bool] = True
 
     def forward(self, x_BD: Tensor, h_BD: Tensor) -> Distribution:
         raise NotImplementedError  # each policy's own
+
+    def fed(self, value_B: Tensor, h_BD: Tensor) -> Tensor:
+        """What is fed back (B, D) where `value_B` was chosen from the state `h_BD`."""
+        return value_B

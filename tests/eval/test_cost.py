@@ -24,6 +24,15 @@ def test_flops_of_a_sequence_are_those_counted(family, config, used, tokens):
     assert sequential_steps(reasoner, used, tokens) == used + tokens
 
 
+@pytest.mark.parametrize("feedback", ["hidden", "norm", "project", "soft"])
+def test_flops_of_what_is_fed_back_come_on_top_for_every_latent(feedback):
+    reasoner = small_reasoner(Sim(feedback=feedback), ModelConfig())
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        reasoner.method.feedback(torch.zeros(1, 64))
+    more = forward_flops(reasoner, 9, 8, 4) - forward_flops(small_reasoner(Sim(), ModelConfig()), 9, 8, 4)
+    assert more == 8 * counter.get_total_flops()
+
+
 def test_flops_of_a_loop_along_the_depth():
     reasoner = small_reasoner(Recurrent(n_recurrence=3), ModelConfig())
     with FlopCounterMode(display=False) as counter, torch.no_grad():

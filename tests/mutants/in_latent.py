@@ -60,7 +60,7 @@ GROUPS = (
         ("later latents seen after a stop", ">= used_U[:, None]", "> used_U[:, None]"),
         ("the text follows the last state", "device=used_U.device), used_U][:, None]",
          "device=used_U.device), -1][:, None]"),
-        ("soft is hidden", "return self.backbone[0].mix(h_BD)", "return h_BD"),
+        ("soft is hidden", "return self.backbone[0].mix(h_BD, self.top_k, self.temperature)", "return h_BD"),
         ("the text is read a token late", "backbone.embed(ids_UT[:, :-1])", "backbone.embed(ids_UT[:, 1:])"),
     )),
     ("latent/methods/base.py", CURRICULUM, (

@@ -40,7 +40,7 @@ GROUPS = (
         ("weights ignored in the logged loss", "[m.weight * x for", "[x for"),
     )),
     ("train/loop.py", BY_HAND_RL, (
-        ("stop_lr ignored", 'getattr(self.config, "stop_lr", 1.0)', "1.0"),
+        ("stop_lr ignored", 'getattr(c, "stop_lr", 1.0)', "1.0"),
         ("the groups' own rates ignored", 'c.lr * group["scale"]', "c.lr"),
     )),
     ("train/resume.py", RESUME, (

@@ -8,7 +8,7 @@ import ast
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.mutants import in_eval, in_kernels, in_latent, in_train
+from tests.mutants import in_eval, in_kernels, in_latent, in_sequence, in_train
 
 ROOT = Path(__file__).parent.parent.parent
 AREAS = ("train/", "latent/methods/", "eval/environments/", "eval/stats.py")
@@ -50,5 +50,5 @@ class Mutant:
         return f"{self.file}: {self.what}"
 
 
-GROUPS = (*in_train.GROUPS, *in_latent.GROUPS, *in_eval.GROUPS, *in_kernels.GROUPS)
+GROUPS = (*in_train.GROUPS, *in_latent.GROUPS, *in_sequence.GROUPS, *in_eval.GROUPS, *in_kernels.GROUPS)
 MUTANTS = [Mutant(file, *each, tuple(tests.split())) for file, tests, changes in GROUPS for each in changes]

@@ -10,7 +10,7 @@ from eval import environments
 from eval.environments import GSM8K, Cups
 from latent import backbone, methods
 from latent.config import ModelConfig
-from latent.methods import CoT, NoCoT, Recurrent, Sim
+from latent.methods import Codi, CoT, NoCoT, Recurrent, Sim
 from latent.text import Batch
 from train import estimate, presets
 from train.config import SFT, Experiment, Run
@@ -18,7 +18,9 @@ from train.config import SFT, Experiment, Run
 MODEL = ModelConfig(n_layer=3, n_embd=128, n_head=2)
 
 
-@pytest.mark.parametrize("method", [NoCoT(), CoT(), Sim(n_latent=8), Recurrent(prelude=1, core=2, r_min=6, r_max=6)])
+@pytest.mark.parametrize(
+    "method", [NoCoT(), CoT(), Sim(n_latent=8), Codi(), Codi(n_latent=0), Recurrent(core=2, r_min=6, r_max=6)]
+)
 def test_training_flops_are_about_what_torch_counts(method):
     run = Run(env=Cups(), model=MODEL, method=method, train=SFT(steps=1, batch=16))
     env = environments.build(run.env)

@@ -14,7 +14,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from eval.environments import GSM8K, Cups, build
 from eval.judge import judge
 from latent.config import LearnedStop, ModelConfig
-from latent.methods import Coconut, CoT, FixedEmbedding, NoCoT, Pause, Recurrent, Sim
+from latent.methods import (
+    Coconut,
+    Codi,
+    Colar,
+    CoT,
+    FixedEmbedding,
+    Hrpo,
+    ICoT,
+    NoCoT,
+    Pause,
+    Pccot,
+    Recurrent,
+    Sim,
+    Soft,
+)
 from latent.methods.base import Mean
 from latent.policies import Gaussian
 from latent.text import Batch
@@ -43,13 +57,21 @@ METHODS = {  # with the micro-batches that several processes train it in
     "pause": (Pause(of=Coconut(n_latent=3, first_stage=4)), 0),
     "fixed": (FixedEmbedding(of=Sim(n_latent=2, step_tokens=96)), 2),
     "recurrent": (Recurrent(r_min=1, r_max=3, prelude=0), 1),
+    "codi": (Codi(n_latent=3, distill_weight=5.0), 3),
+    "pccot": (Pccot(n_latent=4, iterations=2), 2),
+    "icot": (ICoT(whole=1, remove_every=2, smoothing=0.5), 3),
+    "soft": (Soft(n_latent=5), 1),
+    "hrpo": (Hrpo(n_latent=64, halt=LearnedStop()), 2),
+    "colar": (Colar(n_latent=16, halt=LearnedStop()), 3),
     "rl": (Sim(n_latent=4, halt=LearnedStop(bias=-0.5)), 0),
     "rl, groups cut": (Sim(n_latent=4, halt=LearnedStop(bias=-0.5)), 2),
     "rl, prompts cut": (Sim(n_latent=4, halt=LearnedStop(bias=-0.5)), 4),
     "rl, nothing random in a thought": (Sim(n_latent=2), 4),
+    "rl, gated tokens": (Hrpo(n_latent=3), 4),
+    "rl, predicted latents": (Colar(n_latent=2, halt=LearnedStop(bias=-0.5)), 2),
     "rl, ppo": (Sim(n_latent=2, halt=LearnedStop(bias=-0.5), policy=Gaussian(std=0.3)), 2),
 }
-SHARDED = ("coconut", "sim", "recurrent", "rl", "rl, groups cut")
+SHARDED = ("coconut", "sim", "recurrent", "codi", "icot", "hrpo", "colar", "rl", "rl, groups cut", "rl, gated tokens")
 
 
 def run_of(name: str, data: str, micro_batch: int = 0, **change) -> Run:

@@ -11,7 +11,7 @@ from eval.environments import Cups, Verdict
 from kernels.errors import UserError
 from latent import load
 from latent.config import LearnedStop, ModelConfig
-from latent.methods import Coconut, CoT, Recurrent, Sim
+from latent.methods import Coconut, Colar, CoT, Hrpo, ICoT, Recurrent, Sim
 from latent.policies import Gaussian
 from train import rlvr
 from train import run as runs
@@ -61,7 +61,15 @@ STOPPING = Sim(n_latent=8, stride=4, halt=LearnedStop(bias=-1.0))
 
 
 @pytest.mark.parametrize(
-    "method", [Coconut(n_latent=8, stride=4, stage_steps=3), STOPPING, Recurrent(r_min=1, r_max=3)]
+    "method",
+    [
+        Coconut(n_latent=8, stride=4, stage_steps=3),
+        STOPPING,
+        Recurrent(r_min=1, r_max=3),
+        ICoT(remove_every=5),  # the optimizer starts afresh at the update after the checkpoint
+        Hrpo(n_latent=32),
+        Colar(n_latent=8),
+    ],
 )
 def test_a_killed_run_goes_on_as_if_never_stopped(method, tmp_path):
     run = sft(method)

@@ -8,7 +8,7 @@ import pytest
 from eval.environments import GSM8K, Countdown, Cups, Math500, ProntoQA, ProsQA, build
 from kernels.errors import UserError
 from latent.config import ModelConfig
-from latent.methods import Coconut, CoT, FixedEmbedding, Pause, Recurrent, Sim
+from latent.methods import Coconut, Colar, CoT, FixedEmbedding, Hrpo, Pause, Pccot, Recurrent, Sim
 from train import memory
 from train.config import RLVR, SFT, Judge, Run
 from train.latent import Options, check, parse
@@ -37,6 +37,9 @@ def refused(run: Run, tmp_path) -> str:
         ("method", Coconut(), "n_latent"),
         ("method", Recurrent(), "n_recurrence"),
         ("method", Recurrent(), "r_max"),
+        ("method", Hrpo(), "n_latent"),
+        ("method", Colar(), "r_max"),
+        ("method", Pccot(), "n_latent"),
         ("train", SFT(), "batch"),
         ("train", RLVR(), "batch"),
         ("train", RLVR(), "group"),

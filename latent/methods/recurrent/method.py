@@ -34,7 +34,8 @@ class RecurrentMethod(Method[Recurrent]):
     def __init__(self, config: Recurrent, backbone: Backbone):
         super().__init__(config, backbone)
         if backbone.layers is None:
-            raise UserError(f"recurrent depth cannot loop the layers of {type(backbone.lm).__name__}")
+            lm = type(backbone.lm).__name__
+            raise UserError(f"recurrent depth loops the layers of GPT-2, Llama and Qwen3, not those of {lm}")
         blocks, wanted = len(backbone.layers.blocks), config.prelude + config.core + config.coda
         if blocks != wanted:
             raise UserError(

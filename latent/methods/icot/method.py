@@ -1,0 +1,90 @@
+"""Control: iCoT, or stepwise internalisation (Deng, Choi & Shieber 2024, arXiv:2405.14838, sec. 3).
+
+At update t the first s(t) + o tokens of a chain are gone, and the loss is the cross-entropy of what remains, the answer
+last:
+
+    s(t) = floor((t - whole) / remove_every),   P(o) = (1 - e^-lambda) e^(-lambda o),   L = CE(chain[s + o:], answer)
+
+The offset o, drawn for each row (removal smoothing), lets the model meet the next length before it must write it. When
+s grows, AdamW's moments are forgotten, unless the last batch had no chain left. What is learned in the end is a model
+without latents: it shows what a curriculum alone brings.
+
+Deviates: removal counts updates and not shares of an epoch. Where `all_beyond` is reached, the rest goes at once rather
+than at the end of that epoch.
+"""
+
+import torch
+from torch import Tensor
+
+from latent.backbone import Backbone
+from latent.methods.base import AlongSequence, Mean, Taught, text_loss
+from latent.methods.icot import ICoT
+from latent.text import Batch, pad_right, tokens_in
+from latent.thought import Greedy
+
+
+class ICoTMethod(AlongSequence[ICoT]):
+    """The number of updates is a buffer, so a checkpoint holds it and a resume goes on with it."""
+
+    updates: Tensor
+    gone: Tensor  # whether no row of the last batch had any chain left
+
+    def __init__(self, config: ICoT, backbone: Backbone):
+        super().__init__(config, backbone)
+        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
+        self.register_buffer("gone", torch.zeros((), dtype=torch.bool))
+
+    @property
+    def removed(self) -> int | None:
+        """Tokens that every chain has lost; None = all of them."""
+        n = max(0, int(self.updates) - self.config.whole) // self.config.remove_every
+        return None if 0 < self.config.all_beyond <= n else n
+
+    @property
+    def begins_stage(self) -> bool:
+        since = int(self.updates) - self.config.whole
+        grown = since > 0 and since % self.config.remove_every == 0
+        return self.config.reset_optimizer and grown and not bool(self.gone)
+
+    def steps_written(self, chain: int) -> int:
+        return 0 if self.gone or self.removed is None else chain
+
+    def tokens_written(self, tokens: int, steps: int) -> int:
+        return 0 if self.removed is None else max(0, tokens - self.removed)
+
+    def positions_needed(self, prompt: int, steps: list[int], answer: int) -> int:
+        return prompt + sum(steps) + answer - 1
+
+    def sequences(self, chain: float, answer: float) -> list[tuple[float, float]]:
+        """A whole chain, as at the start."""
+        return [(0, chain + answer)]
+
+    def turn(self, batch: Batch) -> Taught:
+        rows, device = self.left(batch), batch.prompt.ids_BT.device
+        text = pad_right([chain + answer for chain, answer in zip(rows, batch.answers)], batch.pad, device)
+        thought = self.think(batch.prompt, Greedy())
+        loss, logged = text_loss(self.backbone, thought, text)
+        left = Mean(loss.total.new_tensor(tokens_in(rows)), len(rows))
+        return Taught(thought, text, [loss], {**logged, "chain_left": left})
+
+    def turn_counts(self, batch: Batch) -> list[int]:
+        return [tokens_in(self.left(batch)) + tokens_in(batch.answers)]
+
+    def left(self, batch: Batch) -> list[tuple[int, ...]]:
+        """What is left of each row's chain, with the offsets that the batch draws."""
+        chains = [sum(steps, ()) for steps in batch.steps]
+        if self.removed is None:
+            return [()] * len(chains)
+        gone = [self.removed] * len(chains)
+        if self.config.smoothing:
+            offsets_B = (-torch.log1p(-batch.draw_rows().double()) / self.config.smoothing).floor()
+            gone = [self.removed + int(o) for o in offsets_B.tolist()]
+        if self.config.side == "left":
+            return [chain[n:] for chain, n in zip(chains, gone)]
+        return [chain[: max(0, len(chain) - n)] for chain, n in zip(chains, gone)]
+
+    def learned(self, logged: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Count the update, and whether a chain was left in it."""
+        self.updates += 1
+        self.gone.copy_(logged["chain_left"] == 0)
+        return {}

@@ -1,0 +1,103 @@
+"""Mutants of the published methods along the sequence, latent/methods/."""
+
+CODI, ICOT, SOFT, HRPO, COLAR, PCCOT = (
+    f"tests/latent/test_{name}.py" for name in ("codi", "icot", "soft", "hrpo", "colar", "pccot")
+)
+EVERY = "tests/latent/test_every_method.py"
+
+GROUPS = (
+    ("latent/methods/codi/method.py", CODI, (
+        ("the embeddings are matched, too", "range(1, backbone.depth + 1)", "range(0, backbone.depth + 1)"),
+        ("the last layer is not matched", "range(1, backbone.depth + 1)", "range(1, backbone.depth)"),
+        ("the teacher learns from the student", "teacher_LBD.detach())", "teacher_LBD)"),
+        ("not in units of the teacher's deviation", "(apart_LB / teacher_LBD.std(-1)).mean(0)", "apart_LB.mean(0)"),
+        ("the teacher writes the last step", "steps if self.config.keep_last else steps[:-1]", "steps"),
+        ("the teacher's state is a token late", "device=h_LBTD.device), chain_B]",
+         "device=h_LBTD.device), chain_B.clamp(min=1) - 1]"),
+        ("weights ignored", "self.config.teacher_weight, self.config.distill_weight", "1.0, 1.0"),
+        ("the student's state is the one before", "self.of_latent(tapped.calls, k)",
+         "self.of_latent(tapped.calls, k - 1)"),
+        ("no room for the teacher's chain", "max(sum(self.chain(steps)) if k else 0, self.stride * k)",
+         "self.stride * k"),
+    )),
+    ("latent/methods/icot/method.py", ICOT, (
+        ("whole ignored", "int(self.updates) - self.config.whole) //", "int(self.updates)) //"),
+        ("no offsets", "if self.config.smoothing:", "if False:"),
+        ("a uniform offset", "-torch.log1p(-batch.draw_rows().double())", "batch.draw_rows().double()"),
+        ("one offset for all rows", "for o in offsets_B.tolist()]", "for o in offsets_B[:1].tolist() * len(gone)]"),
+        ("always from the left", 'if self.config.side == "left":', "if True:"),
+        ("all_beyond ignored", "None if 0 < self.config.all_beyond <= n else n", "n"),
+        ("the moments are forgotten at every update", "since % self.config.remove_every == 0", "True"),
+        ("the moments are forgotten when nothing is left", "and grown and not bool(self.gone)", "and grown"),
+        ("it decodes as if nothing were gone", "max(0, tokens - self.removed)", "tokens"),
+    )),
+    ("train/distill.py", ICOT, (
+        ("no fresh optimizer", "trainer.optimizer.state.clear()", "pass"),
+    )),
+    ("latent/methods/soft/method.py", SOFT, (
+        ("labels a latent late", "thought.states_UKD[:, :-1].flatten(0, 1), parts",
+         "thought.states_UKD[:, 1:].flatten(0, 1), parts"),
+        ("label_weight ignored", "apart.weight = self.config.label_weight", "apart.weight = 1.0"),
+        ("padding is mixed in", "(e_NTD * real_NT1).sum(1) / real_NT1.sum(1)", "e_NTD.mean(1)"),
+        ("cross-entropy for KL", "((often_M / size_M).log() - logp_M)", "(-logp_M)"),
+        ("long parts count for more", "- logp_M) / size_M).sum()", "- logp_M)).sum()"),
+        ("parts overlap", "chain[a : max(b, a + 1)]", "chain[a : b + 1]"),
+        ("top_k ignored", "config.top_k or None", "None"),
+        ("a control is led", "if not isinstance(self.feedback, Feedback):", "if False:"),
+    )),
+    ("latent/halting.py", "tests/latent/test_methods.py", (
+        ("the entropy of the state before", 'self.lens(h_PD), nothing_P)', 'self.lens(states[0]), nothing_P)'),
+    )),
+    ("latent/methods/hrpo/method.py", HRPO, (
+        ("mixtures are not at an embedding's scale", "p_BV / p_BV.norm(dim=-1, keepdim=True)", "p_BV"),
+        ("the mixture alone at another temperature", "p_BV = logits_BV.softmax(-1)",
+         "p_BV = (logits_BV * self.temperature).softmax(-1)"),
+        ("gates swapped", "self.r(e_BD), self.i(e_BD), self.decay", "self.i(e_BD), self.r(e_BD), self.decay"),
+        ("gates of the mixture", "self.r(e_BD), self.i(e_BD)", "self.r(y_BD), self.i(y_BD)"),
+        ("Lambda of the whole exponent", "u_D ** (-1 / 8) - 1", "1 / u_D - 1"),
+        ("tokens drawn at no temperature", "Categorical(logits=self.gate[0].logits(h_BD)",
+         "Categorical(logits=self.gate[0].backbone[0].head(h_BD)"),
+        ("rates of their own ignored", '"feedback.": self.config.gate_lr}', '"feedback.": 1.0}'),
+        ("the answer after a short chain waits", "if min(map(len, rows)) < k:", "if False:"),
+        ("the stop is not taught", "if isinstance(self.stop, StopHead):\n            stopped",
+         "if False:\n            stopped"),
+        ("long chains are cut", "if k and sum(steps) > k:", "if False:"),
+    )),
+    ("latent/methods/control.py", HRPO, (
+        ("a control draws tokens", "if self.policy is not None and not self.policy.around:", "if False:"),
+    )),
+    ("latent/halting.py", f"{HRPO} {COLAR}", (
+        ("stops a latent early", "(i_K == used_B[:, None])", "(i_K == used_B[:, None] - 1)"),
+        ("asked after the last latent", "& (i_K < most)", ""),
+        ("asked after the chain", "(i_K <= used_B[:, None])", "(i_K <= used_B[:, None] + 1)"),
+    )),
+    ("latent/methods/colar/method.py", COLAR, (
+        ("a mean for the root", "to(e_BKrD.dtype).sqrt()[..., None]", "to(e_BKrD.dtype)[..., None]"),
+        ("targets learn, too", "x_ND.detach(), self.head(", "x_ND, self.head("),
+        ("another r is told", "self.told(r - 1)", "self.told(0 * r)"),
+        ("r is never the largest", "batch.draw_below(self.config.r_max)", "batch.draw_below(self.config.r_max - 1)"),
+        ("a sum over coordinates", ".sum() / x_ND.shape[-1], len(x_ND))", ".sum(), len(x_ND))"),
+        ("no variance in the error", "apart_ND = apart_ND + dist.variance", "pass"),
+        ("not in units of the embeddings", "(apart_ND / self.head.scale.square())", "apart_ND"),
+        ("always a group's first token", "(u_BK[:, : self.real_BK.shape[1]] * self.sizes_BK).long()",
+         "(0 * u_BK[:, : self.real_BK.shape[1]] * self.sizes_BK).long()"),
+        ("latent_weight ignored", "replace(latent, weight=self.config.latent_weight)", "latent"),
+        ("the number of latents says nothing", "min(self.config.r_max, -(-self.steps * self.config.r // steps))",
+         "self.config.r"),
+        ("predictions at another scale", "return self.scale * self.mlp", "return self.mlp"),
+        ("the text begins after the latents used", "context.skip(self.stride * (room - k))", "context"),
+    )),
+    ("latent/methods/pccot/method.py", PCCOT, (
+        ("a refresh more", "range(self.config.iterations)", "range(self.config.iterations + 1)"),
+        ("fed their own states", "torch.cat([h_PD[:, None], states_PKD[:, :-1]], 1)", "states_PKD"),
+        ("latents see the guesses before them", "self.backbone.step(x_PKD, before, self.stride)",
+         "self.backbone.step(x_PKD, longer, self.stride)"),
+        ("edits are ignored", "if edit is not None:", "if False:"),
+        ("refreshes cost nothing in sequence", "(self.config.iterations + 1 if used else 0)", "(2 if used else 0)"),
+        ("refreshes cost no FLOPs", "return once + again * (used", "return once + 0 * (used"),
+        ("a control is refreshed", "if own is None:", "if False:"),
+    )),
+    ("latent/methods/base.py", EVERY, (
+        ("0 latent steps are all of them", "trained if steps is None else steps", "trained if not steps else steps"),
+    )),
+)  # fmt: skip

@@ -105,7 +105,7 @@ def test_the_optimizer_starts_afresh_where_a_token_goes(reset, tmp_path):
     for step in range(5):
         if reset and step in (2, 4):
             by_hand = AdamW(mine, run.train)
-        batch = Batch.of(env.train_batch(run.seed, step, 4), trainer.reasoner.codec, generator=trainer.drawing(step))
+        batch = Batch.of(env.train_batch(run.seed, step, 4), trainer.reasoner.codec, generator=trainer.generator(step))
         loss, logged = mine.loss(batch)
         by_hand.step(loss, 1.0)
         mine.learned(logged)

@@ -136,13 +136,20 @@ class Backbone(nn.Module):
 
     def mix(self, h_ND: Tensor) -> Tensor:
         """The mean input embedding (N, D) under the next-token distributions of final hidden states."""
-        e_VD, table = self._plain_head(h_ND), self.lm.get_input_embeddings()
-        # some families scale what they look up
-        table_VD = table.weight if type(table) is nn.Embedding else table(torch.arange(self.vocab, device=h_ND.device))
-        table_VD = table_VD.to(h_ND.dtype)
+        e_VD = self._plain_head(h_ND)
         if e_VD is not None and not torch.is_grad_enabled():
-            return vocab_mix(h_ND, e_VD, table_VD)[0]
-        return self.head(h_ND).softmax(-1).to(h_ND.dtype) @ table_VD
+            return vocab_mix(h_ND, e_VD, self._table().to(h_ND.dtype))[0]
+        return self.head(h_ND).softmax(-1).to(h_ND.dtype) @ self._table().to(h_ND.dtype)
+
+    def average(self, p_NV: Tensor) -> Tensor:
+        """The mean input embedding (..., D) under distributions over the vocabulary (..., V), of any precision."""
+        table_VD = self._table()
+        return p_NV.to(table_VD.dtype) @ table_VD
+
+    def _table(self) -> Tensor:
+        """The input embedding (V, D) of every token; some families scale what they look up."""
+        table = self.lm.get_input_embeddings()
+        return table.weight if type(table) is nn.Embedding else table(torch.arange(self.vocab, device=self.device))
 
     def step_kl(self, h_ND: Tensor, before_ND: Tensor) -> Tensor:
         """KL (nats) from the next-token distributions that `before_ND` gives to those of `h_ND`, (N,); no gradient."""

@@ -5,6 +5,20 @@ from typing import Literal
 
 from kernels.errors import UserError
 
+Told = Literal["answer", "chain", "chains", "search", "frontier"]
+TOLD: dict[Told, str] = {
+    "answer": "the answer",
+    "chain": "one chain",
+    "chains": "all best chains",
+    "search": "a chain of all branches",
+    "frontier": "the frontier",
+}
+"""What a model is taught beside a problem's question: the answer alone, or before it the oracle's chain; a best chain
+drawn anew each time among all that tie; a chain that lists every branch of the search; the distribution over where the
+search may stand after each step."""
+Frontier = tuple[tuple[str, float], ...]
+"""The words where a search may stand after a step, and their probabilities."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -89,3 +103,10 @@ def at_least(config, name: str, least: int) -> None:
     value = getattr(config, name)
     if value < least:
         raise UserError(f"{name} must be at least {least}, got {value}")
+
+
+def one_of(config, name: str, choices: tuple[str, ...]) -> None:
+    """Raise UserError for a field that is none of its choices: flags check that, and code need not."""
+    value = getattr(config, name)
+    if value not in choices:
+        raise UserError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

@@ -10,6 +10,7 @@ from tokenizers import AddedToken
 from torch import Tensor
 
 from kernels.errors import UserError
+from latent.config import Frontier
 from latent.thought import Prompt
 
 THINK, END, PAD = "<think>", "<end>", "<pad>"
@@ -66,6 +67,7 @@ class Codec:
             self._control.discard(tokenizer.unk_token_id)  # that of a character it does not know
         self._words: str | None = None
         self._piece = lru_cache(1 << 16)(self._plain)  # steps and answers of symbol tasks come again and again
+        self.weights = lru_cache(1 << 14)(self._weights)  # and so does what is reachable
 
     @property
     def size(self) -> int:
@@ -185,6 +187,18 @@ class Codec:
         assert len(ids) == self.fixed_answer, f"an answer of {len(ids)} tokens, expected {self.fixed_answer}: {text!r}"
         return ids
 
+    def _weights(self, frontier: Frontier) -> Tensor:
+        """The probability (V,) of every token where a search may stand. Raises UserError for a word of several."""
+        p_V = torch.zeros(self.size, dtype=torch.float64)
+        for word, p in frontier:
+            ids = self.step(word)
+            if len(ids) != 1:
+                raise UserError(
+                    f"{word!r:.40} is {len(ids)} tokens: a frontier needs a closed vocabulary, a token a word"
+                )
+            p_V[ids[0]] += p
+        return p_V
+
     def texts(self, tokens_BT: Tensor) -> list[str]:
         """Completions as text, cut at the end token; a special token before it stays, for the verifier to see."""
         rows = tokens_BT.tolist()
@@ -264,7 +278,8 @@ class Batch:
 
     Where processes or micro-batches share a batch, each has the rows from `first` on of `whole` of them. What a loss
     draws at random it draws through `draw`, from a generator that is the same for all: torch's own where none is given.
-    `then`: the turn that follows, of the same rows.
+    `then`: the turn that follows, of the same rows. `frontiers`: where a search may stand after each step, as
+    probabilities of tokens (V,); None where no method asked for it.
     """
 
     prompt: Prompt
@@ -275,14 +290,20 @@ class Batch:
     first: int = 0
     whole: int | None = None
     then: "Batch | None" = None
+    frontiers: list[list[Tensor]] | None = None
 
     @classmethod
-    def of(cls, problems, codec: Codec, device="cpu", later=(), **share) -> "Batch":
+    def of(
+        cls, problems, codec: Codec, device="cpu", later=(), frontiers: list[list[Frontier]] | None = None, **share
+    ) -> "Batch":
         """From anything with `question`, `steps` and `answer` as text. `share`: `generator`, `first`, `whole`.
 
-        `later`: the same problems' later turns, as many lists as there are turns after the first.
+        `later`: the same problems' later turns, as many lists as there are turns after the first. `frontiers`: of each
+        problem, step by step.
         """
         made = cls.of_turn(problems, codec, codec.prompt([p.question for p in problems], device), share)
+        if frontiers is not None:
+            made.frontiers = [[codec.weights(step) for step in steps] for steps in frontiers]
         at = made
         for turn in later:
             prompt = pad_left([codec.observation(p.question) for p in turn], codec.pad, device)

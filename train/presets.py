@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from eval.environments import GSM8K, Cups, ProsQA
+from eval.environments import GSM8K, MNNS, Cups, EnvConfig, ProsQA
 from latent.config import LearnedStop, ModelConfig
 from latent.methods import METHODS, Coconut, CoT, FixedEmbedding, MethodConfig, NoCoT, Pause, Recurrent, Sim
 from latent.plain import changed
@@ -170,12 +170,14 @@ def cups_turns() -> Experiment:
 
 
 def of_method(config: type[MethodConfig]) -> Callable[[], Run]:
-    """The preset of a method alone on cups, by its own recipe."""
+    """The preset of a method alone, by its own recipe: on cups, or on mnns where it is taught a frontier."""
+    method = config()
+    env: EnvConfig = MNNS() if method.told == "frontier" else Cups()
 
     def preset() -> Run:
-        return changed(Run(env=Cups(), model=ModelConfig(), method=config(), train=SFT()), config.recipe)
+        return changed(Run(env=env, model=ModelConfig(), method=method, train=SFT()), config.recipe)
 
-    preset.__doc__ = f"On cups. {config.__doc__}"
+    preset.__doc__ = f"On {env.name}. {config.__doc__}"
     return preset
 
 

@@ -14,6 +14,7 @@ from latent.config import HALTS
 from latent.methods.coconut import Coconut
 from latent.methods.config import ControlConfig, MethodConfig, SequenceConfig
 from latent.methods.cot import CoT
+from latent.methods.cot2 import CoT2
 from latent.methods.fixed import FixedEmbedding
 from latent.methods.no_cot import NoCoT
 from latent.methods.pause import Pause
@@ -28,13 +29,14 @@ if TYPE_CHECKING:
     from latent.methods.base import Method
 
 METHODS: dict[str, type[MethodConfig]] = {
-    cls.name: cls for cls in (NoCoT, CoT, Coconut, Sim, Pause, FixedEmbedding, Recurrent)
+    cls.name: cls for cls in (NoCoT, CoT, Coconut, Sim, CoT2, Pause, FixedEmbedding, Recurrent)
 }
 ConfigT = TypeVar("ConfigT", bound=type[MethodConfig])
 
 __all__ = [
     "METHODS",
     "CoT",
+    "CoT2",
     "Coconut",
     "ControlConfig",
     "FixedEmbedding",

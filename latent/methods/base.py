@@ -243,7 +243,7 @@ class AlongSequence(Method[ConfigT]):
             self.steps, self.stride = config.n_latent, config.stride
             self.feedback = Feedback(config.feedback, backbone)
             self.stop = halting.build(config.halt, self)
-            self.policy = config.policy.build(backbone.width)
+            self.policy = config.policy.build(backbone)
 
     def reserved(self, steps: int) -> int:
         return self.stride * max(steps, self.trained_steps)
@@ -327,7 +327,7 @@ class AlongSequence(Method[ConfigT]):
                 assert feedback is not None  # as there is wherever there are latents
                 x_PD = feedback(states[-1])
             if policy is not None:
-                x_PD = choose("thought", policy(x_PD, states[-1]), tracker.live_B, states[-1])
+                x_PD = policy.fed(choose("thought", policy(x_PD, states[-1]), tracker.live_B, states[-1]))
             if edit is not None:
                 x_PD = edit(i, x_PD)
             h_P1D, context = self.backbone.step(x_PD[:, None], context.skip(self.stride - 1))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
+    from latent.backbone import Backbone
     from latent.policies.base import Policy
 
 
@@ -15,6 +16,6 @@ class PolicyConfig:
 
     name: ClassVar[str]
 
-    def build(self, width: int) -> Policy | None:
-        """The policy over thoughts of a width; None where a thought is what the method computes."""
+    def build(self, backbone: Backbone) -> Policy | None:
+        """The policy over the thoughts of a backbone; None where a thought is what the method computes."""
         raise NotImplementedError  # each policy's own

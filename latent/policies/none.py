@@ -12,5 +12,5 @@ class Deterministic(PolicyConfig):
 
     name: ClassVar[str] = "none"
 
-    def build(self, width):
+    def build(self, backbone):
         return None

@@ -106,8 +106,8 @@ GROUPS = (
     )),
     ("eval/environments/base.py", DATA, (
         ("overlap of train and test kept", "if p.key not in tested:", "if True:"),
-        ("training draws test problems", 'if split_of(problem.key) == "train":', "if True:"),
-        ("splits do not count where problems are drawn", "if split_of(problem.key) == split and", "if"),
+        ("training draws test problems", 'if self.split(problem) == "train":', "if True:"),
+        ("splits do not count where problems are drawn", "if self.split(problem) == split and", "if"),
         ("validation problems stay in train", "trained.pop(key)", "trained[key]"),
         ("validation in the file's order", "for key in sorted(trained)[:aside]", "for key in list(trained)[:aside]"),
         ("a question in test twice", "tested.setdefault(p.key, p)", "tested[p.key + str(len(tested))] = p"),

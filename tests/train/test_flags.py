@@ -68,7 +68,7 @@ def test_a_method_keeps_what_both_have_and_a_control_is_of_the_method_before_it(
         (["sim", "--method"], "--method needs a value"),
         (["sim", "--method", "--seed", "1"], "--method needs a value"),
         (["sim", "--method", "sim", "--method", "cot"], "--method is given twice"),
-        (["pause", "--method.of", "cot"], "--method.of must be one of coconut, sim, got 'cot'"),
+        (["pause", "--method.of", "cot"], "--method.of must be one of coconut, sim, cot2, got 'cot'"),
         (["sim", "--method", "cot", "--method.n-latent", "3"], "n-latent"),
         (["cups", "--method", "cot"], "--method"),
         (["cups", "--arms.nobody.method", "cot"], "arms.nobody"),

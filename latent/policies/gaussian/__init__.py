@@ -23,7 +23,7 @@ class Gaussian(PolicyConfig):
         if not self.std > 0:
             raise UserError(f"method.policy.std must be > 0, got {self.std}")
 
-    def build(self, width):
+    def build(self, backbone):
         from latent.policies.gaussian.policy import GaussianPolicy
 
-        return GaussianPolicy(self, width)
+        return GaussianPolicy(self, backbone.width)

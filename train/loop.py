@@ -19,6 +19,7 @@ from latent.methods.base import Mean
 from latent.thought import Greedy
 from train import checkpoint
 from train.config import RLVR, SFT
+from train.data import batch
 from train.engine import Engine, held_here
 from train.losses import Extreme, Logged
 from train.process import Stopped, amid_update
@@ -73,10 +74,8 @@ class Trainer:
         return self.config.batch // world
 
     def problems(self, env: Environment, step: int) -> list[Problem]:
-        """This process's part of the data of a step. A run that starts from another does not see its data again."""
-        run = self.record.run
-        stream = run.seed if run.init is None else f"{run.seed} after {run.init}"
-        whole = env.train_batch(stream, step, self.config.batch)
+        """This process's part of the data of a step."""
+        whole = batch(env, self.record.run, step)
         self.given = [whole[i] for i in self.own()]
         return self.given
 

@@ -8,6 +8,7 @@ import torch
 
 from eval.environments import MNNS, build
 from eval.environments.base import Problem
+from kernels.errors import UserError
 from latent.config import LearnedStop, ModelConfig
 from latent.methods import CoT, CoT2, Pause, Sim
 from latent.methods.base import Method
@@ -16,6 +17,7 @@ from tests.train.by_hand import trainer_of
 from train import distill, rlvr
 from train.algorithms import PPO
 from train.config import RLVR, SFT, Run
+from train.data import batch
 from train.distill import taught
 from train.latent import main
 
@@ -61,8 +63,8 @@ def test_any_micro_batch_gives_the_weights_and_log_of_one_piece(method, tmp_path
     cut = replace(run, train=replace(run.train, micro_batch=4))
     assert_same(trained(cut, tmp_path / "cut"), trained(run, tmp_path / "whole"))
     trainer, env, made = trainer_of(run, tmp_path / "counts")
-    batch = taught(env, method, env.train_batch(0, 0, 5), trainer.reasoner.codec)
-    assert made.counts(batch) == [int(n) for n in Method.counts(made, batch)]
+    told = taught(env, method, env.train_batch(0, 0, 5), trainer.reasoner.codec)
+    assert made.counts(told) == [int(n) for n in Method.counts(made, told)]
 
 
 @pytest.mark.parametrize(
@@ -91,6 +93,25 @@ def test_drawn_chains_differ_from_update_to_update(tmp_path):
     codec = trainer.reasoner.codec
     every = [env.told(tied, "chains", random.Random(i)).steps for i in range(50)]
     assert seen == {tuple(codec.step(s) for s in steps) for steps in every} and len(seen) == 2
+
+
+def test_a_run_learns_from_so_many_problems_and_one_that_starts_from_it_too(tmp_path):
+    run = Run(ENV, MODEL, CoT2(n_latent=3), replace(SUPERVISED, problems=20, batch=16))
+    trainer, env, _ = trainer_of(run, tmp_path)
+    seen = [[p.key for p in trainer.problems(env, step)] for step in range(40)]
+    few = {key for each in seen for key in each}
+    assert len(few) == 20 and len({tuple(each) for each in seen}) == 40
+    assert all(env.split(p) == "train" for p in trainer.problems(env, 7))
+    after = replace(run, init="another")
+    assert {p.key for step in range(40) for p in batch(env, after, step)} == few
+    assert few < {p.key for step in range(80) for p in batch(env, replace(run, train=more(run, 30)), step)}
+    assert few != {p.key for step in range(40) for p in batch(env, replace(run, seed=1), step)}
+    with pytest.raises(UserError, match=r"train\.problems 500: there are \d+ in the training split"):
+        batch(env, replace(run, train=more(run, 500)), 0)
+
+
+def more(run: Run, n: int) -> SFT:
+    return replace(run.train, problems=n)
 
 
 @pytest.mark.parametrize(

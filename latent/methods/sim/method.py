@@ -62,8 +62,9 @@ class SimMethod(AlongSequence[Sim]):
         p_BKV = frontier_targets(batch, self.config.n_latent, self.backbone.vocab)
         if self.decoder is None:
             return frontier_loss(self.backbone, states_BKD[:, :-1], p_BKV)
-        h_ND = self.decoder(states_BKD[:, 1:].flatten(0, 1), 1)[:, 0]
-        return frontier_loss(self.backbone, h_ND.unflatten(0, p_BKV.shape[:2]), p_BKV)
+        latents_BKD = states_BKD[:, 1:]
+        h_ND = self.decoder(latents_BKD.flatten(0, 1), 1)[:, 0]
+        return frontier_loss(self.backbone, h_ND.view_as(latents_BKD), p_BKV)
 
     def turn_counts(self, batch: Batch) -> list[int]:
         """Every step is dealt to a latent, so that the decoder's tokens are those of the chains."""

@@ -36,6 +36,11 @@ class ModelConfig:
     """Attention heads H."""
     n_positions: int = 64
     """Largest number of positions: prompt, thoughts and text together."""
+    stock: bool = False
+    """Made as transformers makes the family: embeddings tied to the head, small ones, GELU in GPT-2; instead of what
+    trains fastest on fresh data."""
+    dropout: float = 0.0
+    """Dropout of a GPT-2 made from scratch, on embeddings, attention and residuals."""
     vocab_size: int = 2048
     """Size of a BPE vocabulary trained on the data (symbol tasks bring their own)."""
     chat_template: bool = False
@@ -53,6 +58,10 @@ class ModelConfig:
         for name in ("n_layer", "n_embd", "n_head", "n_positions", "vocab_size"):
             at_least(self, name, 1)
         at_least(self, "lora_rank", 0)
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"model.dropout must be in [0, 1), got {self.dropout}")
+        if self.dropout and self.family != "gpt2":
+            raise UserError(f"model.dropout is of gpt2, the family is {self.family}")
         for name in ("lora_rank", "chat_template"):
             if getattr(self, name) and self.pretrained is None:
                 raise UserError(f"model.{name} needs a pretrained backbone (--model.pretrained)")

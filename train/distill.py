@@ -1,6 +1,5 @@
 """Supervised training: a method's own loss on problems with the teacher's chains."""
 
-import random
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -29,7 +28,7 @@ def fit(trainer: Trainer, env: Environment) -> None:
     def update(step: int) -> dict:
         batches, first = [], trainer.own()[0]
         problems = [
-            env.told(p, run.method.told, random.Random(f"told {run.seed} {step} {i}"))
+            env.told(p, run.method.told, f"told {run.seed} {step} {i}")
             for i, p in zip(trainer.own(), trainer.problems(env, step), strict=True)
         ]
         for some in iterate(problems, c.micro_batch or len(problems)):

@@ -6,7 +6,6 @@ measured on this machine or assumed for a GPU, so small models and long chains o
 
 from __future__ import annotations
 
-import random
 import time
 from pathlib import Path
 
@@ -117,7 +116,7 @@ def lengths(run: Run) -> tuple[float, float, float, str]:
         which = "the model's tokens"
     else:
         codec, which = env.codec(run.model), "tokens of a small vocabulary of our own"
-    problems = [env.told(p, run.method.told, random.Random(0)) for p in env.train_batch(run.seed, 0, 64)]
+    problems = [env.told(p, run.method.told, "estimated") for p in env.train_batch(run.seed, 0, 64)]
     mean = lambda sizes: sum(sizes) / len(problems)  # noqa: E731
     prompt = mean([len(codec.question(p.question)) for p in problems])
     chain = mean([sum(len(codec.step(s)) for s in p.steps) for p in problems])

@@ -135,8 +135,8 @@ class Environment:
                 f"it has {', '.join(self.tells)}"
             )
 
-    def told(self, problem: Problem, what: Told, rng: random.Random) -> Problem:
-        """A problem with the steps that a teacher tells of it. What is drawn at random is drawn from `rng`."""
+    def told(self, problem: Problem, what: Told, seed: str) -> Problem:
+        """A problem with the steps that a teacher tells of it. What is drawn at random is a function of `seed`."""
         return problem
 
     def longest_chain(self, what: Told) -> int:

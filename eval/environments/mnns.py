@@ -69,7 +69,7 @@ class MNNSEnvironment(Generated):
         return problem_of(tuple(rng.randint(self.config.smallest, self.config.largest) for _ in range(level)))
 
     def split(self, problem):
-        return split_of(Problem(" ".join(map(str, sorted(digits_of(problem)))), (), "").key)
+        return split_of_digits(tuple(sorted(digits_of(problem))))
 
     def known(self, question):
         said = question.split()
@@ -78,10 +78,10 @@ class MNNSEnvironment(Generated):
             return None
         return problem_of(tuple(map(int, said)))
 
-    def told(self, problem, what, rng):
+    def told(self, problem, what, seed):
         digits = digits_of(problem)
         if what == "chains":
-            signs = drawn_signs(digits, rng)
+            signs = drawn_signs(digits, random.Random(seed))
             return problem_of(digits, tuple(map(spelt, partial_sums(digits, signs)[:-1])))
         if what == "search":
             return problem_of(digits, tuple("".join(map(spelt, each)) for each in searched(digits)))
@@ -127,7 +127,6 @@ def spelt(value: int) -> str:
     return f"={value} "
 
 
-@lru_cache(maxsize=1 << 14)
 def problem_of(digits: tuple[int, ...], steps: tuple[str, ...] | None = None) -> Problem:
     """The problem of some digits, with the chain of the first best signs unless another is given."""
     sums = partial_sums(digits, first_signs(digits))
@@ -144,27 +143,38 @@ def partial_sums(digits: tuple[int, ...], signs: list[int]) -> list[int]:
     return sums
 
 
-@lru_cache(maxsize=1 << 14)
-def endings(digits: tuple[int, ...]) -> list[Counter[int]]:
-    """For each i, how many sign vectors of digits[i:] come to each sum."""
-    ways = [Counter({0: 1})]
-    for digit in reversed(digits):
-        longer: Counter[int] = Counter()
-        for value, n in ways[0].items():
-            longer[value + digit] += n
-            longer[value - digit] += n
-        ways.insert(0, longer)
+@lru_cache(maxsize=1 << 16)
+def ways_of(digits: tuple[int, ...]) -> Counter[int]:
+    """How many sign vectors come to each sum, of digits in ascending order: no order matters."""
+    if not digits:
+        return Counter({0: 1})
+    ways: Counter[int] = Counter()
+    for value, n in ways_of(digits[1:]).items():
+        ways[value + digits[0]] += n
+        ways[value - digits[0]] += n
     return ways
 
 
+def endings(digits: tuple[int, ...]) -> list[Counter[int]]:
+    """For each i, how many sign vectors of digits[i:] come to each sum."""
+    return [ways_of(tuple(sorted(digits[i:]))) for i in range(len(digits) + 1)]
+
+
+@lru_cache(maxsize=1 << 16)
 def smallest_sum(digits: tuple[int, ...]) -> int:
-    """The smallest non-negative sum."""
-    return min(value for value in endings(digits)[0] if value >= 0)
+    """The smallest non-negative sum of digits in ascending order."""
+    return min(value for value in ways_of(digits) if value >= 0)
+
+
+@lru_cache(maxsize=1 << 16)
+def split_of_digits(digits: tuple[int, ...]) -> str:
+    """The split of digits in ascending order."""
+    return split_of(Problem(" ".join(map(str, digits)), (), "").key)
 
 
 def first_signs(digits: tuple[int, ...]) -> list[int]:
     """The best signs; where several are, the first in the order + before -, place by place, as in CoT2's code."""
-    ways, left, signs = endings(digits), smallest_sum(digits), []
+    ways, left, signs = endings(digits), smallest_sum(tuple(sorted(digits))), []
     for i, digit in enumerate(digits):
         signs.append(1 if ways[i + 1][left - digit] else -1)
         left -= signs[-1] * digit
@@ -173,7 +183,7 @@ def first_signs(digits: tuple[int, ...]) -> list[int]:
 
 def drawn_signs(digits: tuple[int, ...], rng: random.Random) -> list[int]:
     """Best signs, each vector of them as likely."""
-    ways, left, signs = endings(digits), smallest_sum(digits), []
+    ways, left, signs = endings(digits), smallest_sum(tuple(sorted(digits))), []
     for i, digit in enumerate(digits):
         plus, minus = ways[i + 1][left - digit], ways[i + 1][left + digit]
         signs.append(1 if rng.randrange(plus + minus) < plus else -1)
@@ -195,6 +205,6 @@ def searched(digits: tuple[int, ...]) -> list[list[int]]:
 
 @lru_cache(maxsize=1 << 16)
 def reachable(digits: tuple[int, ...]) -> tuple[tuple[str, float], ...]:
-    """The sums of digits in any order, and the share of all sign vectors that come to each, in ascending order."""
-    ways, whole = endings(digits)[0], 2 ** len(digits)
+    """The sums of digits in ascending order, and the share of all sign vectors that come to each."""
+    ways, whole = ways_of(digits), 2 ** len(digits)
     return tuple((f"={value}", ways[value] / whole) for value in sorted(ways))

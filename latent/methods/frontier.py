@@ -18,8 +18,8 @@ def reached(latent: int, k: int, steps: int) -> int:
 def frontier_targets(batch: Batch, k: int, vocab: int) -> Tensor:
     """The distribution (B, K, V) over `vocab` tokens that each of k latents should be, in fp64; the last one stays."""
     assert batch.frontiers is not None  # `told` asks for them
-    rows = [torch.stack([steps[reached(i, k, len(steps)) - 1] for i in range(1, k + 1)]) for steps in batch.frontiers]
-    p_BKV = torch.stack(rows).to(batch.prompt.ids_BT.device)
+    rows = [steps[reached(i, k, len(steps)) - 1] for steps in batch.frontiers for i in range(1, k + 1)]
+    p_BKV = torch.stack(rows).unflatten(0, (-1, k)).to(batch.prompt.ids_BT.device)
     return F.pad(p_BKV, (0, vocab - p_BKV.shape[-1]))  # a pretrained head may have rows to spare
 
 

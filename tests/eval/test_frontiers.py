@@ -144,3 +144,27 @@ def test_an_environment_says_what_it_does_not_tell():
         assert isinstance(env, Generated)
         for method in methods:
             env.check_tells(method.told, type(method).__name__)
+
+
+@pytest.mark.parametrize(
+    "text, parsed, correct",
+    [
+        ("=-7 =-3 =2", True, True),
+        ("=2", True, True),
+        ("=02", True, True),
+        ("=2 =7", True, False),
+        ("=-2", True, False),
+        ("2", False, False),
+        ("=2 .", False, False),
+        ("= 2", False, False),
+        ("=" + "2" * 5000, False, False),
+        ("=٢", False, False),
+        ("", False, False),
+    ],
+)
+def test_the_last_sum_that_is_said_is_the_answer(text, parsed, correct):
+    env = build(MNNS(digits=3))
+    problem = env.known("7 4 5")
+    verdict = env.verify(problem, text)
+    assert (verdict.parsed, verdict.correct, verdict.reward) == (parsed, correct, float(correct))
+    assert env.known("7 4") is None and env.known("7 4 10") is None and env.known("7 4 x") is None

@@ -68,6 +68,7 @@ class Codec:
         self._words: str | None = None
         self._piece = lru_cache(1 << 16)(self._plain)  # steps and answers of symbol tasks come again and again
         self.weights = lru_cache(1 << 14)(self._weights)  # and so does what is reachable
+        self.rows = self.size  # which is counted anew each time
 
     @property
     def size(self) -> int:
@@ -189,15 +190,17 @@ class Codec:
 
     def _weights(self, frontier: Frontier) -> Tensor:
         """The probability (V,) of every token where a search may stand. Raises UserError for a word of several."""
-        p_V = torch.zeros(self.size, dtype=torch.float64)
-        for word, p in frontier:
-            ids = self.step(word)
-            if len(ids) != 1:
+        ids = [self.step(word) for word, _ in frontier]
+        for (word, _), said in zip(frontier, ids):
+            if len(said) != 1:
                 raise UserError(
-                    f"{word!r:.40} is {len(ids)} tokens: a frontier needs a closed vocabulary, a token a word"
+                    f"{word!r:.40} is {len(said)} tokens: a frontier needs a token a word (a closed vocabulary)"
                 )
-            p_V[ids[0]] += p
-        return p_V
+        p_V, p_N = (
+            torch.zeros(self.rows, dtype=torch.float64),
+            torch.tensor([p for _, p in frontier], dtype=torch.float64),
+        )
+        return p_V.index_add_(0, torch.tensor([i for (i,) in ids]), p_N)
 
     def texts(self, tokens_BT: Tensor) -> list[str]:
         """Completions as text, cut at the end token; a special token before it stays, for the verifier to see."""

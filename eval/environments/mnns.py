@@ -66,7 +66,7 @@ class MNNSEnvironment(Generated):
         self.main_level = config.digits
 
     def draw(self, rng: random.Random, level: int) -> Problem:
-        return problem_of(tuple(rng.randint(self.config.smallest, self.config.largest) for _ in range(level)))
+        return problem_of(tuple(rng.choices(range(self.config.smallest, self.config.largest + 1), k=level)))
 
     def split(self, problem):
         return split_of_digits(tuple(sorted(digits_of(problem))))
@@ -119,7 +119,12 @@ class MNNSEnvironment(Generated):
 
 def digits_of(problem: Problem) -> tuple[int, ...]:
     """The digits that a problem names."""
-    return tuple(map(int, problem.question.split()))
+    return _digits(problem.question)
+
+
+@lru_cache(maxsize=1 << 12)
+def _digits(question: str) -> tuple[int, ...]:
+    return tuple(map(int, question.split()))
 
 
 def spelt(value: int) -> str:

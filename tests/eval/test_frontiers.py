@@ -110,7 +110,7 @@ def test_weights_of_tokens_are_the_frontiers_and_words_of_several_are_refused():
         p_V = codec.weights(step)
         assert float(p_V.sum()) == 1.0 and int((p_V > 0).sum()) == len(step)
         assert all(float(p_V[codec.step(word)[0]]) == p for word, p in step)
-    with pytest.raises(UserError, match="is 2 tokens: a frontier needs a closed vocabulary"):
+    with pytest.raises(UserError, match="is 2 tokens: a frontier needs a token a word"):
         codec.weights((("1 2", 1.0),))
 
 

@@ -36,8 +36,8 @@ def mnns() -> Experiment:
 
     few = {"steps": 1000, "problems": 500}
     return Experiment(
-        env=MNNS(digits=5, largest=20),
-        model=ModelConfig(n_layer=2, n_embd=48, n_head=2, n_positions=32),
+        env=MNNS(digits=5, smallest=5, largest=16),
+        model=ModelConfig(n_layer=2, n_embd=48, n_head=2, n_positions=32, stock=True),
         arms={
             "no-cot": Arm(NoCoT(), how(2e-3)),
             "cot": Arm(CoT(), how(2e-3)),

@@ -8,13 +8,19 @@ it can know. The frontier after t digits is the distribution of the partial sums
 likely. Every value is one token, and a digit's token is another one. Problems are split by the multiset of their
 digits, which alone decides the answer: no order of a tested multiset is trained on.
 
+Four digits need no search: to replace the two largest numbers by their difference, again and again, always comes to the
+answer. Such rules are among the floors. Five digits of 5 to 16 leave the best of them right on about .64, which is low
+among four to seven digits of ranges up to 30; six digits of 1 to 9 leave it at .92.
+
 Deviates from CoT2, whose chain ends in the answer as its last sum as here, but which parts train and test 80 to 20
 without a validation split.
 """
 
 import random
 import re
+from bisect import insort
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
@@ -110,11 +116,15 @@ class MNNSEnvironment(Generated):
         return word_codec([*map(str, digits), *(f"={s}" for s in sums)], fixed_answer=1)
 
     def floors(self, problems):
-        """What always the same answer gets at best, and one for each parity of the digits' sum, on these problems."""
+        """What always the same answer gets at best, and one for each parity of the digits' sum, on these problems; and
+        how often rules that search for nothing are right."""
         common = Counter(p.answer for p in problems)
         by_parity = [Counter(p.answer for p in problems if sum(digits_of(p)) % 2 == odd) for odd in (0, 1)]
         most = [max(answers.values(), default=0) for answers in (common, *by_parity)]
-        return {"commonest answer": most[0] / len(problems), "parity of the sum": sum(most[1:]) / len(problems)}
+        found = {"commonest answer": most[0] / len(problems), "parity of the sum": sum(most[1:]) / len(problems)}
+        for name, rule in RULES.items():
+            found[name] = sum(f"={rule(sorted(digits_of(p)))}" == p.answer for p in problems) / len(problems)
+        return found
 
 
 def digits_of(problem: Problem) -> tuple[int, ...]:
@@ -125,6 +135,37 @@ def digits_of(problem: Problem) -> tuple[int, ...]:
 @lru_cache(maxsize=1 << 12)
 def _digits(question: str) -> tuple[int, ...]:
     return tuple(map(int, question.split()))
+
+
+def largest_first(digits: list[int]) -> int:
+    """What is left where each digit, the largest first, is taken from the sum so far."""
+    left = 0
+    for digit in reversed(digits):
+        left = abs(left - digit)
+    return left
+
+
+def largest_difference(digits: list[int]) -> int:
+    """What is left where the two largest numbers give way to their difference until one is left (Karmarkar and Karp
+    1982). Of up to four digits it is always the answer."""
+    left = sorted(digits)
+    while len(left) > 1:
+        insort(left, left.pop() - left.pop())
+    return left[0]
+
+
+def two_halves(digits: list[int]) -> int:
+    """The difference between the larger digits, half of them rounded down, and the others."""
+    cut = (len(digits) + 1) // 2
+    return abs(sum(digits[:cut]) - sum(digits[cut:]))
+
+
+RULES: dict[str, Callable[[list[int]], int]] = {
+    "largest first": largest_first,
+    "largest differences": largest_difference,
+    "larger half against the rest": two_halves,
+}
+"""Rules over sorted digits that a model may learn instead of a search."""
 
 
 def spelt(value: int) -> str:

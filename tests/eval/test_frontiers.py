@@ -87,7 +87,26 @@ def test_floors_are_the_best_guesses_without_any_sum():
     odd = [sum(digits) % 2 for digits in product(range(1, 7), repeat=3)]
     common = max(best.count(v) for v in set(best)) / 216
     parity = sum(max(sum(b == v and o == p for b, o in zip(best, odd)) for v in set(best)) for p in (0, 1)) / 216
-    assert env.floors(problems) == {"commonest answer": common, "parity of the sum": parity} and common < parity
+    floors = env.floors(problems)
+    assert (floors["commonest answer"], floors["parity of the sum"]) == (common, parity) and common < parity
+
+
+def test_rules_without_a_search_are_floors():
+    """By hand on one problem each; and of four digits differencing is always right: CoT2's size needs no search."""
+    env = build(MNNS(digits=5, smallest=5, largest=16))
+    for digits, right in (
+        ("16 15 14 5 5", (True, True, False)),  # 3: 16, 1, 13, 8, 3; the differences 1, 9, 4, 3; 31 against 24 is 7
+        ("8 7 6 5 5", (False, False, True)),  # 1: 8, 1, 5, 0, 5; the differences 1, 1, 4, 3; 15 against 16
+        ("8 8 8 8 8", (True, True, True)),
+    ):
+        floors = env.floors([env.known(digits)])
+        rules = ("largest first", "largest differences", "larger half against the rest")
+        assert tuple(floors[name] == 1.0 for name in rules) == right, digits
+    four = build(MNNS())
+    floors = four.floors([four.known(" ".join(map(str, digits))) for digits in product(range(1, 10), repeat=4)])
+    assert floors["largest differences"] == floors["largest first"] == 1.0
+    best = env.floors(env.problems("test", 5, 800))
+    assert max(best.values()) < 0.7
 
 
 def test_one_token_names_an_arrangement():

@@ -44,7 +44,7 @@ def mnns() -> Experiment:
             "cot-ties": Arm(CoT(told="chains"), how(2e-3)),
             "cot-search": Arm(CoT(told="search"), how(2e-3)),
             "cot2": Arm(cot2, how(2e-3)),
-            "sim": Arm(Sim(n_latent=4, told="frontier", head=True), how(2e-3)),
+            "sim": Arm(Sim(n_latent=4, told="frontier", head=True, feedback="norm"), how(2e-3)),
             "latent-answer": Arm(CoT2(n_latent=4, told="answer"), how(2e-3)),
             "pause": Arm(Pause(cot2), how(2e-3)),
             "fixed": Arm(FixedEmbedding(cot2), how(2e-3)),

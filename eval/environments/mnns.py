@@ -1,7 +1,7 @@
 """Minimum non-negative sum (MNNS, CoT2, arXiv:2505.23648, sec. 3): give digits signs so that their sum is as small as
 possible and not below 0.
 
-    7 4 5: the partial sums of -7 +4 +5 are =-7 =-3 =2, and no signs come to less than the last of them
+    7 4 5, signed -7 +4 +5, has the partial sums =-7 =-3 =2, and no other signs come to 0 or 1
 
 The chain is the partial sums of the best signs without the last, which is the answer: a chain commits to a sign before
 it can know. The frontier after t digits is the distribution of the partial sums of all 2^t sign vectors, each as
@@ -12,8 +12,7 @@ Four digits need no search: to replace the two largest numbers by their differen
 answer. Such rules are among the floors. Five digits of 5 to 16 leave the best of them right on about .64, which is low
 among four to seven digits of ranges up to 30; six digits of 1 to 9 leave it at .92.
 
-Deviates from CoT2, whose chain ends in the answer as its last sum as here, but which parts train and test 80 to 20
-without a validation split.
+Deviates: the splits are those of every generated environment, where CoT2 parts train and test 80 to 20.
 """
 
 import random

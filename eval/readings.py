@@ -123,10 +123,7 @@ def lens(reasoner: Reasoner, env: Environment, states: States) -> list[dict]:
 
 def frontiers(reasoner: Reasoner, env: Environment, problem: Problem) -> list[set[int]]:
     """The first tokens of the nodes that a breadth-first search reaches, level by level; none without a graph."""
-    levels: list[set[int]] = []
-    while words := env.frontier(problem, len(levels) + 1):
-        levels.append({reasoner.codec.step(f" {word}")[0] for word in words})
-    return levels
+    return [{reasoner.codec.step(f" {word}")[0] for word, _ in words} for words in env.frontiers(problem)]
 
 
 @torch.inference_mode()

@@ -394,11 +394,11 @@ def positions(ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
 
 
 def config_from_scratch(config, vocab: int, pad: int, eos: int | None):
-    """The Hugging Face config of a `ModelConfig` with `vocab` tokens: untied, without dropout, ReLU in GPT-2."""
+    """The Hugging Face config of a `ModelConfig` with `vocab` tokens: untied, ReLU in GPT-2, unless it is `stock`."""
     shared = {
         "vocab_size": vocab,
-        "initializer_range": config.n_embd**-0.5,  # 0.02 is made for widths of about 1,000
-        "tie_word_embeddings": False,
+        "initializer_range": 0.02 if config.stock else config.n_embd**-0.5,  # made for widths of about 1,000
+        "tie_word_embeddings": config.stock,
         "bos_token_id": None,
         "eos_token_id": eos,
         "pad_token_id": pad,
@@ -411,10 +411,10 @@ def config_from_scratch(config, vocab: int, pad: int, eos: int | None):
             n_embd=config.n_embd,
             n_layer=config.n_layer,
             n_head=config.n_head,
-            activation_function="relu",
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
+            activation_function="gelu_new" if config.stock else "relu",
+            resid_pdrop=config.dropout,
+            embd_pdrop=config.dropout,
+            attn_pdrop=config.dropout,
             **shared,
         )
     from transformers import LlamaConfig, Qwen3Config
@@ -444,7 +444,7 @@ def from_scratch(config, vocab: int, pad: int, eos: int | None) -> Backbone:
     Its settings are what small models on fresh data train fastest with on a CPU.
     """
     body = from_config(config_from_scratch(config, vocab, pad, eos))
-    for module in body.lm.modules():
+    for module in () if config.stock else body.lm.modules():
         if isinstance(module, nn.Embedding):  # at the scale of the normed states that thoughts feed back among them:
             nn.init.normal_(module.weight)  # with 0.1 instead of 1 cups takes more than twice the updates
     return body

@@ -4,10 +4,12 @@ import re
 from collections.abc import Iterable
 from functools import lru_cache
 
+import torch
 from tokenizers import AddedToken
 from torch import Tensor
 
 from kernels.errors import UserError
+from latent.config import Frontier
 from latent.text import pad_left
 from latent.thought import Prompt
 
@@ -63,6 +65,8 @@ class Codec:
             self._control.discard(tokenizer.unk_token_id)  # any unknown character gives it
         self._control_pattern: str | None = None
         self.step = lru_cache(1 << 16)(self._plain)  # ids of a step; symbol tasks repeat a few steps and answers
+        self.weights = lru_cache(1 << 14)(self._weights)  # and few frontiers
+        self._rows = self.size  # which is counted anew each time
 
     @property
     def size(self) -> int:
@@ -177,6 +181,18 @@ class Codec:
             return (*ids, self.end)
         assert len(ids) == self.fixed_answer, f"an answer of {len(ids)} tokens, expected {self.fixed_answer}: {text!r}"
         return ids
+
+    def _weights(self, frontier: Frontier) -> Tensor:
+        """The probability (V,) of every token where a search may stand. Raises UserError for a word of several."""
+        ids = [self.step(word) for word, _ in frontier]
+        for (word, _), row in zip(frontier, ids):
+            if len(row) != 1:
+                raise UserError(
+                    f"{word!r:.40} is {len(row)} tokens: a frontier needs a token a word (a closed vocabulary)"
+                )
+        p_V = torch.zeros(self._rows, dtype=torch.float64)
+        p_N = torch.tensor([p for _, p in frontier], dtype=torch.float64)
+        return p_V.index_add_(0, torch.tensor([i for (i,) in ids]), p_N)
 
     def texts(self, tokens_BT: Tensor) -> list[str]:
         """Completions as texts, cut at the end token. Other special tokens stay, so that the verifier sees them."""

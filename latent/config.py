@@ -5,6 +5,20 @@ from typing import Literal
 
 from kernels.errors import UserError
 
+Told = Literal["answer", "chain", "chains", "search", "frontier"]
+TOLD: dict[Told, str] = {
+    "answer": "the answer",
+    "chain": "one chain",
+    "chains": "all best chains",
+    "search": "a chain of all branches",
+    "frontier": "the frontier",
+}
+"""What a model is taught beside a problem's question: the answer alone, or before it the oracle's chain; a best chain
+drawn anew each time among all that tie; a chain that lists every branch of the search; the distribution over where the
+search may stand after each step."""
+Frontier = tuple[tuple[str, float], ...]
+"""The words where a search may stand after a step, and their probabilities."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -22,6 +36,11 @@ class ModelConfig:
     """Attention heads H."""
     n_positions: int = 64
     """Largest number of positions: prompt, thoughts and text together."""
+    stock: bool = False
+    """Made as transformers makes the family: embeddings tied to the head, small ones, GELU in GPT-2; instead of what
+    trains fastest on fresh data."""
+    dropout: float = 0.0
+    """Dropout of a GPT-2 made from scratch, on embeddings, attention and residuals."""
     vocab_size: int = 2048
     """Size of a BPE vocabulary that is trained on the data. Symbol tasks have a vocabulary of their own."""
     chat_template: bool = False
@@ -39,6 +58,10 @@ class ModelConfig:
         for name in ("n_layer", "n_embd", "n_head", "n_positions", "vocab_size"):
             at_least(self, name, 1)
         at_least(self, "lora_rank", 0)
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"model.dropout must be in [0, 1), got {self.dropout}")
+        if self.dropout and self.family != "gpt2":
+            raise UserError(f"model.dropout is of gpt2, the family is {self.family}")
         for name in ("lora_rank", "chat_template"):
             if getattr(self, name) and self.pretrained is None:
                 raise UserError(f"model.{name} needs a pretrained backbone (--model.pretrained)")
@@ -91,3 +114,10 @@ def at_least(config, name: str, least: int) -> None:
     value = getattr(config, name)
     if value < least:
         raise UserError(f"{name} must be at least {least}, got {value}")
+
+
+def one_of(config, name: str, choices: tuple[str, ...]) -> None:
+    """Raise UserError for a field that is none of its choices: flags check that, and code need not."""
+    value = getattr(config, name)
+    if value not in choices:
+        raise UserError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

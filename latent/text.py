@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from latent.config import Frontier
 from latent.thought import Prompt
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ class Batch:
 
     Where processes or micro-batches share a batch of `whole` rows, this holds those from `first` on. A loss makes its
     random draws through `draw`, `draw_below` and `draw_rows`, from `generator` (None: torch's global one), which all
-    shares seed alike. `then`: the next turn of the same rows.
+    shares seed alike. `then`: the next turn of the same rows. `frontiers`: where a search may stand after each step, as
+    probabilities of tokens (V,); None where no method asks for it.
     """
 
     prompt: Prompt
@@ -70,12 +72,16 @@ class Batch:
     first: int = 0
     whole: int | None = None
     then: Batch | None = None
+    frontiers: list[list[Tensor]] | None = None
 
     @classmethod
-    def of(cls, problems, codec: Codec, device="cpu", later=(), **share) -> Batch:
+    def of(
+        cls, problems, codec: Codec, device="cpu", later=(), frontiers: list[list[Frontier]] | None = None, **share
+    ) -> Batch:
         """From anything with `question`, `steps` and `answer` as text. `share`: `generator`, `first`, `whole`.
 
-        `later`: the later turns of the same problems, a list of problems for each turn.
+        `later`: the later turns of the same problems, a list of problems for each turn. `frontiers`: of each problem,
+        step by step.
         """
         batch = None
         for i, turn in reversed([*enumerate([problems, *later])]):  # the last first, so that each has what follows it
@@ -86,6 +92,8 @@ class Batch:
             steps, answers = [[codec.step(s) for s in p.steps] for p in turn], [codec.answer(p.answer) for p in turn]
             batch = cls(prompt, steps, answers, codec.pad, then=batch, **share)
         assert batch is not None  # there is a first turn
+        if frontiers is not None:
+            batch.frontiers = [[codec.weights(step) for step in steps] for steps in frontiers]
         return batch
 
     def draw(self) -> float:

@@ -207,8 +207,10 @@ class Share:
         if isinstance(dist, Bernoulli):
             p_W = dist.probs.new_zeros(self.whole, *dist.probs.shape[1:]).index_copy_(0, self.rows_B, dist.probs)
             return torch.bernoulli(p_W, generator=self.generator)[self.rows_B]
-        if isinstance(dist, Independent) and isinstance(dist.base_dist, Normal):
-            mean_BD, std_BD = dist.base_dist.loc, dist.base_dist.scale
+        if isinstance(dist, Independent):
+            return self.sample(dist.base_dist)
+        if isinstance(dist, Normal):
+            mean_BD, std_BD = dist.loc, dist.scale
             noise_WD = mean_BD.new_empty(self.whole, *mean_BD.shape[1:]).normal_(generator=self.generator)
             return noise_WD[self.rows_B] * std_BD + mean_BD
         raise NotImplementedError(f"a {type(dist).__name__} cannot be drawn for a share of a batch")

@@ -8,7 +8,8 @@ from eval.judge import verify
 from kernels.errors import UserError
 from latent.codec import Codec
 from latent.generate import Reasoner
-from latent.text import Batch, pad_right
+from latent.text import pad_right
+from train import distill
 from train.config import RLVR, Run
 
 Lengths = tuple[list[int], int]  # tokens of a problem's steps, and of its answer
@@ -20,8 +21,11 @@ def check(reasoner: Reasoner, env: Environment, run: Run, test: list[Problem]) -
     codec = reasoner.codec
     train = env.splits["train"] if isinstance(env, Finite) else env.train_batch(run.seed, 0, run.train.batch)
     taught = not isinstance(run.train, RLVR)
+    if taught:
+        env.check_tells(run.method.told, reasoner.method.title)
     if env.turns > 1:
         check_turns(reasoner, run)
+    train, test = ([env.told(p, run.method.told, "checked") for p in some] for some in (train, test))
     turns = {part: [t for p in some for t in env.turns_of(p)] for part, some in (("train", train), ("test", test))}
     check_golds(reasoner, env, turns["train"][:GOLDS], turns["test"])
     judged = [lengths(codec, p) for p in turns["test"]]
@@ -33,7 +37,7 @@ def check(reasoner: Reasoner, env: Environment, run: Run, test: list[Problem]) -
     if taught:
         few = train[:2]
         with torch.no_grad(), torch.random.fork_rng():  # raises what the method itself objects to
-            reasoner.method.loss(Batch.of(few, codec, later=zip(*(env.turns_of(p)[1:] for p in few))))
+            reasoner.method.loss(distill.taught(env, run.method, few, codec))
     return notes
 
 

@@ -22,6 +22,8 @@ class SFT:
     """Updates."""
     batch: int = 64
     """Problems in an update, over all processes."""
+    problems: int = 0
+    """Problems of the training split to learn from, over and over, the same for every arm; 0 = all there are."""
     lr: float = 3e-3
     """Peak learning rate of AdamW."""
     warmup: int = 50
@@ -62,7 +64,7 @@ class SFT:
             raise UserError("train.select best needs train.valid_every: how often to validate")
         if self.valid_items < 1:
             raise UserError(f"train.valid_items must be at least 1, got {self.valid_items}")
-        for name in ("steps", "warmup", "valid_every", "micro_batch"):
+        for name in ("problems", "steps", "warmup", "valid_every", "micro_batch"):
             if getattr(self, name) < 0:
                 raise UserError(f"train.{name} must be at least 0, got {getattr(self, name)}")
         for name in ("lr", "clip"):

@@ -1,22 +1,37 @@
 """Supervised training: a method's own loss on problems with the teacher's chains."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from eval.environments.base import Environment, iterate
+from eval.environments.base import Environment, Problem, iterate
+from latent.codec import Codec
+from latent.methods import MethodConfig
 from latent.text import Batch
 from train.loop import Terms, Trainer
 
 
+def taught(
+    env: Environment, method: MethodConfig, problems: Sequence[Problem], codec: Codec, device="cpu", **share
+) -> Batch:
+    """Problems, already `told`, as the batch that a method is trained on."""
+    turns = zip(*(env.turns_of(p)[1:] for p in problems))
+    frontiers = [env.frontiers(p) for p in problems] if method.told == "frontier" else None
+    return Batch.of(problems, codec, device, turns, frontiers, **share)
+
+
 def fit(trainer: Trainer, env: Environment) -> None:
     """Make all updates. Logs `loss`, `grad_norm` and what the method's loss logs."""
-    codec, engine, c = trainer.reasoner.codec, trainer.engine, trainer.config
+    codec, engine, c, run = trainer.reasoner.codec, trainer.engine, trainer.config, trainer.record.run
 
     def update(step: int) -> dict:
-        problems, batches, first = trainer.problems(env, step), [], trainer.rows[0]
+        batches, first = [], trainer.rows[0]
+        problems = [
+            env.told(p, run.method.told, f"told {run.seed} {step} {i}")
+            for i, p in zip(trainer.rows, trainer.problems(env, step), strict=True)
+        ]
         for part in iterate(problems, c.micro_batch or len(problems)):
-            turns = zip(*(env.turns_of(p)[1:] for p in part))
-            batches.append(Batch.of(part, codec, engine.device, turns, first=first, whole=c.batch))
+            batches.append(taught(env, run.method, part, codec, engine.device, first=first, whole=c.batch))
             first += len(part)
 
         # Every micro-batch draws from a fresh generator: it draws for the whole batch, and takes its own rows' part.

@@ -117,7 +117,7 @@ def lengths(run: Run) -> tuple[float, float, float, str]:
         which = "the model's tokens"
     else:
         codec, which = env.codec(run.model), "tokens of a small vocabulary of our own"
-    problems = env.train_batch(run.seed, 0, 64)
+    problems = [env.told(p, run.method.told, "estimated") for p in env.train_batch(run.seed, 0, 64)]
     mean = lambda sizes: sum(sizes) / len(problems)  # noqa: E731
     prompt = mean([len(codec.question(p.question)) for p in problems])
     chain = mean([sum(len(codec.step(s)) for s in p.steps) for p in problems])

@@ -19,7 +19,7 @@ from pathlib import Path
 from eval.cli import guarded, launched, program, set_offline_if_the_hub_is_unreachable
 from kernels.errors import UserError
 from latent.files import check_writable
-from train.config import Experiment, Run
+from train.config import RLVR, Experiment, Run
 from train.flags import Options, parse
 from train.presets import PAPERS
 from train.process import Stopped, heeding_sigterm, prepare_launch
@@ -126,6 +126,9 @@ def check(runs: dict[str, Run], options: Options) -> None:
     for env in {run.env for run in runs.values()}:
         made = environments.build(env)
         samples[env] = made.problems("test", made.main_level, 8), len(made.levels())
+        for run in runs.values():
+            if run.env == env and not isinstance(run.train, RLVR):
+                made.check_tells(run.method.told, type(run.method).__name__)
     check_writable(options.out, "--out", folder=True)
     for run in runs.values():
         memory.check(run, *samples[run.env])

@@ -21,6 +21,7 @@ from latent.methods.base import Mean
 from train import resume
 from train.checkpoint import Saved
 from train.config import RLVR, SFT
+from train.data import batch
 from train.divergence import Diverged, check_weights, diverged
 from train.engine import Engine
 from train.losses import Extreme, Logged
@@ -67,11 +68,9 @@ class Trainer:
         )
 
     def problems(self, env: Environment, step: int) -> list[Problem]:
-        """This process's part of a step's batch. A run that starts from another does not see that run's data again."""
-        run = self.record.run
-        stream = run.seed if run.init is None else f"{run.seed} after {run.init}"
-        batch = env.train_batch(stream, step, self.config.batch)
-        self.last_problems = [batch[i] for i in self.rows]
+        """This process's part of a step's batch."""
+        whole = batch(env, self.record.run, step)
+        self.last_problems = [whole[i] for i in self.rows]
         return self.last_problems
 
     def seed(self, step: int) -> int:

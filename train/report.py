@@ -1,6 +1,7 @@
 """The output of the main job: progress while arms run, then the table and the figure, from records and latencies."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -18,8 +19,9 @@ from rich.progress import (
 
 from eval.cli import aligned
 from eval.stats import mcnemar, paired
+from latent.config import TOLD
 from latent.files import write_json, write_text
-from train.config import Run
+from train.config import RLVR, Run
 from train.record import Record, cpu
 
 SHOWN = ("loss", "exact", "stage", "reward", "correct", "flat_groups", "used", "step_exact")
@@ -107,7 +109,7 @@ NAME_WIDTH = 30  # of them for the name of an arm
 
 
 def printed(rows: list[Row]) -> list[str]:
-    """The table for a terminal, in two parts no wider than `WIDTH` columns: results, then costs."""
+    """The table for a terminal, no wider than `WIDTH` columns: results, what each arm was told, then costs."""
     head, *body = lines(rows)
     short = [line[0] if len(line[0]) <= NAME_WIDTH else line[0][: NAME_WIDTH - 3] + "..." for line in body]
     where = {name: i for i, name in enumerate(head)}
@@ -115,7 +117,14 @@ def printed(rows: list[Row]) -> list[str]:
     costs = [name for name in COSTS if name in where]
     out = ruled([["arm", *results], *([name, *(line[where[k]] for k in results)] for name, line in zip(short, body))])
     arms = list(zip(short, body))[: len(rows)]
-    return [*out, "", *ruled([["arm", *costs], *([name, *(line[where[k]] for k in costs)] for name, line in arms)])]
+    told = ruled([["arm", "told"], *([name, line[where["told"]]] for name, line in arms)])
+    return [
+        *out,
+        "",
+        *told,
+        "",
+        *ruled([["arm", *costs], *([name, *(line[where[k]] for k in costs)] for name, line in arms)]),
+    ]
 
 
 def measure(rows: list[Row], out: Path) -> None:
@@ -143,8 +152,8 @@ def lines(rows: list[Row]) -> list[list[str]]:
     """The table: its head, a line for each arm, then the floors."""
     several = len(rows[0].result["levels"]) > 1
     over = [name for name in OVER_LEVELS if several]
-    head = ["arm", *RESULTS[:2], "items", *over[:1], "latents", *over[1:], *COSTS]
-    table = [head]
+    head = ["arm", "told", *RESULTS[:2], "items", *over[:1], "latents", *over[1:], *COSTS]
+    table, by_id = [head], {row.run.id: row.run for row in rows}
     for row in rows:
         r, main = row.result, row.result["main"]
         levels = [level["accuracy"] for level in r["levels"].values()]
@@ -153,10 +162,18 @@ def lines(rows: list[Row]) -> list[list[str]]:
         ms = [f"{1000 * row.latency[b]:.1f}" if row.latency else "-" for b in (1, 64)]
         share = [f"{main['accuracy']:.3f}", f"{main['low']:.3f}-{main['high']:.3f}", str(main["n"])]
         cost = [f"{r['steps']:.1f}", f"{r['flops'] / 1e6:.2f}", *ms, f"{r['core_seconds']:.0f}", row.run.id]
-        table.append([row.arm, *share, *used, *cost])
+        table.append([row.arm, told(row.run, by_id), *share, *used, *cost])
     for name, value in rows[0].result["floors"].items():
-        table.append([f"floor: {name}", f"{value:.3f}", *[""] * (len(head) - 2)])
+        table.append([f"floor: {name}", "", f"{value:.3f}", *[""] * (len(head) - 3)])
     return table
+
+
+def told(run: Run, by_id: Mapping[str, Run]) -> str:
+    """What training told of a problem beside its question, first in the run that it starts from."""
+    own = "a verifier" if isinstance(run.train, RLVR) else TOLD[run.method.told]
+    own += f" of {run.train.problems}" if run.train.problems else ""
+    start = by_id.get(run.init or "")
+    return f"{told(start, by_id)}, then {own}" if start else own
 
 
 def notes(rows: list[Row], seconds: float) -> list[str]:

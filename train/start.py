@@ -30,7 +30,7 @@ def begin(run: Run, env: Environment, root: Path) -> Reasoner:
         prepare(run, start.method.backbone)
         method = methods.build(run.method, start.method.backbone)
         method.load_state_dict(inherited(method, start.method, run.init), strict=False)
-        return Reasoner(method, start.codec, env.answer_tokens, env.chain_tokens, env.chain_steps)
+        return reasoner_of(run, env, method, start.codec)
     if run.model.pretrained is not None:
         body, tokenizer = backbone.from_pretrained(run.model.pretrained)
         codec = Codec(tokenizer, chat=run.model.chat_template)
@@ -39,7 +39,12 @@ def begin(run: Run, env: Environment, root: Path) -> Reasoner:
         codec = env.codec(run.model)
         body = backbone.from_scratch(run.model, codec.size, codec.pad, codec.end)
     prepare(run, body)
-    return Reasoner(methods.build(run.method, body), codec, env.answer_tokens, env.chain_tokens, env.chain_steps)
+    return reasoner_of(run, env, methods.build(run.method, body), codec)
+
+
+def reasoner_of(run: Run, env: Environment, method: Method, codec: Codec) -> Reasoner:
+    """A method with the limits of what it has to write in an environment."""
+    return Reasoner(method, codec, env.answer_tokens, env.longest_chain(run.method.told), env.chain_steps)
 
 
 def folder_of(init: str, root: Path) -> Path:

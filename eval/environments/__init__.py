@@ -8,6 +8,7 @@ from eval.environments.countdown import Countdown
 from eval.environments.cups import Cups
 from eval.environments.gsm8k import GSM8K
 from eval.environments.math500 import Math500
+from eval.environments.mnns import MNNS
 from eval.environments.prontoqa import ProntoQA
 from eval.environments.prosqa import ProsQA
 from latent import plugins
@@ -15,13 +16,14 @@ from latent.files import field, read_json
 from latent.plain import register_in, unpack
 
 ENVIRONMENTS: dict[str, type[EnvConfig]] = {
-    cls.name: cls for cls in (Cups, ProsQA, GSM8K, ProntoQA, Countdown, Math500)
+    cls.name: cls for cls in (Cups, ProsQA, GSM8K, ProntoQA, Countdown, Math500, MNNS)
 }
 ConfigT = TypeVar("ConfigT", bound=type[EnvConfig])
 
 __all__ = [
     "ENVIRONMENTS",
     "GSM8K",
+    "MNNS",
     "Countdown",
     "Cups",
     "EnvConfig",

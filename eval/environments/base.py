@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from eval.environments.files import json_rows
 from kernels.errors import UserError
+from latent.config import TOLD, Frontier, Told
 
 log = logging.getLogger(__name__)
 MOST_TOKENS = 1_000_000  # of a text that a model may write: more than any reads
@@ -86,10 +87,12 @@ class Environment:
 
     `answer_tokens`, `chain_tokens`, `chain_steps`: the longest answer and chain to decode. `main_level`: the level that
     tables report. `turns`: how many a problem has at most; an environment of several says what happens in them by
-    `turns_of`, or by `open` where that depends on the answers.
+    `turns_of`, or by `open` where that depends on the answers. `tells`: what a model can be taught here, of `Told`; one
+    that tells more than answer and chain writes `told`, or `frontier`.
     """
 
     turns: int = 1
+    tells: tuple[Told, ...] = ("answer", "chain")
 
     answer_tokens: int
     chain_tokens: int
@@ -124,9 +127,35 @@ class Environment:
         """The problem that a typed question asks; None where its answer is not known."""
         return None
 
-    def frontier(self, problem: Problem, step: int) -> tuple[str, ...]:
-        """Words that a breadth-first search of the problem's graph newly reaches at a step; empty without a graph."""
+    def check_tells(self, what: Told, title: str) -> None:
+        """Raise UserError where a method is taught by what this environment does not tell."""
+        if what not in self.tells:
+            raise UserError(
+                f"{title} is taught by {TOLD[what]} (method.told {what}), which this environment does not tell: "
+                f"it has {', '.join(self.tells)}"
+            )
+
+    def told(self, problem: Problem, what: Told, seed: str) -> Problem:
+        """A problem with the steps that a teacher tells of it. What is drawn at random is a function of `seed`."""
+        return problem
+
+    def longest_chain(self, what: Told) -> int:
+        """Tokens of the longest chain that a teacher tells."""
+        return self.chain_tokens
+
+    def frontier(self, problem: Problem, step: int) -> Frontier:
+        """Where a search may stand after a step, from 1: words, each one token, with probabilities that sum to 1.
+
+        Empty after the last step, and where there is no search.
+        """
         return ()
+
+    def frontiers(self, problem: Problem) -> list[Frontier]:
+        """Those of every step."""
+        found: list[Frontier] = []
+        while after := self.frontier(problem, len(found) + 1):
+            found.append(after)
+        return found
 
     def codec(self, model):
         """The codec for a scratch model of this environment."""
@@ -144,8 +173,13 @@ class Environment:
 class Generated(Environment):
     """An environment that draws problems from a seed. Subclasses write `draw`.
 
-    A problem belongs to the split its key's hash says, so no key is in two splits: of 16 parts, 2 test, 1 valid.
+    A problem belongs to the split its key's hash says, so no key is in two splits: of 16 parts, 2 test, 1 valid. One in
+    which other problems give an answer away says so by a `split` of its own.
     """
+
+    def split(self, problem: Problem) -> str:
+        """The split that a problem belongs to."""
+        return split_of(problem.key)
 
     def draw(self, rng: random.Random, level: int) -> Problem:
         """A random problem of a level."""
@@ -164,7 +198,7 @@ class Generated(Environment):
         while len(found) < n and idle < 2000:
             problem = self.draw(rng, level)
             idle += 1
-            if split_of(problem.key) == split and problem.key not in found:
+            if self.split(problem) == split and problem.key not in found:
                 found[problem.key], idle = problem, 0
         return list(found.values())
 
@@ -175,7 +209,7 @@ class Generated(Environment):
     def _train_problem(self, rng) -> Problem:
         while True:
             problem = self.draw_train(rng)
-            if split_of(problem.key) == "train":
+            if self.split(problem) == "train":
                 return problem
 
 

@@ -7,8 +7,9 @@ arrangements: a model that cannot compose swaps ends at 2 / k!.
 
 import random
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, permutations
 from math import factorial
 from typing import ClassVar
 
@@ -17,6 +18,7 @@ from kernels.errors import UserError
 
 ROW = re.compile(r"\d+(?:\s+\d+)*", re.ASCII)
 MOST_SWAPS = 10_000  # a chain of so many is a million tokens
+MOST_NAMED = 6  # cups whose arrangements are a token each, 720 of them
 GLUE = tuple("-+.,/_")  # before a row, they make its first number another one
 
 
@@ -31,6 +33,8 @@ class Cups(EnvConfig):
     """Moves in a problem; tables report problems with this many live ones."""
     min_swaps: int = 2
     """Fewest live swaps."""
+    one_token: bool = False
+    """Name an arrangement by one token instead of one for each cup."""
     turns: int = 1
     """2: half of the moves are told, an answer is given, then the other half is told and the last answer counts."""
 
@@ -41,7 +45,11 @@ class Cups(EnvConfig):
             raise UserError(f"env.swaps must be in 1..{MOST_SWAPS}, got {self.swaps}")
         if not 1 <= self.min_swaps <= self.swaps:
             raise UserError(f"env.min_swaps must be in 1..env.swaps = {self.swaps}, got {self.min_swaps}")
-
+        if self.one_token and self.cups > MOST_NAMED:
+            raise UserError(
+                f"env.one_token: {self.cups} cups have {factorial(self.cups)} arrangements, each a token of its own: "
+                f"at most {MOST_NAMED} cups"
+            )
         if not 1 <= self.turns <= 2 or self.swaps % self.turns:
             raise UserError(f"env.turns must be 1, or 2 with an even number of env.swaps, got {self.turns}")
 
@@ -53,8 +61,10 @@ class CupsEnvironment(Generated):
     def __init__(self, config: Cups):
         self.config = config
         self.turns, told = config.turns, config.swaps // config.turns
-        self.answer_tokens, self.chain_tokens = config.cups, config.cups * told
-        self.chain_steps = told
+        self.answer_tokens = 1 if config.one_token else config.cups
+        self.chain_tokens, self.chain_steps = self.answer_tokens * told, told
+        if config.one_token and self.turns == 1:
+            self.tells = (*self.tells, "frontier")
         self.main_level = config.swaps
         self._moves = {f"{i}{j}": (i, j) for i, j in combinations(range(config.cups), 2)}
         self._names = list(self._moves)
@@ -67,27 +77,27 @@ class CupsEnvironment(Generated):
         moves = rng.choices(self._names, k=level) + ["."] * (self.config.swaps - level)
         if self.turns == 2:  # dots at the end of each half, as there
             moves = [m for half in (moves[::2], moves[1::2]) for m in half]
-        return self.told(moves, level)
+        return self.of_moves(moves, level)
 
-    def told(self, moves: list[str], level: int) -> Problem:
+    def of_moves(self, moves: list[str], level: int) -> Problem:
         """The problem of some moves: its first turn, and what is said in the second."""
         steps, half = self.oracle(moves), len(moves) // self.turns
         more = (" ".join(moves[half:]),) if self.turns == 2 else ()
-        return Problem(" ".join(moves[:half]), steps[:half], steps[half - 1], level, more=more)
+        return Problem(" ".join(moves[:half]), steps[:half], steps[half - 1].rstrip(), level, more=more)
 
     def turns_of(self, problem):
         if not problem.more:
             return [problem]
         steps = self.oracle(f"{problem.question} {problem.more[0]}".split())
         half = len(problem.steps)
-        return [problem, Problem(problem.more[0], steps[half:], steps[-1], problem.level)]
+        return [problem, Problem(problem.more[0], steps[half:], steps[-1].rstrip(), problem.level)]
 
     def parse_question(self, question):
         moves = question.split()
         if not moves or any(m != "." and m not in self._moves for m in moves):
             return None
         steps = self.oracle(moves)
-        return Problem(" ".join(moves), steps, steps[-1], sum(m != "." for m in moves))
+        return Problem(" ".join(moves), steps, steps[-1].rstrip(), sum(m != "." for m in moves))
 
     def oracle(self, moves: list[str]) -> tuple[str, ...]:
         """The arrangement after every move."""
@@ -96,14 +106,23 @@ class CupsEnvironment(Generated):
             if move != ".":
                 i, j = self._moves[move]
                 cups[i], cups[j] = cups[j], cups[i]
-            steps.append(" ".join(cups))
+            steps.append(self.named(cups))
         return tuple(steps)
+
+    def named(self, cups: Iterable[str]) -> str:
+        """An arrangement in words."""
+        return f"{''.join(cups)} " if self.config.one_token else " ".join(cups)
+
+    def frontier(self, problem, step):
+        """There is one branch: the arrangement after a step, where it is one word."""
+        one = "frontier" in self.tells and step <= len(problem.steps)
+        return ((problem.steps[step - 1].rstrip(), 1.0),) if one else ()
 
     def verify(self, problem, text):
         said = self.last_arrangement(text)
         if sorted(said) != self._valid:
             return Verdict(0.0, False, False, "not an arrangement")
-        correct = said == problem.answer.split()
+        correct = said == [digit for digit in problem.answer if digit != " "]
         return Verdict(float(correct), correct, True, "" if correct else f"expected {problem.answer}")
 
     def last_arrangement(self, text: str) -> list[str]:
@@ -115,12 +134,14 @@ class CupsEnvironment(Generated):
         row = ROW.search(backwards)  # the last one, in a text read from its end
         if row is None or sum(map(str.isdigit, row[0])) % k or backwards[row.end() : row.end() + 1] in GLUE:
             return []
-        return row[0][::-1].split()[-k:]
+        said = row[0][::-1].split()
+        return list("".join(said[-1:])) if self.config.one_token else said[-k:]
 
     def codec(self, model):
         from latent.codec import word_codec
 
-        return word_codec([*self._names, ".", *self._valid], fixed_answer=self.config.cups)
+        words = map("".join, permutations(self._valid)) if self.config.one_token else self._valid
+        return word_codec([*self._names, ".", *words], fixed_answer=self.answer_tokens)
 
     def floors(self, problems):
         arrangements = factorial(self.config.cups)

@@ -62,6 +62,7 @@ class ProsQA(EnvConfig):
 class _ProsQA(Environment):
     """What generated and official problems share."""
 
+    tells = ("answer", "chain", "frontier")
     answer_tokens = 24
     chain_tokens = 128
     chain_steps = 6
@@ -86,7 +87,7 @@ class _ProsQA(Environment):
         for _ in range(step):
             reached = {b for a in reached for b in out.get(a, ())} - seen
             seen |= reached
-        return tuple(sorted(reached))
+        return tuple((word, 1 / len(reached)) for word in sorted(reached))
 
     def codec(self, model):
         from latent.codec import word_codec

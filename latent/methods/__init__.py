@@ -16,6 +16,7 @@ from latent.methods.codi import Codi
 from latent.methods.colar import Colar
 from latent.methods.config import ControlConfig, MethodConfig, SequenceConfig
 from latent.methods.cot import CoT
+from latent.methods.cot2 import CoT2
 from latent.methods.fixed import FixedEmbedding
 from latent.methods.hrpo import Hrpo
 from latent.methods.icot import ICoT
@@ -35,13 +36,14 @@ if TYPE_CHECKING:
 
 METHODS: dict[str, type[MethodConfig]] = {
     cls.name: cls
-    for cls in (NoCoT, CoT, ICoT, Coconut, Sim, Codi, Pccot, Soft, Hrpo, Colar, Pause, FixedEmbedding, Recurrent)
+    for cls in (NoCoT, CoT, ICoT, Coconut, Sim, CoT2, Codi, Pccot, Soft, Hrpo, Colar, Pause, FixedEmbedding, Recurrent)
 }
 ConfigT = TypeVar("ConfigT", bound=type[MethodConfig])
 
 __all__ = [
     "METHODS",
     "CoT",
+    "CoT2",
     "Coconut",
     "Codi",
     "Colar",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from kernels.errors import UserError
-from latent.config import Fixed, Halt, at_least
+from latent.config import Fixed, Halt, Told, at_least
 from latent.policies import Deterministic, PolicyConfig
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class MethodConfig:
 
     name: ClassVar[str]
     recipe: ClassVar[Mapping[str, object]] = {}
-    """What the method's own preset on cups changes, by dotted path: of the method itself, of training, of the judge."""
+    """What the method's own preset changes, by dotted path: of the method itself, of training, of the judge."""
     control: ClassVar[bool] = False
     """Whether it stands beside another method, `of`, and has everything of it but the thoughts."""
 
@@ -56,6 +56,11 @@ class MethodConfig:
     def thinks(self) -> bool:
         """Whether anything happens between prompt and text that can be taken away."""
         return True
+
+    @property
+    def told(self) -> Told:
+        """What supervised training tells it of a problem."""
+        return "answer"
 
     @property
     def chain_share(self) -> float:
@@ -94,6 +99,10 @@ class SequenceConfig(MethodConfig):
     sizes: ClassVar[tuple[str, ...]] = ("n_latent",)
 
     @property
+    def told(self) -> Told:
+        return "chain"
+
+    @property
     def latents(self):
         return self.n_latent
 
@@ -109,6 +118,10 @@ class ControlConfig(MethodConfig):
     def __post_init__(self):
         if not isinstance(self.of, SequenceConfig):
             raise UserError(f"method.of of {type(self).__name__} must loop along the sequence, got {self.of}")
+
+    @property
+    def told(self):
+        return self.of.told
 
     @property
     def latents(self):

@@ -11,11 +11,12 @@ from latent.plain import register_in
 from latent.policies.config import PolicyConfig
 from latent.policies.gaussian import Gaussian
 from latent.policies.none import Deterministic
+from latent.policies.tokens import Tokens
 
-POLICIES: dict[str, type[PolicyConfig]] = {cls.name: cls for cls in (Deterministic, Gaussian)}
+POLICIES: dict[str, type[PolicyConfig]] = {cls.name: cls for cls in (Deterministic, Gaussian, Tokens)}
 ConfigT = TypeVar("ConfigT", bound=type[PolicyConfig])
 
-__all__ = ["POLICIES", "Deterministic", "Gaussian", "PolicyConfig", "register"]
+__all__ = ["POLICIES", "Deterministic", "Gaussian", "PolicyConfig", "Tokens", "register"]
 
 
 def register(cls: ConfigT) -> ConfigT:

@@ -7,7 +7,7 @@ from itertools import pairwise, permutations
 
 import pytest
 
-from eval.environments import GSM8K, Countdown, Cups, Math500, ProntoQA, ProsQA, build
+from eval.environments import GSM8K, MNNS, Countdown, Cups, Math500, ProntoQA, ProsQA, build
 from eval.environments.base import Problem
 from eval.environments.prosqa import Graph, shortcuts
 from eval.judge import verify
@@ -32,7 +32,9 @@ def math_file(tmp_path):
     return str(path)
 
 
-@pytest.fixture(params=["cups", "prosqa", "prosqa-closed", "gsm8k", "prontoqa", "countdown", "math500"])
+@pytest.fixture(
+    params=["cups", "prosqa", "prosqa-closed", "gsm8k", "prontoqa", "countdown", "math500", "mnns", "cups-named"]
+)
 def env(request, tmp_path):
     match request.param:
         case "cups":
@@ -47,11 +49,17 @@ def env(request, tmp_path):
             return build(Countdown())
         case "math500":
             return build(Math500(train=math_file(tmp_path), test=None))
+        case "mnns":
+            return build(MNNS(largest=12))
+        case "cups-named":
+            return build(Cups(one_token=True))
     return build(GSM8K(train=gsm_file(tmp_path)))
 
 
 def corrupted(problem: Problem, rng: random.Random) -> str:
     """Another last word: another number, cup or concept."""
+    if problem.answer.startswith("="):
+        return f"={int(problem.answer[1:]) + rng.choice((-1, 1, 2))}"
     *head, last = problem.answer.rstrip(" .").split()
     options = {"1", "2", "3", "4", "17", "lempus", "zumpus", "999"} - {last}
     return " ".join([*head, rng.choice(sorted(options))])

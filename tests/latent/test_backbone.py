@@ -19,7 +19,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from latent.backbone import Backbone
+from latent.backbone import Backbone, from_scratch
+from latent.config import ModelConfig
 from tests.helpers import ragged_prompt, row_of
 
 SHAPE = {"vocab_size": 17, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "bos_token_id": None,
@@ -134,3 +135,23 @@ def test_too_many_positions_say_so():
     _, context = backbone.read(torch.zeros(1, 60, dtype=torch.long))
     with pytest.raises(ValueError, match="need 66 positions"):
         backbone.step(torch.zeros(1, 1, 32, dtype=torch.float64), context.skip(5))
+
+
+def test_a_stock_model_is_the_one_that_transformers_makes():
+    """Of the same seed, weight for weight; with its dropout in training, and tied."""
+    config = ModelConfig(n_layer=2, n_embd=24, n_head=2, n_positions=11, stock=True, dropout=0.1)
+    torch.manual_seed(4)
+    made = from_scratch(config, 89, 0, None).lm
+    torch.manual_seed(4)
+    theirs = GPT2LMHeadModel(GPT2Config(vocab_size=89, n_positions=11, n_embd=24, n_layer=2, n_head=2))
+    assert made.state_dict().keys() == theirs.state_dict().keys()
+    assert all(torch.equal(a, b) for a, b in zip(made.state_dict().values(), theirs.state_dict().values()))
+    assert made.lm_head.weight is made.transformer.wte.weight
+    ids = torch.randint(0, 89, (3, 7))
+    for mode in (True, False):
+        found = []
+        for lm in (made, theirs):
+            lm.train(mode)
+            torch.manual_seed(9)
+            found.append(lm(ids).logits)
+        assert torch.equal(*found)

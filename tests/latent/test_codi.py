@@ -66,7 +66,8 @@ def test_what_it_needs_to_read_its_teacher():
     method = small_reasoner(Codi(n_latent=3, stride=2), MODEL).method
     assert method.positions_needed(10, [4, 4, 4], 4) == 10 + 8 + 3  # the chain without its last step
     assert method.positions_needed(10, [4], 4) == 10 + 6 + 3  # the latents
-    assert small_reasoner(Codi(n_latent=3, keep_last=True), MODEL).method.positions_needed(10, [4, 4, 4], 4) == 10 + 12 + 3
+    method = small_reasoner(Codi(n_latent=3, keep_last=True), MODEL).method
+    assert method.positions_needed(10, [4, 4, 4], 4) == 10 + 12 + 3
 
 
 def test_weights_below_zero_are_refused():

@@ -15,7 +15,8 @@ import latent
 from eval.environments import Cups, build
 from latent import hub
 from latent.config import LearnedStop, ModelConfig
-from latent.methods import Coconut, CoT, NoCoT, Recurrent, Sim
+from latent.methods import Coconut, CoT, CoT2, NoCoT, Recurrent, Sim
+from latent.policies import Tokens
 from latent.thought import Greedy, Prompt
 from tests.helpers import small_reasoner
 
@@ -25,6 +26,7 @@ METHODS = {
     "cot": CoT(),
     "sim": Sim(n_latent=4, stride=4, halt=LearnedStop(bias=0.0)),
     "coconut": Coconut(n_latent=4, feedback="norm"),
+    "cot2": CoT2(n_latent=4, policy=Tokens(k=2)),
     "recurrent": Recurrent(),
 }
 

@@ -1,6 +1,7 @@
 """Mutants of eval/, and of what paper/ makes from the records."""
 
 VERIFY, DATA, ENVIRONMENTS = (f"tests/eval/test_{name}.py" for name in ("verify", "verify_data", "environments"))
+FRONTIERS = "tests/eval/test_frontiers.py"
 FORMS, E = f"{VERIFY}::test_the_table_of_forms_is_true", f"{ENVIRONMENTS}::test"
 SAME = f"{FORMS} {E}_math_answers_are_compared_in_one_spelling"
 CUPS = (
@@ -31,9 +32,9 @@ WRITTEN = (
 
 GROUPS = (
     ("eval/environments/cups.py", CUPS, (
-        ("any arrangement is right", "correct = said == problem.answer.split()", "correct = True"),
+        ("any arrangement is right", "correct = said == [digit", "correct = True or [digit"),
         ("what is no arrangement is read", "if sorted(said) != self._valid:", "if not said:"),
-        ("the first arrangement counts", ".split()[-k:]", ".split()[:k]"),
+        ("the first arrangement counts", "else said[-k:]", "else said[:k]"),
         ("the end of something longer counts", "if row is None or sum(map(str.isdigit, row[0])) % k or",
          "if row is None or"),
         ("swaps are not made", "cups[i], cups[j] = cups[j], cups[i]", "pass"),
@@ -104,10 +105,19 @@ GROUPS = (
         ("the stranger has the property too", "{'not ' if has else ''}{asked} .\",\n        ]",
          "{'' if has else 'not '}{asked} .\",\n        ]"),
     )),
+    ("eval/environments/mnns.py", FRONTIERS, (
+        ("- before +", "1 if ways[i + 1][left - digit] else -1", "-1 if ways[i + 1][left + digit] else 1"),
+        ("signs that are not best are drawn", "rng.randrange(plus + minus) < plus", "rng.randrange(2)"),
+        ("the smallest sum of all", "if value >= 0)", "if value >= -9)"),
+        ("the first sign is drawn, too, in a search", "[[digits[0]]]", "[[digits[0], -digits[0]]]"),
+        ("only digits in order are of one split", "sorted(digits_of(problem))", "digits_of(problem)"),
+        ("sums count once each", "ways[value] / whole", "1 / len(ways)"),
+        ("the answer is in the frontier", "if step < self.config.digits else", "if step <= self.config.digits else"),
+    )),
     ("eval/environments/base.py", DATA, (
         ("overlap of train and test kept", "if p.key not in tested:", "if True:"),
-        ("training draws test problems", 'if split_of(problem.key) == "train":', "if True:"),
-        ("splits do not count where problems are drawn", "if split_of(problem.key) == split and", "if"),
+        ("training draws test problems", 'if self.split(problem) == "train":', "if True:"),
+        ("splits do not count where problems are drawn", "if self.split(problem) == split and", "if"),
         ("validation problems stay in train", "trained.pop(key)", "trained[key]"),
         ("validation in the file's order", "for key in sorted(trained)[:aside]", "for key in list(trained)[:aside]"),
         ("a question in test twice", "tested.setdefault(p.key, p)", "tested[p.key + str(len(tested))] = p"),

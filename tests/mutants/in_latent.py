@@ -4,7 +4,30 @@ METHODS, CONTROLS, CURRICULUM = (f"tests/latent/test_{name}.py" for name in ("me
 TAPS, LAYERS = "tests/latent/test_taps.py tests/latent/test_open_taps.py", "tests/eval/test_readings.py"
 BY_HAND_SFT, RUNS = "tests/train/test_wiring.py", "tests/train/test_runs.py"
 
+COT2 = "tests/latent/test_cot2.py"
+
 GROUPS = (
+    ("latent/methods/cot2/method.py", COT2, (
+        ("latents are taught a step late", "thought.states_UKD[:, :-1], p_BKV", "thought.states_UKD[:, 1:], p_BKV"),
+        ("step_weight ignored", "step_loss.weight = self.config.step_weight", "step_loss.weight = 1.0"),
+        ("no teacher", "self.config.teacher and own", "False"),
+        ("a control is fed the targets", "isinstance(self.feedback, Feedback)  # a control", "True  # a control"),
+    )),
+    ("latent/methods/frontier.py", COT2, (
+        ("cross-entropy for KL", "torch.special.xlogy(p_BKV, p_BKV) - p_BKV", "-p_BKV"),
+        ("a mean over latents", "return Mean(kl, b),", "return Mean(kl, b * k),"),
+        ("latents beyond the last step begin again", "return min(latent, steps) if steps <= k else",
+         "return 1 + (latent - 1) % steps if steps <= k else"),
+        ("a long chain is cut", "else -(-latent * steps // k)", "else latent"),
+    )),
+    ("latent/policies/tokens/policy.py", COT2, (
+        ("temperature ignored", " / self.config.temperature", ""),
+        ("the sum of embeddings", ".mean(1)", ".sum(1)"),
+        ("one token", "expand(-1, self.config.k, -1)", "expand(-1, 1, -1)"),
+    )),
+    ("latent/thought.py", COT2, (
+        ("a share draws for itself", "return self.sample(dist.base_dist)", "return dist.sample()"),
+    )),
     ("latent/plain.py", "tests/train/test_config.py", (
         ("new fields change old ids", " and value != _default(f))", ")"),
         ("fields that only say how are in ids", "f.metadata != HOW and value", "value"),
@@ -25,7 +48,7 @@ GROUPS = (
     )),
     ("latent/methods/sim/method.py", CURRICULUM, (
         ("a chain at rest needs all its latents", "while n > 1 and", "while False and"),
-        ("what a latent should have reached", "dealt[latent - 1][1]", "dealt[latent - 1][0]"),
+        ("what a latent should have reached", "return reached(latent, self", "return reached(latent - 1, self"),
     )),
     ("latent/methods/sim/method.py", f"{RUNS}::test_a_chain_that_no_latent_can_give_is_refused_before_training", (
         ("steps that are too long are not refused", "if longest > self.config.step_tokens:", "if False:"),

@@ -4,6 +4,7 @@ OPTIMIZER, BY_HAND_SFT, BY_HAND_RL = (f"tests/train/test_{name}.py" for name in 
 LOSSES, PROCESSES, CHECKS = (f"tests/train/test_{name}.py" for name in ("losses", "processes", "checks"))
 ALGORITHMS = "tests/train/test_algorithms.py"
 MICRO = "tests/train/test_micro_batches.py"
+FEW = "tests/train/test_frontier_runs.py::test_a_run_learns_from_so_many_problems_and_one_that_starts_from_it_too"
 SELECTION, DISK, RUNS = (f"tests/train/test_{name}.py" for name in ("selection", "persistence", "runs"))
 DAMAGED = f"{DISK}::test_a_checkpoint_that_is_not_what_was_written_is_refused_for_the_one_before_it"
 EDITED = f"{DISK}::test_a_log_that_was_edited_is_said"
@@ -32,7 +33,17 @@ GROUPS = (
          "seed_of(0, step, self.engine.rank)"),
         ("seeds of steps and processes coincide", "(seed * 1_000_003 + step) * 1_009 + rank + 1",
          "seed * 1_000_003 + step + rank + 1"),
+    )),
+    ("train/data.py", OPTIMIZER, (
         ("the same problems at every step", "env.train_batch(stream, step,", "env.train_batch(stream, 0,"),
+    )),
+    ("train/data.py", FEW, (
+        ("all problems are learned from", "if not run.train.problems:", "if True:"),
+        ("other few problems after a start", "pool(env, run.seed,", "pool(env, stream,"),
+        ("the same few at every step", 'f"few {stream} {step}"', 'f"few {stream}"'),
+    )),
+    ("train/algorithms/expert.py", ALGORITHMS, (
+        ("wrong rollouts are learned", "(reward_PG >= self.accept).to", "(reward_PG >= 0).to"),
     )),
     ("train/loop.py", BY_HAND_SFT, (
         ("one drawing for all steps", "seed_of(self.record.run.seed, step, 0)", "seed_of(self.record.run.seed, 0, 0)"),
@@ -57,7 +68,7 @@ GROUPS = (
     ("train/divergence.py", f"{DISK}::test_weights_that_are_not_finite_are_saved_nowhere", (
         ("weights that are not finite are saved", "if not engine.all_agree(not odd):", "if False:"),
     )),
-    ("train/loop.py", f"{DISK}::test_rl_saves_no_weights_that_are_not_finite_either", (
+    ("train/data.py", f"{DISK}::test_rl_saves_no_weights_that_are_not_finite_either", (
         ("a second run sees the first one's data again", "run.seed if run.init is None", "run.seed if True"),
     )),
     ("train/loop.py", EDITED, (

@@ -1,5 +1,6 @@
 """What each decision is credited with: closed forms, and generalised advantages written out row by row."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from kernels.errors import UserError
 from latent.thought import Decision
-from train.algorithms import GRPO, PPO, DrGRPO
+from train.algorithms import GRPO, PPO, DrGRPO, ExpertIteration
 
 
 def test_group_advantages():
@@ -28,6 +29,24 @@ def test_what_can_be_learned_from():
     for algorithm in (GRPO(), DrGRPO()):
         assert [algorithm.signal(r) for r in (spread, flat, apart)] == [True, False, False]
     assert [PPO().signal(r) for r in (spread, flat, apart)] == [True, False, True]
+    assert [ExpertIteration().signal(r) for r in (flat, flat - 1)] == [True, False]
+
+
+def test_expert_iteration_is_cross_entropy_of_what_was_right():
+    """The gradient of an update on fresh rollouts is that of - log p of the right ones, over all decisions made."""
+    torch.manual_seed(1)
+    expert = ExpertIteration()
+    reward = torch.tensor([[1.0, 0.0, 0.6], [0.0, 0.0, -0.2]])
+    outcome = expert.outcome(reward)
+    assert outcome.tolist() == [[1, 0, 1], [0, 0, 0]]
+    old = [made_of("thought", [0, 1], rows=6), made_of("token", [2, 3, 4], rows=6)]
+    now = [replace(d, logp_BT=torch.zeros_like(d.logp_BT).requires_grad_()) for d in old]
+    (policy,), _ = expert.loss(now, old, outcome.flatten(), (0.2, 0.2), 0.0)
+    count = sum(int(d.mask_BT.sum()) for d in old)
+    assert int(policy.count) == count
+    for d, g in zip(old, torch.autograd.grad(policy.taken(), [d.logp_BT for d in now])):
+        right = torch.tensor([1.0, 0, 1, 0, 0, 0]).double()[:, None]
+        torch.testing.assert_close(g, -right * d.mask_BT / count)
 
 
 def made_of(kind: str, times: list[int], turn: int = 0, rows: int = 5) -> Decision:

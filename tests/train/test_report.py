@@ -2,11 +2,11 @@
 
 import pytest
 
-from eval.environments import Cups
+from eval.environments import MNNS, Cups
 from latent.config import ModelConfig
-from latent.methods import NoCoT
+from latent.methods import CoT, CoT2, NoCoT
 from train import report
-from train.config import SFT, Run
+from train.config import RLVR, SFT, Run
 
 LEVELS = {
     "1": {"accuracy": 1.0, "used": 2.0},
@@ -37,7 +37,8 @@ def test_the_printed_table_fits_a_terminal_and_shows_accuracy_beside_latents(arm
     else:
         assert "levels" not in head
     assert any("floor: the parity of swaps" in line and "0.083" in line for line in out)
-    costs = out[out.index("") + 1 :]
+    told, costs = out[out.index("") + 1 :][:4], out[out.index("") + 6 :]
+    assert [_cells(line)[-1] for line in told] == ["told", told[1], "the answer", "the answer"]
     assert costs[0].split()[-1] == "run" and len(costs) == 4 and "123456.78" in costs[2]
 
 
@@ -50,6 +51,7 @@ def test_the_saved_table_holds_every_column():
     shown = dict(zip(table[0], table[1]))
     assert shown == {
         "arm": "a",
+        "told": "the answer",
         "accuracy": "0.250",
         "95 % interval": "0.125-0.375",
         "items": "1000",
@@ -63,6 +65,16 @@ def test_the_saved_table_holds_every_column():
         "core-s": "1234567",
         "run": row("a", LEVELS).run.id,
     }
+
+
+def test_what_an_arm_was_told_is_what_its_start_was_and_then_its_own():
+    start = Run(MNNS(), ModelConfig(), CoT2(n_latent=3), SFT(problems=500))
+    rl = Run(MNNS(), ModelConfig(), CoT2(n_latent=3), RLVR(), init=start.id)
+    more = Run(MNNS(), ModelConfig(), CoT(told="chains"), SFT(), init=rl.id)
+    by_id = {run.id: run for run in (start, rl, more)}
+    assert report.told(rl, by_id) == "the frontier of 500, then a verifier"
+    assert report.told(more, by_id) == "the frontier of 500, then a verifier, then all best chains"
+    assert report.told(rl, {}) == "a verifier"
 
 
 def test_a_selected_checkpoint_is_said():

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from latent.config import Fixed, Halt, at_least
+from latent.config import Fixed, Halt, Told, at_least
 from latent.methods.config import MethodConfig
 
 
@@ -40,6 +40,10 @@ class Recurrent(MethodConfig):
         at_least(self, "r_max", self.r_min)
 
     sizes: ClassVar[tuple[str, ...]] = ("n_recurrence", "r_max")
+
+    @property
+    def told(self) -> Told:
+        return "chain" if self.supervise == "steps" else "answer"
 
     def loops(self, steps=0):
         return steps or self.n_recurrence

@@ -1,9 +1,10 @@
 """SIM-CoT (arXiv:2509.20317): latents with a step decoder that exists only in training."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from latent.config import at_least
+from kernels.errors import UserError
+from latent.config import at_least, one_of
 from latent.methods.config import SequenceConfig
 
 
@@ -13,19 +14,32 @@ class Sim(SequenceConfig):
 
     name: ClassVar[str] = "sim"
     recipe: ClassVar = {"method.stride": 4, "train.steps": 1600}
+    told: Literal["chain", "chains", "frontier", "answer"] = "chain"
+    """What the decoder must read off latent i: step i of a chain; of a best chain drawn anew each time; or the
+    distribution over where a search may stand after step i. Without a decoder: the answer alone is taught."""
     step_weight: float = 1.0
     """Weight of the step decoder's loss."""
     step_tokens: int = 4
-    """Longest step that the train-only decoder can write, in tokens."""
+    """Longest step that the train-only decoder can write, in tokens; of a frontier, one."""
+    head: bool = False
+    """Read the frontier by the LM head instead of a decoder, off the state that is fed back."""
 
     def __post_init__(self):
         super().__post_init__()
         at_least(self, "step_tokens", 1)
+        one_of(self, "told", ("chain", "chains", "frontier", "answer"))
+        if self.head and self.told != "frontier":
+            raise UserError(f"method.head reads a frontier (method.told frontier), told is {self.told}")
 
     sizes: ClassVar[tuple[str, ...]] = ("n_latent", "step_tokens")
 
+    @property
+    def decoder_tokens(self) -> int:
+        """Tokens that the decoder can write; 0 where there is none."""
+        return {"answer": 0, "frontier": int(not self.head)}.get(self.told, self.step_tokens)
+
     def decoder_parameters(self, width):
-        return self.step_tokens * width**2
+        return self.decoder_tokens * width**2
 
     def method_class(self):
         from latent.methods.sim.method import SimMethod

@@ -1,7 +1,10 @@
 """SIM-CoT (Wei et al. 2025, arXiv:2509.20317, eq. 4-6): latents with a step decoder that exists only in training.
 
 The decoder reads latent i and must write step i; its loss shapes the latents, so no curriculum is needed. A chain
-longer than the latents is dealt evenly over them; latents beyond the chain are left free.
+longer than the latents is dealt evenly over them; latents beyond the chain are left free. Told the frontier, the
+decoder must say the distribution over where a search may stand after step i, as in CoT2 (arXiv:2505.23648, sec. 3), but
+off the hidden state, which is what is fed back; read by the LM head it is off the state that latent i is made from, as
+the last latent's says the answer.
 
 Deviates: the decoder is linear and writes all tokens of a step in parallel, instead of a second language model that
 writes them one by one. No token helps to guess the next, so the whole step must be in the latent; cups is then
@@ -16,6 +19,7 @@ from torch import Tensor, nn
 from kernels.errors import UserError
 from latent.backbone import Backbone
 from latent.methods.base import AlongSequence, Mean, Taught, share, text_loss, token_loss
+from latent.methods.frontier import frontier_loss, frontier_targets, reached
 from latent.methods.sim import Sim
 from latent.text import Batch, Text, pad_right, tokens_in
 from latent.thought import Greedy
@@ -28,7 +32,9 @@ class SimMethod(AlongSequence[Sim]):
 
     def __init__(self, config: Sim, backbone: Backbone):
         super().__init__(config, backbone)
-        self.decoder = StepDecoder(backbone.width, config.step_tokens)
+        n = config.decoder_tokens
+        self.decoder = StepDecoder(backbone.width, n) if n else None
+        self.is_taught = config.told != "answer" and config.n_latent > 0
 
     def turn(self, batch: Batch) -> Taught:
         device = batch.prompt.ids_BT.device
@@ -41,17 +47,31 @@ class SimMethod(AlongSequence[Sim]):
             thought = replace(thought, h_UTD=h_B1D, context=context, used_U=used_B)
         text = pad_right(batch.answers, batch.pad, device)
         loss, logged = text_loss(self.backbone, thought, text)
-        if k == 0:
+        if not self.is_taught:
             return Taught(thought, text, [loss], logged)
-        step_loss, hit_N = self.step_loss(batch, thought.states_UKD, device)
+        if self.config.told == "frontier":
+            step_loss, more = self.frontier_loss(batch, thought.states_UKD)
+        else:
+            step_loss, hit_N = self.step_loss(batch, thought.states_UKD, device)
+            more = {"step_ce": step_loss, "step_exact": share(hit_N)}
         step_loss.weight = self.config.step_weight
-        logged |= {"step_ce": step_loss, "step_exact": share(hit_N)}
-        return Taught(thought, text, [loss, step_loss], logged)
+        return Taught(thought, text, [loss, step_loss], logged | more)
+
+    def frontier_loss(self, batch: Batch, states_BKD: Tensor) -> tuple[Mean, dict[str, Mean]]:
+        """KL of where the search may stand from what is read off the latents."""
+        p_BKV = frontier_targets(batch, self.config.n_latent, self.backbone.vocab)
+        if self.decoder is None:
+            return frontier_loss(self.backbone, states_BKD[:, :-1], p_BKV)
+        latents_BKD = states_BKD[:, 1:]
+        h_ND = self.decoder(latents_BKD.flatten(0, 1), 1)[:, 0]
+        return frontier_loss(self.backbone, h_ND.view_as(latents_BKD), p_BKV)
 
     def turn_counts(self, batch: Batch) -> list[int]:
         """Every step is dealt to a latent, so that the decoder's tokens are those of the chains."""
         answers = tokens_in(batch.answers)
-        return [answers, sum(map(tokens_in, batch.steps))] if self.config.n_latent else [answers]
+        if not self.is_taught:
+            return [answers]
+        return [answers, len(batch.answers) if self.config.told == "frontier" else sum(map(tokens_in, batch.steps))]
 
     def step_loss(self, batch: Batch, states_BKD: Tensor, device: torch.device) -> tuple[Mean, Tensor]:
         """Cross-entropy of the steps given their latents, and which of the steps are right (N,)."""
@@ -61,6 +81,7 @@ class SimMethod(AlongSequence[Sim]):
         latents_ND = states_BKD[:, 1:].flatten(0, 1)
         if rows_N is not None:
             latents_ND = latents_ND[rows_N]
+        assert self.decoder is not None  # it is told chains
         h_NTD = self.decoder(latents_ND, text.ids_BT.shape[1])
         step_loss, hit_NT = token_loss(self.backbone, h_NTD, text)
         return step_loss, hit_NT.all(1)
@@ -89,10 +110,12 @@ class SimMethod(AlongSequence[Sim]):
         return [(i, i + 1) if n <= k else (-(-i * n // k), -(-(i + 1) * n // k)) for i in range(min(k, n))]
 
     def target_step(self, latent: int, chain: int) -> int:
-        dealt = self.dealt(chain)
-        return dealt[latent - 1][1] if latent <= len(dealt) else chain
+        latent = min(latent + self.config.head, self.config.n_latent)
+        return reached(latent, self.config.n_latent, chain)
 
     def check_chain(self, steps: list[int], answer: int) -> None:
+        if self.config.told not in ("chain", "chains"):
+            return
         longest = max((sum(steps[first:last]) for first, last in self.dealt(len(steps))), default=0)
         if longest > self.config.step_tokens:
             raise UserError(f"a latent's step has {longest} tokens, method.step_tokens is {self.config.step_tokens}")

@@ -1,0 +1,29 @@
+"""K tokens drawn from what the head says, merged into one thought."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from kernels.errors import UserError
+from latent.config import at_least
+from latent.policies.config import PolicyConfig
+
+
+@dataclass(frozen=True)
+class Tokens(PolicyConfig):
+    """K tokens drawn from the next-token distribution; what is fed back is the mean of their embeddings."""
+
+    name: ClassVar[str] = "tokens"
+    k: int = 3
+    """Tokens K that are merged; 1 is a discrete token."""
+    temperature: float = 1.0
+    """Of the distribution that they are drawn from, part of the log-probability; CoT2 takes K."""
+
+    def __post_init__(self):
+        at_least(self, "k", 1)
+        if not self.temperature > 0:
+            raise UserError(f"method.policy.temperature must be > 0, got {self.temperature}")
+
+    def build(self, backbone):
+        from latent.policies.tokens.policy import TokensPolicy
+
+        return TokensPolicy(self, backbone)

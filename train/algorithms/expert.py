@@ -1,0 +1,32 @@
+"""Expert iteration: learn the rollouts that the verifier accepts, as if a teacher had written them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from train.algorithms.base import Algorithm
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ExpertIteration(Algorithm):
+    """Expert iteration (STaR, arXiv:2203.14465; ReST-EM, arXiv:2312.06585): supervised training on own right answers.
+
+    A rollout counts 1 where it is right and 0 elsewhere: its decisions' log-probabilities are raised, none is lowered.
+    Deviates: a round is one update's rollouts, so that the answers are always the present policy's; the mean is over
+    all decisions, wrong ones' included, which AdamW's scale makes up for.
+    """
+
+    name: ClassVar[str] = "expert"
+    least_group: ClassVar[int] = 1
+    accept: float = 0.5
+    """Reward from which on a rollout is learned."""
+
+    def outcome(self, reward_PG: Tensor) -> Tensor:
+        return (reward_PG >= self.accept).to(reward_PG.dtype)
+
+    def signal(self, reward_PG: Tensor) -> bool:
+        return bool((reward_PG >= self.accept).any())

@@ -54,7 +54,7 @@ def test_answer_chain_and_frontier_are_those_of_all_sign_vectors(config):
 
 def test_a_chain_that_is_drawn_is_each_of_the_best_as_often():
     env = build(MNNS())
-    problem = env.known("1 2 3 4")  # 0 = +1-2-3+4 = -1+2+3-4
+    problem = env.parse_question("1 2 3 4")  # 0 = +1-2-3+4 = -1+2+3-4
     drawn = Counter(env.told(problem, "chains", f"seed {i}").steps for i in range(2000))
     assert set(drawn) == {("=1 ", "=-1 ", "=-4 "), ("=-1 ", "=1 ", "=4 ")}
     assert abs(drawn[problem.steps] / 2000 - 0.5) < 4 * 0.5 / 2000**0.5
@@ -75,14 +75,14 @@ def test_every_order_of_a_multiset_is_in_one_split_as_its_digits_say():
     env = build(MNNS(digits=3, largest=4))
     splits = {}
     for digits in product(range(1, 5), repeat=3):
-        problem = env.known(" ".join(map(str, digits)))
+        problem = env.parse_question(" ".join(map(str, digits)))
         splits.setdefault(tuple(sorted(digits)), set()).add(env.split(problem))
     assert all(len(each) == 1 for each in splits.values()) and len(set.union(*splits.values())) > 1
 
 
 def test_floors_are_the_best_guesses_without_any_sum():
     env = build(MNNS(digits=3, largest=6))
-    problems = [env.known(" ".join(map(str, digits))) for digits in product(range(1, 7), repeat=3)]
+    problems = [env.parse_question(" ".join(map(str, digits))) for digits in product(range(1, 7), repeat=3)]
     best = [min(abs(a + s * b + t * c) for s in (1, -1) for t in (1, -1)) for a, b, c in product(range(1, 7), repeat=3)]
     odd = [sum(digits) % 2 for digits in product(range(1, 7), repeat=3)]
     common = max(best.count(v) for v in set(best)) / 216
@@ -99,11 +99,13 @@ def test_rules_without_a_search_are_floors():
         ("8 7 6 5 5", (False, False, True)),  # 1: 8, 1, 5, 0, 5; the differences 1, 1, 4, 3; 15 against 16
         ("8 8 8 8 8", (True, True, True)),
     ):
-        floors = env.floors([env.known(digits)])
+        floors = env.floors([env.parse_question(digits)])
         rules = ("largest first", "largest differences", "larger half against the rest")
         assert tuple(floors[name] == 1.0 for name in rules) == right, digits
     four = build(MNNS())
-    floors = four.floors([four.known(" ".join(map(str, digits))) for digits in product(range(1, 10), repeat=4)])
+    floors = four.floors(
+        [four.parse_question(" ".join(map(str, digits))) for digits in product(range(1, 10), repeat=4)]
+    )
     assert floors["largest differences"] == floors["largest first"] == 1.0
     best = env.floors(env.problems("test", 5, 800))
     assert max(best.values()) < 0.7
@@ -183,7 +185,11 @@ def test_an_environment_says_what_it_does_not_tell():
 )
 def test_the_last_sum_that_is_said_is_the_answer(text, parsed, correct):
     env = build(MNNS(digits=3))
-    problem = env.known("7 4 5")
+    problem = env.parse_question("7 4 5")
     verdict = env.verify(problem, text)
     assert (verdict.parsed, verdict.correct, verdict.reward) == (parsed, correct, float(correct))
-    assert env.known("7 4") is None and env.known("7 4 10") is None and env.known("7 4 x") is None
+    assert (
+        env.parse_question("7 4") is None
+        and env.parse_question("7 4 10") is None
+        and env.parse_question("7 4 x") is None
+    )

@@ -84,7 +84,7 @@ def test_drawn_chains_differ_from_update_to_update(tmp_path):
     """What `terms` is given of the same problem in several updates is each of its best chains."""
     run = Run(ENV, MODEL, CoT(told="chains"), replace(SUPERVISED, steps=30, batch=4))
     trainer, env, _ = trainer_of(run, tmp_path)
-    tied: Problem = build(ENV).known("1 2 3 4")
+    tied: Problem = build(ENV).parse_question("1 2 3 4")
     trainer.problems = lambda env, step: [tied] * 4
     seen, terms = set(), trainer.method.terms
     trainer.method.terms = lambda batch: (seen.update(tuple(map(tuple, s)) for s in batch.steps), terms(batch))[1]

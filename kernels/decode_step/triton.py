@@ -191,7 +191,9 @@ class Step:
             )  # fmt: skip
             return
         block_n = 16 if n <= 16 or full else 32 if n <= 32 else 64
-        chunk, stages = (64, 3) if full else (256, 4) if n <= 16 else (64 if shape["NORM"] == 2 else 128, 4)
+        # of (in, out) weights shorter chunks, or some spill: those after a LayerNorm, and before Hopper all
+        short = shape["NORM"] == 2 or (w.stride(0) != 1 and capability(w.device) < 90)
+        chunk, stages = (64, 3) if full else (256, 4) if n <= 16 else (64 if short else 128, 4)
         options = {k: v for k, v in options.items() if k != "PDL"}
         matrix_kernel[(tiles, triton.cdiv(n, block_n))](
             *tensors, n, self.decoder.eps, BLOCK_N=block_n, CHUNK=chunk, num_stages=stages, **shape, **options

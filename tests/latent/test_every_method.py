@@ -1,7 +1,4 @@
-"""What holds of every method in the table, each as its preset has it; a new one is picked up as it stands.
-
-On cups, or on digits to be added for a method that is told where a search may stand.
-"""
+"""What holds of every method in the table, each as its preset on cups has it; a new one is picked up as it stands."""
 
 from dataclasses import replace
 
@@ -11,47 +8,52 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 
 import latent
-from eval.environments import MNNS, Cups, build
+from eval.environments import build
+from eval.environments.base import Environment
 from kernels.errors import UserError
 from latent import hub, methods
 from latent.backbone import Backbone
 from latent.config import ModelConfig
 from latent.generate import Reasoner, decode, rollout, score
-from latent.methods import METHODS, FixedEmbedding, Pause, SequenceConfig
+from latent.methods import METHODS, FixedEmbedding, MethodConfig, NoCoT, Pause, SequenceConfig
 from latent.text import Batch
 from latent.thought import Greedy
 from tests.helpers import ragged_prompt, row_of, small_reasoner
 from tests.latent.test_hf import said
-from train.distill import taught
+from train import distill
 from train.presets import of_method
 
-TINY = ModelConfig(n_layer=2, n_embd=16, n_head=2, n_positions=64)
-CONFIGS = {name: of_method(config)().method for name, config in METHODS.items()}
+TINY = ModelConfig(n_layer=2, n_embd=16, n_head=2, n_positions=128)
+RUNS = {name: of_method(config)() for name, config in METHODS.items()}
+CONFIGS = {name: run.method for name, run in RUNS.items()}
 FAMILIES = {"gpt2": 1e-9, "llama": 1e-9, "qwen3": 1e-9, "gpt_neox": 1e-5}  # neox turns its positions in fp32
 
 
-def env_for(config, turns: int = 1):
-    """An environment that has what the method is to be told."""
-    return build(MNNS(digits=4) if config.told == "frontier" else Cups(turns=turns))
+def env_of(name: str, turns: int = 1) -> Environment:
+    """The environment of a method's preset."""
+    config = RUNS[name].env
+    return build(replace(config, turns=turns) if turns > 1 else config)
 
 
-def batch_for(config, codec, n: int) -> Batch:
-    """Problems as the method is trained on them."""
-    env = env_for(config)
-    return taught(env, config, env.train_batch(0, 0, n), codec)
-
-
-def made(name: str, family: str = "gpt2", dtype=torch.float64) -> Reasoner:
-    """An untrained reasoner of a method. gpt_neox goes through its own `forward`."""
+def made(name: str, family: str = "gpt2", dtype=torch.float64, method: MethodConfig | None = None) -> Reasoner:
+    """An untrained reasoner of a method, or of a control of it. gpt_neox goes through its own `forward`."""
+    env, config = env_of(name), method or CONFIGS[name]
     if family != "gpt_neox":
-        return small_reasoner(CONFIGS[name], replace(TINY, family=family), env_for(CONFIGS[name]), dtype)
-    reasoner = small_reasoner(CONFIGS["no-cot"], TINY, env_for(CONFIGS[name]))
+        return small_reasoner(config, replace(TINY, family=family), env, dtype)
+    reasoner = small_reasoner(NoCoT(), TINY, env)
     ids = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64}
-    config = GPTNeoXConfig(vocab_size=reasoner.codec.size, intermediate_size=32, initializer_range=0.25, **shape, **ids)
-    body = Backbone(GPTNeoXForCausalLM(config))
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 128}
+    neox = GPTNeoXConfig(vocab_size=reasoner.codec.size, intermediate_size=32, initializer_range=0.25, **shape, **ids)
+    body = Backbone(GPTNeoXForCausalLM(neox))
     torch.nn.init.normal_(body.lm.get_input_embeddings().weight)  # as `from_scratch` does
-    return replace(reasoner, method=methods.build(CONFIGS[name], body).to(dtype))
+    return replace(reasoner, method=methods.build(config, body).to(dtype))
+
+
+def taught(name: str, reasoner: Reasoner, rows: slice, turns: int = 1, **share) -> Batch:
+    """Some problems of a method's environment, as it is trained on them."""
+    env = env_of(name, turns)
+    some = env.train_batch(0, 0, rows.stop)[rows]
+    return distill.taught(env, reasoner.method.made_from, some, reasoner.codec, **share)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -73,7 +75,7 @@ def test_a_padded_batch_is_its_rows_and_learns(name, family):
             torch.testing.assert_close(thought.h_UTD[b], alone.h_UTD[0], rtol=0, atol=FAMILIES[family])
             torch.testing.assert_close(thought.states_UKD[b], alone.states_UKD[0], rtol=0, atol=FAMILIES[family])
             assert torch.equal(text[b], decode(method, alone, Greedy(), reasoner.max_tokens, None)[0])
-    batch, losses = batch_for(CONFIGS[name], reasoner.codec, 4), []
+    batch, losses = taught(name, reasoner, slice(0, 4)), []
     optimizer = torch.optim.SGD(method.train().parameters(), lr=1e-3)
     for _ in range(3):
         torch.manual_seed(1)  # the same draws
@@ -98,7 +100,8 @@ def test_no_latent_steps_are_reading_the_prompt(name):
 def test_it_is_saved_loaded_and_exported(name, tmp_path):
     reasoner = made(name, dtype=torch.float32)
     hub.save(reasoner, tmp_path)
-    questions = [p.question for p in env_for(CONFIGS[name]).train_batch(0, 0, 3)]
+    whole = [p.question.split() for p in env_of(name).train_batch(0, 0, 3)]
+    questions = [" ".join(words[i:]) for i, words in enumerate(whole)]  # of different lengths
     want = reasoner.answer(questions)
     loaded = latent.load(tmp_path)
     assert loaded.method.made_from == CONFIGS[name] and loaded.answer(questions) == want
@@ -111,16 +114,14 @@ def test_it_is_saved_loaded_and_exported(name, tmp_path):
 @pytest.mark.parametrize("name", METHODS)
 def test_the_loss_of_a_batch_is_that_of_its_parts(name, turns):
     """Totals and counts add up over the parts, with the draws of the whole; and the counts are known beforehand."""
-    env, model = env_for(CONFIGS[name], turns), replace(TINY, n_positions=128)
-    reasoner = small_reasoner(CONFIGS[name], model, env, torch.float64)
-    method, problems = reasoner.method, env.train_batch(0, 0, 5)
-    if turns > 1 and (method.parallel_answer is not None or env.turns == 1):
-        return  # reads one question
+    reasoner = made(name)
+    method = reasoner.method
+    if turns > 1 and (method.parallel_answer is not None or not hasattr(RUNS[name].env, "turns")):
+        return  # one question is all that it reads
 
     def part(rows: slice) -> Batch:
-        draws = torch.Generator().manual_seed(3)
-        config, share = CONFIGS[name], {"generator": draws, "first": rows.start, "whole": 5}
-        return taught(env, config, problems[rows], reasoner.codec, **share)
+        share = {"generator": torch.Generator().manual_seed(3), "first": rows.start, "whole": 5}
+        return taught(name, reasoner, rows, turns, **share)
 
     want, _ = method.terms(part(slice(0, 5)))
     parts = [method.terms(part(rows))[0] for rows in (slice(0, 2), slice(2, 5))]
@@ -137,9 +138,8 @@ def test_a_control_is_fed_its_own_in_training_too(name):
     losses = []
     for control in (Pause, FixedEmbedding):
         torch.manual_seed(0)
-        config = control(CONFIGS[name].small())
-        reasoner = small_reasoner(config, TINY, env_for(config), torch.float64)
-        method, batch = reasoner.method, batch_for(config, reasoner.codec, 3)
+        reasoner = made(name, method=control(CONFIGS[name].small()))
+        method, batch = reasoner.method, taught(name, reasoner, slice(0, 3))
         while method.trained_steps < method.steps:
             method.learned(method.loss(batch)[1])
         if control is Pause:

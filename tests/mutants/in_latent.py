@@ -76,6 +76,13 @@ GROUPS = (
          "min(latent, chain)"),
         ("latents_per_step ignored", "min(stage * self.config.latents_per_step,", "min(stage,"),
     )),
+    ("latent/methods/feedback.py", METHODS, (
+        ("soft is hidden", "return self.backbone[0].mix(h_BD, self.top_k, self.temperature)", "return h_BD"),
+    )),
+    ("latent/methods/feedback.py", CURRICULUM, (
+        ("the norm's scale ignored", "F.rms_norm(h_BD, h_BD.shape[-1:], self.scale)",
+         "F.rms_norm(h_BD, h_BD.shape[-1:])"),
+    )),
     ("latent/methods/base.py", METHODS, (
         ("latents at contiguous positions", "self.backbone.step(x_PD[:, None], context.skip(self.stride - 1))",
          "self.backbone.step(x_PD[:, None], context)"),
@@ -83,12 +90,9 @@ GROUPS = (
         ("later latents seen after a stop", ">= used_U[:, None]", "> used_U[:, None]"),
         ("the text follows the last state", "device=used_U.device), used_U][:, None]",
          "device=used_U.device), -1][:, None]"),
-        ("soft is hidden", "return self.backbone[0].mix(h_BD, self.top_k, self.temperature)", "return h_BD"),
         ("the text is read a token late", "backbone.embed(ids_UT[:, :-1])", "backbone.embed(ids_UT[:, 1:])"),
     )),
     ("latent/methods/base.py", CURRICULUM, (
-        ("the norm's scale ignored", "F.rms_norm(h_BD, h_BD.shape[-1:], self.scale)",
-         "F.rms_norm(h_BD, h_BD.shape[-1:])"),
         ("exact: one right token will do", "share(hit_BT.all(1))", "share(hit_BT.any(1))"),
         ("fewer steps than in training begin the text elsewhere", "max(k, trained), self.stop", "k, self.stop"),
     )),

@@ -27,8 +27,9 @@ from torch.distributions import Independent
 from kernels.errors import UserError
 from latent.backbone import Backbone
 from latent.halting import StopHead, stop_loss
-from latent.methods.base import AlongSequence, Edit, Feedback, Mean, Taught, text_loss, token_loss
+from latent.methods.base import AlongSequence, Edit, Mean, Taught, text_loss, token_loss
 from latent.methods.colar import Colar
+from latent.methods.feedback import Feedback
 from latent.text import Batch, Text, pad_right, tokens_in
 from latent.thought import Chooser, Greedy, Prompt, Thought
 

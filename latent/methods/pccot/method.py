@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from latent.backbone import Backbone
 from latent.cache import Context
-from latent.methods.base import Edit, Feedback
+from latent.methods.base import Edit
 from latent.methods.codi.method import CodiMethod
+from latent.methods.feedback import Feedback
 from latent.methods.pccot import Pccot
 from latent.taps import Call
 

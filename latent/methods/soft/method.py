@@ -29,7 +29,8 @@ from torch import Tensor
 
 from kernels.errors import UserError
 from latent.backbone import Backbone
-from latent.methods.base import AlongSequence, Feedback, Mean, Taught, text_loss
+from latent.methods.base import AlongSequence, Mean, Taught, text_loss
+from latent.methods.feedback import Feedback
 from latent.methods.soft import Soft
 from latent.text import Batch, Text, pad_right, tokens_in
 from latent.thought import Greedy, Prompt, Thought

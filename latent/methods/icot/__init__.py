@@ -28,6 +28,10 @@ class ICoT(MethodConfig):
     reset_optimizer: bool = True
     """Forget AdamW's moments whenever one token more is gone."""
 
+    @property
+    def told(self):
+        return "chain"
+
     def __post_init__(self):
         at_least(self, "whole", 0)
         at_least(self, "remove_every", 1)

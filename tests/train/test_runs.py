@@ -138,7 +138,7 @@ def test_record_holds_what_was_asked_and_what_came_out(tmp_path):
     result = runs.execute(run, tmp_path, device="cpu")
     home = tmp_path / run.id
     config = json.loads((home / "config.json").read_text())
-    assert config["method"] == {"class": "CoT", "every": 1} and config["train"]["class"] == "SFT"
+    assert config["method"] == {"class": "CoT", "told": "chain", "every": 1} and config["train"]["class"] == "SFT"
     assert json.loads((home / "env.json").read_text())["packages"]["torch"] == metadata.version("torch")
     assert json.loads((home / "result.json").read_text()) == result
     judged = [json.loads(line) for line in (home / "samples.jsonl").read_text().splitlines()]

@@ -135,63 +135,29 @@ def project_tile(
 
 
 @triton.jit
-def head_pair(base, heads, ok, d, D: tl.constexpr, PAIR: tl.constexpr):
-    """Vectors `heads` of width D, and what a rotation adds of them: their halves exchanged, the second negated."""
-    there = ok[:, None] & (d[None, :] < D)
-    x = tl.load(base + heads[:, None] * D + d[None, :], mask=there, other=0.0).to(tl.float32)
-    y = x
-    if PAIR:
-        half: tl.constexpr = D // 2
-        other = tl.where(d < half, d + half, d - half)
-        y = tl.load(base + heads[:, None] * D + other[None, :], mask=there, other=0.0).to(tl.float32)
-        y = tl.where(d < half, -y, y)
-    return x, y
-
-
-@triton.jit
-def head_weights(weight, d, D: tl.constexpr, PAIR: tl.constexpr):
-    """A norm's weights of a head, (1, D), and the same with the halves exchanged."""
-    x = tl.load(weight + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
-    y = x
-    if PAIR:
-        half: tl.constexpr = D // 2
-        y = tl.load(weight + tl.where(d < half, d + half, d - half), mask=d < D, other=0.0)
-        y = y.to(tl.float32)[None, :]
-    return x, y
-
-
-@triton.jit
-def head_turned(x, y, weight, weight_y, cos, sin, D: tl.constexpr, eps, NORM: tl.constexpr, ROPE: tl.constexpr):
-    """Vectors of heads, RMS-normed and rotated where the family does: `head_pair` and `head_weights`, put together."""
-    if NORM:
-        rstd = tl.rsqrt(tl.sum(x * x, 1) / D + eps)[:, None]
-        x = x * rstd * weight
-        if ROPE:
-            y = y * rstd * weight_y
-    if ROPE:
-        x = x * cos + y * sin
-    return x
-
-
-@triton.jit
 def head_vectors(
     qkv, heads, ok, weight, cos, sin, turn, turned, d, D: tl.constexpr, eps, NORM: tl.constexpr, ROPE: tl.constexpr
 ):
     """Vectors `heads` of width D out of projections, RMS-normed and rotated where the family does.
 
+    Each thing is read where it is needed: in a loop over positions there are no registers to read ahead into.
+
     `turn`: where their cosines and sines are, one row for all or one each; `turned`: which of them there are.
     """
-    x, y = head_pair(qkv, heads, ok, d, D, ROPE)
-    w = 0.0
-    w_y = 0.0
-    cosine = 0.0
-    sine = 0.0
+    there = ok[:, None] & (d[None, :] < D)
+    x = tl.load(qkv + heads[:, None] * D + d[None, :], mask=there, other=0.0).to(tl.float32)
     if NORM:
-        w, w_y = head_weights(weight, d, D, ROPE)
+        rstd = tl.rsqrt(tl.sum(x * x, 1) / D + eps)
+        x = x * rstd[:, None] * tl.load(weight + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
     if ROPE:
-        cosine = tl.load(cos + turn, mask=turned, other=0.0)
-        sine = tl.load(sin + turn, mask=turned, other=0.0)
-    return head_turned(x, y, w, w_y, cosine, sine, D, eps, NORM, ROPE)
+        half: tl.constexpr = D // 2
+        other = tl.where(d < half, d + half, d - half)
+        y = tl.load(qkv + heads[:, None] * D + other[None, :], mask=there, other=0.0).to(tl.float32)
+        if NORM:
+            y = y * rstd[:, None] * tl.load(weight + other, mask=d < D, other=0.0).to(tl.float32)[None, :]
+        y = tl.where(d < half, -y, y)
+        x = x * tl.load(cos + turn, mask=turned, other=0.0) + y * tl.load(sin + turn, mask=turned, other=0.0)
+    return x
 
 
 @triton.jit

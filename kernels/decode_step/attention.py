@@ -4,7 +4,6 @@ import triton
 import triton.language as tl
 
 from kernels.decode_step.projection import follow, lead
-from kernels.layer_tiles import head_pair, head_turned, head_weights
 from kernels.tiles import narrow
 
 
@@ -118,3 +117,42 @@ def cache_tile(k_cache, v_cache, hidden, cache, hidden_row, start, high, d, D: t
     v_tile = tl.load(v_cache + at, mask=there, other=0.0, cache_modifier=".cg")
     seen = (tl.load(hidden + hidden_row + s, mask=s < high, other=1) == 0) & (s < high)
     return k_tile, v_tile, seen
+
+
+@triton.jit
+def head_pair(base, heads, ok, d, D: tl.constexpr, PAIR: tl.constexpr):
+    """Vectors `heads` of width D, and what a rotation adds of them: their halves exchanged, the second negated."""
+    there = ok[:, None] & (d[None, :] < D)
+    x = tl.load(base + heads[:, None] * D + d[None, :], mask=there, other=0.0).to(tl.float32)
+    y = x
+    if PAIR:
+        half: tl.constexpr = D // 2
+        other = tl.where(d < half, d + half, d - half)
+        y = tl.load(base + heads[:, None] * D + other[None, :], mask=there, other=0.0).to(tl.float32)
+        y = tl.where(d < half, -y, y)
+    return x, y
+
+
+@triton.jit
+def head_weights(weight, d, D: tl.constexpr, PAIR: tl.constexpr):
+    """A norm's weights of a head, (1, D), and the same with the halves exchanged."""
+    x = tl.load(weight + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
+    y = x
+    if PAIR:
+        half: tl.constexpr = D // 2
+        y = tl.load(weight + tl.where(d < half, d + half, d - half), mask=d < D, other=0.0)
+        y = y.to(tl.float32)[None, :]
+    return x, y
+
+
+@triton.jit
+def head_turned(x, y, weight, weight_y, cos, sin, D: tl.constexpr, eps, NORM: tl.constexpr, ROPE: tl.constexpr):
+    """Vectors of heads, RMS-normed and rotated where the family does: `head_pair` and `head_weights`, put together."""
+    if NORM:
+        rstd = tl.rsqrt(tl.sum(x * x, 1) / D + eps)[:, None]
+        x = x * rstd * weight
+        if ROPE:
+            y = y * rstd * weight_y
+    if ROPE:
+        x = x * cos + y * sin
+    return x

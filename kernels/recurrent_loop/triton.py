@@ -368,7 +368,7 @@ class Loop:
         tiles |= {f"{name}_KEPT": t.kept for name, t in self.tiles.items()}
         tiles |= {f"{name}_SPLITS": self.tiles[name].splits for name in ("CARRY", "OUT", "DOWN")}
         # with the 255 that there are, NVIDIA's assembler spills a few; AMD's has no such setting
-        registers = {} if torch.version.hip or interpreted() else {"maxnreg": 240}
+        registers = {} if torch.version.hip or interpreted() else {"maxnreg": 248}
         norm_weight, norm_bias = self.norm
         recurrent_kernel[(programs,)](
             self.weights.table, constant_BTD, self.carry, *self.carry.stride(),

@@ -63,7 +63,7 @@ def test_a_method_keeps_what_both_have_and_a_control_is_of_the_method_before_it(
 @pytest.mark.parametrize(
     "args, said",
     [
-        (["nonsense"], "no preset 'nonsense'; there are mnns"),
+        (["nonsense"], "no preset 'nonsense'; there are cups"),
         (["sim", "--method", "soup"], "--method must be one of no-cot, cot, .*, got 'soup'"),
         (["sim", "--method"], "--method needs a value"),
         (["sim", "--method", "--seed", "1"], "--method needs a value"),

@@ -16,19 +16,20 @@ from latent.rollout import Rollout, Turn
 from latent.text import pad_left
 from latent.thought import Chooser, Decision, Greedy, Prompt, Replay, Sample, Thought
 
-_LOOK = 8  # tokens
+_LOOK = {"cuda": 8}  # tokens after which it is looked whether all rows have ended; elsewhere after each
 
 
 def decode(method: Method, thought: Thought, choose: Chooser, max_tokens: int, end: int | None) -> Tensor:
     """Write the text after a thought. Returns tokens (B, T), T <= max_tokens, filled with `end` after a row's end.
 
     Stops where all rows have ended, at the model's last position, and at the end of an answer that was read off in
-    parallel. On a GPU it looks only now and then whether all have, for that it must wait for the device.
+    parallel. On a GPU it looks only now and then whether all have, for which it must wait for the device; rows are then
+    filled somewhat beyond the longest text.
     """
     backbone, h_UTD, context, row_B = method.backbone, thought.h_UTD, thought.context, thought.row_B
     read = h_UTD.shape[1]
     rollouts = len(h_UTD) if row_B is None else len(row_B)
-    live_B, every = torch.ones(rollouts, dtype=torch.bool, device=h_UTD.device), _LOOK if h_UTD.is_cuda else 1
+    live_B, every = torch.ones(rollouts, dtype=torch.bool, device=h_UTD.device), _LOOK.get(h_UTD.device.type, 1)
     tokens: list[Tensor] = []
     for t in range(max_tokens):
         if t >= read:
@@ -51,11 +52,7 @@ def decode(method: Method, thought: Thought, choose: Chooser, max_tokens: int, e
         tokens.append(token_B)
         if end is not None and len(tokens) % every == 0 and not live_B.any():
             break
-    tokens_BT = torch.stack(tokens, 1)
-    if end is None or every == 1:
-        return tokens_BT
-    longest = int((tokens_BT != end).sum(1).max()) + 1  # what was written after the last end is left out
-    return tokens_BT[:, :longest]
+    return torch.stack(tokens, 1)
 
 
 React = Callable[[list[int], Tensor], list[tuple[int, ...] | None]]

@@ -152,3 +152,21 @@ def test_a_replay_thinks_as_long_as_the_rollout_did_whatever_the_rule_says_now(d
     now = score(method, rolled, 1.0)[-1]
     torch.testing.assert_close(now.logp_BT, rolled.decisions[-1].logp_BT, rtol=0, atol=1e-10)
     assert rolled.used_B.min() < 5
+
+
+def test_looking_seldom_whether_all_have_ended_changes_nothing_that_counts(monkeypatch):
+    """As on a GPU: the rows are filled beyond the longest text, and replayed as they were drawn."""
+    method, prompt, end = small_reasoner(Sim(n_latent=2)).method, ragged_prompt(), 4
+    seen = []
+    for every in (1, 5):
+        monkeypatch.setattr("latent.generate._LOOK", {"cpu": every})
+        torch.manual_seed(0)
+        seen.append(rollout(method, prompt, 3, 200, end, 1.0))
+    often, seldom = seen
+    t = often.tokens_BT.shape[1]
+    assert t < 200 and seldom.tokens_BT.shape[1] == -(-t // 5) * 5
+    assert torch.equal(seldom.tokens_BT[:, :t], often.tokens_BT) and (seldom.tokens_BT[:, t:] == end).all()
+    written = seldom.decisions[-1]
+    assert torch.equal(written.mask_BT[:, :t], often.decisions[-1].mask_BT) and not written.mask_BT[:, t:].any()
+    for now, was in zip(score(method, seldom, 1.0), seldom.decisions, strict=True):
+        torch.testing.assert_close(now.logp_BT[was.mask_BT], was.logp_BT[was.mask_BT], rtol=0, atol=1e-5)

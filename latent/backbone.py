@@ -255,7 +255,8 @@ class Backbone(nn.Module):
         decoder: LatentDecoder | None
         if not k or self._taps or not self.fused.wanted("decode_step"):
             return None
-        if isinstance(context.past, StaticCache):
+        tag = self.fused.tag()
+        if isinstance(context.past, StaticCache) and context.past.tag == tag:
             past, decoder = context.past, context.past.decoder
         else:
             caches = [c for c in context.layers if isinstance(c, LayerCache)]
@@ -266,17 +267,21 @@ class Backbone(nn.Module):
         pos_KB = context.next_B + stride * torch.arange(1, k + 1, device=context.next_B.device)[:, None] - 1
         assert self.layers is not None  # or there were no decoder
         add_KBD, ropes = self.layers.places(h_BD, pos_KB)
-        states_BKD, longer = decoder.run(past, h_BD, feed, k, add_KBD, ropes, context.mask_BS, self._read_by(feed))
+        states_BKD, longer = decoder.run(
+            past, h_BD, feed, k, add_KBD, ropes, context.mask_BS, self._read_by(feed, h_BD)
+        )
         if not isinstance(longer, StaticCache):  # the kernel does not compile here
             return None
+        longer.tag = tag
         return states_BKD, Context(longer, longer.visible_BS, context.next_B + k * stride, context.reach + k * stride)
 
-    def _read_by(self, feed: Feed) -> list[Tensor]:
-        """The weights that a feedback may read."""
+    def _read_by(self, feed: Feed, h_BD: Tensor) -> list[Tensor]:
+        """The weights that a feedback may read, the head's in the dtype that it is multiplied in, up to date."""
         if feed is None:
             return []
-        ends = (self.lm.get_input_embeddings(), self.lm.get_output_embeddings(), feed)
-        return [p for m in ends if isinstance(m, nn.Module) for p in m.parameters()]
+        ends, operands = (self.lm.get_input_embeddings(), self.lm.get_output_embeddings(), feed), self._operands(h_BD)
+        read: list[Tensor] = [p for m in ends if isinstance(m, nn.Module) for p in m.parameters()]
+        return read if operands is None else [*read, operands[1]]
 
     def apart(self, context: Context, row_B: Tensor) -> Context | None:
         """The context with a row for each rollout, row_B[b] of it, where text goes on in fused kernels.

@@ -121,13 +121,13 @@ class BranchedCache:
         return self.k.shape[2] + self.own.size
 
     def append(self, k: Tensor, v: Tensor) -> "BranchedCache":
-        return replace(self, own=self.own.append(k, v))
+        return replace(self, own=self.own.append(k.to(self.k.dtype), v.to(self.k.dtype)))
 
     def attend(self, q: Tensor, visible_BTS: None, dropout: float) -> Tensor:
         """Queries (P * G, H, 1, d) of the last position -> (P * G, 1, H d)."""
         prompts = len(self.k)
         own = tuple(x.unflatten(0, (prompts, -1)) for x in self.own.whole())
-        q_PGHd = q[:, :, 0].unflatten(0, (prompts, -1))
+        q_PGHd = q[:, :, 0].to(self.k.dtype).unflatten(0, (prompts, -1))  # autocast leaves q and k in fp32
         lengths_PG = torch.full(q_PGHd.shape[:2], self.own.size, dtype=torch.int32, device=q.device)
         a_PGHd = shared_prefix_attention(q_PGHd, (self.k, self.v), own, self.visible_PS, lengths_PG)
         return a_PGHd.flatten(0, 1).flatten(1)[:, None]
@@ -152,9 +152,8 @@ class Context:
     """All that has been read so far: a value, never changed in place.
 
     `past`: one cache a layer, or what holds them all: the latent chain in training, the fused kernels' cache without
-    gradient. `mask_BS`: which cached positions may be
-    attended, None = all. `next_B`: the position id of the next token; `reach`: the largest of them, known without
-    asking the device.
+    gradient. `mask_BS`: which cached positions may be attended, None = all. `next_B`: the position id of the next
+    token; `reach`: the largest of them, known without asking the device.
     """
 
     past: Caches | LatentChain | StaticCache
@@ -188,8 +187,9 @@ class Context:
         past = []
         for c in self.layers:
             b, heads, _, d = c.k.shape
-            none = c.k.new_empty(b * group, heads, 0, d)
-            past.append(BranchedCache(c.k.contiguous(), c.v.contiguous(), self.mask_BS, LayerCache(none, none)))
+            none = c.v.new_empty(b * group, heads, 0, d)
+            k = c.k.to(c.v.dtype).contiguous()
+            past.append(BranchedCache(k, c.v.contiguous(), self.mask_BS, LayerCache(none, none)))
         return Context(past, None, self.next_B.repeat_interleave(group), self.reach)
 
     def hide(self, hidden_BT: Tensor) -> "Context":

@@ -37,24 +37,25 @@ class ServedWeights:
     """Copies of projections for kernels that read a weight in one dtype, in one piece.
 
     Under autocast they are in its dtype; adapters (Hu et al. 2021) are added to the weight that they adapt. The copies
-    keep their addresses and are written anew when an optimizer has stepped or a weight has a new version. A weight
-    changed through `.data` alone is not noticed.
+    keep their addresses and are written anew when an optimizer has stepped, a weight has a new version or lies
+    elsewhere, or adapters are switched. A weight changed in place through `.data` alone is not noticed.
     """
 
     def __init__(self):
-        self._copies: dict[tuple[nn.Module, torch.dtype], tuple[Tensor, Tensor | None]] = {}
-        self._asked: set[tuple[nn.Module, torch.dtype]] = set()  # since the last refresh
-        self._stamp: tuple[int, int] | None = None
+        self._copies: dict[tuple[nn.Module, torch.dtype, torch.device], tuple[Tensor, Tensor | None]] = {}
+        self._asked: set[tuple[nn.Module, torch.dtype, torch.device]] = set()  # since the last refresh
+        self._stamp: tuple | None = None
 
     def affine(self, module: nn.Module, dtype: torch.dtype) -> Affine | None:
         """Weight, as (in, out), and bias of a linear module or of one with adapters, in a dtype; None for another."""
-        key = module, dtype
+        if not _can_be_merged(module):
+            return None
+        weight: Any = next(module.parameters())
+        key = module, dtype, weight.device
         if key not in self._copies:
-            source = _merged(module)
-            if source is None:
-                return None
-            weight, bias = source
-            self._copies[key] = weight.to(dtype, copy=True), None if bias is None else bias.to(dtype, copy=True)
+            with torch.inference_mode(False), torch.no_grad():  # they are written again in whatever mode comes next
+                weight, bias = _merged(module)
+                self._copies[key] = weight.to(dtype, copy=True), None if bias is None else bias.to(dtype, copy=True)
         self._asked.add(key)
         weight, bias = self._copies[key]
         return (weight if _inner(module) == "Conv1D" else weight.t()), bias
@@ -63,21 +64,40 @@ class ServedWeights:
         """Write the copies anew where their weights have changed; drop those not asked for since the last time."""
         self._copies = {key: copies for key, copies in self._copies.items() if key in self._asked}
         self._asked = set()
-        stamp = _steps_taken, sum(p._version for module, _ in self._copies for p in module.parameters())
+        stamp = _steps_taken, *(_state(module) for module, _, _ in self._copies)
         if stamp == self._stamp:
             return
         self._stamp = stamp
         mine: list[Tensor] = []
         theirs: list[Tensor] = []
-        for (module, _), copies in self._copies.items():
-            source = _merged(module)
-            assert source is not None  # as it was when it was copied
-            for copy, now in zip(copies, source):
-                if copy is not None and now is not None:
-                    mine.append(copy)
-                    theirs.append(now)
-        if mine:
-            torch._foreach_copy_(mine, theirs)
+        with torch.inference_mode(False), torch.no_grad():
+            for (module, _, _), copies in self._copies.items():
+                for copy, now in zip(copies, _merged(module)):
+                    if copy is not None and now is not None:
+                        mine.append(copy)
+                        theirs.append(now)
+            if mine:
+                torch._foreach_copy_(mine, theirs)
+
+
+def _state(module: Any) -> tuple:
+    """What tells whether a module's merged weight is still the same."""
+    weights = tuple((p.data_ptr(), p._version) for p in module.parameters())
+    if plain_affine(module) is not None:
+        return weights
+    scales = tuple(module.scaling.items())
+    return *weights, module.merged, module.disable_adapters, tuple(module.active_adapters), scales
+
+
+def _can_be_merged(module: Any) -> bool:
+    """Whether a module is linear, or linear with adapters that only add to its weight."""
+    if plain_affine(module) is not None:
+        return True
+    if not (hasattr(module, "get_delta_weight") and hasattr(module, "get_base_layer")):
+        return False
+    if any(getattr(module, "use_dora", {}).values()) or plain_affine(module.get_base_layer()) is None:
+        return False
+    return not any(d.training and getattr(d, "p", 0.0) for d in module.lora_dropout.values())
 
 
 def _inner(module: Any) -> str:
@@ -85,20 +105,11 @@ def _inner(module: Any) -> str:
     return type(module.get_base_layer() if hasattr(module, "get_base_layer") else module).__name__
 
 
-def _merged(module: Any) -> tuple[Tensor, Tensor | None] | None:
-    """Weight and bias, as the module stores them, adapters added; None for what is neither linear nor an adapter."""
-    if plain_affine(module) is not None:
-        return module.weight.detach(), None if module.bias is None else module.bias.detach()
-    adapted = hasattr(module, "get_delta_weight") and hasattr(module, "get_base_layer")
-    if not adapted or any(getattr(module, "use_dora", {}).values()):
-        return None
-    if any(d.training and getattr(d, "p", 0.0) for d in module.lora_dropout.values()):
-        return None
-    base = module.get_base_layer()
-    if plain_affine(base) is None:
-        return None
+def _merged(module: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias, as the module stores them, adapters added."""
+    base = module.get_base_layer() if hasattr(module, "get_base_layer") else module
     weight = base.weight.detach()
-    if not module.merged and not module.disable_adapters:
+    if base is not module and not module.merged and not module.disable_adapters:
         with torch.autocast(weight.device.type, enabled=False):
             for name in module.active_adapters:
                 weight = weight + module.get_delta_weight(name).detach()
@@ -114,7 +125,7 @@ class Fused:
     def __init__(self, lm: Any, layers):
         self.lm, self.layers = lm, layers
         self._served, self._served_head = ServedWeights(), ServedWeights()
-        self._ops: dict[str, tuple[tuple, LatentDecoder | RecurrentLoop]] = {}
+        self._ops: dict[tuple, tuple[tuple, LatentDecoder | RecurrentLoop]] = {}  # by op and autocast's dtype
 
     def __getstate__(self):
         """Without what was made ready, as a copy has weights of its own."""
@@ -135,13 +146,20 @@ class Fused:
         weight = self.lm.get_input_embeddings().weight
         decoder = None
         if self.layers is not None:
-            kind = weight.device.type
-            mixed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-            decoder = self.layers.decoder(self._affine(mixed))
+            decoder = self.layers.decoder(self._affine(self._mixed()))
             self._served.refresh()
         if decoder is None:
             dispatch.choose(op, None, weight, f"no fused step for this {type(self.lm).__name__}")
         return decoder
+
+    def _mixed(self) -> torch.dtype | None:
+        """Autocast's dtype, None where it is off."""
+        kind = self.lm.get_input_embeddings().weight.device.type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+    def tag(self) -> tuple:
+        """What a chain may be gone on under: the same autocast, and no update since."""
+        return self._mixed(), _steps_taken
 
     def _affine(self, mixed: torch.dtype | None) -> Callable[[nn.Module], Affine | None]:
         """How a projection is read: where it lies, or from a copy where autocast or adapters make it another."""
@@ -165,10 +183,10 @@ class Fused:
     def ready(self, op: str, decoder: Decoder, more: tuple[Tensor, ...], make: Callable):
         """What an op keeps between calls, made anew where a weight lies elsewhere than before."""
         weights = (*(x for pair in decoder.affines() for x in pair if x is not None), *more)
-        key = tuple((w.data_ptr(), w.dtype) for w in weights)
-        if op not in self._ops or self._ops[op][0] != key:
-            self._ops[op] = key, make()
-        return self._ops[op][1]
+        key, slot = tuple((w.data_ptr(), w.dtype) for w in weights), (op, self._mixed())
+        if slot not in self._ops or self._ops[slot][0] != key:
+            self._ops[slot] = key, make()
+        return self._ops[slot][1]
 
     def decode(self) -> LatentDecoder | None:
         """Steps of one position; None where they do not apply."""

@@ -16,15 +16,15 @@ from latent.rollout import Rollout, Turn
 from latent.text import pad_left
 from latent.thought import Chooser, Decision, Greedy, Prompt, Replay, Sample, Thought
 
-_LOOK = {"cuda": 8}  # tokens after which it is looked whether all rows have ended; elsewhere after each
+_LOOK = {"cuda": 8}  # tokens between two checks whether all rows have ended; elsewhere 1
 
 
 def decode(method: Method, thought: Thought, choose: Chooser, max_tokens: int, end: int | None) -> Tensor:
     """Write the text after a thought. Returns tokens (B, T), T <= max_tokens, filled with `end` after a row's end.
 
     Stops where all rows have ended, at the model's last position, and at the end of an answer that was read off in
-    parallel. On a GPU it looks only now and then whether all have, for which it must wait for the device; rows are then
-    filled somewhat beyond the longest text.
+    parallel. On a GPU it checks only every few tokens whether all have, because it then has to wait for the device;
+    rows are filled somewhat beyond the longest text.
     """
     backbone, h_UTD, context, row_B = method.backbone, thought.h_UTD, thought.context, thought.row_B
     read = h_UTD.shape[1]

@@ -1,5 +1,7 @@
 """RLVR: sample groups, verify them, and follow an algorithm's loss over every recorded decision."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -34,12 +36,8 @@ def fit(trainer: Trainer, env: Environment) -> None:
         sessions = None
         if env.turns > 1:
             sessions = Sessions(env, [p for p in problems for _ in range(c.group)], reasoner.codec)
-        try:
-            with engine.whole(), trainer.precision():
-                rolled = sample(trainer, prompt, step, None if sessions is None else sessions.react)
-        except (RuntimeError, ValueError):  # torch raises these for a policy that is not a distribution
-            check_weights(trainer, step)  # raises a UserError where the weights are why
-            raise
+        with _explained(trainer, step), engine.whole(), trainer.precision():
+            rolled = sample(trainer, prompt, step, None if sessions is None else sessions.react)
         if sessions is None:
             texts = reasoner.codec.texts(rolled.tokens_BT)
             verdicts = [verify(env, problems[i // c.group], text) for i, text in enumerate(texts)]
@@ -51,7 +49,8 @@ def fit(trainer: Trainer, env: Environment) -> None:
         check_reward_signal(trainer, not c.algorithm.signal(reward_PG), all(v.correct for v in verdicts))
 
         outcome_B = rearrange(c.algorithm.outcome(reward_PG), "P G -> (P G)")
-        metrics = learn(trainer, rolled, outcome_B, trainer.reference)
+        with _explained(trainer, step):
+            metrics = learn(trainer, rolled, outcome_B, trainer.reference)
         if trainer.logs_after(step) and engine.leads:
             items = judged(problems, rolled, texts, verdicts, reward_B)[: 2 * c.group]
             trainer.record.samples([{"step": step + 1, **asdict(item)} for item in items])
@@ -62,6 +61,16 @@ def fit(trainer: Trainer, env: Environment) -> None:
         return {**{name: total / n for name, total in zip(totals, sums)}, "flat_groups": flats / groups, **metrics}
 
     trainer.fit(update, dropout=False)  # dropout would make the trainer's policy another than the sampler's
+
+
+@contextmanager
+def _explained(trainer: Trainer, step: int) -> Iterator[None]:
+    """Within, what torch raises for a policy that is no distribution is a UserError where the weights are why."""
+    try:
+        yield
+    except (RuntimeError, ValueError):
+        check_weights(trainer, step)
+        raise
 
 
 def settings(trainer: Trainer) -> RLVR:
@@ -198,7 +207,8 @@ def on_policy(metrics: dict, scored: list[Decision], sampled: list[Decision], li
     whose log-probability grows with their dimension, a gap is relative to its size where that is above 1 nat. Raises
     RuntimeError where the gap exceeds `limit`: training would be off-policy.
     """
-    assert metrics["ratio_min"] == metrics["ratio_max"] == 1, f"ratio on fresh rollouts: {metrics}"
+    if not metrics["ratio_min"] == metrics["ratio_max"] == 1:
+        raise RuntimeError(f"ratio on fresh rollouts: {metrics}")
     gap = 0.0
     for new, was in zip(scored, sampled, strict=True):
         size_BT = was.logp_BT.abs().clamp(min=1.0) if was.density else 1.0

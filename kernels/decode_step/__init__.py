@@ -5,6 +5,7 @@ The definition is `kernels.latent_chain.reference.step`, repeated. The Triton ve
 waits for the host between the prompt and the last latent, and a token of text is one replay too.
 """
 
+import inspect
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ __all__ = ["LatentDecoder", "StaticCache"]
 Feed = Callable[[Tensor], Tensor] | None  # hidden state (B, D) -> the next input; None = as it is
 Past = Sequence[tuple[Tensor, Tensor]]
 MEMORY = 1 / 8  # of a GPU's memory, for the caches that graphs write
+MOST = 32  # of these caches
 _SPARE = 32  # positions of a cache beyond those asked for, for the text that follows
 _ROOMS = (*range(64, 512, 64), *(256 * n * 2**i for i in range(16) for n in (2, 3)))  # few sizes, so few graphs
 
@@ -101,7 +103,7 @@ class LatentDecoder:
         """One that holds `past` and has room for `steps` more positions."""
         if isinstance(past, StaticCache) and past.at_end and size + steps <= past.workspace.room:
             found = past.workspace
-            if visible_BS is not past.visible_BS:
+            if visible_BS is not found.shown:
                 found.show(visible_BS)
             return found
         room = next(n for n in _ROOMS if n >= size + steps + _SPARE)
@@ -117,8 +119,10 @@ class LatentDecoder:
     def _make_room(self) -> None:
         """Let go of the caches not used for longest, with their graphs, until the rest keeps within MEMORY."""
         limit = self.limit
-        while len(self._workspaces) > 1 and sum(w.bytes for w in self._workspaces.values()) > limit:
-            self._workspaces.popitem(last=False)
+        while len(kept := self._workspaces) > 1 and (len(kept) > MOST or sum(w.bytes for w in kept.values()) > limit):
+            (batch, _), _ = kept.popitem(last=False)
+            if all(other != batch for other, _ in kept):
+                self._steps.pop(batch)
 
     @property
     def limit(self) -> float:
@@ -154,6 +158,8 @@ class StaticCache(Sequence):
         self.shape = (batch, decoder.decoder.kv_heads, self.size, decoder.decoder.d)
         more = self.size - (0 if visible_BS is None else visible_BS.shape[1])
         self.visible_BS = None if visible_BS is None else torch.cat([visible_BS, visible_BS.new_ones(batch, more)], 1)
+        workspace.shown = self.visible_BS
+        self.tag: object = None  # a caller's own, to know it by
         self._kept: list[tuple[Tensor, Tensor]] | None = None
         workspace.caches.add(self)
 
@@ -183,6 +189,7 @@ class _Workspace:
 
     def __init__(self, decoder: Decoder, step, batch: int, room: int, dtype: torch.dtype, device: torch.device):
         self.step, self.room, self.filled = step, room, 0
+        self.shown: Tensor | None = None  # the mask that `hidden` was made of
         shape = (batch, decoder.kv_heads, room, decoder.d)
         self.kv = [tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in "kv") for _ in decoder.layers]
         self.hidden = torch.zeros(batch, room, dtype=torch.uint8, device=device)
@@ -204,6 +211,7 @@ class _Workspace:
 
     def show(self, visible_BS: Tensor | None) -> None:
         """Which of the positions may be attended, None = all."""
+        self.shown = visible_BS
         self.hidden.zero_()
         if visible_BS is not None:
             self.hidden[:, : self.filled] = ~visible_BS
@@ -270,7 +278,7 @@ def _reference(feed: Feed):
     """What tells a function apart from all others while it lives, without keeping it alive."""
     if feed is None:
         return None
-    return weakref.WeakMethod(feed) if hasattr(feed, "__self__") else weakref.ref(feed)
+    return weakref.WeakMethod(feed) if inspect.ismethod(feed) else weakref.ref(feed)
 
 
 @contextmanager
@@ -291,6 +299,6 @@ def captured(run: Callable, warm: int = 1) -> tuple[torch.cuda.CUDAGraph, object
             run()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # whatever other threads allocate meanwhile
         out = run()
     return graph, out

@@ -94,6 +94,23 @@ def test_what_is_hidden_later_is_not_attended(decoder):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
 
 
+def test_a_call_that_failed_leaves_no_mask_behind(decoder):
+    latent, plain = LatentDecoder(decoder, "triton"), LatentDecoder(decoder, "torch")
+    past, h = prompts(decoder, 2, 5)
+    visible = torch.ones(2, 5, dtype=torch.bool, device=DEVICE)
+    (_, cache), (_, kv) = (x.run(past, h, None, 1, visible_BS=visible) for x in (latent, plain))
+    less = cache.visible_BS.clone()
+    less[:, :4] = False
+
+    def broken(h_BD):
+        raise KeyError("a feed")
+
+    with pytest.raises(KeyError):
+        latent.run(cache, h, broken, 1, visible_BS=less)
+    got, want = (x.run(p, h, None, 1, visible_BS=cache.visible_BS)[0] for x, p in ((latent, cache), (plain, kv)))
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+
+
 def test_memory_is_bounded_and_nothing_is_kept_alive(decoder, monkeypatch):
     latent = LatentDecoder(decoder, "triton")
     one = latent.bytes(1, 64)  # of the smallest workspace

@@ -105,6 +105,21 @@ def test_rollouts_that_share_a_prompt(config, family, room, kernels, called, mon
         torch.testing.assert_close(a.logp_BT, b.logp_BT, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_rollouts_that_share_a_prompt_under_autocast(family, kernels, called, monkeypatch):
+    """Queries and keys come out of rotations in fp32, values in bfloat16."""
+    from kernels.decode_step import LatentDecoder
+
+    monkeypatch.setattr(LatentDecoder, "limit", 0)
+    kernels("triton")
+    method = small_reasoner(Sim(n_latent=1), ModelConfig(family=family, n_layer=1, n_embd=32, n_head=2)).method
+    with torch.autocast(DEVICE, torch.bfloat16):
+        rolled = rollout(method, ragged_prompt((3, 5)), 2, 3, None, 1.0)
+        again = score(method, rolled, 1.0)
+    assert called["branch"] == 1
+    torch.testing.assert_close(again[-1].logp_BT, rolled.decisions[-1].logp_BT, rtol=0, atol=0.1)
+
+
 def test_scores_and_their_gradients(kernels):
     method = small_reasoner(CONFIGS[0][0]).method
     kernels("torch")

@@ -58,7 +58,7 @@ def test_kernels_follow_the_weights(rank, monkeypatch):
     monkeypatch.setenv("LATENT_KERNELS", "triton")
     method = model("qwen3", rank)
     before, _ = answer(method, True)
-    op = method.backbone.fused._ops["decode_step"][1]
+    op = method.backbone.fused._ops["decode_step", torch.bfloat16][1]
     held = {n: p.detach().clone() for n, p in method.named_parameters()}
     trained = [p for p in method.backbone.parameters() if p.requires_grad]
     for p in trained:
@@ -72,7 +72,57 @@ def test_kernels_follow_the_weights(rank, monkeypatch):
     method.load_state_dict(held)
     monkeypatch.setenv("LATENT_KERNELS", "triton")
     assert torch.equal(answer(method, True)[0], before)
-    assert method.backbone.fused._ops["decode_step"][1] is op
+    assert method.backbone.fused._ops["decode_step", torch.bfloat16][1] is op
+
+
+def served(weights: ServedWeights, module):
+    """The merged weight (in, out) of one module, as kernels would read it now."""
+    found = weights.affine(module, torch.float32)
+    weights.refresh()
+    return found[0].clone()
+
+
+def test_adapters_that_are_switched_and_weights_that_are_replaced_are_seen():
+    module, weights = model("gpt2", 4).backbone.layers.blocks[0].attn.c_attn, ServedWeights()
+    base, delta = module.get_base_layer().weight.detach(), module.get_delta_weight("default").detach()
+    torch.testing.assert_close(served(weights, module), base + delta)
+    module.enable_adapters(False)
+    torch.testing.assert_close(served(weights, module), base)
+    module.enable_adapters(True)
+    module.scaling["default"] *= 2
+    torch.testing.assert_close(served(weights, module), base + 2 * delta)
+    for _ in range(2):  # new parameters, whose versions begin at 0
+        state = {name: p.detach() + 1 for name, p in module.get_base_layer().named_parameters()}
+        module.get_base_layer().load_state_dict(state, assign=True)
+        torch.testing.assert_close(served(weights, module), state["weight"] + 2 * delta)
+    module.lora_dropout["default"] = torch.nn.Dropout(0.5)
+    assert weights.affine(module.train(), torch.float32) is None
+
+
+def test_copies_made_in_inference_mode_are_written_outside_of_it():
+    linear, weights = torch.nn.Linear(3, 2), ServedWeights()
+    with torch.inference_mode():
+        served(weights, linear)
+    with torch.no_grad():
+        linear.weight.fill_(2.0)
+    assert (served(weights, linear) == 2).all()
+
+
+@pytest.mark.slow
+def test_what_a_graph_would_read_of_the_head_is_up_to_date_before_it_runs(monkeypatch):
+    """Soft tokens under autocast multiply a copy of the head, which only Python can write anew."""
+    monkeypatch.setenv("LATENT_KERNELS", "triton")
+    torch.manual_seed(0)
+    config = ModelConfig(family="llama", n_layer=1, n_embd=32, n_head=2, n_positions=64)
+    method = build(Sim(n_latent=2, feedback="soft"), backbone.from_scratch(config, 13, 0, 1)).to(DEVICE).eval()
+    body, h_BD = method.backbone, torch.randn(2, 32, device=DEVICE)
+    with torch.no_grad(), torch.autocast(DEVICE, torch.bfloat16):
+        copy = body._operands(h_BD)[1]
+    with torch.no_grad():
+        body.lm.get_output_embeddings().weight.add_(1.0)
+        with torch.autocast(DEVICE, torch.bfloat16):
+            assert any(x is copy or x.data_ptr() == copy.data_ptr() for x in body._read_by(method.feedback, h_BD))
+    assert torch.equal(copy, body.lm.get_output_embeddings().weight.detach().to(torch.bfloat16))
 
 
 def test_copies_are_written_only_when_something_changed():

@@ -19,7 +19,7 @@ from latent.methods.feedback import Feedback, Feeding
 from latent.policies.base import Policy
 from latent.taps import Call
 from latent.text import Batch, Text, pad_left
-from latent.thought import Chooser, Prompt, Thought
+from latent.thought import Chooser, Greedy, Prompt, Thought
 
 
 @dataclass
@@ -284,6 +284,12 @@ class AlongSequence(Method[ConfigT]):
     def turn(self, batch: Batch) -> Taught:
         """A turn of a batch as it is taught: what was thought, what is to be written after it, and what that costs."""
         raise NotImplementedError  # each method's own
+
+    def without_latents(self, prompt: Prompt, text: Text) -> Taught:
+        """A turn whose text follows the prompt with no latent in between."""
+        thought = self.loop(prompt, Greedy(), 1, 0, 0, stop=None)
+        loss, logged = text_loss(self.backbone, thought, text)
+        return Taught(thought, text, [loss], logged)
 
     def terms(self, batch):
         """Those of every turn together: turn t + 1 follows what was thought in turn t and the text that is taught."""

@@ -1,9 +1,8 @@
 """Control: distilled on chains written in tokens (SFT on the teacher's steps, then the answer)."""
 
-from latent.methods.base import AlongSequence, Taught, text_loss
+from latent.methods.base import AlongSequence, Taught
 from latent.methods.cot import CoT
 from latent.text import Batch, one_in, tokens_in
-from latent.thought import Greedy
 
 
 class CoTMethod(AlongSequence[CoT]):
@@ -19,10 +18,7 @@ class CoTMethod(AlongSequence[CoT]):
         return sum(one_in(self.config.every, steps))
 
     def turn(self, batch: Batch) -> Taught:
-        text = batch.chain(every=self.config.every)
-        thought = self.think(batch.prompt, Greedy())
-        loss, logged = text_loss(self.backbone, thought, text)
-        return Taught(thought, text, [loss], logged)
+        return self.without_latents(batch.prompt, batch.chain(every=self.config.every))
 
     def turn_counts(self, batch: Batch) -> list[int]:
         return [tokens_in(batch.chain_rows(every=self.config.every))]

@@ -13,14 +13,15 @@ Deviates: removal counts updates and not shares of an epoch. Where `all_beyond` 
 than at the end of that epoch.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from latent.backbone import Backbone
-from latent.methods.base import AlongSequence, Mean, Taught, text_loss
+from latent.methods.base import AlongSequence, Mean, Taught
 from latent.methods.icot import ICoT
 from latent.text import Batch, pad_right, tokens_in
-from latent.thought import Greedy
 
 
 class ICoTMethod(AlongSequence[ICoT]):
@@ -62,10 +63,9 @@ class ICoTMethod(AlongSequence[ICoT]):
     def turn(self, batch: Batch) -> Taught:
         rows, device = self.left(batch), batch.prompt.ids_BT.device
         text = pad_right([chain + answer for chain, answer in zip(rows, batch.answers)], batch.pad, device)
-        thought = self.think(batch.prompt, Greedy())
-        loss, logged = text_loss(self.backbone, thought, text)
-        left = Mean(loss.total.new_tensor(tokens_in(rows)), len(rows))
-        return Taught(thought, text, [loss], {**logged, "chain_left": left})
+        taught = self.without_latents(batch.prompt, text)
+        left = Mean(taught.terms[0].total.new_tensor(tokens_in(rows)), len(rows))
+        return replace(taught, logged={**taught.logged, "chain_left": left})
 
     def turn_counts(self, batch: Batch) -> list[int]:
         return [tokens_in(self.left(batch)) + tokens_in(batch.answers)]

@@ -49,9 +49,7 @@ class SoftMethod(AlongSequence[Soft]):
         k, device = self.config.n_latent, batch.prompt.ids_BT.device
         text = pad_right(batch.answers, batch.pad, device)
         if k == 0:
-            thought = self.loop(batch.prompt, Greedy(), 1, 0, 0, stop=None)
-            loss, logged = text_loss(self.backbone, thought, text)
-            return Taught(thought, text, [loss], logged)
+            return self.without_latents(batch.prompt, text)
         parts = pad_right([part for row in self.dealt(batch) for part in row], batch.pad, device)
         thought = self.led(batch.prompt, parts)
         loss, logged = text_loss(self.backbone, thought, text)

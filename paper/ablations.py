@@ -59,7 +59,7 @@ CUT: Axis = {f"CoT, 1 step in {n}": {"method": CoT(every=n), "train.steps": 2300
 ABLATIONS: dict[str, Ablation] = {
     "latents": Ablation(
         claim="A latent for every step of the oracle solves more than fewer latents, and than its controls.",
-        first_claim="The more latents, up to one a step of the oracle, the more problems are solved.",
+        registered="4e22efc",
         base="sim",
         axes=(NUMBERS,),
         controls=(*USUAL, "pause, 4 latents"),
@@ -78,7 +78,7 @@ ABLATIONS: dict[str, Ablation] = {
     ),
     "feedback": Ablation(
         claim="A norm or a projection of the hidden state, or soft tokens, fed back, solve more than the raw state.",
-        first_claim="It does not matter whether the raw hidden state, its norm or a projection of it is fed back.",
+        registered="4e22efc",
         base="sim",
         axes=(over("method.feedback", "hidden", "norm", "project", "soft"),),
         controls=USUAL,
@@ -96,6 +96,7 @@ ABLATIONS: dict[str, Ablation] = {
     ),
     "recipe": Ablation(
         claim="A loss on every latent trains them sooner than a curriculum, and the answer alone does not train them.",
+        registered="4e22efc",
         base="sim",
         axes=(RECIPES,),
         controls=(*USUAL, "pause, curriculum", "fixed, curriculum", "pause, answer only"),
@@ -114,6 +115,7 @@ ABLATIONS: dict[str, Ablation] = {
     ),
     "positions": Ablation(
         claim="Latents at the positions of the tokens they replace are learned sooner than contiguous ones.",
+        registered="4e22efc",
         base="sim",
         axes=(
             {name: RECIPES[name] for name in ("step decoder", "curriculum")},
@@ -133,7 +135,7 @@ ABLATIONS: dict[str, Ablation] = {
     ),
     "halting": Ablation(
         claim="A cost on latents makes RL stop earlier.",
-        first_claim="A cost on latents makes RL stop earlier at no loss of accuracy, up to a point.",
+        registered="4e22efc",
         base="cups",
         axes=({f"cost {c:g}": {"arms.latent-rlvr.train.latent_cost": c} for c in (0.0, 0.01, 0.02, 0.05)},),
         arms=("latent", "latent-rlvr"),
@@ -156,8 +158,7 @@ ABLATIONS: dict[str, Ablation] = {
     ),
     "budget": Ablation(
         claim="At equal sequential steps latents solve more than a chain cut to that budget.",
-        first_claim="At equal sequential steps, and at equal FLOPs, latents solve more than a chain cut to that "
-        "budget.",
+        registered="4e22efc",
         base="sim",
         axes=(NUMBERS | CUT,),
         controls=USUAL,
@@ -172,7 +173,7 @@ ABLATIONS: dict[str, Ablation] = {
     ),
     "rl": Ablation(
         claim="RL on verified answers helps where the start is right often enough; SFT of equal compute helps more.",
-        first_claim="RL on verified answers helps where the start is right sometimes; SFT of equal compute helps more.",
+        registered="4e22efc",
         base="cups-rlvr",
         axes=(STARTS,),
         controls=(*USUAL, "pause, half-trained", "pause, rlvr", "fixed, half-trained", "fixed, rlvr"),
@@ -194,8 +195,7 @@ ABLATIONS: dict[str, Ablation] = {
     ),
     "depth": Ablation(
         claim="A loop along the depth trained with 4 to 12 recurrences holds at 16; with 8 or 12, it fails.",
-        first_claim="A loop along the depth trained with a random number of recurrences holds beyond the trained "
-        "number.",
+        registered="4e22efc",
         base="recurrent",
         axes=(
             {

@@ -23,7 +23,7 @@ from eval.stats import interval
 from kernels.errors import UserError
 from latent import plugins
 from latent.files import write_text
-from paper import figures, records, tables
+from paper import claims, figures, markup, records, tables
 from paper.ablations import ABLATIONS, CONTROLS
 from paper.design import cells
 from paper.records import OUT
@@ -82,7 +82,8 @@ def build(options: Options) -> None:
     left_out += [f"record {id} belongs to no cell: left out" for id in lines if id not in every]
     print(*left_out, sep="\n", end="\n" if left_out else "")
     n_boot = 200 if options.smoke else N_BOOT
-    made = [tables.gather(name, ABLATIONS[name], each, lines, n_boot) for name, each in asked.items()]
+    found = claims.find({name: ABLATIONS[name] for name in asked}, lines)
+    made = [tables.gather(name, ABLATIONS[name], each, lines, n_boot, found.get(name)) for name, each in asked.items()]
     out, whole = options.out.resolve(), not options.names
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out) as scratch:  # old files stay until all new ones are made
@@ -106,6 +107,7 @@ def build(options: Options) -> None:
             path.replace(place)
     if new_readme is not None:
         write_text(HERE.parent / "README.md", new_readme)
+        claims.write(found.values())
     print(f"{len(made)} tables in {out}/tables, figures beside them")
     if whole:
         print(compile(out))
@@ -113,13 +115,13 @@ def build(options: Options) -> None:
 
 def numbers(made: list[tables.Table], lines: list[dict]) -> dict[str, str]:
     """Every number that the paper may quote, by key: those of its tables, and those of all runs together."""
-    return {k: v for table in made for k, v in tables.numbers(table).items()} | about(lines)
+    return {k: v for table in made for k, v in markup.numbers(table).items()} | about(lines)
 
 
 def texts(made: list[tables.Table], known: dict[str, str] | None) -> dict[str, str]:
     """The text files by name: two for each table; and where all tables are made (`known`), numbers and contrasts."""
-    files = {f"tables/{table.name}.md": tables.markdown(table) for table in made}
-    files |= {f"tables/{table.name}.tex": tables.latex(table) for table in made}
+    files = {f"tables/{table.name}.md": markup.markdown(table) for table in made}
+    files |= {f"tables/{table.name}.tex": markup.latex(table) for table in made}
     return files if known is None else files | {"numbers.tex": macros(known), "tables/contrasts.md": contrasts(made)}
 
 
@@ -138,7 +140,7 @@ def contrasts(made: list[tables.Table]) -> str:
     for table in made:
         for c, d, p in table.contrasts:
             if c.claim:
-                effect = tables.effect(d, p, c.metric or table.ablation.metric)
+                effect = markup.effect(d, p, c.metric or table.ablation.metric)
                 out.append(f"| [{table.name}]({table.name}.md) | {c.name} | {effect} |")
     return "\n".join([*out, ""])
 
@@ -166,7 +168,7 @@ def about(lines: list[dict]) -> dict[str, str]:
 
 def macros(known: dict[str, str]) -> str:
     r"""LaTeX definitions: \result{key} gives the number, and an unknown key is an error."""
-    out = [f"\\expandafter\\def\\csname r@{key}\\endcsname{{{tables.tex(value)}}}" for key, value in known.items()]
+    out = [f"\\expandafter\\def\\csname r@{key}\\endcsname{{{markup.tex(value)}}}" for key, value in known.items()]
     known_or_error = r"\ifcsname r@#1\endcsname\csname r@#1\endcsname\else\errmessage{no #1}\fi"
     out.append(rf"\newcommand{{\result}}[1]{{{known_or_error}}}")
     return "\n".join(out) + "\n"
@@ -179,7 +181,7 @@ def readme(path: Path, made: list[tables.Table]) -> str:
     """
     out = ["| ablation | claim | by these runs |", "|---|---|---|"]
     for table in made:
-        claim = table.ablation.claim + (" *" if table.ablation.first_claim else "")
+        claim = table.ablation.claim + (" *" if table.reworded else "")
         out.append(f"| [{table.name}](paper/tables/{table.name}.md) | {claim} | {table.verdict} |")
     text = between(path, path.read_text(), MARKS, out)
     known = {table.name: table for table in made}
@@ -208,7 +210,7 @@ def main_rows(made: dict[str, tables.Table]) -> list[str]:
             low, high = interval(hits, table.n_boot)
             accuracies.append(f"{hits.mean():.3f} ({low:.3f} to {high:.3f})")
         latents = f"{row.mean('main.used'):.1f}, {row.mean('pooled.used'):.1f}"
-        costs = [tables.amount(row, cost) for cost in ("steps", "flops", "core_seconds")]
+        costs = [markup.amount(row, cost) for cost in ("steps", "flops", "core_seconds")]
         lines.append(f"| {' | '.join([words, *accuracies, latents, *costs])} |")
     return lines
 

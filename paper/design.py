@@ -54,8 +54,8 @@ class Ablation:
     the arms that make rows, of a preset with several. `controls`: names of control rows in `CONTROLS`. `core_minutes`:
     the budget of all cells that no earlier ablation has. `diagnose`: whether its latents are used is tested as well.
     `contrasts`: the differences that the claim rests on. `figure`: accuracies by row, against the first two costs, or
-    by latent steps when answering. `first_claim`: the wording before any of its runs, where the claim was reworded
-    after some of them were seen.
+    by latent steps when answering. `registered`: the commit in which the claim stood in paper/ablations.py before its
+    runs, None = in none; see `paper.claims`.
     """
 
     claim: str
@@ -70,7 +70,7 @@ class Ablation:
     diagnose: bool = False
     contrasts: tuple[Contrast, ...] = ()
     figure: Literal["rows", "costs", "sweep"] = "rows"
-    first_claim: str | None = None
+    registered: str | None = None
 
 
 @dataclass(frozen=True)

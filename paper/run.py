@@ -24,7 +24,7 @@ from kernels.errors import UserError
 from latent import plugins
 from latent.files import write_json
 from latent.plain import id_of, identity
-from paper import records
+from paper import claims, records
 from paper.ablations import ABLATIONS, CONTROLS
 from paper.design import Cell, cells
 from paper.records import OUT
@@ -124,6 +124,7 @@ def minutes(some: list[Cell], done: dict[str, dict], share: dict[str, float]) ->
 
 def execute(names: list[str], options: Options) -> int:
     """Run the missing cells of ablations. Returns the exit code."""
+    claims.check({name: ABLATIONS[name] for name in names})
     done, left_out = records.read(options.records)
     print(*left_out, sep="\n", end="\n" if left_out else "")
     share = shares()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from eval.stats import bootstrap, interval
-from paper import build, records, tables
+from paper import build, claims, markup, records, tables
 from paper import run as paper_run
 from paper.ablations import ABLATIONS, CONTROLS
 from paper.design import Contrast, cells
@@ -36,10 +36,10 @@ def test_a_table_is_the_mean_and_the_interval_of_its_records():
     assert row.mean("core_seconds") == 12.0 and (table.seeds, table.items) == (5, 200)
     (contrast, difference, p) = table.contrasts[0]
     assert contrast.name == "2 latents - 1 latents" and difference.mean == pytest.approx(1 - half.mean()) and p < 0.05
-    text = tables.markdown(table)
+    text = markup.markdown(table)
     assert f"| 1 latents | {half.mean():.3f} | {row.interval[0]:.3f} to {row.interval[1]:.3f} |" in text
     assert "over 5 seeds and 200 held-out problems" in text and "no effect shown" not in text
-    known = tables.numbers(table)
+    known = markup.numbers(table)
     assert known["mini: 1 latents"].startswith(f"{half.mean():.3f} (")
     assert known["mini: 2 latents - 1 latents"].startswith(f"{100 * (1 - half.mean()):+.1f} points, 95 % interval")
 
@@ -47,9 +47,9 @@ def test_a_table_is_the_mean_and_the_interval_of_its_records():
 def test_no_effect_is_written_as_no_effect():
     same = {"1 latents": BETTER["1 latents"], "2 latents": RNG.integers(2, size=(5, 200)).tolist()}
     table = gathered(same)
-    assert tables.numbers(table)["mini: 2 latents - 1 latents"].startswith("no effect shown (")
-    assert "no effect shown" in tables.markdown(table) and table.verdict == "not shown"
-    assert "Claim: Two latents are not one. By these runs: not shown." in tables.markdown(table)
+    assert markup.numbers(table)["mini: 2 latents - 1 latents"].startswith("no effect shown (")
+    assert "no effect shown" in markup.markdown(table) and table.verdict == "not shown"
+    assert "Claim: Two latents are not one. By these runs: not shown." in markup.markdown(table)
 
 
 def test_a_claim_is_supported_contradicted_or_not_shown():
@@ -99,7 +99,7 @@ def test_one_of_many_contrasts_is_corrected_for_all():
     (_, d, alone), *_ = gathered(correct).contrasts
     assert alone == d.p < 0.05
     many = replace(FIVE, contrasts=tuple(Contrast("2 latents", "1 latents") for _ in range(60)))
-    assert all("no effect shown" in tables.effect(d, p) for _, d, p in gathered(correct, many).contrasts)
+    assert all("no effect shown" in markup.effect(d, p) for _, d, p in gathered(correct, many).contrasts)
 
 
 def test_another_metric_is_compared_seed_by_seed():
@@ -114,13 +114,13 @@ def test_another_metric_is_compared_seed_by_seed():
     _, d, p = table.contrasts[0]
     half = 2.776445 * 0.5 / 200 / np.sqrt(5)  # five seeds that agree, to one of 200 problems: Student's
     assert (d.mean, d.low, d.high) == pytest.approx((1, 1 - half, 1 + half)) and 0 < p < 0.01
-    text = tables.markdown(table)
+    text = markup.markdown(table)
     assert "Latents used over levels, greedy" in text and "over 5 seeds and 200 held-out problems" in text
     assert "| 2 latents - 1 latents | +1 | +0.997 to +1 |" in text
     mixed = replace(FIVE, contrasts=(Contrast("2 latents", "1 latents", metric="pooled.used"),))
     mixed = tables.gather("mini", mixed, cells(FIVE, {}), lines, 2000)
     assert mixed.rows["1 latents"].value != row.value and mixed.contrasts[0][1] == d
-    assert tables.numbers(mixed)["mini: 2 latents - 1 latents: pooled.used"].startswith(
+    assert markup.numbers(mixed)["mini: 2 latents - 1 latents: pooled.used"].startswith(
         "+1 latents used over levels, 95 %"
     )
     swept = replace(FIVE, contrasts=(Contrast("2 latents", "1 latents", 3, "pooled.used"),))
@@ -135,8 +135,8 @@ def test_a_curriculum_that_did_not_end_is_said():
     for line in lines.values():
         line["result"]["steps_written"] = 4 * (line["config"]["method"]["n_latent"] - 1)
     table = tables.gather("mini", FIVE, cells(FIVE, {}), lines, 20)
-    assert "2 latents still writes 4.0 steps of the chain." in tables.caption(table)
-    assert "1 latents still" not in tables.caption(table)
+    assert "2 latents still writes 4.0 steps of the chain." in markup.caption(table)
+    assert "1 latents still" not in markup.caption(table)
 
 
 @pytest.fixture
@@ -200,7 +200,7 @@ def test_the_readmes_block_is_replaced_and_nothing_else(tmp_path):
     assert (before, after) == ("before\n", "\nafter\n") and "old" not in block
     assert f"| {MINI.claim} | supported |" in block
     (contrast, d, p) = table.contrasts[0]
-    assert f"| {contrast.name} | {tables.effect(d, p)} |" in build.contrasts([table])
+    assert f"| {contrast.name} | {markup.effect(d, p)} |" in build.contrasts([table])
     path.write_text("no marks")
     with pytest.raises(ValueError, match="has no block between"):
         build.readme(path, [table])
@@ -269,8 +269,8 @@ def test_an_installed_package_is_not_written_into(tmp_path):
 
 
 def test_text_is_made_safe_for_latex():
-    assert tables.tex("95 % & a_b #1 $x") == r"95 \% \& a\_b \#1 \$x"
-    assert tables.tex("-0.4 to -0.1, a-b, 8 latents - CoT, < 0.001") == (
+    assert markup.tex("95 % & a_b #1 $x") == r"95 \% \& a\_b \#1 \$x"
+    assert markup.tex("-0.4 to -0.1, a-b, 8 latents - CoT, < 0.001") == (
         "$-$0.4 to $-$0.1, a-b, 8 latents $-$ CoT, $<$ 0.001"
     )
 
@@ -290,7 +290,10 @@ def test_what_is_committed_is_what_the_records_make():
     lines, left_out = records.read(PAPER / "records")
     every = {name: cells(ablation, CONTROLS) for name, ablation in ABLATIONS.items()}
     assert not left_out and {c.run.id for each in every.values() for c in each} == set(lines)
-    made = [tables.gather(name, ABLATIONS[name], each, lines, build.N_BOOT) for name, each in every.items()]
+    found = claims.read()
+    made = [
+        tables.gather(name, ABLATIONS[name], each, lines, build.N_BOOT, found[name]) for name, each in every.items()
+    ]
     known = build.numbers(made, [lines[id] for id in sorted(lines)])
     want = build.texts(made, known)
     assert {f"tables/{p.name}" for p in (PAPER / "tables").iterdir()} | {"numbers.tex"} == set(want)

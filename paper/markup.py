@@ -1,0 +1,163 @@
+"""Tables as text: captions, Markdown, LaTeX, and every number that a text may quote."""
+
+import re
+
+from eval.stats import Difference, holm, paired
+from paper import records
+from paper.tables import ACCURACY, ITEMS, NAMES, Row, Table, named, none_shown
+
+FITTED = r"\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi"  # scales wide tables down
+SOONER = (
+    "Updates to .9: until exact match in training is that high, in a curriculum's last stage; all of them where it "
+    "never is. "
+)
+EXCHANGES = ("mean", "shuffled", "other problem")  # interventions that change nothing where all inputs are equal
+
+
+def effect(d: Difference, p: float, metric: str = ACCURACY) -> str:
+    """A difference in words: an effect only where both the interval and the corrected p-value show one."""
+    unit = " points" if metric in ITEMS else f" {named(metric)[0]}"
+    numbers = f"{points(d.mean, metric)}{unit}, 95 % interval {points(d.low, metric)} to {points(d.high, metric)}"
+    if none_shown(d, p):
+        return f"no effect shown ({numbers}, Holm p = {p:.2g})"
+    return f"{numbers}, Holm p {'<' if p < 0.001 else '='} {max(p, 0.001):.2g}"
+
+
+def points(x: float, metric: str = ACCURACY) -> str:
+    """A difference as text, of accuracies in percentage points; never a negative zero."""
+    text = f"{100 * x:+.1f}" if metric in ITEMS else f"{x:+.3g}" if abs(x) < 100 else f"{x:+.0f}"
+    return text if float(text) else "0.0"
+
+
+def amount(row: Row, name: str) -> str:
+    """A mean over seeds as text: accuracies with three decimals, counts of updates with none, others with one."""
+    return f"{row.mean(name) * named(name)[1]:,.{3 if name in ITEMS else 0 if name == 'sooner' else 1}f}"
+
+
+def caption(table: Table) -> str:
+    """The caption: claim, verdict, metric, numbers of problems and seeds, and curricula that did not end."""
+    left = {row.label: row.mean("steps_written") for row in table.rows.values() if row.unfinished}
+    still = "; ".join(f"{label} still writes {steps:.1f} steps of the chain" for label, steps in left.items())
+    what = table.metric[0].upper() + table.metric[1:]
+    return (
+        f"Claim: {table.ablation.claim} By these runs: {table.verdict}. {registered(table)} {what}, greedy, with "
+        f"the 95 % interval of the two-level bootstrap over {table.seeds} seeds and {table.items} held-out problems; "
+        "contrasts on the same problems, p-values corrected for their number (Holm). Core-seconds include those of a "
+        "run's start. "
+        + (SOONER if "sooner" in table.ablation.costs else "")
+        + "Controls are in italics."
+        + (f" Note: {still}." if still else "")
+    )
+
+
+def registered(table: Table) -> str:
+    """The sentence that says where the claim was registered, before how many of the runs, and how it read then."""
+    if table.registration is None:
+        return "It was not registered before its runs."
+    made_at = [line["env"]["git"] for row in table.rows.values() for line in row.lines]
+    after = sum(commit in table.registration.after for commit in made_at)
+    runs = f"all of its {len(made_at)} runs" if after == len(made_at) else f"{after} of its {len(made_at)} runs"
+    where = f"in commit {table.registration.commit[:7]}, before {runs}"
+    if table.reworded:
+        return f"Reworded later, when runs may have been seen; registered {where}, as: {table.registration.claim}"
+    return f"Registered {where}."
+
+
+def body(table: Table) -> tuple[list[list[str]], list[list[str]]]:
+    """Rows and contrasts as text, each with its head first."""
+    head = ["", table.metric, "95 % interval", "latents", *(named(c)[0] for c in table.ablation.costs)]
+    rows = [head]
+    for row in table.rows.values():
+        costs = [amount(row, c) for c in table.ablation.costs]
+        interval = f"{row.interval[0]:.3f} to {row.interval[1]:.3f}"
+        rows.append([row.label, f"{row.value:.3f}", interval, f"{row.mean('main.used'):.1f}", *costs])
+    below = [["contrast", "difference", "95 % interval", "Holm p", ""]]
+    for contrast, d, p in table.contrasts:
+        metric = contrast.metric or table.ablation.metric
+        small = "< 0.001" if p < 0.001 else f"{p:.3f}"
+        mean, low, high = (points(x, metric) for x in (d.mean, d.low, d.high))
+        what = contrast.name if metric == table.ablation.metric else f"{contrast.name}: {named(metric)[0]}"
+        below.append([what, mean, f"{low} to {high}", small, "no effect shown" if none_shown(d, p) else ""])
+    return rows, below
+
+
+def markdown(table: Table) -> str:
+    """The table in Markdown."""
+    rows, below = body(table)
+    controls = {row.label for row in table.rows.values() if row.control}
+    lines = [f"{caption(table).replace('Controls are in italics', 'Controls are in *italics*')}\n"]
+    for part in (rows, below):
+        if len(part) == 1:
+            continue
+        lines += ["| " + " | ".join(part[0]) + " |", "|" + "---|" * len(part[0])]
+        lines += ["| " + " | ".join([f"*{r[0]}*" if r[0] in controls else r[0], *r[1:]]) + " |" for r in part[1:]]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def latex(table: Table) -> str:
+    """The table in LaTeX."""
+    rows, below = body(table)
+    controls = {row.label for row in table.rows.values() if row.control}
+    out = [
+        "\\begin{table}[t]",
+        "\\centering\\small\\setlength{\\tabcolsep}{4pt}",
+        f"\\caption{{{tex(caption(table))}}}",
+    ]
+    out.append(f"\\label{{tab:{table.name}}}")
+    for part in (rows, below):
+        if len(part) == 1:
+            continue
+        out += [f"\\sbox0{{\\begin{{tabular}}{{l{'r' * (len(part[0]) - 1)}}}", "\\toprule"]
+        out += [" & ".join(map(tex, part[0])) + " \\\\", "\\midrule"]
+        for r in part[1:]:
+            first = f"\\emph{{{tex(r[0])}}}" if r[0] in controls else tex(r[0])
+            out.append(" & ".join([first, *map(tex, r[1:])]) + " \\\\")
+        out += ["\\bottomrule", "\\end{tabular}}%", FITTED, "\\medskip", ""]
+    return "\n".join([*out, "\\end{table}", ""])
+
+
+def tex(text: str) -> str:
+    """Text as LaTeX: special characters are escaped, minus and less-than signs are set as mathematics."""
+    text = re.sub(r"[%&_#$]", lambda match: "\\" + match[0], text.replace("\\", "\\textbackslash "))
+    return re.sub(r"(?<![\w.])-(?=[\d ])", "$-$", text.replace("< ", "$<$ "))
+
+
+def numbers(table: Table) -> dict[str, str]:
+    """Every number that a text may quote from a table, by key."""
+    values = {f"{table.name}: seeds": str(table.seeds), f"{table.name}: items": f"{table.items:,}"}
+    for row in table.rows.values():
+        low, high = row.interval
+        key = f"{table.name}: {row.label}"
+        values[key] = f"{row.value:.3f} ({low:.3f} to {high:.3f})"
+        values[f"{key}: latents"] = f"{row.mean('main.used'):.1f}"
+        for cost in dict.fromkeys((*NAMES, *table.ablation.costs)):
+            values[f"{key}: {cost}"] = amount(row, cost)
+        for steps in sorted(row.lines[0]["result"]["sweep"], key=int):
+            values[f"{key}: at {steps}"] = f"{row.results(int(steps), ACCURACY).mean():.3f}"
+    for contrast, d, p in table.contrasts:
+        metric = contrast.metric or table.ablation.metric
+        key = f"{table.name}: {contrast.name}" + (f": {contrast.metric}" if contrast.metric else "")
+        values[key] = effect(d, p, metric)
+    values |= used(table)
+    return values
+
+
+def used(table: Table) -> dict[str, str]:
+    """The accuracy lost by each intervention on the latents, by row and kind, with corrected p-values."""
+    lost = {}
+    for row in table.rows.values():
+        if row.diagnosed:
+            same = row.lines[0]["config"]["method"]["class"] in ("Pause", "FixedEmbedding")
+            causal = [line["diagnosis"]["causal"] for line in row.lines]
+            intact = [records.unpack(c["intact"]) for c in causal]
+            for kind in causal[0]["interventions"]:
+                if same and kind in EXCHANGES:
+                    continue
+                after = [records.unpack(c["interventions"][kind]["correct"]) for c in causal]
+                lost[f"{table.name}: {row.label}: {kind}"] = paired(intact, after, table.n_boot)
+    if not lost:
+        return {}
+    corrected = holm([d.p for d in lost.values()])
+    effects = {key: effect(d, p) for (key, d), p in zip(lost.items(), corrected)}
+    return effects | {f"{table.name}: items diagnosed": f"{len(intact[0])}"}

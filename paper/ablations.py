@@ -21,6 +21,8 @@ STARTS: Axis = {
     for a, steps in ((0.25, 860), (0.5, 620), (0.75, 540), (0.9, 540))
 }
 
+UNSEEN = (1, 2, 3, 4, 5)  # seed 0 of mnns had been looked at before its claims were worded
+
 # what latents are read beside
 CONTROLS: dict[str, Control] = {
     "no-CoT": Control({"method": NoCoT()}),
@@ -215,5 +217,58 @@ ABLATIONS: dict[str, Ablation] = {
             Contrast("4 to 12 in training", "one recurrence"),
         ),
         figure="sweep",
+    ),
+    "search": Ablation(
+        claim="Told where a search may stand, mixtures of tokens solve more in five steps than chains do, and than "
+        "their controls; told the answer alone they solve less than no-CoT.",
+        base="mnns",
+        axes=(),
+        arms=("no-cot", "cot", "cot-ties", "cot-search", "cot2", "sim", "latent-answer", "pause", "fixed"),
+        seeds=UNSEEN,
+        core_minutes=30,
+        contrasts=(
+            Contrast("cot2", "cot", claim="more"),
+            Contrast("cot2", "cot-ties", claim="more"),
+            Contrast("cot2", "cot-search", claim="more"),
+            Contrast("cot2", "pause", claim="more"),
+            Contrast("cot2", "fixed", claim="more"),
+            Contrast("latent-answer", "no-cot", claim="less"),
+            Contrast("cot2", "sim"),
+            Contrast("sim", "cot"),
+            Contrast("sim", "pause"),
+        ),
+        figure="costs",
+    ),
+    "search-rl": Ablation(
+        claim="After few solved problems, RL over merged tokens on a verifier's word solves more than its start and "
+        "than expert iteration; SFT on as many gold answers solves more than RL.",
+        base="mnns",
+        axes=(),
+        arms=("few", "few-more", "few-sft", "few-expert", "few-text", "few-rl", "few-cot", "few-cot-rl"),
+        seeds=UNSEEN,
+        core_minutes=20,
+        contrasts=(
+            Contrast("few-rl", "few", claim="more"),
+            Contrast("few-rl", "few-expert", claim="more"),
+            Contrast("few-sft", "few-rl", claim="more"),
+            Contrast("few-rl", "few-text"),
+            Contrast("few-rl", "few-more"),
+            Contrast("few-text", "few"),
+            Contrast("few-expert", "few"),
+            Contrast("few-cot-rl", "few-cot"),
+        ),
+    ),
+    "one-token": Ablation(
+        claim="With one branch and one token a state, latents solve as much as a chain of as many steps, and no more.",
+        base="cups-one-token",
+        axes=(),
+        core_minutes=15,
+        contrasts=(
+            Contrast("cot2", "cot", claim="same"),
+            Contrast("sim", "cot", claim="same"),
+            Contrast("cot2", "no-cot", claim="more"),
+            Contrast("sim", "no-cot", claim="more"),
+        ),
+        figure="costs",
     ),
 }

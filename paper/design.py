@@ -11,6 +11,7 @@ from train.config import Experiment, Run
 from train.presets import PRESETS
 
 COSTS = ("steps", "flops", "core_seconds")  # columns beside the metric: two of an answer, one of training
+MARGIN = 0.03  # differences of accuracies that count as none where a claim says "same"
 Axis = dict[str, Change]  # the name of a choice in tables -> the fields that it sets
 
 
@@ -19,7 +20,8 @@ class Contrast:
     """The difference a - b between two rows on the same problems.
 
     `steps`: with this number of latent steps, from the judge's sweep; `steps_b`: that of `b`, None = as `a`. `metric`:
-    of another metric than the ablation's. `claim`: the sign that the ablation claims, None = none.
+    of another metric than the ablation's. `claim`: the sign that the ablation claims, or that the difference is within
+    `MARGIN` of none; None = nothing.
     """
 
     a: str
@@ -27,7 +29,7 @@ class Contrast:
     steps: int | None = None
     metric: str | None = None
     steps_b: int | None = None
-    claim: Literal["more", "less"] | None = None
+    claim: Literal["more", "less", "same"] | None = None
 
     @property
     def name(self) -> str:
@@ -51,11 +53,11 @@ class Ablation:
     """A claim with the grid that tests it. Cells are the product of the axes, with every seed.
 
     `metric` and `costs`: dotted names in a run's result, of the claim's metric and of the columns beside it. `arms`:
-    the arms that make rows, of a preset with several. `controls`: names of control rows in `CONTROLS`. `core_minutes`:
-    the budget of all cells that no earlier ablation has. `diagnose`: whether its latents are used is tested as well.
-    `contrasts`: the differences that the claim rests on. `figure`: accuracies by row, against the first two costs, or
-    by latent steps when answering. `registered`: the commit in which the claim stood in paper/ablations.py before its
-    runs, None = in none; see `paper.claims`.
+    the arms that make rows, of a preset with several; without axes they name them. `controls`: names of control rows
+    in `CONTROLS`. `core_minutes`: the budget of all cells that no earlier ablation has. `diagnose`: whether its latents
+    are used is tested as well. `contrasts`: the differences that the claim rests on. `figure`: accuracies by row,
+    against the first two costs, or by latent steps when answering. `registered`: the commit in which the claim stood in
+    paper/ablations.py before its runs, None = in none; see `paper.claims`.
     """
 
     claim: str
@@ -148,7 +150,9 @@ def _preset(name: str) -> Run | Experiment:
 
 
 def _same_everywhere(ablation: Ablation, base: Experiment) -> set[str]:
-    """The arms that are one and the same run at every point of the grid."""
+    """The arms that are one and the same run at every point of the grid: without axes, all of them."""
+    if not ablation.axes:
+        return set(base.arms)
     points = []
     for choices in product(*(axis.values() for axis in ablation.axes)):
         point = base

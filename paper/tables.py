@@ -8,7 +8,7 @@ from eval.stats import Difference, bootstrap, holm, interval, paired
 from kernels.errors import UserError
 from paper import records
 from paper.claims import Registration
-from paper.design import Ablation, Cell, Contrast
+from paper.design import MARGIN, Ablation, Cell, Contrast
 
 ACCURACY = "main.accuracy"
 ITEMS = {ACCURACY: ("correct",), "pooled.accuracy": ("pooled", "correct")}  # the path of per-item results
@@ -110,11 +110,8 @@ class Table:
     @property
     def verdict(self) -> str:
         """Whether the contrasts support the claim: supported, contradicted or not shown."""
-        signs = {"more": 1, "less": -1}
-        claimed = [(d, p, signs[c.claim]) for c, d, p in self.contrasts if c.claim]
-        if any(not none_shown(d, p) and d.mean * sign < 0 for d, p, sign in claimed):
-            return "contradicted"
-        return "not shown" if any(none_shown(d, p) for d, p, _ in claimed) else "supported"
+        verdicts = {judged(c.claim, d, p) for c, d, p in self.contrasts if c.claim}
+        return next((worst for worst in ("contradicted", "not shown") if worst in verdicts), "supported")
 
     @property
     def reworded(self) -> bool:
@@ -181,6 +178,21 @@ def seconds(line: dict, lines: dict[str, dict]) -> float:
     """Core-seconds of a run's training, with those of the runs that it started from."""
     start = line["identity"].get("init")
     return line["result"]["core_seconds"] + (seconds(lines[start], lines) if start in lines else 0.0)
+
+
+def judged(claim: str, d: Difference, p: float) -> str:
+    """Whether a difference supports what is claimed of it.
+
+    "same" is supported where the whole interval is within `MARGIN` of none, which is the test of equivalence at half of
+    the interval's level or less (Schuirmann 1987, J. Pharmacokinet. Biopharm. 15:657).
+    """
+    if claim == "same":
+        within = d.low >= -MARGIN and d.high <= MARGIN
+        beyond = d.low > MARGIN or d.high < -MARGIN
+        return "supported" if within else "contradicted" if beyond else "not shown"
+    if none_shown(d, p):
+        return "not shown"
+    return "supported" if (d.mean > 0) == (claim == "more") else "contradicted"
 
 
 def none_shown(d: Difference, p: float) -> bool:

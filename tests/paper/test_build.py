@@ -61,6 +61,16 @@ def test_a_claim_is_supported_contradicted_or_not_shown():
     assert gathered(BETTER, open_end).verdict == "supported"
 
 
+def test_no_difference_is_claimed_within_a_margin_and_not_because_none_was_found():
+    same = replace(FIVE, contrasts=(Contrast("2 latents", "1 latents", claim="same"),))
+    assert gathered(BETTER, same).verdict == "contradicted"
+    few = {"1 latents": RNG.integers(2, size=(5, 50)).tolist(), "2 latents": RNG.integers(2, size=(5, 50)).tolist()}
+    assert gathered(few, same).verdict == "not shown"  # its interval is wide
+    many = np.ones((5, 2000), int)
+    many[:, :20] = 0
+    assert gathered({"1 latents": many.tolist(), "2 latents": many[:, ::-1].tolist()}, same).verdict == "supported"
+
+
 def test_training_counts_with_what_it_started_from():
     lines = planted(BETTER, FIVE)
     first, *_ = (c.run.id for c in cells(FIVE, {}) if c.row == "2 latents" and c.seed == 0)

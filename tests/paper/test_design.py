@@ -52,6 +52,12 @@ def test_cells_are_the_product_in_every_seed_and_equal_runs_are_one():
     assert [c.row for c in found if c.control] == ["no-CoT"] * 2  # the base is "hidden, 1600" already
 
 
+def test_without_axes_the_arms_are_the_rows():
+    found = cells(Ablation("", "cups-rlvr", (), 1, arms=("rlvr", "sft"), seeds=(3,)), {})
+    assert [(c.row, c.seed) for c in found] == [(None, 3), ("rlvr", 3), ("sft", 3)]
+    assert [c.run.id for c in found] == [run.id for run in replace(PRESETS["cups-rlvr"](), seed=3).runs().values()]
+
+
 def test_what_an_arm_starts_from_is_run_too_and_equal_arms_once():
     ablation = Ablation("", "cups", (over("arms.latent-rlvr.train.latent_cost", 0.0, 0.5),), 1, arms=("latent-rlvr",))
     found = cells(replace(ablation, seeds=(0,)), {})

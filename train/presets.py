@@ -42,7 +42,7 @@ def mnns() -> Experiment:
         return SFT(**{"steps": steps, "batch": 128, "lr": lr, "warmup": 100, "decay": 1.0, "decay_to": 0.1} | more)
 
     def rl(lr: float, **more) -> RLVR:
-        return RLVR(steps=400, batch=32, group=8, lr=lr, **more)
+        return RLVR(steps=400, batch=32, group=8, lr=lr, patience=400, **more)  # a collapse is a result
 
     return Experiment(
         env=MNNS(digits=5, smallest=5, largest=16),

@@ -9,6 +9,7 @@ from eval.environments.cups import Cups
 from eval.environments.gsm8k import GSM8K
 from eval.environments.math500 import Math500
 from eval.environments.mnns import MNNS
+from eval.environments.modular import Modular
 from eval.environments.prontoqa import ProntoQA
 from eval.environments.prosqa import ProsQA
 from latent import plugins
@@ -16,7 +17,7 @@ from latent.files import field, read_json
 from latent.plain import register_in, unpack
 
 ENVIRONMENTS: dict[str, type[EnvConfig]] = {
-    cls.name: cls for cls in (Cups, ProsQA, GSM8K, ProntoQA, Countdown, Math500, MNNS)
+    cls.name: cls for cls in (Cups, ProsQA, GSM8K, ProntoQA, Countdown, Math500, MNNS, Modular)
 }
 ConfigT = TypeVar("ConfigT", bound=type[EnvConfig])
 
@@ -29,6 +30,7 @@ __all__ = [
     "EnvConfig",
     "Environment",
     "Math500",
+    "Modular",
     "Problem",
     "ProntoQA",
     "ProsQA",

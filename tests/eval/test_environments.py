@@ -7,7 +7,7 @@ from itertools import pairwise, permutations
 
 import pytest
 
-from eval.environments import GSM8K, MNNS, Countdown, Cups, Math500, ProntoQA, ProsQA, build
+from eval.environments import GSM8K, MNNS, Countdown, Cups, Math500, Modular, ProntoQA, ProsQA, build
 from eval.environments.base import Problem
 from eval.environments.prosqa import Graph, shortcuts
 from eval.judge import verify
@@ -33,7 +33,18 @@ def math_file(tmp_path):
 
 
 @pytest.fixture(
-    params=["cups", "prosqa", "prosqa-closed", "gsm8k", "prontoqa", "countdown", "math500", "mnns", "cups-named"]
+    params=[
+        "cups",
+        "prosqa",
+        "prosqa-closed",
+        "gsm8k",
+        "prontoqa",
+        "countdown",
+        "math500",
+        "mnns",
+        "modular",
+        "cups-named",
+    ]
 )
 def env(request, tmp_path):
     match request.param:
@@ -51,6 +62,8 @@ def env(request, tmp_path):
             return build(Math500(train=math_file(tmp_path), test=None))
         case "mnns":
             return build(MNNS(largest=12))
+        case "modular":
+            return build(Modular())
         case "cups-named":
             return build(Cups(one_token=True))
     return build(GSM8K(train=gsm_file(tmp_path)))

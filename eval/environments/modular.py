@@ -1,0 +1,178 @@
+"""Modular search: add or multiply by each digit, modulo a prime, so that the last value is as small as possible.
+
+    20 ; 3 5 2 modulo 37:  20 + 3 = 23,  23 * 5 = 4,  4 + 2 = 6   is one of eight ways
+
+Like `mnns` it is a search over two choices a step, a value is one token, and a chain commits to a choice before it can
+know. Unlike there the order matters: to add and to multiply do not commute, so that where the search may stand after a
+step is not a sum over the digits that could be read off all of them at once. A problem is a start and its digits.
+"""
+
+import random
+import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar
+
+from eval.environments.base import EnvConfig, Generated, Problem, Verdict
+from kernels.errors import UserError
+
+MOST_DIGITS = 12  # the ways are 2^12 then
+LARGEST_PRIME = 1021  # every value is a token
+SAID = re.compile(r"=(\d{1,4})", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Modular(EnvConfig):
+    """The smallest value that adding or multiplying by each digit comes to, modulo a prime: a search in which order
+    matters."""
+
+    name: ClassVar[str] = "modular"
+    digits: int = 4
+    """Digits L of a problem."""
+    prime: int = 37
+    """Modulus p; values are 0 to p - 1."""
+    smallest: int = 2
+    """Smallest digit."""
+    largest: int = 7
+    """Largest digit."""
+
+    def __post_init__(self):
+        if not 2 <= self.digits <= MOST_DIGITS:
+            raise UserError(f"env.digits must be in 2..{MOST_DIGITS}, got {self.digits}")
+        if not 2 <= self.prime <= LARGEST_PRIME or any(self.prime % n == 0 for n in range(2, int(self.prime**0.5) + 1)):
+            raise UserError(f"env.prime must be a prime of at most {LARGEST_PRIME}, got {self.prime}")
+        if not 1 <= self.smallest < self.largest < self.prime:
+            raise UserError(
+                "env.smallest must be at least 1 and below env.largest, which is below env.prime, got "
+                f"{self.smallest}, {self.largest} and {self.prime}"
+            )
+
+    def make(self):
+        return ModularEnvironment(self)
+
+
+class ModularEnvironment(Generated):
+    tells = ("answer", "chain", "chains", "search", "frontier")
+
+    def __init__(self, config: Modular):
+        self.config = config
+        self.answer_tokens, self.chain_tokens, self.chain_steps = 1, config.digits - 1, config.digits - 1
+        self.main_level = config.digits
+
+    def draw(self, rng: random.Random, level: int) -> Problem:
+        c = self.config
+        return self.problem_of(rng.randrange(c.prime), tuple(rng.choices(range(c.smallest, c.largest + 1), k=level)))
+
+    def problem_of(self, start: int, digits: tuple[int, ...], values: list[int] | None = None) -> Problem:
+        """The problem of a start and digits, with the chain of the first best choices unless `values` has another's."""
+        values = self.best(start, digits, None) if values is None else values
+        return Problem(
+            f"{start} ; {' '.join(map(str, digits))}", tuple(map(spelt, values[:-1])), f"={values[-1]}", len(digits)
+        )
+
+    def best(self, start: int, digits: tuple[int, ...], rng: random.Random | None) -> list[int]:
+        """The values after each digit that best choices come to: the first ones in the order +, * place by place, or
+        with `rng` any, each as likely."""
+        goal, values, value = min(ways_of(start, digits, self.config.prime)), [], start
+        for i, digit in enumerate(digits):
+            options = after(value, digit, self.config.prime)
+            counts = [ways_of(option, digits[i + 1 :], self.config.prime)[goal] for option in options]
+            if rng is None:
+                value = options[0] if counts[0] else options[1]
+            else:
+                value = options[int(rng.randrange(sum(counts)) >= counts[0])]
+            values.append(value)
+        return values
+
+    def parse_question(self, question):
+        c, said = self.config, question.split()
+        numbers = said[:1] + said[2:]
+        if len(said) != c.digits + 2 or said[1] != ";" or not all(d.isdecimal() and d.isascii() for d in numbers):
+            return None
+        start, *digits = map(int, numbers)
+        if start >= c.prime or not all(c.smallest <= d <= c.largest for d in digits):
+            return None
+        return self.problem_of(start, tuple(digits))
+
+    def told(self, problem, what, seed):
+        start, digits = numbers_of(problem)
+        if what == "chains":
+            return self.problem_of(start, digits, self.best(start, digits, random.Random(seed)))
+        if what == "search":
+            steps, values = [], [start]
+            for digit in digits[:-1]:
+                values = [v for value in values for v in after(value, digit, self.config.prime)]
+                steps.append("".join(map(spelt, values)))
+            return Problem(problem.question, tuple(steps), problem.answer, problem.level)
+        return problem
+
+    def longest_chain(self, what):
+        return 2**self.config.digits - 2 if what == "search" else self.chain_tokens
+
+    def frontier(self, problem, step):
+        start, digits = numbers_of(problem)
+        if step >= self.config.digits:
+            return ()
+        ways = ways_of(start, digits[:step], self.config.prime)
+        return tuple((f"={value}", ways[value] / 2**step) for value in sorted(ways))
+
+    def verify(self, problem, text):
+        *_, last = text.split() or [""]
+        said = SAID.fullmatch(last)
+        if said is None:
+            return Verdict(0.0, False, False, "does not end in = and a number")
+        correct = f"={int(said[1])}" == problem.answer
+        return Verdict(float(correct), correct, True, "" if correct else f"expected {problem.answer}")
+
+    def codec(self, model):
+        from latent.codec import word_codec
+
+        values = range(self.config.prime)
+        return word_codec([";", *map(str, values), *(f"={v}" for v in values)], fixed_answer=1)
+
+    def floors(self, problems):
+        """What the commonest answer gets, and rules that follow one way only."""
+        p, n = self.config.prime, len(problems)
+        found = {"commonest answer": max(Counter(x.answer for x in problems).values(), default=0) / n}
+        rules = {
+            "always add": lambda value, digit: (value + digit) % p,
+            "always multiply": lambda value, digit: value * digit % p,
+            "the smaller of the two": lambda value, digit: min(after(value, digit, p)),
+        }
+        for name, rule in rules.items():
+            right = 0
+            for problem in problems:
+                value, digits = numbers_of(problem)
+                for digit in digits:
+                    value = rule(value, digit)
+                right += f"={value}" == problem.answer
+            found[name] = right / n
+        return found
+
+
+def numbers_of(problem: Problem) -> tuple[int, tuple[int, ...]]:
+    """The start and the digits that a problem names."""
+    start, _, *digits = problem.question.split()
+    return int(start), tuple(map(int, digits))
+
+
+def after(value: int, digit: int, prime: int) -> tuple[int, int]:
+    """A value with a digit added, and multiplied."""
+    return (value + digit) % prime, value * digit % prime
+
+
+@lru_cache(maxsize=1 << 17)
+def ways_of(start: int, digits: tuple[int, ...], prime: int) -> Counter[int]:
+    """How many of the 2^L ways from a start come to each value."""
+    if not digits:
+        return Counter({start: 1})
+    ways: Counter[int] = Counter()
+    for value in after(start, digits[0], prime):
+        ways.update(ways_of(value, digits[1:], prime))
+    return ways
+
+
+def spelt(value: int) -> str:
+    """A value as a piece of a chain."""
+    return f"={value} "

@@ -84,6 +84,10 @@ def build(options: Options) -> None:
     n_boot = 200 if options.smoke else N_BOOT
     found = claims.find({name: ABLATIONS[name] for name in asked}, lines)
     made = [tables.gather(name, ABLATIONS[name], each, lines, n_boot, found.get(name)) for name, each in asked.items()]
+    for table in made:
+        if table.end:
+            level = f"; they differ most at level {table.telling_level}" if table.telling_level else ""
+            print(f"table {table.name}: all arms are {table.end} at {table.metric}{level}")
     out, whole = options.out.resolve(), not options.names
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out) as scratch:  # old files stay until all new ones are made

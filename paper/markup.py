@@ -2,7 +2,7 @@
 
 import re
 
-from eval.stats import Difference, holm, paired
+from eval.stats import Difference, holm, interval, over_items, over_seeds, paired, unanimous
 from paper import records
 from paper.tables import ACCURACY, ITEMS, NAMES, Row, Table, named, none_shown
 
@@ -46,8 +46,48 @@ def caption(table: Table) -> str:
         "run's start. "
         + (SOONER if "sooner" in table.ablation.costs else "")
         + "Controls are in italics."
+        + end_of_scale(table)
+        + agreement(table)
         + (f" Note: {still}." if still else "")
     )
+
+
+def end_of_scale(table: Table) -> str:
+    """A sentence where all arms are at a floor or a ceiling, and the level that the last column shows instead."""
+    if table.end is None:
+        return ""
+    level = table.telling_level
+    shown = ""
+    if level is not None:
+        n = next(iter(table.rows.values())).at_level(level).shape[1]
+        shown = (
+            f"; the last column is accuracy at level {level}, where they differ most (a level chosen with the results "
+            f"seen, {n} problems)"
+        )
+    return f" All arms are {table.end} at this metric, where they can hardly be told apart{shown}."
+
+
+def agreement(table: Table) -> str:
+    """A sentence on rows whose seeds agree: their intervals over seeds and over items, and what so few seeds show."""
+    alike: dict[str, list[str]] = {}
+    for row in table.rows.values():
+        if row.seeds_agree:
+            by_seed, by_item = over_seeds(row.results()), over_items(row.results())
+            both = f"{between(by_seed)} over seeds, {between(by_item)} over items"
+            alike.setdefault(both, []).append(row.label)
+    if not alike:
+        return ""
+    rows = "; ".join(f"{' / '.join(labels)}: {both}" for both, labels in alike.items())
+    return (
+        f" Seeds that agree to a point have 95 % intervals over seeds alone (Student) and over items alone (Wilson): "
+        f"{rows}. Where {table.seeds} of {table.seeds} seeds agree, the share of seeds that would is only known to be "
+        f"above {unanimous(table.seeds):.2f} (Clopper-Pearson)."
+    )
+
+
+def between(interval: tuple[float, float]) -> str:
+    """An interval of accuracies as text."""
+    return f"{interval[0]:.3f} to {interval[1]:.3f}"
 
 
 def registered(table: Table) -> str:
@@ -65,12 +105,17 @@ def registered(table: Table) -> str:
 
 def body(table: Table) -> tuple[list[list[str]], list[list[str]]]:
     """Rows and contrasts as text, each with its head first."""
+    level = table.telling_level
     head = ["", table.metric, "95 % interval", "latents", *(named(c)[0] for c in table.ablation.costs)]
+    head += [f"accuracy at level {level}, 95 % interval"] if level else []
     rows = [head]
     for row in table.rows.values():
         costs = [amount(row, c) for c in table.ablation.costs]
-        interval = f"{row.interval[0]:.3f} to {row.interval[1]:.3f}"
-        rows.append([row.label, f"{row.value:.3f}", interval, f"{row.mean('main.used'):.1f}", *costs])
+        if level:
+            hits = row.at_level(level)
+            costs.append(f"{hits.mean():.3f} ({between(interval(hits, table.n_boot))})")
+        used = f"{row.mean('main.used'):.1f}"
+        rows.append([row.label, f"{row.value:.3f}", between(row.interval), used, *costs])
     below = [["contrast", "difference", "95 % interval", "Holm p", ""]]
     for contrast, d, p in table.contrasts:
         metric = contrast.metric or table.ablation.metric

@@ -76,6 +76,11 @@ def pooled(samples: list[dict]) -> dict:
     }
 
 
+def pooled_sizes(levels: dict[str, dict]) -> dict[str, int]:
+    """How many problems of each level are in the pooled results, by the result's levels, in their order there."""
+    return {level: min(levels[level]["n"], PER_LEVEL) for level in sorted(levels, key=int)}
+
+
 def sooner(config: dict, metrics: Path) -> int:
     """Updates until a log line's exact match is .9, in a curriculum's last stage; all updates where it never is."""
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
@@ -167,6 +172,21 @@ def check(line: dict, place: str) -> None:
             unpack(field(line, name, str, place))
         except UserError as e:
             raise UserError(str(e) if str(e).startswith(place) else f"{place}: field {name!r}: {e}") from None
+    if "levels" in line["result"]:
+        check_levels(line, place)
+
+
+def check_levels(line: dict, place: str) -> None:
+    """Raise UserError for results by level that are no such results, or not those that were pooled."""
+    levels = field(line, "result.levels", dict, place)
+    for level in levels:
+        if not level.isdecimal():
+            raise UserError(f"{place}: field 'result.levels' must be by level, got {level!r:.40}")
+        field(line, f"result.levels.{level}.n", int, place)
+        field(line, f"result.levels.{level}.accuracy", NUMBER, place)
+    here, there = sum(pooled_sizes(levels).values()), len(unpack(line["result"]["pooled"]["correct"]))
+    if here != there:
+        raise UserError(f"{place}: field 'result.pooled.correct' has {there} results, result.levels says {here}")
 
 
 def add(folder: Path, line: dict) -> None:

@@ -12,6 +12,8 @@ from paper.design import MARGIN, Ablation, Cell, Contrast
 
 ACCURACY = "main.accuracy"
 ITEMS = {ACCURACY: ("correct",), "pooled.accuracy": ("pooled", "correct")}  # the path of per-item results
+FLOOR, CEILING = 0.2, 0.98  # accuracies beyond which arms can hardly be told apart
+AGREE = 0.01  # the widest spread of accuracies of seeds that agree
 NAMES = {  # of a result: its name in tables, and the factor to multiply by
     "main.accuracy": ("accuracy at the hardest level", 1.0),
     "pooled.accuracy": ("accuracy over levels", 1.0),
@@ -54,6 +56,20 @@ class Row:
                 raise UserError(f"{self.label}: not all of its runs were judged at {steps} latent steps")
             results = [r["sweep"].get(str(steps), r) for r in results]
         return np.array([records.unpack(r["correct"]) for r in results])
+
+    def at_level(self, level: str) -> np.ndarray:
+        """0/1 (S, N) by seed and problem at a level: those of its problems that are in the pooled results."""
+        hits = []
+        for line in self.lines:
+            sizes = records.pooled_sizes(line["result"]["levels"])
+            first = sum(sizes[other] for other in sizes if int(other) < int(level))
+            hits.append(records.unpack(line["result"]["pooled"]["correct"])[first : first + sizes[level]])
+        return np.array(hits)
+
+    @property
+    def seeds_agree(self) -> bool:
+        """Whether the accuracies of several seeds are all but the same."""
+        return self.metric in ITEMS and len(self.lines) > 1 and float(np.ptp(self.results().mean(1))) <= AGREE + 1e-9
 
     def unit(self, metric: str) -> float | None:
         """The resolution of a metric, None where it is not known: see `eval.stats.paired`."""
@@ -112,6 +128,27 @@ class Table:
         """Whether the contrasts support the claim: supported, contradicted or not shown."""
         verdicts = {judged(c.claim, d, p) for c, d, p in self.contrasts if c.claim}
         return next((worst for worst in ("contradicted", "not shown") if worst in verdicts), "supported")
+
+    @property
+    def end(self) -> str | None:
+        """The end of the scale at which all arms (rows that are no controls) are by the metric; None for neither."""
+        values = [row.value for row in self.rows.values() if not row.control]
+        if self.ablation.metric not in ITEMS or len(values) < 2:
+            return None
+        return f"under {FLOOR}" if max(values) < FLOOR else f"over {CEILING}" if min(values) > CEILING else None
+
+    @property
+    def telling_level(self) -> str | None:
+        """The level at which arms differ most, the hardest of several; None unless they are all at an end of the scale
+        by the metric, and where not all of their records have levels."""
+        arms = [row for row in self.rows.values() if not row.control]
+        by_line = [line["result"].get("levels", {}) for row in self.rows.values() for line in row.lines]
+        shared = set.intersection(*map(set, by_line)) if self.end else set()
+        spread = {}
+        for level in sorted(shared, key=int):
+            means = [row.mean(f"levels.{level}.accuracy") for row in arms]
+            spread[level] = max(means) - min(means)
+        return max(spread, key=lambda level: (spread[level], int(level)), default=None)
 
     @property
     def reworded(self) -> bool:

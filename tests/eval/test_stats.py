@@ -5,9 +5,9 @@ from math import erfc
 import numpy as np
 import pytest
 from scipy.special import stdtr, stdtrit
-from scipy.stats import ttest_1samp, ttest_rel
+from scipy.stats import binom, ttest_1samp, ttest_rel
 
-from eval.stats import bootstrap, holm, interval, mcnemar, paired, wilson
+from eval.stats import bootstrap, holm, interval, mcnemar, over_items, over_seeds, paired, unanimous, wilson
 
 
 def test_wilson_is_newcombes_table():
@@ -215,3 +215,23 @@ def test_an_interval_is_no_narrower_than_wilsons():
     assert interval(spread, 500) == bootstrap(spread, 500)
     same = paired(np.ones((5, 1000)), np.ones((5, 1000)))
     assert (same.low, same.high, same.p) == (-wilson(0, 1000)[1], wilson(0, 1000)[1], 1.0)
+
+
+def test_an_interval_over_seeds_alone_is_students():
+    rng = np.random.default_rng(5)
+    hits = rng.random((5, 300)) < np.array([[0.5], [0.52], [0.48], [0.55], [0.5]])
+    low, high = ttest_1samp(hits.mean(1), 0).confidence_interval(0.95)
+    assert over_seeds(hits) == pytest.approx((low, high))
+    half = stdtrit(4, 0.975) * 0.5 / 300 / np.sqrt(5)  # seeds that agree in every item: to half of one
+    assert over_seeds(np.ones((5, 300))) == pytest.approx((1 - half, 1.0))
+    assert over_seeds(np.zeros((5, 300))) == pytest.approx((0.0, half))
+    assert over_items(hits) == wilson(round(hits.mean() * 300), 300)
+    with pytest.raises(ValueError, match="needs two"):
+        over_seeds(np.ones((1, 300)))
+
+
+def test_five_of_five_leave_much_open():
+    """Clopper and Pearson's bound: the proportion at which n of n come up with probability .025."""
+    for n in (2, 5, 20):
+        assert binom.sf(n - 1, n, unanimous(n)) == pytest.approx(0.025)
+    assert unanimous(5) == pytest.approx(0.478, abs=5e-4)

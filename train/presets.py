@@ -11,7 +11,6 @@ from latent.methods import (
     Coconut,
     Codi,
     CoT,
-    CoT2,
     FixedEmbedding,
     ICoT,
     MethodConfig,
@@ -22,51 +21,9 @@ from latent.methods import (
     Sim,
 )
 from latent.plain import changed
-from latent.policies import Tokens
-from train.algorithms import GRPO, ExpertIteration
+from train.algorithms import GRPO
 from train.config import RLVR, SFT, Arm, Experiment, Judge, Run
-
-
-def mnns() -> Experiment:
-    """Chains and latents on a search, in equally many steps of a token each; then RL after few solved problems.
-
-    The claims are the ablations `search` and `search-rl` (paper/ablations.py). Arms without a start have as many
-    updates as take about the core-seconds of 1,500 of `cot2`. The arms that start from `few` or `few-cot` are told of
-    12,800 problems more: that many drawn for rollouts in RL, or their gold answers. Every rate is the best of five on
-    the validation split, at a seed that no table has.
-    """
-    cot2 = CoT2(n_latent=4)
-    answer = replace(cot2, told="answer")
-
-    def sft(lr: float, steps: int, **more) -> SFT:
-        return SFT(**{"steps": steps, "batch": 128, "lr": lr, "warmup": 100, "decay": 1.0, "decay_to": 0.1} | more)
-
-    def rl(lr: float, **more) -> RLVR:
-        return RLVR(steps=400, batch=32, group=8, lr=lr, patience=400, **more)  # a collapse is a result
-
-    return Experiment(
-        env=MNNS(digits=5, smallest=5, largest=16),
-        model=ModelConfig(n_layer=2, n_embd=48, n_head=2, n_positions=32, stock=True),
-        arms={
-            "no-cot": Arm(NoCoT(), sft(5e-3, 2800)),
-            "cot": Arm(CoT(), sft(1e-2, 1800)),
-            "cot-ties": Arm(CoT(told="chains"), sft(1e-2, 1600)),
-            "cot-search": Arm(CoT(told="search"), sft(1e-2, 900)),
-            "cot2": Arm(cot2, sft(2e-2, 1500)),
-            "sim": Arm(Sim(n_latent=4, told="frontier", head=True, feedback="norm"), sft(2e-2, 1300)),
-            "latent-answer": Arm(answer, sft(2e-2, 1400)),
-            "pause": Arm(Pause(cot2), sft(2e-2, 1600)),
-            "fixed": Arm(FixedEmbedding(cot2), sft(2e-2, 1400)),
-            "few": Arm(cot2, sft(1e-2, 600, problems=800)),
-            "few-more": Arm(cot2, sft(1e-3, 1000, problems=800), init="few"),
-            "few-sft": Arm(answer, sft(1e-3, 1000, problems=12_800), init="few"),
-            "few-expert": Arm(answer, rl(3e-4, algorithm=ExpertIteration()), init="few"),
-            "few-text": Arm(answer, rl(3e-4), init="few"),
-            "few-rl": Arm(replace(answer, policy=Tokens(k=8)), rl(3e-4), init="few"),
-            "few-cot": Arm(CoT(), sft(1e-2, 600, problems=800)),
-            "few-cot-rl": Arm(CoT(), rl(1e-3), init="few-cot"),
-        },
-    )
+from train.presets_search import cups_one_token, mnns, modular
 
 
 def cups() -> Experiment:
@@ -86,24 +43,6 @@ def cups() -> Experiment:
                 RLVR(steps=400, lr=6e-4, stop_lr=10.0, latent_cost=0.02, algorithm=GRPO(std_floor=0.01)),
                 init="latent",
             ),
-        },
-    )
-
-
-def cups_one_token() -> Experiment:
-    """The negative control of mnns: cups with one token an arrangement, where there is one branch and nothing to hold.
-
-    The claim is the ablation `one-token` (paper/ablations.py).
-    """
-    how = SFT(steps=1500)
-    return Experiment(
-        env=Cups(one_token=True),
-        model=ModelConfig(),
-        arms={
-            "no-cot": Arm(NoCoT(), how),
-            "cot": Arm(CoT(), how),
-            "cot2": Arm(CoT2(n_latent=8), how),
-            "sim": Arm(Sim(n_latent=8, step_tokens=1), how),
         },
     )
 
@@ -309,6 +248,7 @@ def of_method(config: type[MethodConfig]) -> Callable[[], Run]:
 PRESETS: dict[str, Callable[[], Run | Experiment]] = {
     "cups": cups,
     "mnns": mnns,
+    "modular": modular,
     "cups-one-token": cups_one_token,
     "cups-rlvr": cups_rlvr,
     "cups-turns": cups_turns,

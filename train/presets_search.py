@@ -1,0 +1,100 @@
+"""Three tasks that tell branching and order apart: one token a state, and as many steps for a chain as for latents.
+
+| | one branch | many branches |
+|---|---|---|
+| order does not matter | | `mnns` |
+| order matters | `cups-one-token` | `modular` |
+
+In each, no-CoT, a chain, mixtures of tokens (CoT2) and their two controls, which are told the same, take about the same
+core-seconds of training, and each has the best of the same four learning rates on the validation split, at a seed that
+no table has. The claims are ablations (paper/ablations.py).
+"""
+
+from dataclasses import replace
+
+from eval.environments import MNNS, Cups, Modular
+from latent.config import ModelConfig
+from latent.methods import CoT, CoT2, FixedEmbedding, NoCoT, Pause
+from latent.policies import Tokens
+from train.algorithms import ExpertIteration
+from train.config import RLVR, SFT, Arm, Experiment
+
+
+def _sft(lr: float, steps: int, **more) -> SFT:
+    return SFT(**{"steps": steps, "batch": 128, "lr": lr, "warmup": 100, "decay": 1.0, "decay_to": 0.1} | more)
+
+
+def _model(width: int) -> ModelConfig:
+    return ModelConfig(n_layer=2, n_embd=width, n_head=2, n_positions=32, stock=True)
+
+
+def modular() -> Experiment:
+    """Chains and latents on a search in which order matters (the claim is the ablation `order`).
+
+    Mixtures are first made from what they should be (`forced`), then from what they are: taught the first way alone,
+    they drift in answering; the second way alone, they are hardly learned (paper/LOG.md).
+    """
+    forced = CoT2(n_latent=3)
+    own = replace(forced, teacher=False)
+    return Experiment(
+        env=Modular(),
+        model=_model(64),
+        arms={
+            "no-cot": Arm(NoCoT(), _sft(5e-3, 3000)),
+            "cot": Arm(CoT(), _sft(5e-3, 1700)),
+            "forced": Arm(forced, _sft(5e-3, 1200)),
+            "cot2": Arm(own, _sft(2e-3, 400, warmup=20), init="forced"),
+            "pause": Arm(Pause(forced), _sft(5e-3, 1450)),
+            "fixed": Arm(FixedEmbedding(forced), _sft(5e-3, 1400)),
+        },
+    )
+
+
+def mnns() -> Experiment:
+    """Chains and latents on a search in which order does not matter, then RL after few solved problems.
+
+    The claims are the ablations `search` and `search-rl`. Arms that start from `few` or `few-cot` are told of 12,800
+    problems more: that many are drawn for rollouts, or have their gold answers told. The other chains and latents
+    (`cot-ties`, `cot-search`, `sim`, `latent-answer`) had no search of their own: their rates are CoT's and CoT2's.
+    """
+    cot2 = CoT2(n_latent=4)
+    answer = replace(cot2, told="answer")
+
+    def rl(lr: float, **more) -> RLVR:
+        return RLVR(steps=400, batch=32, group=8, lr=lr, patience=400, **more)  # a collapse is a result
+
+    return Experiment(
+        env=MNNS(digits=5, smallest=5, largest=16),
+        model=_model(48),
+        arms={
+            "no-cot": Arm(NoCoT(), _sft(5e-3, 2800)),
+            "cot": Arm(CoT(), _sft(1e-2, 1800)),
+            "cot2": Arm(cot2, _sft(1e-2, 1500)),
+            "pause": Arm(Pause(cot2), _sft(1e-2, 1600)),
+            "fixed": Arm(FixedEmbedding(cot2), _sft(1e-2, 1400)),
+            "few": Arm(cot2, _sft(1e-2, 600, problems=800)),
+            "few-more": Arm(cot2, _sft(1e-3, 1000, problems=800), init="few"),
+            "few-sft": Arm(answer, _sft(1e-3, 1000, problems=12_800), init="few"),
+            "few-expert": Arm(answer, rl(3e-4, algorithm=ExpertIteration()), init="few"),
+            "few-text": Arm(answer, rl(1e-4), init="few"),
+            "few-rl": Arm(replace(answer, policy=Tokens(k=8)), rl(3e-4), init="few"),
+            "few-cot": Arm(CoT(), _sft(1e-2, 600, problems=800)),
+            "few-cot-rl": Arm(CoT(), rl(1e-3), init="few-cot"),
+        },
+    )
+
+
+def cups_one_token() -> Experiment:
+    """Chains and latents where order matters and there is one branch (the claim is the ablation `one-token`)."""
+    cot2 = CoT2(n_latent=8)
+    return Experiment(
+        env=Cups(one_token=True),
+        model=_model(64),
+        arms={
+            "no-cot": Arm(NoCoT(), _sft(5e-3, 3000)),
+            "cot": Arm(CoT(), _sft(5e-3, 1500)),
+            "cot2": Arm(cot2, _sft(5e-3, 1500)),
+            "pause": Arm(Pause(cot2), _sft(5e-3, 1500)),
+            "fixed": Arm(FixedEmbedding(cot2), _sft(5e-3, 1500)),
+        },
+    )

@@ -221,6 +221,7 @@ ABLATIONS: dict[str, Ablation] = {
     "order": Ablation(
         claim="Where a search branches and order matters, mixtures told where it may stand solve more than a chain of "
         "as many steps, and than pause tokens and fixed passes that are told the same.",
+        registered="6123d78",
         base="modular",
         axes=(),
         core_minutes=35,
@@ -237,6 +238,7 @@ ABLATIONS: dict[str, Ablation] = {
     "search": Ablation(
         claim="Where a search branches and order does not matter, mixtures told where it may stand solve more than a "
         "chain of as many steps; so do pause tokens that are told the same.",
+        registered="6123d78",
         base="mnns",
         axes=(),
         arms=("no-cot", "cot", "cot2", "pause", "fixed"),
@@ -254,6 +256,7 @@ ABLATIONS: dict[str, Ablation] = {
     "one-token": Ablation(
         claim="Where order matters and there is one branch, mixtures solve as much as a chain of as many steps, and "
         "more than pause tokens and fixed passes.",
+        registered="6123d78",
         base="cups-one-token",
         axes=(),
         core_minutes=20,
@@ -268,6 +271,7 @@ ABLATIONS: dict[str, Ablation] = {
     "search-rl": Ablation(
         claim="After few solved problems, SFT on the gold answers of as many more as RL is told of solves more than RL "
         "over merged tokens does.",
+        registered="6123d78",
         base="mnns",
         axes=(),
         arms=("few", "few-more", "few-sft", "few-expert", "few-text", "few-rl", "few-cot", "few-cot-rl"),

@@ -2,6 +2,7 @@
 
 VERIFY, DATA, ENVIRONMENTS = (f"tests/eval/test_{name}.py" for name in ("verify", "verify_data", "environments"))
 FRONTIERS = "tests/eval/test_frontiers.py"
+MODULAR = "tests/eval/test_modular.py"
 FORMS, E = f"{VERIFY}::test_the_table_of_forms_is_true", f"{ENVIRONMENTS}::test"
 SAME = f"{FORMS} {E}_math_answers_are_compared_in_one_spelling"
 CUPS = (
@@ -113,6 +114,16 @@ GROUPS = (
         ("only digits in order are of one split", "sorted(digits_of(problem))", "digits_of(problem)"),
         ("sums count once each", "ways[value] / whole", "1 / len(ways)"),
         ("the answer is in the frontier", "if step < self.config.digits else", "if step <= self.config.digits else"),
+    )),
+    ("eval/environments/modular.py", MODULAR, (
+        ("* before +", "options[0] if counts[0] else options[1]", "options[1] if counts[1] else options[0]"),
+        ("the largest value", "min(ways_of(start, digits, self", "max(ways_of(start, digits, self"),
+        ("a way that is not best is drawn", "rng.randrange(sum(counts)) >= counts[0]", "rng.randrange(2)"),
+        ("values count once each", "ways[value] / 2**step", "1 / len(ways)"),
+        ("the answer is in the frontier", "if step >= self.config.digits:", "if step > self.config.digits:"),
+        ("a search that only adds", "for v in after(value, digit, self.config.prime)]",
+         "for v in after(value, digit, self.config.prime)[:1] * 2]"),
+        ("no modulus", "value * digit % prime", "value * digit"),
     )),
     ("eval/environments/base.py", DATA, (
         ("overlap of train and test kept", "if p.key not in tested:", "if True:"),

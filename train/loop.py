@@ -17,7 +17,7 @@ from torch import Tensor
 from eval.environments.base import Environment, Problem
 from kernels.errors import UserError
 from latent.generate import Reasoner
-from latent.methods.base import Mean
+from latent.methods.terms import Mean
 from train import resume
 from train.checkpoint import Saved
 from train.config import RLVR, SFT

@@ -19,8 +19,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from latent.backbone import Backbone, from_scratch
+from latent.backbone import Backbone
 from latent.config import ModelConfig
+from latent.make import from_scratch
 from tests.helpers import ragged_prompt, row_of
 
 SHAPE = {"vocab_size": 17, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "bos_token_id": None,

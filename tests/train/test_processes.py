@@ -29,7 +29,7 @@ from latent.methods import (
     Sim,
     Soft,
 )
-from latent.methods.base import Mean
+from latent.methods.terms import Mean
 from latent.policies import Gaussian
 from latent.text import Batch
 from tests.train import workers

@@ -30,7 +30,7 @@ def test_imports_run_downwards():
 
 
 def test_only_the_backbone_runs_transformers_models():
-    """Two files make and run them. Beside these: what reads and writes theirs, the Hugging Face model, and shapes without weights."""
+    """Two files make and run them; others are what reads and writes theirs, the Hugging Face model, and bare shapes."""
     model = {f"latent/hf{part}.py" for part in ("", "_cache", "_config", "_generation", "_stopping")}
     face = model | {"latent/hub.py", "eval/lm.py"}
     runs = {"latent/make.py", "latent/families.py"}

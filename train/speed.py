@@ -234,7 +234,7 @@ def in_processes(updates: int = 4) -> list[dict]:
         for step in range(updates):
             batch = Batch.of(trainer.problems(env, step), reasoner.codec)
             start = time.process_time()
-            trainer.descend([partial(engine.call, "terms", batch)])
+            trainer.descend([partial(engine.module, "terms", batch)])
             seconds.append(time.process_time() - start)
     held = {"parameters": list(trainer.method.parameters())}
     held["AdamW's moments"] = [x for state in trainer.optimizer.state.values() for x in state.values()]

@@ -19,6 +19,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from latent import families
 from latent.backbone import Backbone
 from latent.config import ModelConfig
 from latent.make import from_scratch
@@ -99,7 +100,7 @@ def test_dropout_is_the_familys():
     torch.manual_seed(3)
     got, _ = backbone.step(backbone.embed(ids), context)
     torch.manual_seed(3)
-    want, _ = backbone._forward(backbone.embed(ids), 1 + torch.arange(5).expand(2, 5), context.layers, None)
+    want, _ = families.forward(backbone.lm, backbone.embed(ids), 1 + torch.arange(5).expand(2, 5), context.layers, None)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
 
 

@@ -117,11 +117,11 @@ def test_what_a_graph_would_read_of_the_head_is_up_to_date_before_it_runs(monkey
     method = build(Sim(n_latent=2, feedback="soft"), make.from_scratch(config, 13, 0, 1)).to(DEVICE).eval()
     body, h_BD = method.backbone, torch.randn(2, 32, device=DEVICE)
     with torch.no_grad(), torch.autocast(DEVICE, torch.bfloat16):
-        copy = body._operands(h_BD)[1]
+        copy = body.fused.operands(h_BD)[1]
     with torch.no_grad():
         body.lm.get_output_embeddings().weight.add_(1.0)
         with torch.autocast(DEVICE, torch.bfloat16):
-            assert any(x is copy or x.data_ptr() == copy.data_ptr() for x in body._read_by(method.feedback, h_BD))
+            assert any(x is copy or x.data_ptr() == copy.data_ptr() for x in body.fused.read_by(method.feedback, h_BD))
     assert torch.equal(copy, body.lm.get_output_embeddings().weight.detach().to(torch.bfloat16))
 
 

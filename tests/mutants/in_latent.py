@@ -164,9 +164,9 @@ GROUPS = (
         ("what goes into a loop lacks the constant", "recording.state(i, entered_BTD)", "recording.state(i, args[1])"),
     )),
     ("latent/backbone.py", TAPS, (
-        ("the training chain runs under a tap", "torch.is_grad_enabled() and not self._taps else",
-         "torch.is_grad_enabled() else"),
-        ("kernels run under a tap", "if not k or self._taps or not self.fused", "if not k or not self.fused"),
+        ("the training chain runs under a tap", "torch.is_grad_enabled() and not self._taps and",
+         "torch.is_grad_enabled() and"),
+        ("kernels run under a tap", "or self._taps or not self.fused", "or not self.fused"),
         ("a copy's taps are open", 'self.__dict__ | {"_taps": []}', "self.__dict__"),
         ("an error leaves the tap open", "        try:\n            yield tap\n        finally:\n",
          "        yield tap\n        if True:\n"),

@@ -36,14 +36,14 @@ def choose(op: str, impl: Impl | None, x: Tensor, unless: str | None = None) -> 
     """The implementation to run for tensors like `x`.
 
     `unless` says why the Triton kernel cannot serve this call: then `auto` takes torch and logs the reason once, and
-    `triton` raises UserError, as it does without a GPU.
+    `triton` raises UserError, as it does without a GPU and for tensors that are no floats.
     """
     wanted = asked(impl)
     if wanted == "torch":
         return "torch"
     if wanted == "auto" and not on_gpu(x):
         return "torch"
-    unless = unless or unavailable(x.device) or _failed.get(op)
+    unless = not_floats(x) or unless or unavailable(x.device) or _failed.get(op)
     if unless is None:
         return "triton"
     _decline(op, wanted, unless)

@@ -25,6 +25,7 @@ from latent import layers
 from latent.cache import Caches, Context, LayerCache
 from latent.fused import Fused
 from latent.taps import Recording, Tap
+from latent.text import positions
 
 
 class Backbone(nn.Module):
@@ -110,7 +111,7 @@ class Backbone(nn.Module):
 
         Without gradient on a GPU they are never rounded to the dtype of what is multiplied, as `logprob` does not.
         """
-        operands = self._operands(h_BTD) if h_BTD.is_cuda and not torch.is_grad_enabled() else None
+        operands = self.fused.operands(h_BTD) if h_BTD.is_cuda and not torch.is_grad_enabled() else None
         if operands is not None and operands[0].dtype in (torch.bfloat16, torch.float16):
             flat_ND, e_VD = operands[0].flatten(0, -2), operands[1]
             return torch.mm(flat_ND, e_VD.t(), out_dtype=torch.float32).unflatten(0, h_BTD.shape[:-1])
@@ -124,17 +125,15 @@ class Backbone(nn.Module):
         """
         if self.layers is not None:
             return self.layers.norm(h_BTD)
-        names = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm", "norm_f", "layer_norm")
-        found = [m for m in (getattr(self.decoder[0], name, None) for name in names) if m is not None]
-        if not found:
-            raise UserError(f"the final norm of {type(self.lm).__name__} is not known: no lens for its inner layers")
-        return found[0](h_BTD)
+        from latent import families
+
+        return families.final_norm(self.lm)(h_BTD)
 
     def logprob(
         self, h_ND: Tensor, ids_N: Tensor, temperature: float = 1.0, entropy: bool = True
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Log-prob of tokens given their hidden states, entropy (nats) if asked for, and the likeliest token, (N,)."""
-        operands = self._operands(h_ND)
+        operands = self.fused.operands(h_ND)
         if operands is not None:
             return linear_logprob(*operands, ids_N, temperature, entropy)
         logp_NV = (self.head(h_ND) / temperature).log_softmax(-1)
@@ -146,7 +145,7 @@ class Backbone(nn.Module):
 
         `top_k`: only the likeliest tokens, their probabilities made to sum to 1; None = all.
         """
-        operands, table_VD = self._operands(h_ND), self._table()
+        operands, table_VD = self.fused.operands(h_ND), self._table()
         if operands is not None and not torch.is_grad_enabled():
             low_ND, e_VD = operands
             return vocab_mix(low_ND, e_VD, table_VD.to(low_ND.dtype), temperature, top_k=top_k)[0].to(h_ND.dtype)
@@ -169,25 +168,11 @@ class Backbone(nn.Module):
 
     def step_kl(self, h_ND: Tensor, before_ND: Tensor) -> Tensor:
         """KL (nats) from the next-token distributions that `before_ND` gives to those of `h_ND`, (N,); no gradient."""
-        operands = self._operands(h_ND)
+        operands = self.fused.operands(h_ND)
         if operands is not None:
             return step_kl(operands[0], before_ND.to(operands[0].dtype), operands[1])
         logp_NV, logq_NV = (self.head(x).log_softmax(-1) for x in (h_ND, before_ND))
         return (logp_NV.exp() * (logp_NV - logq_NV)).sum(-1)
-
-    def _operands(self, h_ND: Tensor) -> tuple[Tensor, Tensor] | None:
-        """States and the head's weight (V, D) as they are multiplied: in autocast's dtype where it is on.
-
-        None for a head that is more than a product.
-        """
-        head, kind = self.lm.get_output_embeddings(), h_ND.device.type
-        if type(head) is not nn.Linear or head.bias is not None:
-            return None
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else h_ND.dtype
-        e_VD = head.weight
-        if e_VD.dtype != dtype:
-            e_VD = e_VD.to(dtype) if torch.is_grad_enabled() else self.fused.head(head, dtype)
-        return h_ND.to(dtype), e_VD
 
     def read(
         self, ids_BT: Tensor, mask_BT: Tensor | None = None, after: Context | None = None
@@ -233,7 +218,13 @@ class Backbone(nn.Module):
         mask_BS = context.mask_BS
         if mask_BS is not None:
             mask_BS = torch.cat([mask_BS, mask_BS.new_ones(b, t)], 1)
-        chain = self._chain(context) if t == 1 and torch.is_grad_enabled() and not self._taps else None
+        chain: LatentChain | None = None
+        if t == 1 and torch.is_grad_enabled() and not self._taps and self.layers is not None:
+            mixed = torch.is_autocast_enabled(context.next_B.device.type)
+            if isinstance(context.past, LatentChain):
+                chain = context.past
+            elif not mixed and (decoder := self.layers.decoder()) is not None:
+                chain = LatentChain.of(decoder, [(c.k, c.v) for c in context.layers], self.recompute)
         past: Caches | LatentChain
         if chain is None:
             h_BTD, past = self._run(x_BTD, pos_BT, context.layers, mask_BS, keep=t)
@@ -253,7 +244,7 @@ class Backbone(nn.Module):
         """
         past: StaticCache | list[tuple[Tensor, Tensor]]
         decoder: LatentDecoder | None
-        if not k or self._taps or not self.fused.wanted("decode_step"):
+        if not k or torch.is_grad_enabled() or self._taps or not self.fused.wanted("decode_step"):
             return None
         tag = self.fused.tag()
         if isinstance(context.past, StaticCache) and context.past.tag == tag:
@@ -268,20 +259,12 @@ class Backbone(nn.Module):
         assert self.layers is not None  # or there were no decoder
         add_KBD, ropes = self.layers.places(h_BD, pos_KB)
         states_BKD, longer = decoder.run(
-            past, h_BD, feed, k, add_KBD, ropes, context.mask_BS, self._read_by(feed, h_BD)
+            past, h_BD, feed, k, add_KBD, ropes, context.mask_BS, self.fused.read_by(feed, h_BD)
         )
         if not isinstance(longer, StaticCache):  # the kernel does not compile here
             return None
         longer.tag = tag
         return states_BKD, Context(longer, longer.visible_BS, context.next_B + k * stride, context.reach + k * stride)
-
-    def _read_by(self, feed: Feed, h_BD: Tensor) -> list[Tensor]:
-        """The weights that a feedback may read, the head's in the dtype that it is multiplied in, up to date."""
-        if feed is None:
-            return []
-        ends, operands = (self.lm.get_input_embeddings(), self.lm.get_output_embeddings(), feed), self._operands(h_BD)
-        read: list[Tensor] = [p for m in ends if isinstance(m, nn.Module) for p in m.parameters()]
-        return read if operands is None else [*read, operands[1]]
 
     def apart(self, context: Context, row_B: Tensor) -> Context | None:
         """The context with a row for each rollout, row_B[b] of it, where text goes on in fused kernels.
@@ -327,20 +310,6 @@ class Backbone(nn.Module):
         """Without open taps."""
         return self.__dict__ | {"_taps": []}
 
-    def _recording(self, pos_BT: Tensor, mask_BT: Tensor | None) -> Recording | None:
-        """What a call is recorded in; None where no tap is open."""
-        return Recording(self._taps, self.depth, pos_BT, mask_BT) if self._taps else None
-
-    def _chain(self, context: Context) -> LatentChain | None:
-        """The chain to go on by one position in training, None where the layers are not plain ones."""
-        if isinstance(context.past, LatentChain):
-            return context.past
-        mixed = torch.is_autocast_enabled(context.next_B.device.type)
-        decoder = None if self.layers is None or mixed else self.layers.decoder()
-        if decoder is None:
-            return None
-        return LatentChain.of(decoder, [(c.k, c.v) for c in context.layers], self.recompute)
-
     def check_length(self, length: int) -> None:
         """Raise UserError where prompt, thoughts and text together need more positions than there are."""
         if length > self.positions:
@@ -351,30 +320,18 @@ class Backbone(nn.Module):
     ) -> tuple[Tensor, Caches]:
         """The decoder over T new positions: final hidden states of at least the last `keep`, and the layers' caches."""
         t = x_BTD.shape[1]
-        recording = self._recording(pos_BT, mask_BS if mask_BS is None else mask_BS[:, -t:])
+        mask_BT = mask_BS if mask_BS is None else mask_BS[:, -t:]
+        recording = Recording(self._taps, self.depth, pos_BT, mask_BT) if self._taps else None
+        recompute = self.recompute and torch.is_grad_enabled()
         if self.layers is None:
-            done = self._forward(x_BTD, pos_BT, past, mask_BS, recording)
+            from latent import families
+
+            done = families.forward(self.lm, x_BTD, pos_BT, past, mask_BS, recompute, recording)
         else:
-            recompute = self.recompute and torch.is_grad_enabled()
             done = layers.forward(self.layers, x_BTD, pos_BT, past, mask_BS, keep, recompute, recording)
         if recording is not None:
             recording.complete()
         return done
-
-    def _forward(
-        self, x_BTD: Tensor, pos_BT: Tensor, past: Caches | None, mask_BS: Tensor | None,
-        recording: Recording | None = None,
-    ) -> tuple[Tensor, Caches]:  # fmt: skip
-        """The same through the family's own `forward`: any causal LM, the last layer computed in full."""
-        from latent import families
-
-        renamed = hasattr(type(self.lm), "is_activation_checkpointing")
-        theirs = self.lm.is_activation_checkpointing if renamed else self.lm.is_gradient_checkpointing
-        if torch.is_grad_enabled() and (self.recompute or theirs):
-            raise UserError(
-                f"gradient checkpointing of {type(self.lm).__name__} loses the gradient of what is cached: turn it off"
-            )
-        return families.forward(self.lm, x_BTD, pos_BT, past, mask_BS, recording)
 
     def loop(
         self, h_BTD: Tensor, blocks: range, pos_BT: Tensor, mask_BT: Tensor | None, constant_BTD: Tensor | None = None
@@ -383,106 +340,9 @@ class Backbone(nn.Module):
 
         `constant_BTD`, the same in every recurrence, is added to `h_BTD` first.
         """
-        recording = self._recording(pos_BT, mask_BT)
+        recording = Recording(self._taps, self.depth, pos_BT, mask_BT) if self._taps else None
         recompute = self.recompute and torch.is_grad_enabled()
         h_BTD = layers.loop(self.layers, h_BTD, blocks, pos_BT, mask_BT, constant_BTD, recompute, recording)
         if recording is not None:
             recording.complete()
         return h_BTD
-
-
-def positions(ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
-    """Position ids (B, T) of left-padded rows, counted from each row's first token."""
-    if mask_BT is None:
-        return torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
-    return (mask_BT.long().cumsum(1) - 1).clamp(min=0)
-
-
-def config_from_scratch(config, vocab: int, pad: int, eos: int | None):
-    """The Hugging Face config of a `ModelConfig` with `vocab` tokens: untied, ReLU in GPT-2, unless it is `stock`."""
-    shared = {
-        "vocab_size": vocab,
-        "initializer_range": 0.02 if config.stock else config.n_embd**-0.5,  # made for widths of about 1,000
-        "tie_word_embeddings": config.stock,
-        "bos_token_id": None,
-        "eos_token_id": eos,
-        "pad_token_id": pad,
-    }
-    if config.family == "gpt2":
-        from transformers import GPT2Config
-
-        return GPT2Config(
-            n_positions=config.n_positions,
-            n_embd=config.n_embd,
-            n_layer=config.n_layer,
-            n_head=config.n_head,
-            activation_function="gelu_new" if config.stock else "relu",
-            resid_pdrop=config.dropout,
-            embd_pdrop=config.dropout,
-            attn_pdrop=config.dropout,
-            **shared,
-        )
-    from transformers import LlamaConfig, Qwen3Config
-
-    return (LlamaConfig if config.family == "llama" else Qwen3Config)(
-        hidden_size=config.n_embd,
-        intermediate_size=config.n_embd * 8 // 3,
-        num_hidden_layers=config.n_layer,
-        num_attention_heads=config.n_head,
-        num_key_value_heads=config.n_head,
-        head_dim=config.n_embd // config.n_head,
-        max_position_embeddings=config.n_positions,
-        **shared,
-    )
-
-
-def from_config(config) -> Backbone:
-    """An untrained backbone of a Hugging Face config, initialised as its family is."""
-    from transformers import AutoModelForCausalLM
-
-    return Backbone(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
-
-
-def from_scratch(config, vocab: int, pad: int, eos: int | None) -> Backbone:
-    """A randomly initialised backbone of `config` (a `ModelConfig`) with `vocab` tokens, seeded by torch's generator.
-
-    Its settings are what small models on fresh data train fastest with on a CPU.
-    """
-    body = from_config(config_from_scratch(config, vocab, pad, eos))
-    for module in () if config.stock else body.lm.modules():
-        if isinstance(module, nn.Embedding):  # at the scale of the normed states that thoughts feed back among them:
-            nn.init.normal_(module.weight)  # with 0.1 instead of 1 cups takes more than twice the updates
-    return body
-
-
-def check_finite(model: nn.Module, name: str) -> None:
-    """Raise UserError, naming the tensor, for weights that are not finite: every answer would be noise."""
-    for key, p in model.named_parameters():
-        if p.is_floating_point() and not p.is_meta and not bool(p.isfinite().all()):
-            raise UserError(f"{name} has weights that are not finite: {key}")
-
-
-def from_pretrained(name: str) -> tuple[Backbone, object]:
-    """A pretrained causal LM in fp32 and its tokenizer, by hub name or directory.
-
-    Raises UserError for what is neither, for weights that are missing or not finite, and for a tokenizer of more ids
-    than the model has.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
-        )
-        lm, info = loaded
-    except (OSError, ValueError) as e:
-        raise UserError(f"cannot load a causal LM from {name!r}: {str(e).splitlines()[0]}") from None
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise UserError(f"{name!r} lacks weights of a {type(lm).__name__}: {', '.join(missing[:3])} ...")
-    check_finite(lm, repr(name))
-    rows = lm.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        raise UserError(f"the tokenizer of {name!r} has {len(tokenizer)} ids, the model {rows}: not of one make")
-    return Backbone(lm), tokenizer

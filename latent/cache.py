@@ -25,41 +25,12 @@ def visible(t: int, size: int, mask_BS: Tensor | None, device) -> Tensor | str |
     return ((causal_TS & mask_BS[:, None]) | own_TS)[:, None]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, visible_BTS: Tensor | str | None, dropout: float) -> Tensor:
-    """Scaled dot-product attention; q (B, H, T, d), k and v (B, H_kv, S, d) -> (B, T, H d).
-
-    With fewer queries than positions and no mask, the queries are the last positions.
-    """
-    t, size = q.shape[2], k.shape[2]
-    mask = None if isinstance(visible_BTS, str) else visible_BTS
-    causal = isinstance(visible_BTS, str) and t == size
-    if mask is not None and mask.shape[-2] != t:
-        mask = mask[..., -t:, :]
-    if k.shape[1] != q.shape[1]:
-        k, v = _a_head_each(q, k, v)
-    a = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal)
-    return a.transpose(1, 2).flatten(2)
-
-
-def weigh(q: Tensor, k: Tensor, v: Tensor, visible_BTS: Tensor | str | None, dropout: float) -> tuple[Tensor, Tensor]:
-    """The same by way of the attention weights (B, H, T, S), which come back too, as they are before dropout."""
-    t, size = q.shape[2], k.shape[2]
-    if isinstance(visible_BTS, Tensor):
-        seen = visible_BTS[..., -t:, :]
-    else:
-        seen = torch.ones(t, size, dtype=torch.bool, device=q.device).tril(size - t)
-    k, v = _a_head_each(q, k, v)
-    scores = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(~seen, float("-inf"))
-    weights = scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
-    a = F.dropout(weights, dropout) @ v
-    return a.transpose(1, 2).flatten(2), weights
-
-
 def _a_head_each(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
     """K and V of grouped queries (Ainslie et al. 2023), repeated for each head of `q`."""
     return tuple(x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
 
 
+@dataclass(eq=False, slots=True)
 class LayerCache:
     """K and V of one layer, (B, H_kv, S, d each). `append` returns a new handle and leaves this one as it was.
 
@@ -67,15 +38,14 @@ class LayerCache:
     a second continuation of the same handle copies first, so that no continuation sees another's tokens.
     """
 
-    __slots__ = ("_room", "k", "v")
-
-    def __init__(self, k: Tensor, v: Tensor, room: dict | None = None):
-        self.k, self.v, self._room = k, v, room
+    k: Tensor
+    v: Tensor
+    room: dict | None = None
 
     def append(self, k: Tensor, v: Tensor) -> "LayerCache":
         if torch.is_grad_enabled():
             return LayerCache(torch.cat([self.k, k], 2), torch.cat([self.v, v], 2))
-        start, stop, room = self.k.shape[2], self.k.shape[2] + k.shape[2], self._room
+        start, stop, room = self.k.shape[2], self.k.shape[2] + k.shape[2], self.room
         if room is None or room["filled"] != start or room["k"].shape[2] < stop:
             b, h, _, d = self.k.shape
             room = {"k": self.k.new_empty(b, h, stop + _SPARE, d), "v": self.v.new_empty(b, h, stop + _SPARE, d)}
@@ -89,16 +59,33 @@ class LayerCache:
         return self.k.shape[2]
 
     def attend(self, q: Tensor, visible_BTS: Tensor | str | None, dropout: float) -> Tensor:
-        """Queries (B, H, T, d) of the last positions -> (B, T, H d)."""
-        return attend(q, self.k, self.v, visible_BTS, dropout)
+        """Scaled dot-product attention of queries (B, H, T, d), the last positions where T < S -> (B, T, H d)."""
+        t, k, v = q.shape[2], self.k, self.v
+        mask = None if isinstance(visible_BTS, str) else visible_BTS
+        causal = isinstance(visible_BTS, str) and t == self.size
+        if mask is not None and mask.shape[-2] != t:
+            mask = mask[..., -t:, :]
+        if k.shape[1] != q.shape[1]:
+            k, v = _a_head_each(q, k, v)
+        a = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal)
+        return a.transpose(1, 2).flatten(2)
 
     def weigh(self, q: Tensor, visible_BTS: Tensor | str | None, dropout: float) -> tuple[Tensor, Tensor]:
-        """The same, and the attention weights (B, H, T, S)."""
-        return weigh(q, self.k, self.v, visible_BTS, dropout)
+        """The same by way of the attention weights (B, H, T, S), which come back too, as they are before dropout."""
+        t = q.shape[2]
+        if isinstance(visible_BTS, Tensor):
+            seen = visible_BTS[..., -t:, :]
+        else:
+            seen = torch.ones(t, self.size, dtype=torch.bool, device=q.device).tril(self.size - t)
+        k, v = _a_head_each(q, self.k, self.v)
+        scores = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(~seen, float("-inf"))
+        weights = scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
+        a = F.dropout(weights, dropout) @ v
+        return a.transpose(1, 2).flatten(2), weights
 
     def whole(self) -> tuple[Tensor, Tensor]:
         """K and V with the spare room behind them."""
-        return (self.k, self.v) if self._room is None else (self._room["k"], self._room["v"])
+        return (self.k, self.v) if self.room is None else (self.room["k"], self.room["v"])
 
     def rows(self, index_U: Tensor) -> "LayerCache":
         return LayerCache(self.k[index_U], self.v[index_U])
@@ -141,7 +128,7 @@ class BranchedCache:
         if self.visible_PS is not None:
             seen_BS = self.visible_PS.repeat_interleave(group, 0)
             seen_B11S = F.pad(seen_BS, (0, self.own.size), value=True)[:, None, None]
-        return weigh(q, k, v, seen_B11S, dropout)
+        return LayerCache(k, v).weigh(q, seen_B11S, dropout)
 
 
 Caches = Sequence[LayerCache | BranchedCache]  # one a layer, all of one kind

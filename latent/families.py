@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as masks
 from transformers.masking_utils import eager_mask
@@ -33,12 +33,19 @@ class _Cache(DynamicCache):
 
 def forward(
     lm: PreTrainedModel, x_BTD: Tensor, pos_BT: Tensor, past: Caches | None, mask_BS: Tensor | None,
-    recording: Recording | None = None,
+    recompute: bool = False, recording: Recording | None = None,
 ) -> tuple[Tensor, Caches]:  # fmt: skip
     """Final hidden states (B, T, D) of T new positions, and the layers' longer caches; all of every layer is computed.
 
-    Raises UserError for a cache of something else than K and V, and for a family that does not give what is recorded.
+    Raises UserError for gradient checkpointing, ours (`recompute`) or the model's own, for a cache of something else
+    than K and V, and for a family that does not give what is recorded.
     """
+    if torch.is_grad_enabled():
+        renamed = hasattr(type(lm), "is_activation_checkpointing")
+        if recompute or (lm.is_activation_checkpointing if renamed else lm.is_gradient_checkpointing):
+            raise UserError(
+                f"gradient checkpointing of {type(lm).__name__} loses the gradient of what is cached: turn it off"
+            )
     decoder = lm.get_decoder()
     cache = _Cache(past or [])
     size = cache.get_seq_length() + x_BTD.shape[1]
@@ -68,6 +75,15 @@ def forward(
             recording.block(n + 1, *cache.added[n], w_BHTS)
         recording.state(depth, out.last_hidden_state)
     return out.last_hidden_state, longer
+
+
+def final_norm(lm: PreTrainedModel) -> nn.Module:
+    """The norm before the head. Raises UserError for a family where it is not found."""
+    names = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm", "norm_f", "layer_norm")
+    found = [m for m in (getattr(lm.get_decoder(), name, None) for name in names) if m is not None]
+    if not found:
+        raise UserError(f"the final norm of {type(lm).__name__} is not known: no lens for its inner layers")
+    return found[0]
 
 
 def _all_of(lm: PreTrainedModel, out, name: str, count: int) -> Sequence[Tensor]:

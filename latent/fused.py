@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from kernels import dispatch
-from kernels.decode_step import LatentDecoder
+from kernels.decode_step import Feed, LatentDecoder
 from kernels.decoder import Affine, Decoder
 from kernels.recurrent_loop import RecurrentLoop
 
@@ -137,7 +137,7 @@ class Fused:
         if torch.is_grad_enabled():
             return False
         weight = self.lm.get_input_embeddings().weight
-        return dispatch.choose(op, None, weight, dispatch.not_floats(weight)) == "triton"
+        return dispatch.choose(op, None, weight) == "triton"
 
     def decoder(self, op: str) -> Decoder | None:
         """The layers as plain tensors; None where no kernel is to run or none can."""
@@ -173,12 +173,33 @@ class Fused:
 
         return affine
 
-    def head(self, module: nn.Linear, dtype: torch.dtype) -> Tensor:
-        """The head's weight (V, D) in a dtype, kept between calls."""
-        affine = self._served_head.affine(module, dtype)
-        assert affine is not None  # as it is for a linear module
-        self._served_head.refresh()
-        return affine[0].t()
+    def operands(self, h_ND: Tensor) -> tuple[Tensor, Tensor] | None:
+        """States and the head's weight (V, D) as they are multiplied: in autocast's dtype where it is on.
+
+        Without gradient a weight in another dtype is a copy, kept between calls. None for a head that is more than a
+        product.
+        """
+        head, kind = self.lm.get_output_embeddings(), h_ND.device.type
+        if type(head) is not nn.Linear or head.bias is not None:
+            return None
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else h_ND.dtype
+        e_VD: Tensor = head.weight
+        if e_VD.dtype != dtype and torch.is_grad_enabled():
+            e_VD = e_VD.to(dtype)
+        elif e_VD.dtype != dtype:
+            served = self._served_head.affine(head, dtype)
+            assert served is not None  # as it is for a linear module
+            self._served_head.refresh()
+            e_VD = served[0].t()
+        return h_ND.to(dtype), e_VD
+
+    def read_by(self, feed: Feed, h_BD: Tensor) -> list[Tensor]:
+        """The weights that a feedback may read, the head's in the dtype that it is multiplied in, up to date."""
+        if feed is None:
+            return []
+        ends, operands = (self.lm.get_input_embeddings(), self.lm.get_output_embeddings(), feed), self.operands(h_BD)
+        read: list[Tensor] = [p for m in ends if isinstance(m, nn.Module) for p in m.parameters()]
+        return read if operands is None else [*read, operands[1]]
 
     def ready(self, op: str, decoder: Decoder, more: tuple[Tensor, ...], make: Callable):
         """What an op keeps between calls, made anew where a weight lies elsewhere than before."""

@@ -11,7 +11,9 @@ from torch.distributions import Categorical
 
 from kernels.errors import UserError
 from latent.codec import Codec
-from latent.methods.base import Method, followed, text_hidden
+from latent.methods.base import Method
+from latent.methods.sequence import followed
+from latent.methods.terms import text_hidden
 from latent.rollout import Rollout, Turn
 from latent.text import pad_left
 from latent.thought import Chooser, Decision, Greedy, Prompt, Replay, Sample, Thought

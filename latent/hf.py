@@ -22,12 +22,13 @@ from transformers.utils import logging
 
 from kernels.errors import UserError
 from latent import bundle, methods
-from latent.backbone import Backbone, check_finite
+from latent.backbone import Backbone
 from latent.hf_cache import CACHE, LatentCache, LatentOutput
 from latent.hf_config import LatentConfig
 from latent.hf_generation import LatentGenerationMixin
 from latent.hf_padding import inferred_mask, without_closing_token
 from latent.hf_reading import read_on, read_whole
+from latent.make import check_finite
 from latent.methods.base import Method
 
 log = logging.get_logger(__name__)

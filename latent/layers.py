@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kernels.decoder import Act, Affine, Decoder, Layer
 from kernels.recurrent_block import inject
-from latent.cache import BranchedCache, Caches, LayerCache, attend, visible, weigh
+from latent.cache import BranchedCache, Caches, LayerCache, visible
 from latent.fused import plain_affine
 from latent.taps import Recording
 
@@ -118,9 +118,9 @@ def _looped(
         h_BTD, normed_BTD = (x.view_as(h_BTD) for x in flat)
     q, k, v = layer.project(h_BTD, rope, h_BTD.shape[1], normed_BTD)
     if weighed:
-        a, weights = weigh(q, k, v, visible_BTS, layer.dropout())
+        a, weights = LayerCache(k, v).weigh(q, visible_BTS, layer.dropout())
     else:
-        a = attend(q, k, v, visible_BTS, layer.dropout())
+        a = LayerCache(k, v).attend(q, visible_BTS, layer.dropout())
     return layer.finish(h_BTD, a), h_BTD, (k, v, weights)
 
 
@@ -145,18 +145,19 @@ class GPT2:
 
     def decoder(self, affine: Projection = plain_affine) -> Decoder | None:
         """The layers as plain tensors; None where they hold more than `affine` can read, or dropout is at work."""
-        layers = [w for b in self.blocks if (w := b.weights(affine)) is not None]
-        if len(layers) < len(self.blocks):
+        config, drops = self.body.config, [self.body.drop]
+        act, layers = ACTIVATIONS.get(config.activation_function), []
+        for block in self.body.h:
+            attn, mlp, ln_1, ln_2 = block.attn, block.mlp, block.ln_1, block.ln_2
+            qkv, out, up, down = (affine(x) for x in (attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj))
+            if qkv is None or out is None or up is None or down is None:
+                return None
+            drops += [attn.attn_dropout, attn.resid_dropout, mlp.dropout]
+            layers.append(Layer((ln_1.weight, ln_1.bias), (qkv,), (), out, (ln_2.weight, ln_2.bias), (up,), down))
+        if act is None or any(drop.training and drop.p for drop in drops):
             return None
-        if self.body.drop.training and self.body.drop.p:
-            return None
-        config, d = self.body.config, self.body.embed_dim // self.heads
-        act = ACTIVATIONS.get(config.activation_function)
-        if act is None:
-            return None
-        return Decoder(
-            tuple(layers), _affine(self.norm), self.heads, self.heads, d, "layer", config.layer_norm_epsilon, act
-        )
+        norm, d = (self.norm.weight, self.norm.bias), self.body.embed_dim // self.heads
+        return Decoder(tuple(layers), norm, self.heads, self.heads, d, "layer", config.layer_norm_epsilon, act)
 
 
 class GPT2Layer:
@@ -166,16 +167,6 @@ class GPT2Layer:
     def dropout(self) -> float:
         return self.attn.attn_dropout.p if self.attn.training else 0.0
 
-    def weights(self, affine: Projection) -> Layer | None:
-        block, attn, mlp = self.block, self.attn, self.block.mlp
-        read = [affine(x) for x in (attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj)]
-        drops = (attn.attn_dropout, attn.resid_dropout, mlp.dropout)
-        linears = [x for x in read if x is not None]
-        if len(linears) < len(read) or any(d.training and d.p for d in drops):
-            return None
-        qkv, out, up, down = linears
-        return Layer(_affine(block.ln_1), (qkv,), (), out, _affine(block.ln_2), (up,), down)
-
     def first_norm(self) -> tuple[Tensor, Tensor | None, float]:
         """Weight, bias and epsilon of the norm that `project` begins with."""
         return self.block.ln_1.weight, self.block.ln_1.bias, self.block.ln_1.eps
@@ -184,9 +175,9 @@ class GPT2Layer:
         """q of the last `wanted` positions, k and v of all: (B, H, T, d) each; `normed_BTD`: h after the first norm."""
         x, width, c = normed_BTD, h_BTD.shape[-1], self.attn.c_attn
         if x is None:
-            x = _layer_norm(self.block.ln_1, h_BTD)
+            x = self.block.ln_1(h_BTD)
         if wanted == x.shape[1] or type(c).__name__ != "Conv1D":
-            q, k, v = _linear(c, x).split(width, -1)
+            q, k, v = c(x).split(width, -1)
             q = q[:, x.shape[1] - wanted :]
         else:
             q = torch.matmul(x[:, -wanted:], c.weight[:, :width]) + c.bias[:width]
@@ -195,25 +186,8 @@ class GPT2Layer:
 
     def finish(self, h_BTD, a_BTD):
         """Output projection, residual, MLP, residual."""
-        mlp = self.block.mlp
-        h_BTD = h_BTD + self.attn.resid_dropout(_linear(self.attn.c_proj, a_BTD))
-        up = mlp.act(_linear(mlp.c_fc, _layer_norm(self.block.ln_2, h_BTD)))
-        return h_BTD + mlp.dropout(_linear(mlp.c_proj, up))
-
-
-def _affine(module) -> Affine:
-    return module.weight, module.bias
-
-
-def _linear(module, x_BTD: Tensor) -> Tensor:
-    """GPT-2's Conv1D without its module's overhead; anything put in its place (LoRA) as it is."""
-    if type(module).__name__ != "Conv1D":
-        return module(x_BTD)
-    return torch.addmm(module.bias, x_BTD.flatten(0, 1), module.weight).unflatten(0, x_BTD.shape[:2])
-
-
-def _layer_norm(module, x_BTD: Tensor) -> Tensor:
-    return torch.layer_norm(x_BTD, module.normalized_shape, module.weight, module.bias, module.eps)
+        h_BTD = h_BTD + self.attn.resid_dropout(self.attn.c_proj(a_BTD))
+        return h_BTD + self.block.mlp(self.block.ln_2(h_BTD))
 
 
 class Llama:
@@ -236,12 +210,20 @@ class Llama:
 
     def decoder(self, affine: Projection = plain_affine) -> Decoder | None:
         """The layers as plain tensors; None where they hold more than `affine` can read, or dropout is at work."""
-        layers = [w for b in self.blocks if (w := b.weights(affine)) is not None]
-        if len(layers) < len(self.blocks):
+        config, layers = self.body.config, []
+        act = ACTIVATIONS.get(config.hidden_act)
+        if act is None or any(layer.dropout() for layer in self.blocks):
             return None
-        config, act = self.body.config, ACTIVATIONS.get(self.body.config.hidden_act)
-        if act is None:
-            return None
+        for block in self.body.layers:
+            attn, mlp = block.self_attn, block.mlp
+            names = (attn.q_proj, attn.k_proj, attn.v_proj, attn.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+            linears = [x for x in map(affine, names) if x is not None]
+            if len(linears) < len(names):
+                return None
+            q, k, v, out, gate, up, down = linears
+            qk_norm = ((attn.q_norm.weight, None), (attn.k_norm.weight, None)) if hasattr(attn, "q_norm") else ()
+            norm_1, norm_2 = (block.input_layernorm.weight, None), (block.post_attention_layernorm.weight, None)
+            layers.append(Layer(norm_1, (q, k, v), qk_norm, out, norm_2, (gate, up), down))
         heads, kv_heads, d = config.num_attention_heads, config.num_key_value_heads, self.blocks[0].attn.head_dim
         return Decoder(tuple(layers), (self.norm.weight, None), heads, kv_heads, d, "rms", config.rms_norm_eps, act)
 
@@ -252,17 +234,6 @@ class LlamaLayer:
 
     def dropout(self) -> float:
         return self.attn.attention_dropout if self.attn.training else 0.0
-
-    def weights(self, affine: Projection) -> Layer | None:
-        attn, mlp = self.attn, self.block.mlp
-        names = (attn.q_proj, attn.k_proj, attn.v_proj, attn.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
-        linears = [x for x in map(affine, names) if x is not None]
-        if len(linears) < len(names) or self.dropout():
-            return None
-        q, k, v, out, gate, up, down = linears
-        qk_norm = ((attn.q_norm.weight, None), (attn.k_norm.weight, None)) if hasattr(attn, "q_norm") else ()
-        norm_1, norm_2 = (self.block.input_layernorm.weight, None), (self.block.post_attention_layernorm.weight, None)
-        return Layer(norm_1, (q, k, v), qk_norm, out, norm_2, (gate, up), down)
 
     def first_norm(self) -> tuple[Tensor, Tensor | None, float]:
         return self.block.input_layernorm.weight, None, self.block.input_layernorm.variance_epsilon

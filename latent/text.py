@@ -45,6 +45,13 @@ def pad_left(rows: list, pad: int, device="cpu", width: int = 0) -> Prompt:
     return Prompt(ids, mask)
 
 
+def positions(ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
+    """Position ids (B, T) of left-padded rows, counted from each row's first token."""
+    if mask_BT is None:
+        return torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
+    return (mask_BT.long().cumsum(1) - 1).clamp(min=0)
+
+
 def pad_right(rows: list[tuple[int, ...]], pad: int, device="cpu") -> Text:
     """Rows of ids as right-padded text."""
     longest = max(map(len, rows))

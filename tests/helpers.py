@@ -3,7 +3,7 @@
 import torch
 
 from eval.environments import Cups, build
-from latent import backbone, methods
+from latent import make, methods
 from latent.codec import Codec
 from latent.config import ModelConfig
 from latent.generate import Reasoner
@@ -17,7 +17,7 @@ def small_reasoner(method, model=SMALL, env=None, dtype=torch.float32) -> Reason
     """An untrained reasoner for cups, or for another environment."""
     env = env or build(Cups())
     codec = env.codec(model)
-    body = backbone.from_scratch(model, codec.size, codec.pad, codec.end)
+    body = make.from_scratch(model, codec.size, codec.pad, codec.end)
     made = methods.build(method, body).to(dtype)
     return Reasoner(made, codec, env.answer_tokens, env.chain_tokens, env.chain_steps)
 

@@ -30,10 +30,10 @@ def test_imports_run_downwards():
 
 
 def test_only_the_backbone_runs_transformers_models():
-    """In two files. Beside them: what reads and writes theirs, the Hugging Face model, and shapes without weights."""
+    """Two files make and run them; others are what reads and writes theirs, the Hugging Face model, and bare shapes."""
     model = {f"latent/hf{part}.py" for part in ("", "_cache", "_config", "_generation", "_stopping")}
     face = model | {"latent/hub.py", "eval/lm.py"}
-    runs = {"latent/backbone.py", "latent/families.py"}
+    runs = {"latent/make.py", "latent/families.py"}
     allowed = {"latent/codec.py", "kernels/bench_cases.py", "train/estimate.py"} | runs | face
     users = {
         str(p.relative_to(ROOT)) for f in FLOORS for p in (ROOT / f).rglob("*.py") if "transformers" in imported(p)

@@ -1,4 +1,4 @@
-"""Which problems an update is given: functions of the run and the step, so that a resume goes on with the same."""
+"""Problems and seeds of an update: functions of the run and the step, so that a resume goes on with the same."""
 
 import random
 from functools import lru_cache
@@ -16,6 +16,11 @@ def batch(env: Environment, run: Run, step: int) -> list[Problem]:
         return env.train_batch(stream, step, run.train.batch)
     few = pool(env, run.seed, run.train.problems)
     return random.Random(f"few {stream} {step}").choices(few, k=run.train.batch)
+
+
+def seed_of(seed: int, step: int, rank: int) -> int:
+    """The seed of one step's randomness on one process. Distinct steps and processes have distinct seeds."""
+    return (seed * 1_000_003 + step) * 1_009 + rank + 1
 
 
 @lru_cache(maxsize=4)

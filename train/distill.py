@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from eval.environments.base import Environment, Problem, iterate
+from eval.environments.base import Environment, Problem
 from latent.codec import Codec
 from latent.methods import MethodConfig
 from latent.text import Batch
@@ -15,7 +15,7 @@ def taught(
     env: Environment, method: MethodConfig, problems: Sequence[Problem], codec: Codec, device="cpu", **share
 ) -> Batch:
     """Problems, already `told`, as the batch that a method is trained on."""
-    turns = zip(*(env.turns_of(p)[1:] for p in problems))
+    turns = zip(*(env.turns_of(p)[1:] for p in problems)) if env.turns > 1 else ()
     frontiers = [env.frontiers(p) for p in problems] if method.told == "frontier" else None
     return Batch.of(problems, codec, device, turns, frontiers, **share)
 
@@ -25,14 +25,14 @@ def fit(trainer: Trainer, env: Environment) -> None:
     codec, engine, c, run = trainer.reasoner.codec, trainer.engine, trainer.config, trainer.record.run
 
     def update(step: int) -> dict:
-        batches, first = [], trainer.rows[0]
         problems = [
             env.told(p, run.method.told, f"told {run.seed} {step} {i}")
             for i, p in zip(trainer.rows, trainer.problems(env, step), strict=True)
         ]
-        for part in iterate(problems, c.micro_batch or len(problems)):
+        size, batches = c.micro_batch or len(problems), []
+        for i in range(0, len(problems), size):
+            part, first = problems[i : i + size], trainer.rows[0] + i
             batches.append(taught(env, run.method, part, codec, engine.device, first=first, whole=c.batch))
-            first += len(part)
 
         # Every micro-batch draws from a fresh generator: it draws for the whole batch, and takes its own rows' part.
         def counts() -> list:
@@ -42,7 +42,7 @@ def fit(trainer: Trainer, env: Environment) -> None:
 
         def terms(batch: Batch) -> Terms:
             with trainer.precision():
-                return engine.call("terms", replace(batch, generator=trainer.generator(step)))
+                return engine.module("terms", replace(batch, generator=trainer.generator(step)))
 
         if trainer.method.begins_stage:
             trainer.optimizer.state.clear()

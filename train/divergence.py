@@ -14,6 +14,7 @@ from kernels.errors import UserError
 from latent.files import write_text
 from latent.thought import Greedy
 from train import checkpoint
+from train.data import seed_of
 from train.engine import held_here
 from train.resume import optimizer_state
 
@@ -61,7 +62,7 @@ def diverged(trainer: Trainer, step: int, why: Diverged, odd: Sequence[str] = ()
         "step": step,
         "process": engine.rank,
         "why": str(why),
-        "seed": trainer.seed(step),
+        "seed": seed_of(trainer.record.run.seed, step, engine.rank),
         "lr": [g["lr"] for g in trainer.optimizer.param_groups],
         "checkpoint": trainer.saved,
         "not_finite": list(odd),

@@ -46,13 +46,16 @@ SUPPORTED = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "MULTI_ML
 class Engine:
     """This process among all: `rank` of `world`. `leads`: whether it is the one that writes files and prints."""
 
+    module: nn.Module
+    """The method that is trained, wrapped where DDP does: `module(verb, *args)` is that verb through `Method.forward`,
+    so that gradients are shared. One `backward` must follow each call."""
+
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.leads, self.device = accelerator.is_main_process, accelerator.device
         self.plugin: FullyShardedDataParallelPlugin | None = None  # only under FSDP2
         self.sharded: FSDPModule | None = None  # the method, where FSDP2 has sharded it
-        self.module: nn.Module | None = None  # the method, wrapped where DDP does
         self.unsharded: tuple[type[Method], list] | None = None  # the method's class and hooks before FSDP2
         self.used: set[str] = set()  # under FSDP2, parameters that have a gradient on this process in this update
         if self.world > 1 and flag("ACCELERATE_USE_FSDP"):
@@ -128,14 +131,9 @@ class Engine:
             self._shard(kept, self.plugin)
         return kept
 
-    def call(self, verb: str | Callable[..., T], *args) -> T:
-        """A verb of the method through `Method.forward`, so that gradients are shared. One `backward` must follow."""
-        assert self.module is not None  # `prepare` comes first
-        return self.module(verb, *args)
-
     @contextmanager
     def whole(self, method: Method | None = None) -> Iterator[None]:
-        """Inside, this process holds all parameters, for calls that bypass `call`. All processes must enter it.
+        """Inside, this process holds all parameters, for calls that bypass `module`. All processes must enter it.
 
         `method`: a frozen copy whose parameters they are; None: the method that is trained.
         """
@@ -173,10 +171,8 @@ class Engine:
 
         A parameter that no process has used keeps no gradient: AdamW would decay one whose gradient is zero.
         """
-        module = self.module
-        assert module is not None  # `prepare` comes first
         if self.plugin is not None:
-            named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+            named = [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
             users = self.sum([float(n in self.used) for n, _ in named])
             self.used.clear()
             for (_, p), n in zip(named, users):
@@ -189,7 +185,6 @@ class Engine:
         optimizer.step()
         optimizer.zero_grad()
         if self.plugin is not None:
-            assert self.module is not None
             for b in self.module.buffers():  # as DDP does in its forward
                 torch.distributed.broadcast(b, 0)
 

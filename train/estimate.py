@@ -14,8 +14,8 @@ import torch
 from eval import environments
 from kernels.errors import UserError
 from latent import methods
-from latent.backbone import from_config
 from latent.codec import Codec
+from latent.make import from_config
 from latent.methods.base import Method
 from train.config import RLVR, Run
 
@@ -76,7 +76,7 @@ def config_of(run: Run):
     """The backbone's config: of a model from scratch, from `SHAPES`, from a directory, or from the hub."""
     from transformers import AutoConfig
 
-    from latent.backbone import config_from_scratch
+    from latent.make import config_from_scratch
 
     name = run.model.pretrained
     if name is None:

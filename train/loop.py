@@ -6,7 +6,7 @@ Data and randomness are functions of (seed, step), so that a run goes on from a 
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import reduce
 from operator import add
 from typing import Any
@@ -17,11 +17,11 @@ from torch import Tensor
 from eval.environments.base import Environment, Problem
 from kernels.errors import UserError
 from latent.generate import Reasoner
-from latent.methods.base import Mean
+from latent.methods.terms import Mean
 from train import resume
 from train.checkpoint import Saved
 from train.config import RLVR, SFT
-from train.data import batch
+from train.data import batch, seed_of
 from train.divergence import Diverged, check_weights, diverged
 from train.engine import Engine
 from train.losses import Extreme, Logged
@@ -73,10 +73,6 @@ class Trainer:
         self.last_problems = [whole[i] for i in self.rows]
         return self.last_problems
 
-    def seed(self, step: int) -> int:
-        """The seed of this process's own randomness in a step, such as dropout."""
-        return seed_of(self.record.run.seed, step, self.engine.rank)
-
     def generator(self, step: int, device: str | torch.device = "cpu") -> torch.Generator:
         """The generator of what a step draws for its whole batch: the same on every process."""
         return torch.Generator(device).manual_seed(seed_of(self.record.run.seed, step, 0))
@@ -101,8 +97,8 @@ class Trainer:
         all micro-batches and processes, so that the parts add up to the loss of the whole batch in one piece. With more
         than one part, `counts` gives this process's counts before the first part is computed. Raises `Diverged`.
         """
-        engine, tally = self.engine, Tally()
-        whole = None
+        engine, done = self.engine, list[Terms]()
+        whole: list | None = None
         if len(parts) > 1:
             assert counts is not None  # as said above
             whole = engine.sum(counts())
@@ -114,9 +110,12 @@ class Trainer:
                     whole = [int(n) for n in whole]
                 means = [m.weight * Mean(m.total, n).taken() for m, n in zip(terms, whole, strict=True)]
                 engine.backward(reduce(add, means))
-            tally.add(terms, logged)
-            del terms, logged, means  # frees this micro-batch's graph before the next one is computed
-        metrics = tally.over_processes(engine)
+            # detached, so that this micro-batch's graph is freed before the next one is computed
+            terms = [replace(m, total=m.total.detach()) for m in terms]
+            logged = {k: replace(m, total=m.total.detach()) if isinstance(m, Mean) else m for k, m in logged.items()}
+            done.append((terms, logged))
+            del means
+        metrics = over_processes(done, engine)
         norm = engine.clip(self.optimizer, self.config.clip)
         # both numbers are the same on all processes, so that all of them raise or none
         if not (math.isfinite(float(norm)) and math.isfinite(float(metrics["loss"]))):
@@ -136,7 +135,7 @@ class Trainer:
         with amid_update() as told_to_end:
             for step in range(self.done, total):
                 start = time.process_time()
-                torch.manual_seed(self.seed(step))
+                torch.manual_seed(seed_of(self.record.run.seed, step, self.engine.rank))  # this process's own: dropout
                 for group in self.optimizer.param_groups:
                     group["lr"] = c.lr * group["scale"] * self.rate(step)
                 try:
@@ -174,34 +173,24 @@ class Trainer:
         return (step + 1) % self.config.log_every == 0 or step + 1 == self.config.steps or self.stop_early
 
 
-@dataclass
-class Tally:
-    """The sums of a loss's terms and of what is logged, over the micro-batches of an update on this process."""
+def over_processes(parts: Sequence[Terms], engine: Engine) -> dict[str, Tensor]:
+    """The loss and what is logged, over all micro-batches and processes: means over all that they average, extremes.
 
-    terms: list[Mean] = field(default_factory=list)
-    logged: dict[str, Logged] = field(default_factory=dict)
-
-    def add(self, terms: list[Mean], logged: dict[str, Logged]) -> None:
-        """Add one micro-batch. All micro-batches have the same terms and log the same names."""
-        terms = [Mean(m.total.detach(), m.count, m.weight) for m in terms]
-        logged = {k: Mean(m.total.detach(), m.count) if isinstance(m, Mean) else m for k, m in logged.items()}
-        first = not self.logged and not self.terms
-        self.terms = terms if first else [a.joined(b) for a, b in zip(self.terms, terms, strict=True)]
-        self.logged = logged if first else {name: joined(m, logged[name]) for name, m in self.logged.items()}
-
-    def over_processes(self, engine: Engine) -> dict[str, Tensor]:
-        """The loss and what is logged, over all processes: means over all that they average, extremes over all."""
-        extremes = {name: m for name, m in self.logged.items() if isinstance(m, Extreme)}
-        means = {name: m for name, m in self.logged.items() if isinstance(m, Mean)}
-        every = [*self.terms, *means.values()]
-        sums = engine.sum([m.total for m in every] + [m.count for m in every])
-        counts = sums[len(every) :] if engine.world == 1 else [int(n) for n in sums[len(every) :]]
-        taken = [Mean(total, n).taken() for total, n in zip(sums, counts)]
-        furthest = engine.most([m.sign * m.value for m in extremes.values()])
-        logged = dict(zip(means, taken[len(self.terms) :]))
-        logged |= {name: m.sign * x for (name, m), x in zip(extremes.items(), furthest)}
-        loss = reduce(add, [m.weight * x for m, x in zip(self.terms, taken)])
-        return {"loss": loss, **{name: logged[name] for name in self.logged}}
+    `parts`: those of this process, one at least. All have the same terms and log the same names.
+    """
+    terms = [reduce(Mean.joined, each) for each in zip(*(terms for terms, _ in parts), strict=True)]
+    logged = {name: reduce(joined, [found[name] for _, found in parts]) for name in parts[0][1]}
+    extremes = {name: m for name, m in logged.items() if isinstance(m, Extreme)}
+    means = {name: m for name, m in logged.items() if isinstance(m, Mean)}
+    every = [*terms, *means.values()]
+    sums = engine.sum([m.total for m in every] + [m.count for m in every])
+    counts = sums[len(every) :] if engine.world == 1 else [int(n) for n in sums[len(every) :]]
+    taken = [Mean(total, n).taken() for total, n in zip(sums, counts)]
+    furthest = engine.most([m.sign * m.value for m in extremes.values()])
+    values = dict(zip(means, taken[len(terms) :]))
+    values |= {name: m.sign * x for (name, m), x in zip(extremes.items(), furthest)}
+    loss = reduce(add, [m.weight * x for m, x in zip(terms, taken)])
+    return {"loss": loss, **{name: values[name] for name in logged}}
 
 
 def joined(a: Logged, b: Logged) -> Logged:
@@ -227,11 +216,6 @@ def own_rows(config: SFT, rank: int, world: int) -> list[int]:
         raise UserError(f"{share} prompts a process cannot be cut into {minibatches} minibatches (train.minibatches)")
     size, own = config.batch // minibatches, share // minibatches
     return [i * size + rank * own + j for i in range(minibatches) for j in range(own)]
-
-
-def seed_of(seed: int, step: int, rank: int) -> int:
-    """The seed of one step's randomness on one process. Distinct steps and processes have distinct seeds."""
-    return (seed * 1_000_003 + step) * 1_009 + rank + 1
 
 
 def mean(window: list[dict]) -> dict[str, float]:

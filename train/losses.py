@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from latent.methods.base import Mean, share
+from latent.methods.terms import Mean, share
 from latent.thought import Decision
 
 

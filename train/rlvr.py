@@ -148,7 +148,7 @@ def learn(trainer: Trainer, rolled: Rollout, outcome_B: Tensor, reference: Metho
 
     def terms(part: Rollout, part_outcome_B: Tensor, fresh: bool) -> Terms:
         with trainer.precision():
-            now = engine.call(score, part, c.temperature)
+            now = engine.module(score, part, c.temperature)
         was = old.get(id(part)) or detached(now)
         losses, logged = c.algorithm.loss(now, was, part_outcome_B, (c.clip_low, c.clip_high), c.entropy)
         if fresh:

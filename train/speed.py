@@ -94,7 +94,7 @@ def tiny(options: Speed) -> list[dict]:
     import torch
 
     from eval import environments
-    from latent import backbone, load, methods
+    from latent import load, make, methods
     from latent.generate import rollout, score
     from latent.text import Batch
     from train.losses import policy_loss
@@ -112,13 +112,13 @@ def tiny(options: Speed) -> list[dict]:
         optimizer.zero_grad()
 
     def trained(name: str) -> Callable[[int], None]:
-        body = backbone.from_scratch(preset.model, codec.size, codec.pad, codec.end)
+        body = make.from_scratch(preset.model, codec.size, codec.pad, codec.end)
         method = methods.build(preset.arms[name].method, body)
         optimizer = torch.optim.AdamW(method.parameters(), fused=True)
         return lambda i: step(method, optimizer, method.loss(Batch.of(env.train_batch(0, i, 64), codec))[0])
 
     arms = {name: trained(name) for name in ("latent", "cot", "no-cot")}
-    body = backbone.from_scratch(preset.model, codec.size, codec.pad, codec.end)
+    body = make.from_scratch(preset.model, codec.size, codec.pad, codec.end)
     policy = load(options.run).method if options.run else methods.build(preset.arms["latent"].method, body)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=0.0, fused=True)
     rolled = {}
@@ -153,16 +153,16 @@ def gpt2() -> list[dict]:
     """
     import torch
 
-    from latent import backbone, methods
+    from latent import make, methods
     from latent.config import ModelConfig
     from latent.generate import decode
     from latent.methods import Sim
-    from latent.methods.base import text_loss
+    from latent.methods.terms import text_loss
     from latent.text import Text
     from latent.thought import Greedy, Prompt
 
     model = ModelConfig(n_layer=12, n_embd=768, n_head=12, n_positions=1024)
-    method = methods.build(Sim(n_latent=6), backbone.from_scratch(model, 50257, 0, None))
+    method = methods.build(Sim(n_latent=6), make.from_scratch(model, 50257, 0, None))
     ids = torch.randint(50257, (64, 151))
 
     def training(batch: int, n: int) -> list[dict]:
@@ -234,7 +234,7 @@ def in_processes(updates: int = 4) -> list[dict]:
         for step in range(updates):
             batch = Batch.of(trainer.problems(env, step), reasoner.codec)
             start = time.process_time()
-            trainer.descend([partial(engine.call, "terms", batch)])
+            trainer.descend([partial(engine.module, "terms", batch)])
             seconds.append(time.process_time() - start)
     held = {"parameters": list(trainer.method.parameters())}
     held["AdamW's moments"] = [x for state in trainer.optimizer.state.values() for x in state.values()]

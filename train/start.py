@@ -10,7 +10,8 @@ from torch import Tensor
 
 from eval.environments.base import Environment, Finite
 from kernels.errors import UserError
-from latent import backbone, hub, lora, methods
+from latent import hub, lora, make, methods
+from latent.backbone import Backbone
 from latent.codec import Codec
 from latent.files import read_json
 from latent.generate import Reasoner
@@ -32,12 +33,12 @@ def begin(run: Run, env: Environment, root: Path) -> Reasoner:
         method.load_state_dict(inherited(method, start.method, run.init), strict=False)
         return reasoner_of(run, env, method, start.codec)
     if run.model.pretrained is not None:
-        body, tokenizer = backbone.from_pretrained(run.model.pretrained)
+        body, tokenizer = make.from_pretrained(run.model.pretrained)
         codec = Codec(tokenizer, chat=run.model.chat_template)
         body.make_room(codec.size)
     else:
         codec = env.codec(run.model)
-        body = backbone.from_scratch(run.model, codec.size, codec.pad, codec.end)
+        body = make.from_scratch(run.model, codec.size, codec.pad, codec.end)
     prepare(run, body)
     return reasoner_of(run, env, methods.build(run.method, body), codec)
 
@@ -52,7 +53,7 @@ def folder_of(init: str, root: Path) -> Path:
     return root / init if (root / init).is_dir() else Path(init)
 
 
-def prepare(run: Run, body: backbone.Backbone) -> None:
+def prepare(run: Run, body: Backbone) -> None:
     """Give the backbone what the config asks for in training: adapters and gradient checkpointing."""
     if run.model.lora_rank:
         lora.add(body.lm, run.model.lora_rank, run.model.lora_alpha)
@@ -117,4 +118,4 @@ def check_starts(runs: Iterable[Run], root: Path) -> None:
 def _on_meta(body, method: methods.MethodConfig) -> Method:
     """A method on a backbone of a config, whose weights take no memory."""
     with torch.device("meta"):
-        return methods.build(method, backbone.from_config(body))
+        return methods.build(method, make.from_config(body))

@@ -204,13 +204,12 @@ class Generated(Environment):
 
     def train_batch(self, seed, index, size):
         rng = random.Random(f"train {seed} {index}")
-        return [self._train_problem(rng) for _ in range(size)]
-
-    def _train_problem(self, rng) -> Problem:
-        while True:
+        drawn: list[Problem] = []
+        while len(drawn) < size:
             problem = self.draw_train(rng)
             if self.split(problem) == "train":
-                return problem
+                drawn.append(problem)
+        return drawn
 
 
 def split_of(key: str) -> str:

@@ -7,7 +7,6 @@ arrangements: a model that cannot compose swaps ends at 2 / k!.
 
 import random
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations, permutations
 from math import factorial
@@ -77,10 +76,6 @@ class CupsEnvironment(Generated):
         moves = rng.choices(self._names, k=level) + ["."] * (self.config.swaps - level)
         if self.turns == 2:  # dots at the end of each half, as there
             moves = [m for half in (moves[::2], moves[1::2]) for m in half]
-        return self.of_moves(moves, level)
-
-    def of_moves(self, moves: list[str], level: int) -> Problem:
-        """The problem of some moves: its first turn, and what is said in the second."""
         steps, half = self.oracle(moves), len(moves) // self.turns
         more = (" ".join(moves[half:]),) if self.turns == 2 else ()
         return Problem(" ".join(moves[:half]), steps[:half], steps[half - 1].rstrip(), level, more=more)
@@ -106,12 +101,8 @@ class CupsEnvironment(Generated):
             if move != ".":
                 i, j = self._moves[move]
                 cups[i], cups[j] = cups[j], cups[i]
-            steps.append(self.named(cups))
+            steps.append(f"{''.join(cups)} " if self.config.one_token else " ".join(cups))
         return tuple(steps)
-
-    def named(self, cups: Iterable[str]) -> str:
-        """An arrangement in words."""
-        return f"{''.join(cups)} " if self.config.one_token else " ".join(cups)
 
     def frontier(self, problem, step):
         """There is one branch: the arrangement after a step, where it is one word."""

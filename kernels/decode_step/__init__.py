@@ -39,7 +39,7 @@ class LatentDecoder:
         self.decoder, self.dtype, self.device = decoder, weight.dtype, weight.device
         amd = "it is made for NVIDIA's GPUs" if torch.version.hip else None
         self.asked = impl
-        self.impl = dispatch.choose("decode_step", impl, weight, dispatch.not_floats(weight) or amd or decoder.mixed())
+        self.impl = dispatch.choose("decode_step", impl, weight, amd or decoder.mixed())
         self._workspaces: OrderedDict[tuple[int, int], _Workspace] = OrderedDict()  # by batch and room
         self._steps: dict[int, object] = {}  # what lies between launches, by batch
 

@@ -28,7 +28,7 @@ def second_difference(
     dispatch.expect(op, "h", h_ND, (None, None))
     for name, x in (("before", before_ND), ("earlier", earlier_ND)):
         dispatch.expect(op, name, x, tuple(h_ND.shape), like=h_ND)
-    if dispatch.choose(op, impl, h_ND, dispatch.not_floats(h_ND)) == "triton":
+    if dispatch.choose(op, impl, h_ND) == "triton":
         from kernels.exit_criterion import triton
 
         with dispatch.launching(op, impl, h_ND):
@@ -46,7 +46,7 @@ def step_kl(h_ND: Tensor, before_ND: Tensor, e_VD: Tensor, impl: dispatch.Impl |
     dispatch.expect(op, "h", h_ND, (None, None))
     dispatch.expect(op, "before", before_ND, tuple(h_ND.shape), like=h_ND)
     dispatch.expect(op, "e", e_VD, (None, h_ND.shape[1]), like=h_ND)
-    if dispatch.choose(op, impl, h_ND, dispatch.not_floats(h_ND)) == "triton":
+    if dispatch.choose(op, impl, h_ND) == "triton":
         from kernels.exit_criterion import triton
 
         with dispatch.launching(op, impl, h_ND):

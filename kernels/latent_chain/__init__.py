@@ -32,9 +32,10 @@ class LatentChain:
 
         `recompute` keeps only each step's input until backward, and computes the step twice.
         """
-        chain = Chain(decoder, kv, recompute)
-        flat = [x for pair in kv for x in pair]
-        return cls(chain, Open.apply(chain, len(kv), *flat, *chain.params), chain.filled)
+        affines = decoder.affines()
+        chain = Chain(decoder, recompute, affines, [p for affine in affines for p in affine if p is not None])
+        token = Open.apply(chain, *(x for pair in kv for x in pair), *chain.params)
+        return cls(chain, token, chain.filled)
 
     def step(
         self, x_BD: Tensor, rope: tuple[Tensor, Tensor] | None = None, visible_BS: Tensor | None = None

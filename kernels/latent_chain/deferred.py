@@ -6,6 +6,9 @@ are ordered by a token, an empty tensor that each takes from the one before: so 
 everything that attends it, and finds the gradient of its K and V complete.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -14,80 +17,82 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from kernels.decoder import Affine, Decoder
-from kernels.latent_chain.reference import activate
+from kernels.latent_chain.reference import ACTIVATIONS, linear
 
 _SPARE = 16  # positions allocated ahead
 aten = torch.ops.aten
 
 
+@dataclass(eq=False)
 class Chain:
     """What the nodes of one chain share: the weights, K and V as (L, S, B, H_kv, d), and what backward gathers."""
 
-    @torch.no_grad()
-    def __init__(self, decoder: Decoder, kv: list[tuple[Tensor, Tensor]], recompute: bool):
-        b, h, size, d = kv[0][0].shape
-        self.decoder, self.recompute, self.filled = decoder, recompute, size
-        self.k, self.v = (kv[0][0].new_empty(len(kv), size + _SPARE, b, h, d) for _ in "kv")
-        for i, (k, v) in enumerate(kv):
-            self.k[i, :size], self.v[i, :size] = k.permute(2, 0, 1, 3), v.permute(2, 0, 1, 3)
-        self.affines = decoder.affines()
-        self.params = [p for affine in self.affines for p in affine if p is not None]
-        self.versions = [p._version for p in self.params]
-        self.wanted: list[bool] = []  # which of them need a gradient
-        self._backward: _Backward | None = None
+    decoder: Decoder
+    recompute: bool
+    affines: list[Affine]
+    params: list[Tensor]  # the tensors of `affines`: weights, and those biases that exist
+    k: Tensor = field(init=False)
+    v: Tensor = field(init=False)
+    filled: int = field(init=False)  # positions in K and V
+    versions: list[int] = field(init=False)
+    wanted: list[bool] = field(init=False)  # which of the parameters need a gradient
+    gathered: Gathered | None = None
 
-    def make_room(self) -> None:
-        if self.filled == self.k.shape[1]:
-            self.k, self.v = (torch.cat([x, torch.empty_like(x)], 1) for x in (self.k, self.v))
-
-    @property
-    def backward(self) -> "_Backward":
-        """This pass backwards; an earlier one may have left its own unfinished."""
+    def backward(self) -> Gathered:
+        """What this pass backwards has gathered so far; an earlier pass may have left its own unfinished."""
         task = torch._C._current_graph_task_id()
-        if self._backward is None or self._backward.task != task:
+        if self.gathered is None or self.gathered.task != task:
             if [p._version for p in self.params] != self.versions:
                 raise RuntimeError("a weight of the latent chain was changed in place between forward and backward")
             more = torch.promote_types(self.k.dtype, torch.float32)
             dk, dv = (torch.zeros_like(x[:, : self.filled], dtype=more) for x in (self.k, self.v))
-            self._backward = _Backward(task, dk, dv)
-        return self._backward
+            self.gathered = Gathered(task, dk, dv)
+        return self.gathered
 
 
 @dataclass
-class _Backward:
+class Gathered:
+    """Gradients of K and V, and for each step of every projection and norm its input and its output's gradient."""
+
     task: int
     dk: Tensor
     dv: Tensor
-    pairs: dict[int, list[tuple[Tensor, ...]]] = field(default_factory=dict)
+    steps: list[list[tuple[Tensor, ...]]] = field(default_factory=list)
 
 
 class Open(Function):
     """K and V of every layer, (B, H_kv, S, d), and the weights -> the first token."""
 
     @staticmethod
-    def forward(ctx, chain: Chain, n: int, *tensors: Tensor):
-        ctx.chain, ctx.size = chain, chain.filled
-        chain.wanted = list(ctx.needs_input_grad[2 + 2 * n :])
+    def forward(ctx, chain: Chain, *tensors: Tensor):
+        kv, n = tensors[: -len(chain.params)], len(chain.decoder.layers)
+        b, h, size, d = kv[0].shape
+        chain.k, chain.v = (kv[0].new_empty(n, size + _SPARE, b, h, d) for _ in "kv")
+        for i, (k, v) in enumerate(zip(kv[::2], kv[1::2])):
+            chain.k[i, :size], chain.v[i, :size] = k.permute(2, 0, 1, 3), v.permute(2, 0, 1, 3)
+        chain.filled, chain.versions = size, [p._version for p in chain.params]
+        chain.wanted = list(ctx.needs_input_grad[1 + len(kv) :])
+        ctx.chain, ctx.size = chain, size
         return chain.k.new_empty(0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, _):
-        chain, back = ctx.chain, ctx.chain.backward
+        chain, found = ctx.chain, ctx.chain.backward()
         kv = []
-        for dk, dv in zip(back.dk, back.dv):
+        for dk, dv in zip(found.dk, found.dv):
             kv += [g[: ctx.size].permute(1, 2, 0, 3).to(chain.k.dtype) for g in (dk, dv)]
         weights, wanted = [], iter(chain.wanted)
-        for i, affine in enumerate(chain.affines):
+        steps_of = zip(*found.steps) if found.steps else [None] * len(chain.affines)
+        for affine, steps in zip(chain.affines, steps_of, strict=True):
             need = [p is not None and next(wanted) for p in affine]
-            steps = back.pairs.pop(i, None)
             grads = _weight_grads(affine, need, steps, chain.decoder) if steps else (None, None)
             weights += [g for g, p in zip(grads, affine) if p is not None]
-        chain._backward = None
-        return None, None, *kv, *weights
+        chain.gathered = None
+        return None, *kv, *weights
 
 
-def _weight_grads(affine: Affine, need: list[bool], steps: list[tuple], decoder: Decoder) -> tuple:
+def _weight_grads(affine: Affine, need: list[bool], steps: Iterable[tuple], decoder: Decoder) -> tuple:
     """dW and db of a projection or a norm over all steps."""
     if not any(need):
         return None, None
@@ -106,8 +111,9 @@ class Step(Function):
 
     @staticmethod
     def forward(ctx, x_BD, token, chain: Chain, rope, visible_SB11):
-        chain.make_room()
         s = chain.filled
+        if s == chain.k.shape[1]:
+            chain.k, chain.v = (torch.cat([x, torch.empty_like(x)], 1) for x in (chain.k, chain.v))
         chain.filled = s + 1
         h_BD, saved = _forward(x_BD, chain, s, rope, visible_SB11, write=True)
         ctx.chain, ctx.s, ctx.rope, ctx.visible, ctx.saved = chain, s, rope, visible_SB11, saved
@@ -119,11 +125,60 @@ class Step(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dh_BD, _):
-        chain, saved = ctx.chain, ctx.saved
+        """The gradient of the step's input; those of K and V are added up, the weights' pairs kept for `Open`."""
+        chain, s, rope, saved = ctx.chain, ctx.s, ctx.rope, ctx.saved
         if saved is None:
             (x_BD,) = ctx.saved_tensors
-            _, saved = _forward(x_BD, chain, ctx.s, ctx.rope, ctx.visible, write=False)
-        return _backward(dh_BD, chain, ctx.s, ctx.rope, saved), None, None, None, None
+            _, saved = _forward(x_BD, chain, s, rope, ctx.visible, write=False)
+        dec, found = chain.decoder, chain.backward()
+        *layers, h_stats = saved
+        dx, pair = _norm_backward(dh_BD, dec.norm, h_stats, dec)
+        pairs = [pair]  # the last first: `affines` backwards
+        for i in reversed(range(len(layers))):
+            layer = dec.layers[i]
+            n_stats, n, qk_stats, q_BHGd, p_SBHG, a, m_stats, m, ups, u, inner = layers[i]
+            pairs.append((inner, dx))
+            dinner = dx @ layer.down[0].t()
+            dups = [_ACTIVATION_BACKWARD[dec.act](dinner * ups[1] if len(ups) == 2 else dinner, ups[0], u)]
+            if len(ups) == 2:
+                dups.append(dinner * u)
+            dm = None
+            for dup, (weight, _bias) in zip(reversed(dups), reversed(layer.up)):
+                pairs.append((m, dup))
+                dm = dup @ weight.t() if dm is None else dm.addmm_(dup, weight.t())
+            assert dm is not None  # every layer has such projections
+            dm, pair = _norm_backward(dm, layer.norm_2, m_stats, dec)
+            dx = dm.add_(dx)
+            pairs += [pair, (a, dx)]
+            da_BHGd = (dx @ layer.out[0].t()).view_as(q_BHGd).to(q_BHGd.dtype)
+            k_SBH1d, v_SBH1d = (buffer[i, : s + 1].unsqueeze(3) for buffer in (chain.k, chain.v))
+            dk_SBHd, dv_SBHd = (g[i, : s + 1] for g in (found.dk, found.dv))
+            dp_SBHG = (v_SBH1d * da_BHGd).sum(-1).mul_(p_SBHG)
+            ds_SBHG = dp_SBHG.sub_(p_SBHG * dp_SBHG.sum(0))
+            for g in range(q_BHGd.shape[2]):
+                dv_SBHd.addcmul_(p_SBHG[..., g, None], da_BHGd[:, :, g])
+                dk_SBHd.addcmul_(ds_SBHG[..., g, None], q_BHGd[:, :, g])
+            dq = (ds_SBHG.unsqueeze(-1) * k_SBH1d).sum(0).mul_(dec.d**-0.5).flatten(1, 2).to(dx.dtype)
+            dk, dv = dk_SBHd[s].to(dx.dtype), dv_SBHd[s].to(dx.dtype)
+            if rope is not None:
+                dq, dk = _rotate_backward(dq, *rope), _rotate_backward(dk, *rope)
+            if layer.qk_norm:
+                dk, k_pair = _norm_backward(dk, layer.qk_norm[1], qk_stats[1], dec)
+                dq, q_pair = _norm_backward(dq, layer.qk_norm[0], qk_stats[0], dec)
+                pairs += [k_pair, q_pair]
+            grads = [g.flatten(1) for g in (dq, dk, dv)]
+            if len(layer.qkv) == 1:
+                grads = [torch.cat(grads, 1)]
+            dn = None
+            for grad, (weight, _bias) in zip(reversed(grads), reversed(layer.qkv)):
+                pairs.append((n, grad))
+                dn = grad @ weight.t() if dn is None else dn.addmm_(grad, weight.t())
+            assert dn is not None
+            dn, pair = _norm_backward(dn, layer.norm_1, n_stats, dec)
+            dx = dn.add_(dx)
+            pairs.append(pair)
+        found.steps.append(pairs[::-1])
+        return dx, None, None, None, None
 
 
 class Read(Function):
@@ -140,10 +195,10 @@ class Read(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads):
-        back = ctx.chain.backward
+        found = ctx.chain.backward()
         for i, (dk, dv) in enumerate(zip(grads[::2], grads[1::2])):
-            back.dk[i, : ctx.size] += dk.permute(2, 0, 1, 3)
-            back.dv[i, : ctx.size] += dv.permute(2, 0, 1, 3)
+            found.dk[i, : ctx.size] += dk.permute(2, 0, 1, 3)
+            found.dv[i, : ctx.size] += dv.permute(2, 0, 1, 3)
         return None, None, None
 
 
@@ -154,7 +209,7 @@ def _forward(x: Tensor, chain: Chain, s: int, rope, visible_SB11, write: bool) -
     more = torch.promote_types(x.dtype, torch.float32)
     for i, layer in enumerate(dec.layers):
         n, n_stats = _norm(x, layer.norm_1, dec)
-        parts = [_linear(n, p) for p in layer.qkv]
+        parts = [linear(n, p) for p in layer.qkv]
         q, k, v = (p.view(b, -1, dec.d) for p in (parts[0].split(sizes, 1) if len(parts) == 1 else parts))
         qk_stats = None
         if layer.qk_norm:
@@ -171,81 +226,15 @@ def _forward(x: Tensor, chain: Chain, s: int, rope, visible_SB11, write: bool) -
             score_SBHG.masked_fill_(~visible_SB11, float("-inf"))
         p_SBHG = score_SBHG.softmax(0)
         a = (p_SBHG.unsqueeze(-1) * v_SBH1d).sum(0).view(b, -1).to(x.dtype)
-        y = _linear(a, layer.out).add_(x)
+        y = linear(a, layer.out).add_(x)
         m, m_stats = _norm(y, layer.norm_2, dec)
-        ups = [_linear(m, p) for p in layer.up]
-        u = activate(ups[0], dec.act)
+        ups = [linear(m, p) for p in layer.up]
+        u = ACTIVATIONS[dec.act](ups[0])
         inner = u * ups[1] if len(ups) == 2 else u
         saved.append((n_stats, n, qk_stats, q_BHGd, p_SBHG, a, m_stats, m, ups, u, inner))
-        x = _linear(inner, layer.down).add_(y)
+        x = linear(inner, layer.down).add_(y)
     h, h_stats = _norm(x, dec.norm, dec)
     return h, [*saved, h_stats]
-
-
-def _backward(dh: Tensor, chain: Chain, s: int, rope, saved: list) -> Tensor:
-    """The gradient of the step's input; those of K and V are added up in the chain, the weights' pairs kept there."""
-    dec, back = chain.decoder, chain.backward
-    index = len(chain.affines)
-
-    def keep(*pair: Tensor) -> None:
-        back.pairs.setdefault(index, []).append(pair)
-
-    index -= 1
-    dx = _norm_backward(dh, dec.norm, saved[-1], dec, keep)
-    for i in reversed(range(len(dec.layers))):
-        layer = dec.layers[i]
-        n_stats, n, qk_stats, q_BHGd, p_SBHG, a, m_stats, m, ups, u, inner = saved[i]
-        index -= 1
-        keep(inner, dx)
-        dinner = dx @ layer.down[0].t()
-        dups = [_activate_backward(dinner * ups[1] if len(ups) == 2 else dinner, ups[0], u, dec.act)]
-        if len(ups) == 2:
-            dups.append(dinner * u)
-        dm = None
-        for dup, affine in zip(reversed(dups), reversed(layer.up)):
-            index -= 1
-            keep(m, dup)
-            dm = dup @ affine[0].t() if dm is None else dm.addmm_(dup, affine[0].t())
-        index -= 1
-        assert dm is not None  # every layer has such projections
-        dx = _norm_backward(dm, layer.norm_2, m_stats, dec, keep).add_(dx)
-        index -= 1
-        keep(a, dx)
-        da_BHGd = (dx @ layer.out[0].t()).view_as(q_BHGd).to(q_BHGd.dtype)
-        k_SBH1d, v_SBH1d = (buffer[i, : s + 1].unsqueeze(3) for buffer in (chain.k, chain.v))
-        dk_SBHd, dv_SBHd = (g[i, : s + 1] for g in (back.dk, back.dv))
-        dp_SBHG = (v_SBH1d * da_BHGd).sum(-1).mul_(p_SBHG)
-        ds_SBHG = dp_SBHG.sub_(p_SBHG * dp_SBHG.sum(0))
-        for g in range(q_BHGd.shape[2]):
-            dv_SBHd.addcmul_(p_SBHG[..., g, None], da_BHGd[:, :, g])
-            dk_SBHd.addcmul_(ds_SBHG[..., g, None], q_BHGd[:, :, g])
-        dq = (ds_SBHG.unsqueeze(-1) * k_SBH1d).sum(0).mul_(dec.d**-0.5).flatten(1, 2).to(dx.dtype)
-        dk, dv = dk_SBHd[s].to(dx.dtype), dv_SBHd[s].to(dx.dtype)
-        if rope is not None:
-            dq, dk = _rotate_backward(dq, *rope), _rotate_backward(dk, *rope)
-        if layer.qk_norm:
-            index -= 1
-            dk = _norm_backward(dk, layer.qk_norm[1], qk_stats[1], dec, keep)
-            index -= 1
-            dq = _norm_backward(dq, layer.qk_norm[0], qk_stats[0], dec, keep)
-        grads = [g.flatten(1) for g in (dq, dk, dv)]
-        if len(layer.qkv) == 1:
-            grads = [torch.cat(grads, 1)]
-        dn = None
-        for grad, affine in zip(reversed(grads), reversed(layer.qkv)):
-            index -= 1
-            keep(n, grad)
-            dn = grad @ affine[0].t() if dn is None else dn.addmm_(grad, affine[0].t())
-        index -= 1
-        assert dn is not None
-        dx = _norm_backward(dn, layer.norm_1, n_stats, dec, keep).add_(dx)
-    assert index == 0, index
-    return dx
-
-
-def _linear(x: Tensor, affine: Affine) -> Tensor:
-    weight, bias = affine
-    return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
 
 
 def _norm(x: Tensor, affine: Affine, dec: Decoder) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -260,26 +249,25 @@ def _norm(x: Tensor, affine: Affine, dec: Decoder) -> tuple[Tensor, tuple[Tensor
     return normed * weight, (normed, scale)
 
 
-def _norm_backward(dy: Tensor, affine: Affine, stats: tuple[Tensor, ...], dec: Decoder, keep) -> Tensor:
+def _norm_backward(dy: Tensor, affine: Affine, stats: tuple[Tensor, ...], dec: Decoder) -> tuple[Tensor, tuple]:
+    """The gradient of what was normed, and what `_weight_grads` needs of this step."""
     weight, bias = affine
     if dec.kind == "layer":
         x, mean, rstd = stats
-        keep(x, dy, mean, rstd)
         mask = (True, False, False)
-        return aten.native_layer_norm_backward(dy, x, weight.shape, mean, rstd, weight, bias, mask)[0]
+        dx = aten.native_layer_norm_backward(dy, x, weight.shape, mean, rstd, weight, bias, mask)[0]
+        return dx, (x, dy, mean, rstd)
     normed, scale = stats
-    keep(normed, dy)
     dn = (dy * weight).to(scale.dtype)
-    return ((dn - normed * (dn * normed).mean(-1, keepdim=True)) * scale).to(dy.dtype)
+    return ((dn - normed * (dn * normed).mean(-1, keepdim=True)) * scale).to(dy.dtype), (normed, dy)
 
 
-def _activate_backward(du: Tensor, before: Tensor, after: Tensor, act: str) -> Tensor:
-    match act:
-        case "relu":
-            return aten.threshold_backward(du, after, 0)
-        case "silu":
-            return aten.silu_backward(du, before)
-    return aten.gelu_backward(du, before, approximate="tanh" if act == "gelu_tanh" else "none")
+_ACTIVATION_BACKWARD: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {  # of du, and what goes in and comes out
+    "relu": lambda du, _, after: aten.threshold_backward(du, after, 0),
+    "silu": lambda du, before, _: aten.silu_backward(du, before),
+    "gelu": lambda du, before, _: aten.gelu_backward(du, before, approximate="none"),
+    "gelu_tanh": lambda du, before, _: aten.gelu_backward(du, before, approximate="tanh"),
+}
 
 
 def _rotate(x_BHd: Tensor, cos_Bd: Tensor, sin_Bd: Tensor) -> Tensor:

@@ -1,10 +1,20 @@
 """The definition: one position through a decoder by plain torch, K and V concatenated, autograd does the rest."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.decoder import Affine, Decoder, Layer
+from kernels.decoder import Act, Affine, Decoder, Layer
+
+ACTIVATIONS: dict[Act, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
+}
 
 
 def step(
@@ -45,7 +55,7 @@ def finish(x_BD: Tensor, a_BD: Tensor, layer: Layer, decoder: Decoder) -> Tensor
     x_BD = x_BD + linear(a_BD, layer.out)
     m_BD = norm(x_BD, layer.norm_2, decoder)
     first, *second = (linear(m_BD, p) for p in layer.up)
-    u_BF = activate(first, decoder.act)
+    u_BF = ACTIVATIONS[decoder.act](first)
     return x_BD + linear(u_BF * second[0] if second else u_BF, layer.down)
 
 
@@ -60,19 +70,6 @@ def norm(x: Tensor, affine: Affine, decoder: Decoder) -> Tensor:
 def linear(x: Tensor, affine: Affine) -> Tensor:
     weight, bias = affine
     return x @ weight if bias is None else torch.addmm(bias, x, weight)
-
-
-def activate(x: Tensor, act: str) -> Tensor:
-    match act:
-        case "relu":
-            return F.relu(x)
-        case "gelu":
-            return F.gelu(x)
-        case "gelu_tanh":
-            return F.gelu(x, approximate="tanh")
-        case "silu":
-            return F.silu(x)
-    raise ValueError(f"activation must be relu, gelu, gelu_tanh or silu, got {act!r}")
 
 
 def rotate(x_BHd: Tensor, cos_Bd: Tensor, sin_Bd: Tensor) -> Tensor:

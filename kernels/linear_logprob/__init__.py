@@ -35,7 +35,7 @@ def linear_logprob(
         raise ValueError(f"{op}: ids must be integers on {h_ND.device}, got {ids_N.dtype} on {ids_N.device}")
     if not temperature > 0:
         raise ValueError(f"{op}: temperature must be > 0, got {temperature}")
-    if dispatch.choose(op, impl, h_ND, dispatch.not_floats(h_ND)) == "triton":
+    if dispatch.choose(op, impl, h_ND) == "triton":
         from kernels.linear_logprob.triton import LinearLogprob
 
         with dispatch.launching(op, impl, h_ND):

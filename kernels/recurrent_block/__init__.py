@@ -34,7 +34,7 @@ def inject(
         if x is not None:
             dispatch.expect(op, name, x, (s_ND.shape[1],), like=s_ND)
     wide = f"rows of {s_ND.shape[1]} are too wide for one tile (8192)" if s_ND.shape[1] > 8192 else None
-    if dispatch.choose(op, impl, s_ND, dispatch.not_floats(s_ND) or wide) == "triton":
+    if dispatch.choose(op, impl, s_ND, wide) == "triton":
         from kernels.recurrent_block.triton import Inject
 
         with dispatch.launching(op, impl, s_ND):

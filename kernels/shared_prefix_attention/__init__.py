@@ -44,7 +44,7 @@ def shared_prefix_attention(
         dispatch.expect(op, "visible", visible_PS, (p, size))
     if lengths_PG is not None:
         dispatch.expect(op, "lengths", lengths_PG, (p, g))
-    if dispatch.choose(op, impl, q_PGHd, dispatch.not_floats(q_PGHd)) == "triton":
+    if dispatch.choose(op, impl, q_PGHd) == "triton":
         from kernels.shared_prefix_attention import triton
 
         with dispatch.launching(op, impl, q_PGHd):

@@ -44,7 +44,7 @@ def thought_feedback(
         for name, x in zip("eri", gate):
             dispatch.expect(op, name, x, (n, d), like=h_ND)
         dispatch.expect(op, "decay", gate[3], (d,), like=h_ND)
-    if dispatch.choose(op, impl, h_ND, dispatch.not_floats(h_ND)) == "triton":
+    if dispatch.choose(op, impl, h_ND) == "triton":
         from kernels.thought_feedback.triton import ThoughtFeedback
 
         gates = gate and tuple(x.contiguous() for x in gate)

@@ -44,7 +44,7 @@ def vocab_mix(
         raise ValueError(f"{op}: temperature must be > 0, got {temperature}")
     if top_k is not None and not 1 <= top_k <= len(e_VD):
         raise ValueError(f"{op}: top_k must be in 1..{len(e_VD)}, got {top_k}")
-    unless = dispatch.not_floats(h_ND) or left_to_torch(h_ND, top_k, dispatch.asked(impl) == "auto")
+    unless = left_to_torch(h_ND, top_k, dispatch.asked(impl) == "auto")
     if dispatch.choose(op, impl, h_ND, unless) == "triton":
         from kernels.vocab_mix import triton
 

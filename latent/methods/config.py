@@ -11,7 +11,8 @@ from latent.config import Fixed, Halt, Told, at_least
 from latent.policies import Deterministic, PolicyConfig
 
 if TYPE_CHECKING:
-    from latent.methods.base import AlongSequence, Method
+    from latent.methods.base import Method
+    from latent.methods.sequence import AlongSequence
 
 
 @dataclass(frozen=True)

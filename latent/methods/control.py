@@ -1,8 +1,8 @@
 """Controls of a method that loops along the sequence: all that is its own, but for what is fed back."""
 
 from latent.backbone import Backbone
-from latent.methods.base import AlongSequence
 from latent.methods.config import ControlConfig
+from latent.methods.sequence import AlongSequence
 
 _made: dict[tuple[type, type], type] = {}
 

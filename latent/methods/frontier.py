@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latent.backbone import Backbone
-from latent.methods.base import Mean
+from latent.methods.terms import Mean
 from latent.text import Batch
 
 

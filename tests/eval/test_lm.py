@@ -17,7 +17,7 @@ from latent import hub, load
 from latent.config import ModelConfig
 from latent.hf import LatentForCausalLM
 from latent.methods import Coconut, NoCoT, Sim
-from latent.methods.base import text_hidden
+from latent.methods.terms import text_hidden
 from latent.thought import Greedy
 from tests.eval.lm_helpers import PAIRS, asked, likelihoods, pens, texts, whole
 from tests.helpers import small_reasoner

@@ -11,7 +11,7 @@ from eval.environments import GSM8K, Cups, build
 from eval.judge import judge
 from eval.lm import LatentLM
 from eval.task_defaults import DefaultNumber, DefaultStops
-from latent import backbone, hub, load, methods
+from latent import hub, load, make, methods
 from latent.config import Converged, ModelConfig
 from latent.generate import Reasoner
 from latent.methods import CoT, NoCoT, Sim
@@ -57,7 +57,7 @@ def test_texts_and_costs_are_the_judges_in_word_problems_too(method, tmp_path):
     torch.manual_seed(1)
     model = ModelConfig(n_embd=32, n_head=2, n_positions=64, vocab_size=300)
     codec = build(GSM8K(train=str(tmp_path / "rows.jsonl"))).codec(model)
-    body = backbone.from_scratch(model, codec.size, codec.pad, codec.end)
+    body = make.from_scratch(model, codec.size, codec.pad, codec.end)
     reasoner = Reasoner(methods.build(method, body), codec, env.answer_tokens, env.chain_tokens, env.chain_steps)
     problems = env.problems("test", 0, 30)
     batch, adam = Batch.of(problems[:12], codec), torch.optim.AdamW(reasoner.method.parameters(), 1e-2)

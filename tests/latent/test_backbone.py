@@ -19,8 +19,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from latent.backbone import Backbone, from_scratch
+from latent import families
+from latent.backbone import Backbone
 from latent.config import ModelConfig
+from latent.make import from_scratch
 from tests.helpers import ragged_prompt, row_of
 
 SHAPE = {"vocab_size": 17, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "bos_token_id": None,
@@ -98,7 +100,7 @@ def test_dropout_is_the_familys():
     torch.manual_seed(3)
     got, _ = backbone.step(backbone.embed(ids), context)
     torch.manual_seed(3)
-    want, _ = backbone._forward(backbone.embed(ids), 1 + torch.arange(5).expand(2, 5), context.layers, None)
+    want, _ = families.forward(backbone.lm, backbone.embed(ids), 1 + torch.arange(5).expand(2, 5), context.layers, None)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
 
 

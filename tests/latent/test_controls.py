@@ -6,7 +6,7 @@ import torch
 from latent import hub, methods
 from latent.config import LearnedStop
 from latent.methods import Coconut, CoT, FixedEmbedding, Pause, Sim
-from latent.methods.base import text_hidden
+from latent.methods.terms import text_hidden
 from latent.text import Batch
 from latent.thought import Greedy, Prompt, Sample
 from tests.helpers import cups_batch, ragged_prompt, row_of, small_reasoner

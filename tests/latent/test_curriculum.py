@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from eval.environments import Cups, build
 from latent.config import LearnedStop, ModelConfig
 from latent.methods import Coconut, CoT, FixedEmbedding, NoCoT, Pause, Recurrent, Sim
-from latent.methods.base import text_hidden
 from latent.methods.fixed.method import Constant
 from latent.methods.pause.method import PauseTokens
+from latent.methods.terms import text_hidden
 from latent.text import Batch
 from latent.thought import Greedy
 from tests.helpers import cups_batch, ragged_prompt, row_of, small_reasoner

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from latent.config import Converged, Fixed, LearnedStop, ModelConfig
 from latent.generate import decode
 from latent.methods import Coconut, CoT, NoCoT, Recurrent, Sim
-from latent.methods.base import text_hidden
 from latent.methods.feedback import Feedback
+from latent.methods.terms import text_hidden
 from latent.thought import Greedy, Sample
 from tests.helpers import SMALL, cups_batch, ragged_prompt, row_of, small_reasoner
 

@@ -10,7 +10,7 @@ from kernels.latent_chain import LatentChain
 from latent.config import LearnedStop, ModelConfig
 from latent.generate import decode, rollout
 from latent.methods import Coconut, Pause, Recurrent, Sim
-from latent.methods.base import text_loss
+from latent.methods.terms import text_loss
 from latent.taps import join
 from latent.text import Text
 from latent.thought import Greedy, Sample

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 import latent
 from eval.environments import Cups, ProsQA, build
-from latent import backbone, hub, methods
+from latent import hub, make, methods
 from latent.codec import Codec
 from latent.config import ModelConfig
 from latent.generate import Reasoner
@@ -42,7 +42,7 @@ def tokenizer_of(bos=False, template=None, own_think=False, **special):
 
 def reasoner_of(tokenizer, method=None, chat=False) -> Reasoner:
     codec = Codec(tokenizer, chat=chat)
-    body = backbone.from_scratch(ModelConfig(n_layer=2, n_embd=32, n_head=2, n_positions=96), codec.size, codec.pad, 1)
+    body = make.from_scratch(ModelConfig(n_layer=2, n_embd=32, n_head=2, n_positions=96), codec.size, codec.pad, 1)
     return Reasoner(methods.build(method or Sim(n_latent=2), body), codec, 8, 8, 1)
 
 
@@ -194,7 +194,7 @@ def test_weights_that_are_not_finite_are_named(value, tmp_path):
     lm.save_pretrained(tmp_path / "theirs")
     tokenizer_of().save_pretrained(tmp_path / "theirs")
     with pytest.raises(ValueError, match=r"not finite: transformer\.wte\.weight"):
-        backbone.from_pretrained(str(tmp_path / "theirs"))
+        make.from_pretrained(str(tmp_path / "theirs"))
 
 
 def test_one_text_is_no_list_of_texts():

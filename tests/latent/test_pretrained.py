@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
 from eval.environments import GSM8K, build
-from latent import backbone, load, lora, methods
+from latent import load, lora, make, methods
 from latent.backbone import Backbone
 from latent.codec import Codec
 from latent.config import ModelConfig
@@ -153,7 +153,7 @@ def pretrained(tmp_path_factory):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>")
     tokenizer.chat_template = TEMPLATE
     torch.manual_seed(0)
-    body = backbone.from_scratch(ModelConfig(**{**SMALL, "n_positions": 256}), len(tokenizer), 0, 0)
+    body = make.from_scratch(ModelConfig(**{**SMALL, "n_positions": 256}), len(tokenizer), 0, 0)
     body.lm.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     return folder
@@ -178,7 +178,7 @@ def test_a_pretrained_backbone_with_all_of_it(pretrained, tmp_path):
     text = reasoner.codec.tokenizer.decode(reasoner.codec.question("Hello?"))
     assert text == "[user] Hello?[bot]<think>" and reasoner.codec.chat
     assert reasoner.codec.pad != reasoner.codec.end and reasoner.method.stage == 1
-    start, _ = backbone.from_pretrained(str(pretrained / "model"))
+    start, _ = make.from_pretrained(str(pretrained / "model"))
     before, after = start.lm.state_dict(), reasoner.method.backbone.lm.state_dict()
     changed = {n for n in before if not torch.equal(before[n], after[n][: len(before[n])])}
     assert changed and all(n.endswith("weight") and (".attn." in n or ".mlp." in n) for n in changed)
@@ -189,15 +189,15 @@ def test_what_does_not_go_together(pretrained, tmp_path):
         ModelConfig(lora_rank=4)
     with pytest.raises(ValueError, match="first_stage must be one of the stages, got 9"):
         Coconut(n_latent=2, first_stage=9)
-    _, tokenizer = backbone.from_pretrained(str(pretrained / "model"))
+    _, tokenizer = make.from_pretrained(str(pretrained / "model"))
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match="this tokenizer has no chat template"):
         Codec(tokenizer, chat=True)
-    small = backbone.from_scratch(ModelConfig(**SMALL), 50, 0, 0)
+    small = make.from_scratch(ModelConfig(**SMALL), 50, 0, 0)
     small.lm.save_pretrained(tmp_path / "foreign")
     tokenizer.save_pretrained(tmp_path / "foreign")
     with pytest.raises(ValueError, match=r"the tokenizer of .* ids, the model 50: not of one make"):
-        backbone.from_pretrained(str(tmp_path / "foreign"))
+        make.from_pretrained(str(tmp_path / "foreign"))
     assert build(GSM8K(train=str(pretrained / "data.json"))).splits["train"]
 
 
@@ -222,7 +222,7 @@ def test_no_code_of_a_checkpoint_is_run_or_asked_about(pretrained, tmp_path, mon
     spoil(tmp_path / "model", "config.json", model_type="evil", auto_map={"AutoConfig": "evil.Conf"})
     for name in ("tokenizer", "model"):
         try:
-            backbone.from_pretrained(str(tmp_path / name))
+            make.from_pretrained(str(tmp_path / name))
         except ValueError as e:
             assert "\n" not in str(e) and name in str(e)
     run = dataclasses.replace(settings(pretrained), train=SFT(steps=0))

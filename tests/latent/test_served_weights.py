@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from latent import backbone, lora
+from latent import lora, make
 from latent.config import ModelConfig
 from latent.fused import ServedWeights
 from latent.generate import decode
@@ -16,7 +16,7 @@ from tests.kernels.check import DEVICE
 def model(family: str, rank: int = 0):
     """An untrained method, with adapters that do something if `rank`."""
     torch.manual_seed(0)
-    body = backbone.from_scratch(ModelConfig(family=family, n_layer=1, n_embd=32, n_head=2, n_positions=64), 13, 0, 1)
+    body = make.from_scratch(ModelConfig(family=family, n_layer=1, n_embd=32, n_head=2, n_positions=64), 13, 0, 1)
     method = build(Sim(n_latent=2), body)
     if rank:
         pytest.importorskip("peft")
@@ -114,14 +114,14 @@ def test_what_a_graph_would_read_of_the_head_is_up_to_date_before_it_runs(monkey
     monkeypatch.setenv("LATENT_KERNELS", "triton")
     torch.manual_seed(0)
     config = ModelConfig(family="llama", n_layer=1, n_embd=32, n_head=2, n_positions=64)
-    method = build(Sim(n_latent=2, feedback="soft"), backbone.from_scratch(config, 13, 0, 1)).to(DEVICE).eval()
+    method = build(Sim(n_latent=2, feedback="soft"), make.from_scratch(config, 13, 0, 1)).to(DEVICE).eval()
     body, h_BD = method.backbone, torch.randn(2, 32, device=DEVICE)
     with torch.no_grad(), torch.autocast(DEVICE, torch.bfloat16):
-        copy = body._operands(h_BD)[1]
+        copy = body.fused.operands(h_BD)[1]
     with torch.no_grad():
         body.lm.get_output_embeddings().weight.add_(1.0)
         with torch.autocast(DEVICE, torch.bfloat16):
-            assert any(x is copy or x.data_ptr() == copy.data_ptr() for x in body._read_by(method.feedback, h_BD))
+            assert any(x is copy or x.data_ptr() == copy.data_ptr() for x in body.fused.read_by(method.feedback, h_BD))
     assert torch.equal(copy, body.lm.get_output_embeddings().weight.detach().to(torch.bfloat16))
 
 

@@ -83,23 +83,27 @@ GROUPS = (
         ("the norm's scale ignored", "F.rms_norm(h_BD, h_BD.shape[-1:], self.scale)",
          "F.rms_norm(h_BD, h_BD.shape[-1:])"),
     )),
-    ("latent/methods/base.py", METHODS, (
+    ("latent/methods/sequence.py", METHODS, (
         ("latents at contiguous positions", "self.backbone.step(x_PD[:, None], context.skip(self.stride - 1))",
          "self.backbone.step(x_PD[:, None], context)"),
         ("the text begins where the last latent is", "context.skip(self.stride * (room - len(states) + 1))", "context"),
         ("later latents seen after a stop", ">= used_U[:, None]", "> used_U[:, None]"),
         ("the text follows the last state", "device=used_U.device), used_U][:, None]",
          "device=used_U.device), -1][:, None]"),
+    )),
+    ("latent/methods/terms.py", METHODS, (
         ("the text is read a token late", "backbone.embed(ids_UT[:, :-1])", "backbone.embed(ids_UT[:, 1:])"),
     )),
-    ("latent/methods/base.py", CURRICULUM, (
+    ("latent/methods/terms.py", CURRICULUM, (
         ("exact: one right token will do", "share(hit_BT.all(1))", "share(hit_BT.any(1))"),
+    )),
+    ("latent/methods/sequence.py", CURRICULUM, (
         ("fewer steps than in training begin the text elsewhere", "max(k, trained), self.stop", "k, self.stop"),
     )),
-    ("latent/methods/base.py", BY_HAND_SFT, (
+    ("latent/methods/terms.py", BY_HAND_SFT, (
         ("losses are means over rows", "Mean(-logp_N.sum(), len(logp_N))", "Mean(-logp_N.sum(), len(hit_BT))"),
     )),
-    ("latent/methods/base.py", CONTROLS, (
+    ("latent/methods/sequence.py", CONTROLS, (
         ("known inputs cost a pass each", "(min(used, 1) if parallel else used)", "used"),
     )),
     ("latent/methods/cot/method.py", CONTROLS, (
@@ -160,9 +164,9 @@ GROUPS = (
         ("what goes into a loop lacks the constant", "recording.state(i, entered_BTD)", "recording.state(i, args[1])"),
     )),
     ("latent/backbone.py", TAPS, (
-        ("the training chain runs under a tap", "torch.is_grad_enabled() and not self._taps else",
-         "torch.is_grad_enabled() else"),
-        ("kernels run under a tap", "if not k or self._taps or not self.fused", "if not k or not self.fused"),
+        ("the training chain runs under a tap", "torch.is_grad_enabled() and not self._taps and",
+         "torch.is_grad_enabled() and"),
+        ("kernels run under a tap", "or self._taps or not self.fused", "or not self.fused"),
         ("a copy's taps are open", 'self.__dict__ | {"_taps": []}', "self.__dict__"),
         ("an error leaves the tap open", "        try:\n            yield tap\n        finally:\n",
          "        yield tap\n        if True:\n"),

@@ -97,7 +97,7 @@ GROUPS = (
         ("refreshes cost no FLOPs", "return once + again * (used", "return once + 0 * (used"),
         ("a control is refreshed", "if own is None:", "if False:"),
     )),
-    ("latent/methods/base.py", EVERY, (
+    ("latent/methods/sequence.py", EVERY, (
         ("0 latent steps are all of them", "trained if steps is None else steps", "trained if not steps else steps"),
     )),
 )  # fmt: skip

@@ -31,10 +31,10 @@ GROUPS = (
          "seed_of(self.record.run.seed, step, 0)"),
         ("the same seed in every run", "seed_of(self.record.run.seed, step, self.engine.rank)",
          "seed_of(0, step, self.engine.rank)"),
-        ("seeds of steps and processes coincide", "(seed * 1_000_003 + step) * 1_009 + rank + 1",
-         "seed * 1_000_003 + step + rank + 1"),
     )),
     ("train/data.py", OPTIMIZER, (
+        ("seeds of steps and processes coincide", "(seed * 1_000_003 + step) * 1_009 + rank + 1",
+         "seed * 1_000_003 + step + rank + 1"),
         ("the same problems at every step", "env.train_batch(stream, step,", "env.train_batch(stream, 0,"),
     )),
     ("train/data.py", FEW, (
@@ -82,7 +82,7 @@ GROUPS = (
     )),
     ("train/loop.py", MICRO, (
         ("each micro-batch divides by its own count", "if len(parts) > 1:", "if False:"),
-        ("only the last micro-batch is logged", "self.logged = logged if first", "self.logged = logged if True"),
+        ("only the last micro-batch is logged", "for _, found in parts]", "for _, found in parts[-1:]]"),
     )),
     ("train/engine.py", OPTIMIZER, (
         ("gradients not clipped", "clip_grad_norm_(params, limit)", "clip_grad_norm_(params, 1e9)"),
@@ -142,7 +142,7 @@ GROUPS = (
         ("clip bounds swapped where passed", "(c.clip_low, c.clip_high)", "(c.clip_high, c.clip_low)"),
         ("entropy not passed", "c.entropy)", "0.0)"),
         ("latents cost nothing", "- c.latent_cost * used_B", ""),
-        ("scored at temperature 1", "engine.call(score, part, c.temperature)", "engine.call(score, part, 1.0)"),
+        ("scored at temperature 1", "engine.module(score, part, c.temperature)", "engine.module(score, part, 1.0)"),
         ("one epoch", "range(c.epochs)", "range(1)"),
     )),
     ("train/rlvr.py", f"{RUNS}::test_groups_without_spread_stop_the_run", (

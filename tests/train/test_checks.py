@@ -10,7 +10,7 @@ from tokenizers import normalizers
 
 from eval import environments
 from eval.environments import GSM8K, Countdown, Cups, Math500, ProntoQA, ProsQA
-from latent import backbone, methods
+from latent import make, methods
 from latent.codec import Codec
 from latent.config import ModelConfig
 from latent.generate import Reasoner
@@ -27,7 +27,7 @@ def checked(run: Run, codec=None) -> list[str]:
     """What is said of a run, with another codec than that of its data if given."""
     env = environments.build(run.env)
     codec = codec or env.codec(run.model)
-    method = methods.build(run.method, backbone.from_scratch(run.model, codec.size, codec.pad, codec.end))
+    method = methods.build(run.method, make.from_scratch(run.model, codec.size, codec.pad, codec.end))
     reasoner = Reasoner(method, codec, env.answer_tokens, env.chain_tokens, env.chain_steps)
     return checks.check(reasoner, env, run, runs.test_problems(run, env))
 
@@ -138,7 +138,7 @@ def test_the_chain_before_a_gold_is_read_back_too(words):
     spoilt = [dataclasses.replace(p, answer=p.answer.replace("###", "")) for p in env.splits["test"]]
     codec = env.codec(MODEL)
     reasoner = Reasoner(
-        methods.build(CoT(), backbone.from_scratch(MODEL, codec.size, codec.pad, codec.end)), codec, 9, 9, 1
+        methods.build(CoT(), make.from_scratch(MODEL, codec.size, codec.pad, codec.end)), codec, 9, 9, 1
     )
     with pytest.raises(ValueError, match="is not accepted even as it stands"):
         checks.check_golds(reasoner, env, spoilt)

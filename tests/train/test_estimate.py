@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from eval import environments
 from eval.environments import GSM8K, Cups
-from latent import backbone, methods
+from latent import make, methods
 from latent.config import ModelConfig
 from latent.methods import Codi, CoT, NoCoT, Recurrent, Sim
 from latent.text import Batch
@@ -25,7 +25,7 @@ def test_training_flops_are_about_what_torch_counts(method):
     run = Run(env=Cups(), model=MODEL, method=method, train=SFT(steps=1, batch=16))
     env = environments.build(run.env)
     codec = env.codec(MODEL)
-    made = methods.build(method, backbone.from_scratch(MODEL, codec.size, codec.pad, codec.end))
+    made = methods.build(method, make.from_scratch(MODEL, codec.size, codec.pad, codec.end))
     batch = Batch.of(env.train_batch(0, 0, 16), codec)
     with FlopCounterMode(display=False) as counter:
         made.loss(batch)[0].backward()
@@ -63,6 +63,6 @@ def test_huginns_shape_thinks():
     codec = env.codec(asked.model)
     torch.manual_seed(0)
     small = dataclasses.replace(asked.model, n_embd=32)
-    made = methods.build(asked.method, backbone.from_scratch(small, codec.size, codec.pad, codec.end))
+    made = methods.build(asked.method, make.from_scratch(small, codec.size, codec.pad, codec.end))
     loss, _ = made.loss(Batch.of(env.train_batch(0, 0, 2), codec))
     assert torch.isfinite(loss)

@@ -14,8 +14,9 @@ from latent.methods import NoCoT, Sim
 from latent.text import Batch
 from train import distill, record
 from train.config import SFT, Judge, Run
+from train.data import seed_of
 from train.engine import Engine
-from train.loop import Trainer, seed_of
+from train.loop import Trainer
 from train.resume import choose_start
 from train.start import begin
 

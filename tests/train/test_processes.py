@@ -29,7 +29,7 @@ from latent.methods import (
     Sim,
     Soft,
 )
-from latent.methods.base import Mean
+from latent.methods.terms import Mean
 from latent.policies import Gaussian
 from latent.text import Batch
 from tests.train import workers
@@ -38,7 +38,7 @@ from train import distill, rlvr
 from train.algorithms import PPO
 from train.config import RLVR, SFT, Run
 from train.engine import Engine
-from train.loop import Tally
+from train.loop import over_processes
 from train.losses import Extreme
 from train.resume import choose_start
 from train.selection import Selection
@@ -167,7 +167,7 @@ def last_without(root: Path, data: str) -> tuple[dict, list]:
     def counts() -> list:
         return [sum(each) for each in zip(*(trainer.method.counts(b) for b in mine))]
 
-    parts = [lambda b=b: engine.call("terms", replace(b, generator=torch.Generator().manual_seed(0))) for b in mine]
+    parts = [lambda b=b: engine.module("terms", replace(b, generator=torch.Generator().manual_seed(0))) for b in mine]
     logged = trainer.descend(parts, counts)
     engine.release()
     return dict(trainer.method.state_dict()), [{name: float(x) for name, x in logged.items()}]
@@ -194,7 +194,7 @@ def held(root: Path, data: str) -> dict:
         trainer, env, _ = trainer_of(run, root)
         batch = Batch.of(trainer.problems(env, 0), trainer.reasoner.codec)
         with Calls() as counted:
-            trainer.descend([lambda trainer=trainer, batch=batch: trainer.engine.call("terms", batch)])
+            trainer.descend([lambda trainer=trainer, batch=batch: trainer.engine.module("terms", batch)])
         calls[k] = dict(counted.made)
     parameters = list(trainer.method.parameters())
     moments = [x for state in trainer.optimizer.state.values() for x in state.values() if x.dim()]
@@ -204,12 +204,13 @@ def held(root: Path, data: str) -> dict:
 
 def means(rank: int) -> dict:
     """Of two micro-batches, by hand: what two processes find together."""
-    tally, engine = Tally(), Engine.start("cpu")
+    parts, engine = [], Engine.start("cpu")
     for i in range(2):
         x, n = torch.tensor(2.0 + rank + i), 1 + 2 * rank
         extremes = {"most": Extreme(torch.tensor(float(rank - i)), 1), "least": Extreme(torch.tensor(rank + i), -1)}
-        tally.add([Mean(torch.tensor(3.0), 1 + rank, 2.0), Mean(torch.zeros(()), 0)], {"x": Mean(x, n), **extremes})
-    return {name: float(value) for name, value in tally.over_processes(engine).items()}
+        terms = [Mean(torch.tensor(3.0), 1 + rank, 2.0), Mean(torch.zeros(()), 0)]
+        parts.append((terms, {"x": Mean(x, n), **extremes}))
+    return {name: float(value) for name, value in over_processes(parts, engine).items()}
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from latent.text import Batch
 from tests.train.by_hand import AdamW, assert_same_weights, trainer_of
 from train import distill
 from train.config import SFT, Run
-from train.loop import seed_of
+from train.data import seed_of
 
 MODEL = ModelConfig(n_layer=2, n_embd=16, n_head=2, n_positions=192, vocab_size=300)
 

@@ -16,7 +16,7 @@ from tests.train.by_hand import AdamW, assert_same_weights, trainer_of
 from train import rlvr
 from train.algorithms import GRPO, PPO, DrGRPO
 from train.config import RLVR, Run
-from train.loop import seed_of
+from train.data import seed_of
 
 METHOD = Sim(n_latent=4, stride=2, halt=LearnedStop(bias=-0.5))
 MODEL = ModelConfig(n_layer=1, n_embd=16, n_head=2)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from latent.methods.base import Mean
+    from latent.methods.terms import Mean
     from latent.thought import Decision
     from train.losses import Logged
 

@@ -21,7 +21,7 @@ from train.algorithms.base import Algorithm
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from latent.methods.base import Mean
+    from latent.methods.terms import Mean
     from latent.thought import Decision
     from train.losses import Logged
 
@@ -84,7 +84,7 @@ class PPO(Algorithm):
     def loss(
         self, now: list[Decision], old: list[Decision], outcome_B: Tensor, clip: tuple[float, float], entropy: float
     ) -> tuple[list[Mean], dict[str, Logged]]:
-        from latent.methods.base import Mean
+        from latent.methods.terms import Mean
         from train.losses import policy_loss
 
         estimates = self.estimates(outcome_B, old)

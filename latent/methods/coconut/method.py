@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from latent.backbone import Backbone
-from latent.methods.base import AlongSequence, Taught, text_loss
 from latent.methods.coconut import Coconut
+from latent.methods.sequence import AlongSequence, Taught
+from latent.methods.terms import text_loss
 from latent.text import Batch, tokens_in
 from latent.thought import Greedy
 

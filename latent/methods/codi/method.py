@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latent.backbone import Backbone
-from latent.methods.base import AlongSequence, Mean, Taught, text_loss
 from latent.methods.codi import Codi
+from latent.methods.sequence import AlongSequence, Taught
+from latent.methods.terms import Mean, text_loss
 from latent.taps import join
 from latent.text import Batch, Text, pad_right, tokens_in
 from latent.thought import Greedy

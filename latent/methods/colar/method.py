@@ -27,9 +27,11 @@ from torch.distributions import Independent
 from kernels.errors import UserError
 from latent.backbone import Backbone
 from latent.halting import StopHead, stop_loss
-from latent.methods.base import AlongSequence, Edit, Mean, Taught, text_loss, token_loss
+from latent.methods.base import Edit
 from latent.methods.colar import Colar
 from latent.methods.feedback import Feedback
+from latent.methods.sequence import AlongSequence, Taught
+from latent.methods.terms import Mean, text_loss, token_loss
 from latent.text import Batch, Text, pad_right, tokens_in
 from latent.thought import Chooser, Greedy, Prompt, Thought
 

@@ -1,7 +1,7 @@
 """Control: distilled on chains written in tokens (SFT on the teacher's steps, then the answer)."""
 
-from latent.methods.base import AlongSequence, Taught
 from latent.methods.cot import CoT
+from latent.methods.sequence import AlongSequence, Taught
 from latent.text import Batch, one_in, tokens_in
 
 

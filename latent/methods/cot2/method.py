@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from latent.backbone import Backbone
-from latent.methods.base import AlongSequence, Feedback, Taught, text_loss
 from latent.methods.cot2 import CoT2
+from latent.methods.feedback import Feedback
 from latent.methods.frontier import frontier_loss, frontier_targets, reached
+from latent.methods.sequence import AlongSequence, Taught
+from latent.methods.terms import text_loss
 from latent.text import Batch, pad_right, tokens_in
 from latent.thought import Greedy, Prompt, Thought
 

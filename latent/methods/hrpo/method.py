@@ -31,9 +31,10 @@ from kernels.errors import UserError
 from kernels.thought_feedback import thought_feedback
 from latent.backbone import Backbone
 from latent.halting import StopHead, stop_loss
-from latent.methods.base import AlongSequence, Mean, Taught, text_loss, token_loss
 from latent.methods.feedback import Feedback
 from latent.methods.hrpo import Hrpo
+from latent.methods.sequence import AlongSequence, Taught
+from latent.methods.terms import Mean, text_loss, token_loss
 from latent.policies.base import Policy
 from latent.text import Batch, Text, pad_right, tokens_in
 from latent.thought import Decision, Greedy, Prompt, Replay, Thought

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from latent.backbone import Backbone
-from latent.methods.base import AlongSequence, Mean, Taught
 from latent.methods.icot import ICoT
+from latent.methods.sequence import AlongSequence, Taught
+from latent.methods.terms import Mean
 from latent.text import Batch, pad_right, tokens_in
 
 

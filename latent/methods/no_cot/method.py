@@ -1,7 +1,7 @@
 """Control: the answer at once, no chain and no latents."""
 
-from latent.methods.base import AlongSequence, Taught
 from latent.methods.no_cot import NoCoT
+from latent.methods.sequence import AlongSequence, Taught
 from latent.text import Batch, pad_right, tokens_in
 
 

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from kernels.errors import UserError
 from latent import halting
-from latent.backbone import Backbone, positions
+from latent.backbone import Backbone
 from latent.halting import Settled, StopHead
 from latent.layers import GPT2, Llama
-from latent.methods.base import Edit, Mean, Method, share, token_loss
+from latent.methods.base import Edit, Method
 from latent.methods.recurrent import Recurrent
+from latent.methods.terms import Mean, share, token_loss
 from latent.taps import Call
-from latent.text import Batch, Text, tokens_in
+from latent.text import Batch, Text, positions, tokens_in
 from latent.thought import Chooser, Greedy, Prompt, Thought
 
 

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from kernels.errors import UserError
 from latent.backbone import Backbone
-from latent.methods.base import AlongSequence, Mean, Taught, share, text_loss, token_loss
 from latent.methods.frontier import frontier_loss, frontier_targets, reached
+from latent.methods.sequence import AlongSequence, Taught
 from latent.methods.sim import Sim
+from latent.methods.terms import Mean, share, text_loss, token_loss
 from latent.text import Batch, Text, pad_right, tokens_in
 from latent.thought import Greedy
 

@@ -29,9 +29,10 @@ from torch import Tensor
 
 from kernels.errors import UserError
 from latent.backbone import Backbone
-from latent.methods.base import AlongSequence, Mean, Taught, text_loss
 from latent.methods.feedback import Feedback
+from latent.methods.sequence import AlongSequence, Taught
 from latent.methods.soft import Soft
+from latent.methods.terms import Mean, text_loss
 from latent.text import Batch, Text, pad_right, tokens_in
 from latent.thought import Greedy, Prompt, Thought
 

@@ -7,7 +7,7 @@ from itertools import pairwise, permutations
 
 import pytest
 
-from eval.environments import GSM8K, MNNS, Countdown, Cups, Math500, ProntoQA, ProsQA, build
+from eval.environments import GSM8K, MNNS, Countdown, Cups, Math500, ProntoQA, ProsQA, Signs, build
 from eval.environments.base import Problem
 from eval.environments.prosqa import Graph, shortcuts
 from eval.judge import verify
@@ -33,7 +33,10 @@ def math_file(tmp_path):
 
 
 @pytest.fixture(
-    params=["cups", "prosqa", "prosqa-closed", "gsm8k", "prontoqa", "countdown", "math500", "mnns", "cups-named"]
+    params=[
+        *("cups", "prosqa", "prosqa-closed", "gsm8k", "prontoqa", "countdown", "math500", "mnns", "cups-named"),
+        "signs",
+    ]
 )
 def env(request, tmp_path):
     match request.param:
@@ -53,11 +56,15 @@ def env(request, tmp_path):
             return build(MNNS(largest=12))
         case "cups-named":
             return build(Cups(one_token=True))
+        case "signs":
+            return build(Signs())
     return build(GSM8K(train=gsm_file(tmp_path)))
 
 
 def corrupted(problem: Problem, rng: random.Random) -> str:
-    """Another last word: another number, cup or concept."""
+    """Another last word: another number, cup, concept or sign."""
+    if problem.answer[-1] in "+-":
+        return problem.answer[:-1] + {"+": "-", "-": "+"}[problem.answer[-1]]
     if problem.answer.startswith("="):
         return f"={int(problem.answer[1:]) + rng.choice((-1, 1, 2))}"
     *head, last = problem.answer.rstrip(" .").split()

@@ -1,7 +1,7 @@
 """Mutants of eval/, and of what paper/ makes from the records."""
 
 VERIFY, DATA, ENVIRONMENTS = (f"tests/eval/test_{name}.py" for name in ("verify", "verify_data", "environments"))
-FRONTIERS = "tests/eval/test_frontiers.py"
+FRONTIERS, SIGNS = "tests/eval/test_frontiers.py", "tests/eval/test_signs.py"
 FORMS, E = f"{VERIFY}::test_the_table_of_forms_is_true", f"{ENVIRONMENTS}::test"
 SAME = f"{FORMS} {E}_math_answers_are_compared_in_one_spelling"
 CUPS = (
@@ -113,6 +113,18 @@ GROUPS = (
         ("only digits in order are of one split", "sorted(digits_of(problem))", "digits_of(problem)"),
         ("sums count once each", "ways[value] / whole", "1 / len(ways)"),
         ("the answer is in the frontier", "if step < self.config.digits else", "if step <= self.config.digits else"),
+    )),
+    ("eval/environments/signs.py", SIGNS, (
+        ("the gold signs alone are right", "bool(total == target)", "bool(text.endswith(problem.answer))"),
+        ("more signs than digits", "or longer", ""),
+        ("targets are drawn as signs come to them", "rng.choice(sorted(ways_of(tuple(sorted(digits)))))",
+         "rng.choice(sorted(ways_of(tuple(sorted(digits))).elements()))"),
+        ("the target decides the split", "split_of_digits(tuple(sorted(asked(problem.question)[0])))",
+         "super().split(problem)"),
+        ("the search goes forward", "sorted(digits[-step:])", "sorted(digits[:step])"),
+        ("the chain goes forward", "partial_sums(digits[::-1], signs[::-1])", "partial_sums(digits, signs)"),
+        ("the first signs are told whatever is asked", 'if what != "chains":', "if True:"),
+        ("towards 0 instead of the target", "-digit if target >= 0", "-digit if digit >= 0"),
     )),
     ("eval/environments/base.py", DATA, (
         ("overlap of train and test kept", "if p.key not in tested:", "if True:"),

@@ -104,7 +104,7 @@ def cups_one_token() -> Experiment:
     """
     how = SFT(steps=1500)
     return Experiment(
-        env=Cups(one_token=True),
+        env=Cups(state_tokens=1),
         model=ModelConfig(),
         arms={
             "no-cot": Arm(NoCoT(), how),

@@ -9,6 +9,10 @@ CUPS = (
     f" {E}_cups_parity_floor_is_the_best_guess_that_knows_the_parity {E}_cups_levels_have_so_many_live_swaps"
     f" {E}_every_place_has_every_swap_as_often"
 )
+UNDONE = (
+    f"{E}_swaps_that_come_to_nothing_show_neither_by_number_nor_by_dots_how_many_are_needed"
+    f" {E}_words_that_come_to_nothing_are_drawn_each_as_often {E}_rules_for_stopping_by_hand"
+)
 COUNTDOWN = (
     f"{VERIFY}::test_countdown_takes_the_target_exactly_and_each_number_once {FORMS}"
     f" {VERIFY}::test_countdown_reads_what_python_reads {E}_countdown_takes_any_right_expression_and_nothing_else"
@@ -34,13 +38,29 @@ GROUPS = (
     ("eval/environments/cups.py", CUPS, (
         ("any arrangement is right", "correct = said == [digit", "correct = True or [digit"),
         ("what is no arrangement is read", "if sorted(said) != self._valid:", "if not said:"),
-        ("the first arrangement counts", "else said[-k:]", "else said[:k]"),
+        ("the first arrangement counts", "return said[-k:] if", "return said[:k] if"),
         ("the end of something longer counts", "if row is None or sum(map(str.isdigit, row[0])) % k or",
          "if row is None or"),
         ("swaps are not made", "cups[i], cups[j] = cups[j], cups[i]", "pass"),
         ("the floor of parity", '"parity": 2 / arrangements', '"parity": 1 / arrangements'),
-        ("the last swap is always the same", "rng.choices(self._names, k=level)",
-         "rng.choices(self._names, k=level - 1) + [self._names[0]]"),
+        ("the last swap is always the same", 'rng.choices(self._names, k=level) + ["."]',
+         'rng.choices(self._names, k=level - 1) + [self._names[0]] + ["."]'),
+    )),
+    ("eval/environments/cups.py", UNDONE, (
+        ("fewer steps are needed", "if self.needed(moves) == level:", "if True:"),
+        ("before any swap the cups stand nowhere", "return [self.named(self._valid), *self.oracle(moves)]",
+         'return ["", *self.oracle(moves)]'),
+        ("words are drawn swap by swap, not each as often", "words[swapped(at, i, j)] += ways",
+         "words[swapped(at, i, j)] = 1"),
+        ("pairs are of two swaps", "for move in rng.choices(self._names, k=spare // 2) for _ in range(2)]",
+         "for move in rng.choices(self._names, k=spare)]"),
+        ("odd levels, too", "(self.config.swaps - n) % 2 == 0", "True"),
+        ("neighbours that are alike stay", "kept.pop()", "kept.append(moves[n])"),
+    )),
+    ("eval/environments/cups.py", FRONTIERS, (
+        ("cups and swaps are the same words", '"=" if 1 < self.answer_tokens', '"" if 1 < self.answer_tokens'),
+        ("the last tokens name more cups", "(i < self.cups % n)", "(i >= n - self.cups % n)"),
+        ("the arrangement's first words do not count", 'list("".join(said[-n:]))', 'list("".join(said[-1:]))'),
     )),
     ("eval/environments/countdown.py", COUNTDOWN, (
         ("numbers used as often as one likes", "if Counter(used) != Counter(problem.data",

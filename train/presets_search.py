@@ -88,7 +88,7 @@ def cups_one_token() -> Experiment:
     """Chains and latents where order matters and there is one branch (the claim is the ablation `one-token`)."""
     cot2 = CoT2(n_latent=8)
     return Experiment(
-        env=Cups(one_token=True),
+        env=Cups(state_tokens=1),
         model=_model(64),
         arms={
             "no-cot": Arm(NoCoT(), _sft(5e-3, 3000)),

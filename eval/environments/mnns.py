@@ -33,10 +33,9 @@ SAID = re.compile(r"=(-?\d{1,6})", re.ASCII)
 
 
 @dataclass(frozen=True)
-class MNNS(EnvConfig):
-    """The smallest non-negative sum of signed digits: a search over signs."""
+class SignedDigits(EnvConfig):
+    """What problems of signed digits share."""
 
-    name: ClassVar[str] = "mnns"
     digits: int = 4
     """Digits L of a problem."""
     smallest: int = 1
@@ -58,6 +57,23 @@ class MNNS(EnvConfig):
                 f"each a token of its own: at most {MOST_VALUES}"
             )
 
+    def fits(self, said: list[str]) -> bool:
+        """Whether these words are the digits of a problem."""
+        known = len(said) == self.digits and all(d.isdecimal() and d.isascii() and len(d) < 5 for d in said)
+        return known and all(self.smallest <= int(d) <= self.largest for d in said)
+
+    def words(self) -> list[str]:
+        """A token for each digit, and for each value that a sum may have."""
+        most = self.digits * self.largest
+        return [*map(str, range(self.smallest, self.largest + 1)), *(f"={s}" for s in range(-most, most + 1))]
+
+
+@dataclass(frozen=True)
+class MNNS(SignedDigits):
+    """The smallest non-negative sum of signed digits: a search over signs."""
+
+    name: ClassVar[str] = "mnns"
+
     def make(self):
         return MNNSEnvironment(self)
 
@@ -78,15 +94,12 @@ class MNNSEnvironment(Generated):
 
     def parse_question(self, question):
         said = question.split()
-        fits = len(said) == self.config.digits and all(d.isdecimal() and d.isascii() for d in said)
-        if not fits or not all(self.config.smallest <= int(d) <= self.config.largest for d in said):
-            return None
-        return problem_of(tuple(map(int, said)))
+        return problem_of(tuple(map(int, said))) if self.config.fits(said) else None
 
     def told(self, problem, what, seed):
         digits = digits_of(problem)
         if what == "chains":
-            signs = drawn_signs(digits, random.Random(seed))
+            signs = drawn_signs(digits, smallest_sum(tuple(sorted(digits))), random.Random(seed))
             return problem_of(digits, tuple(map(spelt, partial_sums(digits, signs)[:-1])))
         if what == "search":
             return problem_of(digits, tuple("".join(map(spelt, each)) for each in searched(digits)))
@@ -109,10 +122,7 @@ class MNNSEnvironment(Generated):
     def codec(self, model):
         from latent.codec import word_codec
 
-        c = self.config
-        most = c.digits * c.largest
-        digits, sums = range(c.smallest, c.largest + 1), range(-most, most + 1)
-        return word_codec([*map(str, digits), *(f"={s}" for s in sums)], fixed_answer=1)
+        return word_codec(self.config.words(), fixed_answer=1)
 
     def floors(self, problems):
         """What always the same answer gets at best, and one for each parity of the digits' sum, on these problems; and
@@ -174,7 +184,7 @@ def spelt(value: int) -> str:
 
 def problem_of(digits: tuple[int, ...], steps: tuple[str, ...] | None = None) -> Problem:
     """The problem of some digits, with the chain of the first best signs unless another is given."""
-    sums = partial_sums(digits, first_signs(digits))
+    sums = partial_sums(digits, first_signs(digits, smallest_sum(tuple(sorted(digits)))))
     steps = tuple(map(spelt, sums[:-1])) if steps is None else steps
     return Problem(" ".join(map(str, digits)), steps, f"={sums[-1]}", len(digits))
 
@@ -217,18 +227,19 @@ def split_of_digits(digits: tuple[int, ...]) -> str:
     return split_of(Problem(" ".join(map(str, digits)), (), "").key)
 
 
-def first_signs(digits: tuple[int, ...]) -> list[int]:
-    """The best signs; where several are, the first in the order + before -, place by place, as in CoT2's code."""
-    ways, left, signs = endings(digits), smallest_sum(tuple(sorted(digits))), []
+def first_signs(digits: tuple[int, ...], left: int) -> list[int]:
+    """Signs with which digits come to a sum `left` that some have; where several do, the first in the order + before -,
+    place by place, as in CoT2's code."""
+    ways, signs = endings(digits), []
     for i, digit in enumerate(digits):
         signs.append(1 if ways[i + 1][left - digit] else -1)
         left -= signs[-1] * digit
     return signs
 
 
-def drawn_signs(digits: tuple[int, ...], rng: random.Random) -> list[int]:
-    """Best signs, each vector of them as likely."""
-    ways, left, signs = endings(digits), smallest_sum(tuple(sorted(digits))), []
+def drawn_signs(digits: tuple[int, ...], left: int, rng: random.Random) -> list[int]:
+    """The same, each vector of such signs as likely."""
+    ways, signs = endings(digits), []
     for i, digit in enumerate(digits):
         plus, minus = ways[i + 1][left - digit], ways[i + 1][left + digit]
         signs.append(1 if rng.randrange(plus + minus) < plus else -1)

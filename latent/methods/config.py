@@ -108,6 +108,14 @@ class SequenceConfig(MethodConfig):
         return self.n_latent
 
 
+def check_supervised(config) -> None:
+    """Raise UserError for a `supervise_every` that leaves no latent supervised."""
+    if not 1 <= config.supervise_every <= max(1, config.n_latent):
+        raise UserError(
+            f"method.supervise_every must be in 1..method.n_latent = {config.n_latent}, got {config.supervise_every}"
+        )
+
+
 @dataclass(frozen=True)
 class ControlConfig(MethodConfig):
     """A control of a method that loops along the sequence: its training, its number of latents, other inputs."""

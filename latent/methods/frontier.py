@@ -15,11 +15,13 @@ def reached(latent: int, k: int, steps: int) -> int:
     return min(latent, steps) if steps <= k else -(-latent * steps // k)
 
 
-def frontier_targets(batch: Batch, k: int, vocab: int) -> Tensor:
-    """The distribution (B, K, V) over `vocab` tokens that each of k latents should be, in fp64; the last one stays."""
+def frontier_targets(batch: Batch, k: int, vocab: int, every: int = 1) -> Tensor:
+    """The distribution (B, K, V) over `vocab` tokens that every `every`-th of k latents should be, in fp64; the last
+    one stays."""
     assert batch.frontiers is not None  # `told` asks for them
-    rows = [steps[reached(i, k, len(steps)) - 1] for steps in batch.frontiers for i in range(1, k + 1)]
-    p_BKV = torch.stack(rows).unflatten(0, (-1, k)).to(batch.prompt.ids_BT.device)
+    taught = range(every, k + 1, every)
+    rows = [steps[reached(i, k, len(steps)) - 1] for steps in batch.frontiers for i in taught]
+    p_BKV = torch.stack(rows).unflatten(0, (-1, len(taught))).to(batch.prompt.ids_BT.device)
     return F.pad(p_BKV, (0, vocab - p_BKV.shape[-1]))  # a pretrained head may have rows to spare
 
 

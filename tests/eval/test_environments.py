@@ -3,14 +3,15 @@
 import json
 import random
 from collections import Counter
-from itertools import pairwise, permutations
+from itertools import pairwise, permutations, product
 
 import pytest
 
-from eval.environments import GSM8K, MNNS, Countdown, Cups, Math500, Modular, ProntoQA, ProsQA, build
+from eval.environments import GSM8K, MNNS, Countdown, Cups, Math500, Modular, ProntoQA, ProsQA, Signs, build
 from eval.environments.base import Problem
 from eval.environments.prosqa import Graph, shortcuts
 from eval.judge import verify
+from kernels.errors import UserError
 
 
 def gsm_file(tmp_path, n=40):
@@ -34,16 +35,8 @@ def math_file(tmp_path):
 
 @pytest.fixture(
     params=[
-        "cups",
-        "prosqa",
-        "prosqa-closed",
-        "gsm8k",
-        "prontoqa",
-        "countdown",
-        "math500",
-        "mnns",
-        "modular",
-        "cups-named",
+        *("cups", "prosqa", "prosqa-closed", "gsm8k", "prontoqa", "countdown", "math500", "mnns", "cups-named"),
+        *("modular", "signs", "cups-pairs"),
     ]
 )
 def env(request, tmp_path):
@@ -65,15 +58,23 @@ def env(request, tmp_path):
         case "modular":
             return build(Modular())
         case "cups-named":
-            return build(Cups(one_token=True))
+            return build(Cups(state_tokens=1))
+        case "cups-pairs":
+            return build(Cups(state_tokens=2))
+        case "signs":
+            return build(Signs())
     return build(GSM8K(train=gsm_file(tmp_path)))
 
 
 def corrupted(problem: Problem, rng: random.Random) -> str:
-    """Another last word: another number, cup or concept."""
-    if problem.answer.startswith("="):
+    """Another last word: another number, cup, concept or sign."""
+    if problem.answer[-1] in "+-":
+        return problem.answer[:-1] + {"+": "-", "-": "+"}[problem.answer[-1]]
+    if problem.answer.startswith("=") and " " not in problem.answer:
         return f"={int(problem.answer[1:]) + rng.choice((-1, 1, 2))}"
     *head, last = problem.answer.rstrip(" .").split()
+    if last.startswith("="):
+        return " ".join([*head, f"={last[:0:-1]}"])
     options = {"1", "2", "3", "4", "17", "lempus", "zumpus", "999"} - {last}
     return " ".join([*head, rng.choice(sorted(options))])
 
@@ -144,6 +145,77 @@ def test_cups_levels_have_so_many_live_swaps():
             assert sum(m != "." for m in p.question.split()) == level == p.level
     with pytest.raises(ValueError, match="no level 9"):
         env.problems("test", 9, 1)
+
+
+@pytest.mark.parametrize("config", [Cups(rest="pairs"), Cups(rest="identity"), Cups(cups=3, swaps=6, rest="identity")])
+def test_swaps_that_come_to_nothing_show_neither_by_number_nor_by_dots_how_many_are_needed(config):
+    """Level n: the arrangement after n swaps is the last one, and none before is, that before any swap included."""
+    env = build(config)
+    assert env.levels() == list(range(2, config.swaps + 1, 2))
+    for level in env.levels():
+        for p in env.problems("test", level, 12):
+            moves = p.question.split()
+            assert len(moves) == config.swaps and "." not in moves
+            cups, trace = list(range(config.cups)), []
+            for move in ["00", *moves]:
+                i, j = map(int, move)
+                cups[i], cups[j] = cups[j], cups[i]
+                trace.append(tuple(cups))
+            assert trace.index(trace[-1]) == level == p.level and env.parse_question(p.question) == p
+            if config.rest == "pairs":
+                assert moves[level::2] == moves[level + 1 :: 2]
+    with pytest.raises(UserError, match="no level 3"):
+        env.problems("test", 3, 1)
+
+
+def test_words_that_come_to_nothing_are_drawn_each_as_often():
+    """Four swaps of three cups after two: 5 standard errors of each word's share, against all words that do."""
+    env = build(Cups(cups=3, swaps=6, rest="identity"))
+    swaps = ("01", "02", "12")
+
+    def ends(word):
+        cups = [0, 1, 2]
+        for i, j in (map(int, move) for move in word):
+            cups[i], cups[j] = cups[j], cups[i]
+        return cups
+
+    words = [word for word in product(swaps, repeat=4) if ends(word) == [0, 1, 2]]
+    rng, n = random.Random(0), 4000
+    drawn = Counter(tuple(env.draw(rng, 2).question.split()[2:]) for _ in range(n))
+    share = 1 / len(words)
+    assert set(drawn) == set(words) and len(words) == 27
+    assert all(abs(k / n - share) < 5 * (share * (1 - share) / n) ** 0.5 for k in drawn.values())
+
+
+def test_rules_for_stopping_by_hand():
+    """Of 01 12 | 02 02: two are needed. Of 01 12 | 02 01 02 12, as well, but only neighbours that are alike cancel."""
+    pairs, whole = build(Cups(cups=3, swaps=4, rest="pairs")), build(Cups(cups=3, swaps=6, rest="identity"))
+    problem = pairs.parse_question("01 12 02 02")
+    assert pairs.halting([problem]) == {"all": (1, 4), "dots": (1, 4), "neighbours": (1, 2), "needed": (1, 2)}
+    problem = whole.parse_question("01 12 02 01 02 12")
+    assert problem.level == 2 and whole.halting([problem])["neighbours"] == (1, 6)
+    nested = whole.parse_question("01 12 02 01 01 02")
+    assert whole.halting([nested])["neighbours"] == (1, 2)
+    dots = build(Cups(cups=3, swaps=4))
+    problem = dots.parse_question("01 12 . .")
+    assert dots.halting([problem]) == {"all": (1, 4), "dots": (1, 2), "neighbours": (1, 2), "needed": (1, 2)}
+    there_and_back = dots.parse_question("01 01 . .")
+    assert dots.halting([there_and_back])["needed"] == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({"rest": "none"}, "rest must be one of dots, pairs, identity, got 'none'"),
+        ({"rest": "pairs", "cups": 2}, r"env\.rest pairs takes 3 to 6 cups"),
+        ({"rest": "identity", "cups": 7}, r"env\.rest identity takes 3 to 6 cups"),
+        ({"rest": "identity", "swaps": 34}, "up to 32 swaps"),
+        ({"rest": "identity", "turns": 2}, "one turn, got 4, 8 and 2"),
+    ],
+)
+def test_what_cannot_come_to_nothing_is_said(fields, said):
+    with pytest.raises(UserError, match=said):
+        Cups(**fields)
 
 
 def test_every_place_has_every_swap_as_often():

@@ -112,7 +112,7 @@ def test_rules_without_a_search_are_floors():
 
 
 def test_one_token_names_an_arrangement():
-    plain, named = build(Cups(cups=4, swaps=5)), build(Cups(cups=4, swaps=5, one_token=True))
+    plain, named = build(Cups(cups=4, swaps=5)), build(Cups(cups=4, swaps=5, state_tokens=1))
     codec = named.codec(None)
     for a, b in zip(plain.problems("test", 5, 30), named.problems("test", 5, 30)):
         assert a.question == b.question and [s.replace(" ", "") for s in a.steps] == [s.strip() for s in b.steps]
@@ -122,6 +122,29 @@ def test_one_token_names_an_arrangement():
         other = b.answer[1] + b.answer[0] + b.answer[2:]
         assert named.verify(b, other).parsed and not named.verify(b, f"{b.answer} {other}").correct
     assert codec.size == 2 + 6 + 1 + 24
+
+
+@pytest.mark.parametrize(
+    "cups, tokens, widths, size",
+    [(4, 2, (2, 2), 12), (4, 3, (2, 1, 1), 12 + 4), (4, 4, (1, 1, 1, 1), 4), (5, 2, (3, 2), 60 + 20)],
+)
+def test_tokens_name_as_many_cups_each_or_one_more(cups, tokens, widths, size):
+    """The same problems in other words, each a token; a swap of two places is never the word of two cups."""
+    plain, named = build(Cups(cups=cups, swaps=5)), build(Cups(cups=cups, swaps=5, state_tokens=tokens))
+    codec = named.codec(None)
+    assert codec.size == 2 + cups * (cups - 1) // 2 + 1 + size
+    for a, b in zip(plain.problems("test", 5, 20), named.problems("test", 5, 20), strict=True):
+        assert a.question == b.question and len(codec.question(b.question)) == 6
+        for one, other in zip(a.steps, b.steps, strict=True):
+            words = [word.removeprefix("=") for word in other.split()]
+            assert tuple(map(len, words)) == widths and "".join(words) == one.replace(" ", "")
+            assert len(codec.step(other)) == tokens == named.answer_tokens
+        assert not set(codec.answer(b.answer)) & set(codec.question(b.question))
+        text = codec.text([*codec.step(b.steps[0]), *codec.answer(b.answer)])
+        assert named.verify(b, text).correct and named.verify(b, b.answer).correct
+        assert not named.verify(b, " ".join(b.answer.split()[1:])).parsed
+        swapped = " ".join([*b.answer.split()[1:], b.answer.split()[0]])
+        assert not named.verify(b, swapped).correct and named.verify(b, swapped).parsed
 
 
 def test_weights_of_tokens_are_the_frontiers_and_words_of_several_are_refused():
@@ -142,7 +165,11 @@ def test_weights_of_tokens_are_the_frontiers_and_words_of_several_are_refused():
         (lambda: MNNS(digits=12, largest=200), "have 4801 partial sums, each a token of its own: at most 4096"),
         (lambda: MNNS(smallest=0), r"env\.smallest must be at least 1"),
         (lambda: MNNS(smallest=9, largest=9), r"below env\.largest"),
-        (lambda: Cups(cups=7, one_token=True), "7 cups have 5040 arrangements"),
+        (
+            lambda: Cups(cups=7, state_tokens=1),
+            "arrangements of 7 cups take 5040 words, each a token of its own: at most",
+        ),
+        (lambda: Cups(cups=4, state_tokens=5), r"env\.state_tokens must be in 0\.\.env\.cups = 4, got 5"),
         (lambda: CoT(told="frontier"), "told must be one of chain, chains, search, got 'frontier'"),
         (lambda: CoT(told="search", every=2), r"method\.every must be 1"),
         (lambda: CoT2(feedback="hidden"), r"method\.feedback of cot2 is soft"),

@@ -8,7 +8,7 @@ import torch
 from eval.environments import MNNS, Cups, build
 from eval.environments.base import Problem
 from kernels.errors import UserError
-from latent.config import ModelConfig
+from latent.config import LearnedStop, ModelConfig
 from latent.generate import decode, rollout, score
 from latent.methods import CoT, CoT2, FixedEmbedding, NoCoT, Pause, Sim
 from latent.policies import Gaussian, Tokens
@@ -51,14 +51,15 @@ def by_hand(method, codec, problem: Problem, k: int, fed: str, read: str):
         q_V = (head @ h_D).softmax(0)
         return sum(p * (p.log() - q.log()) for p, q in zip(p_V, q_V) if p > 0)
 
+    every = method.config.supervise_every
     for t in range(1, k + 1):
         step = min(t, len(digits) - 1) if len(digits) - 1 <= k else -(-t * (len(digits) - 1) // k)
         p_V, h_D = target(step), whole(backbone, x, pos)[0, -1]
-        if read == "before":
+        if read == "before" and t % every == 0:
             kl = kl + divergence(p_V, h_D)
         mixed = {"target": p_V @ table, "own": (head @ h_D).softmax(0) @ table, "hidden": h_D}[fed]
         x, pos = torch.cat([x, mixed[None, None]], 1), [*pos, len(ids) + stride * t - 1]
-        if read == "decoder":
+        if read == "decoder" and t % every == 0:
             h_D = whole(backbone, x, pos)[0, -1]
             kl = kl + divergence(p_V, method.decoder.places.weight @ h_D + method.decoder.places.bias)
     logp_V = (head @ whole(backbone, x, pos)[0, -1]).log_softmax(0)
@@ -75,6 +76,10 @@ def by_hand(method, codec, problem: Problem, k: int, fed: str, read: str):
         (CoT2(n_latent=2), "target", "before"),
         (CoT2(n_latent=5, step_weight=2.0), "target", "before"),
         (CoT2(n_latent=3, told="answer"), "own", ""),
+        (CoT2(n_latent=3, teacher=False, supervise_every=2), "own", "before"),
+        (CoT2(n_latent=4, teacher=False, supervise_every=2, step_weight=0.5), "own", "before"),
+        (Sim(n_latent=5, told="frontier", supervise_every=2), "hidden", "decoder"),
+        (Sim(n_latent=3, told="frontier", head=True, supervise_every=3), "hidden", "before"),
         (Sim(n_latent=3, told="frontier", step_weight=0.7), "hidden", "decoder"),
         (Sim(n_latent=4, told="frontier", head=True), "hidden", "before"),
         (Sim(n_latent=2, told="answer"), "hidden", ""),
@@ -90,7 +95,9 @@ def test_the_loss_and_its_gradients_are_those_worked_out(method, fed, read, fami
     close = 1e-9 if family == "gpt2" else 1e-5  # transformers turns positions in fp32
     torch.testing.assert_close(loss, method.step_weight * kl + ce, atol=close, rtol=close)
     if read:
-        torch.testing.assert_close(logged["step_kl"], kl.detach() / method.n_latent, atol=close, rtol=close)
+        torch.testing.assert_close(
+            logged["step_kl"], kl.detach() / (method.n_latent // method.supervise_every), atol=close, rtol=close
+        )
     params = list(made.method.parameters())
     got, want = (torch.autograd.grad(x, params, allow_unused=True) for x in (loss, method.step_weight * kl + ce))
     for a, b in zip(got, want):
@@ -118,7 +125,7 @@ def test_answers_batched_with_a_cache_are_those_of_one_row_read_anew():
 
 def test_a_head_that_says_the_targets_thinks_as_it_was_taught():
     """Teacher and model agree where the mixtures do: the loss of the taught pass is then that of the model's own."""
-    env = build(Cups(cups=3, swaps=3, min_swaps=3, one_token=True))
+    env = build(Cups(cups=3, swaps=3, min_swaps=3, state_tokens=1))
     method = CoT2(n_latent=3)
     forced, free = reasoner_of(method, env), reasoner_of(replace(method, teacher=False), env)
     batch = taught(env, method, env.train_batch(0, 0, 4), forced.codec)
@@ -258,6 +265,26 @@ def test_greedy_answers_feed_the_mixture_whatever_the_policy():
     a, b = (r.method.think(prompt, Greedy()) for r in (plain, drawn))
     assert torch.equal(a.states_UKD, b.states_UKD)
     assert torch.equal(*(decode(r.method, t, Greedy(), 1, None) for r, t in ((plain, a), (drawn, b))))
+
+
+@pytest.mark.parametrize(
+    "make, said",
+    [
+        (
+            lambda: CoT2(n_latent=3, teacher=False, supervise_every=0),
+            r"supervise_every must be in 1\.\.method\.n_latent = 3",
+        ),
+        (lambda: Sim(n_latent=3, supervise_every=4), r"supervise_every must be in 1\.\.method\.n_latent = 3, got 4"),
+        (lambda: CoT2(supervise_every=2), r"method\.supervise_every 2 needs method\.teacher off"),
+        (lambda: Sim(stop_weight=1.0), r"method\.stop_weight teaches a learned stop \(method\.halt learned\)"),
+        (lambda: Sim(stop_weight=1.0, halt=LearnedStop(), told="answer"), r"by a chain \(method\.told\)"),
+        (lambda: Sim(stop_weight=-1.0), r"method\.stop_weight must be at least 0"),
+        (lambda: Sim(early_stops="no"), "early_stops must be one of rest, last, never, got 'no'"),
+    ],
+)
+def test_what_cannot_be_supervised_is_said_in_one_line(make, said):
+    with pytest.raises(UserError, match=said):
+        make()
 
 
 def test_what_cannot_be_drawn_is_said_in_one_line():

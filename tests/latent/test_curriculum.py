@@ -30,6 +30,23 @@ def test_early_stops_are_any_number_from_where_the_chain_is_at_rest():
             assert n == (8 if y < 0.5 else enough + int(x * (9 - enough)))
 
 
+@pytest.mark.parametrize("rest", ["pairs", "identity"])
+def test_early_stops_at_the_last_step_are_any_where_the_chain_is_as_it_ends(rest):
+    """Swaps that come to nothing lead away from the last arrangement and back: between, no answer is taught."""
+    env = build(Cups(rest=rest))
+    method = Sim(n_latent=8, step_tokens=8, halt=LearnedStop(), early_stops="last")
+    reasoner = small_reasoner(method, env=env)
+    problems = [p for level in env.levels() for p in env.problems("test", level, 6)]
+    batch = Batch.of(problems, reasoner.codec, generator=torch.Generator().manual_seed(0))
+    used = reasoner.method.early_stops(batch, "cpu").tolist()
+    generator = torch.Generator().manual_seed(0)
+    some, half = (torch.rand(len(problems), generator=generator).tolist() for _ in range(2))
+    for p, n, x, y in zip(problems, used, some, half, strict=True):
+        enough = [i for i in range(1, 9) if p.steps[i - 1].split() == p.answer.split()]
+        assert enough[0] == p.level and n == (8 if y < 0.5 else enough[int(x * len(enough))])
+    assert len(set(used)) > 2
+
+
 def test_each_latent_should_have_reached_the_last_of_its_steps():
     """Step j of n stands with latent 1 + floor(j k / n) where there are more steps than latents, else with its own."""
     method = small_reasoner(Sim(n_latent=4)).method

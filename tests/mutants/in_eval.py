@@ -1,14 +1,17 @@
 """Mutants of eval/, and of what paper/ makes from the records."""
 
 VERIFY, DATA, ENVIRONMENTS = (f"tests/eval/test_{name}.py" for name in ("verify", "verify_data", "environments"))
-FRONTIERS = "tests/eval/test_frontiers.py"
-MODULAR = "tests/eval/test_modular.py"
+FRONTIERS, MODULAR, SIGNS = (f"tests/eval/test_{name}.py" for name in ("frontiers", "modular", "signs"))
 FORMS, E = f"{VERIFY}::test_the_table_of_forms_is_true", f"{ENVIRONMENTS}::test"
 SAME = f"{FORMS} {E}_math_answers_are_compared_in_one_spelling"
 CUPS = (
     f"{VERIFY}::test_cups_accepts_one_arrangement_of_all {FORMS} {E}_cups_oracle_composes_swaps"
     f" {E}_cups_parity_floor_is_the_best_guess_that_knows_the_parity {E}_cups_levels_have_so_many_live_swaps"
     f" {E}_every_place_has_every_swap_as_often"
+)
+UNDONE = (
+    f"{E}_swaps_that_come_to_nothing_show_neither_by_number_nor_by_dots_how_many_are_needed"
+    f" {E}_words_that_come_to_nothing_are_drawn_each_as_often {E}_rules_for_stopping_by_hand"
 )
 COUNTDOWN = (
     f"{VERIFY}::test_countdown_takes_the_target_exactly_and_each_number_once {FORMS}"
@@ -35,13 +38,29 @@ GROUPS = (
     ("eval/environments/cups.py", CUPS, (
         ("any arrangement is right", "correct = said == [digit", "correct = True or [digit"),
         ("what is no arrangement is read", "if sorted(said) != self._valid:", "if not said:"),
-        ("the first arrangement counts", "else said[-k:]", "else said[:k]"),
+        ("the first arrangement counts", "return said[-k:] if", "return said[:k] if"),
         ("the end of something longer counts", "if row is None or sum(map(str.isdigit, row[0])) % k or",
          "if row is None or"),
         ("swaps are not made", "cups[i], cups[j] = cups[j], cups[i]", "pass"),
         ("the floor of parity", '"parity": 2 / arrangements', '"parity": 1 / arrangements'),
-        ("the last swap is always the same", "rng.choices(self._names, k=level)",
-         "rng.choices(self._names, k=level - 1) + [self._names[0]]"),
+        ("the last swap is always the same", 'rng.choices(self._names, k=level) + ["."]',
+         'rng.choices(self._names, k=level - 1) + [self._names[0]] + ["."]'),
+    )),
+    ("eval/environments/cups.py", UNDONE, (
+        ("fewer steps are needed", "if self.needed(moves) == level:", "if True:"),
+        ("before any swap the cups stand nowhere", "return [self.named(self._valid), *self.oracle(moves)]",
+         'return ["", *self.oracle(moves)]'),
+        ("words are drawn swap by swap, not each as often", "words[swapped(at, i, j)] += ways",
+         "words[swapped(at, i, j)] = 1"),
+        ("pairs are of two swaps", "for move in rng.choices(self._names, k=spare // 2) for _ in range(2)]",
+         "for move in rng.choices(self._names, k=spare)]"),
+        ("odd levels, too", "(self.config.swaps - n) % 2 == 0", "True"),
+        ("neighbours that are alike stay", "kept.pop()", "kept.append(moves[n])"),
+    )),
+    ("eval/environments/cups.py", FRONTIERS, (
+        ("cups and swaps are the same words", '"=" if 1 < self.answer_tokens', '"" if 1 < self.answer_tokens'),
+        ("the last tokens name more cups", "(i < self.cups % n)", "(i >= n - self.cups % n)"),
+        ("the arrangement's first words do not count", 'list("".join(said[-n:]))', 'list("".join(said[-1:]))'),
     )),
     ("eval/environments/countdown.py", COUNTDOWN, (
         ("numbers used as often as one likes", "if Counter(used) != Counter(problem.data",
@@ -124,6 +143,18 @@ GROUPS = (
         ("a search that only adds", "for v in after(value, digit, self.config.prime)]",
          "for v in after(value, digit, self.config.prime)[:1] * 2]"),
         ("no modulus", "value * digit % prime", "value * digit"),
+    )),
+    ("eval/environments/signs.py", SIGNS, (
+        ("the gold signs alone are right", "bool(total == target)", "bool(text.endswith(problem.answer))"),
+        ("more signs than digits", "or longer", ""),
+        ("targets are drawn as signs come to them", "rng.choice(sorted(ways_of(tuple(sorted(digits)))))",
+         "rng.choice(sorted(ways_of(tuple(sorted(digits))).elements()))"),
+        ("the target decides the split", "split_of_digits(tuple(sorted(asked(problem.question)[0])))",
+         "super().split(problem)"),
+        ("the search goes forward", "sorted(digits[-step:])", "sorted(digits[:step])"),
+        ("the chain goes forward", "partial_sums(digits[::-1], signs[::-1])", "partial_sums(digits, signs)"),
+        ("the first signs are told whatever is asked", 'if what != "chains":', "if True:"),
+        ("towards 0 instead of the target", "-digit if target >= 0", "-digit if digit >= 0"),
     )),
     ("eval/environments/base.py", DATA, (
         ("overlap of train and test kept", "if p.key not in tested:", "if True:"),

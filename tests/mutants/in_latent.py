@@ -8,13 +8,14 @@ COT2 = "tests/latent/test_cot2.py"
 
 GROUPS = (
     ("latent/methods/cot2/method.py", COT2, (
-        ("latents are taught a step late", "thought.states_UKD[:, :-1], p_BKV", "thought.states_UKD[:, 1:], p_BKV"),
+        ("latents are taught a step late", "states_UKD[:, every - 1 : -1 : every]", "states_UKD[:, every::every]"),
         ("step_weight ignored", "step_loss.weight = self.config.step_weight", "step_loss.weight = 1.0"),
         ("no teacher", "self.config.teacher and own", "False"),
         ("a control is fed the targets", "isinstance(self.feedback, Feedback)  # a control", "True  # a control"),
     )),
     ("latent/methods/frontier.py", COT2, (
         ("cross-entropy for KL", "torch.special.xlogy(p_BKV, p_BKV) - p_BKV", "-p_BKV"),
+        ("every latent is taught", "taught = range(every, k + 1, every)", "taught = range(1, k // every + 1)"),
         ("a mean over latents", "return Mean(kl, b),", "return Mean(kl, b * k),"),
         ("latents beyond the last step begin again", "return min(latent, steps) if steps <= k else",
          "return 1 + (latent - 1) % steps if steps <= k else"),
@@ -35,19 +36,30 @@ GROUPS = (
         ("a changed field is not told", "elif written[f.name] != plain(value):", "elif False:"),
         ("texts pass for numbers", "if hint in (int, str, bool):", "if False:"),
     )),
+    ("latent/methods/sim/method.py", COT2, (
+        ("the head reads other latents", "states_BKD[:, every - 1 : -1 : every]", "states_BKD[:, : -every]"),
+        ("the decoder reads other latents", "states_BKD[:, every::every]", "states_BKD[:, 1 : -every + 1 or None]"),
+    )),
     ("latent/methods/sim/method.py", BY_HAND_SFT, (
         ("steps supervised a latent early", "states_BKD[:, 1:].flatten(0, 1)", "states_BKD[:, :-1].flatten(0, 1)"),
-        ("steps supervised a latent late", "rows.append(b * k + i)", "rows.append(b * k + (i + 1) % k)"),
-        ("steps of another row", "rows.append(b * k + i)", "rows.append((b + 1) % len(batch.steps) * k + i)"),
+        ("steps supervised a latent late", "[b * k + i for b, i, _ in", "[b * k + (i + 1) % k for b, i, _ in"),
+        ("steps of another row", "[b * k + i for b, i, _ in",
+         "[(b + 1) % len(batch.steps) * k + i for b, i, _ in"),
         ("step_weight ignored", "step_loss.weight = self.config.step_weight", "step_loss.weight = 1.0"),
         ("no early stops in training", "used_B[batch.draw_rows() < 0.5] = k", "used_B[:] = k"),
-        ("stops before a number that suffices", "low_B + (batch.draw_rows()", "0 * low_B + (batch.draw_rows()"),
-        ("never all but the last", "(k + 1 - low_B)", "(k - low_B)"),
+        ("stops before a number that suffices", "numbers[i] for numbers", "i + 1 for numbers"),
+        ("never all but the last", "list(range(n, k + 1))", "list(range(n, max(n + 1, k)))"),
+        ("every latent is supervised", "self.dealt(len(steps))))[every - 1 :: every]", "self.dealt(len(steps))))"),
+        ("early stops that are off", 'and self.config.early_stops != "never"', ""),
+        ("a stop a latent late", "[numbers[0] for numbers", "[numbers[0] + 1 for numbers"),
+        ("stop_weight ignored", "first_B, k), self.config.stop_weight)", "first_B, k), 1.0)"),
         ("chains dealt unevenly", "(-(-i * n // k), -(-(i + 1) * n // k))", "(i * n // k, (i + 1) * n // k)"),
         ("the step's tokens in reverse", "unflatten(-1, (t, -1))", "unflatten(-1, (t, -1)).flip(1)"),
     )),
     ("latent/methods/sim/method.py", CURRICULUM, (
         ("a chain at rest needs all its latents", "while n > 1 and", "while False and"),
+        ("any latent after the first that suffices", "[i for i in numbers if not steps or steps[reached(i",
+         "[i for i in numbers if not steps or steps[-1] in steps[:i] or steps[reached(i"),
         ("what a latent should have reached", "return reached(latent, self", "return reached(latent - 1, self"),
     )),
     ("latent/methods/sim/method.py", f"{RUNS}::test_a_chain_that_no_latent_can_give_is_refused_before_training", (

@@ -122,7 +122,7 @@ def more(run: Run, n: int) -> SFT:
         (["pause", "--method.of.told", "frontier"], "Pause is taught by the frontier"),
         (["cot2", "--env.largest", "3000"], "have 24001 partial sums, each a token of its own"),
         (["cot2", "--method.policy", "tokens", "--method.policy.k", "0"], "k must be at least 1, got 0"),
-        (["cups", "--env.one-token", "True", "--env.cups", "8"], "8 cups have 40320 arrangements"),
+        (["cups", "--env.state-tokens", "1", "--env.cups", "8"], "of 8 cups take 40320 words"),
     ],
 )
 def test_what_does_not_go_together_is_one_line_and_writes_nothing(args, said, tmp_path, capfd):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -58,9 +59,17 @@ def nats(method, ids, text, used: int, k: int) -> torch.Tensor:
     return F.cross_entropy(method.backbone.head(h), torch.tensor(text), reduction="sum")
 
 
-def test_a_step_of_sim_is_the_one_that_the_config_says(ragged, tmp_path):
-    """Each latent's own step, all that follow it where there are more steps than latents, weighted; early stops too."""
-    config = Sim(n_latent=4, stride=2, step_weight=0.7, step_tokens=48, halt=LearnedStop())
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"supervise_every": 2, "early_stops": "last"}, {"supervise_every": 3, "early_stops": "never"}],
+    ids=["all", "every second", "every third"],
+)
+@pytest.mark.parametrize("stop_weight", [0.0, 0.6])
+def test_a_step_of_sim_is_the_one_that_the_config_says(more, stop_weight, ragged, tmp_path):
+    """Each latent's own step, all that follow it where there are more steps than latents, weighted; early stops too,
+    and what a stop is taught."""
+    config = Sim(n_latent=4, stride=2, step_weight=0.7, step_tokens=48, halt=LearnedStop(), **more)
+    config = replace(config, stop_weight=stop_weight)
     c = SFT(steps=2, batch=8, lr=0.01, warmup=4, decay=0.0, weight_decay=0.2, beta2=0.9, clip=0.3, log_every=1)
     logged = []
     say = lambda event: logged.append(event["metrics"])  # noqa: E731
@@ -71,16 +80,20 @@ def test_a_step_of_sim_is_the_one_that_the_config_says(ragged, tmp_path):
     for step in range(2):
         generator = torch.Generator().manual_seed(seed_of(3, step, 0))
         some, half = (torch.rand(8, generator=generator) for _ in range(2))
-        text_nats = step_nats = text_count = step_count = 0
+        text_nats = step_nats = text_count = step_count = stop_nats = stop_count = 0
         problems = env.train_batch(3, step, 8)
         for b, p in enumerate(problems):
             ids = torch.tensor([codec.question(p.question)])
             n, answer = len(p.steps), codec.answer(p.answer)
             enough = min(4, max(1, n))  # no chain here repeats its last step
-            used = 4 if half[b] < 0.5 else enough + int(some[b] * (5 - enough))
+            used = 4 if half[b] < 0.5 or config.early_stops == "never" else enough + int(some[b] * (5 - enough))
             text_nats, text_count = text_nats + nats(method, ids, answer, used, 4), text_count + len(answer)
             states, _, _ = states_by_hand(method, ids, 4)
-            for i in range(min(4, n)):
+            for i in range(min(enough, 3) + 1):
+                logit = method.stop.linear(states[i][0])[0]
+                stop_nats = stop_nats - F.logsigmoid(logit if i == enough else -logit)
+                stop_count += 1
+            for i in range(config.supervise_every - 1, min(4, n), config.supervise_every):
                 mine = p.steps[i : i + 1] if n <= 4 else [s for j, s in enumerate(p.steps) if j * 4 // n == i]
                 wanted = sum(map(codec.step, mine), ())
                 weight = method.decoder.places.weight.view(48, 16, 16)[: len(wanted)]
@@ -90,6 +103,8 @@ def test_a_step_of_sim_is_the_one_that_the_config_says(ragged, tmp_path):
                 step_count += len(wanted)
         assert len({len(p.steps) for p in problems}) > 3
         loss = text_nats / text_count + 0.7 * step_nats / step_count
+        if stop_weight:  # else it has no gradient, and so no weight decay
+            loss = loss + stop_weight * stop_nats / stop_count
         norm = optimizer.step(loss, rate=(step + 1) / 4)
         assert logged[step]["loss"] == pytest.approx(float(loss.detach()), abs=1e-9)
         assert logged[step]["grad_norm"] == pytest.approx(norm, rel=1e-9) and norm > 0.3

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from kernels.errors import UserError
 from latent.config import one_of
-from latent.methods.config import SequenceConfig
+from latent.methods.config import SequenceConfig, check_supervised
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class CoT2(SequenceConfig):
     """Weight of the loss of the latents, summed over them."""
     teacher: bool = True
     """Feed back in training the mixture that a latent should be ("hard teacher"), instead of the one that it is."""
+    supervise_every: int = 1
+    """Teach every n-th latent only: n, 2n, ... The others are their own in training, too, which takes `teacher` off."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -31,6 +33,12 @@ class CoT2(SequenceConfig):
             raise UserError(f"method.feedback of cot2 is soft, got {self.feedback} (sim has the others)")
         if not self.step_weight >= 0:
             raise UserError(f"method.step_weight must be at least 0, got {self.step_weight}")
+        check_supervised(self)
+        if self.supervise_every > 1 and self.teacher:
+            raise UserError(
+                f"method.supervise_every {self.supervise_every} needs method.teacher off: a teacher feeds what each "
+                "latent should be, also those that are not taught"
+            )
 
     def method_class(self):
         from latent.methods.cot2.method import CoT2Method

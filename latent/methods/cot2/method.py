@@ -33,9 +33,9 @@ class CoT2Method(AlongSequence[CoT2]):
         self.is_taught = config.told == "frontier" and config.n_latent > 0
 
     def turn(self, batch: Batch) -> Taught:
-        k = self.config.n_latent
+        k, every = self.config.n_latent, self.config.supervise_every
         text = pad_right(batch.answers, batch.pad, batch.prompt.ids_BT.device)
-        p_BKV = frontier_targets(batch, k, self.backbone.vocab) if self.is_taught else None
+        p_BKV = frontier_targets(batch, k, self.backbone.vocab, every) if self.is_taught else None
         own = isinstance(self.feedback, Feedback)  # a control feeds what it feeds
         if p_BKV is not None and self.config.teacher and own:
             thought = self.forced(batch.prompt, p_BKV)
@@ -44,7 +44,7 @@ class CoT2Method(AlongSequence[CoT2]):
         loss, logged = text_loss(self.backbone, thought, text)
         if p_BKV is None:
             return Taught(thought, text, [loss], logged)
-        step_loss, more = frontier_loss(self.backbone, thought.states_UKD[:, :-1], p_BKV)
+        step_loss, more = frontier_loss(self.backbone, thought.states_UKD[:, every - 1 : -1 : every], p_BKV)
         step_loss.weight = self.config.step_weight
         return Taught(thought, text, [loss, step_loss], logged | more)
 

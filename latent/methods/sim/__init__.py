@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from kernels.errors import UserError
-from latent.config import at_least, one_of
-from latent.methods.config import SequenceConfig
+from latent.config import LearnedStop, at_least, one_of
+from latent.methods.config import SequenceConfig, check_supervised
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,24 @@ class Sim(SequenceConfig):
     """Longest step that the train-only decoder can write, in tokens; of a frontier, one."""
     head: bool = False
     """Read the frontier by the LM head instead of a decoder, off the state that is fed back."""
+    supervise_every: int = 1
+    """Supervise every n-th latent only: n, 2n, ..."""
+    early_stops: Literal["rest", "last", "never"] = "rest"
+    """With a learned stop, after how many latents half of the rows answer in supervised training: any number from which
+    on the chain changes no more; any after which it is where it ends; or all."""
+    stop_weight: float = 0.0
+    """Weight of the loss of a learned stop, which is taught to stop after the first latent whose step is the chain's
+    last. 0: only RL teaches it."""
 
     def __post_init__(self):
         super().__post_init__()
         at_least(self, "step_tokens", 1)
+        check_supervised(self)
+        one_of(self, "early_stops", ("rest", "last", "never"))
+        if not self.stop_weight >= 0:
+            raise UserError(f"method.stop_weight must be at least 0, got {self.stop_weight}")
+        if self.stop_weight and not (isinstance(self.halt, LearnedStop) and self.told in ("chain", "chains")):
+            raise UserError("method.stop_weight teaches a learned stop (method.halt learned) by a chain (method.told)")
         one_of(self, "told", ("chain", "chains", "frontier", "answer"))
         if self.head and self.told != "frontier":
             raise UserError(f"method.head reads a frontier (method.told frontier), told is {self.told}")

@@ -19,11 +19,10 @@ from typing import Annotated
 import tyro
 
 from eval.cli import guarded, parse, program
-from eval.stats import interval
 from kernels.errors import UserError
 from latent import plugins
 from latent.files import write_text
-from paper import claims, figures, markup, records, tables
+from paper import claims, figures, markup, overview, records, tables
 from paper.ablations import ABLATIONS, CONTROLS
 from paper.design import cells
 from paper.records import OUT
@@ -31,17 +30,6 @@ from paper.records import OUT
 HERE = Path(__file__).parent
 MARKS = "<!-- results: made by python -m paper.build -->", "<!-- end of results -->"
 MAIN_MARKS = "<!-- main: made by python -m paper.build -->", "<!-- end of main -->"
-MAIN = {  # the rows of the README's first table: ablation and row -> the name there
-    ("latents", "no-CoT"): "answers at once",
-    ("latents", "CoT"): "writes the chain",
-    ("latents", "8 latents"): "thinks in 8 latents",
-    ("latents", "pause"): "*pause*: learned tokens in place of the latents",
-    ("latents", "fixed"): "*fixed*: as many passes, nothing fed back",
-    ("halting", "latent"): "latents that may stop",
-    ("halting", "cost 0.02"): "the same, then RL at .02 a latent",
-    ("halting", "pause, cost 0.02"): "*pause* tokens that may stop, then the same RL",
-    ("halting", "fixed, cost 0.02"): "*fixed* passes that may stop, then the same RL",
-}
 N_BOOT = 4000  # bootstrap resamples of each interval
 ENGINES = ("latexmk", "tectonic", "pdflatex")
 
@@ -96,6 +84,8 @@ def build(options: Options) -> None:
             (stage / folder).mkdir()
         for table in made:
             figures.draw(table, stage / "figures")
+        if overview.TASKS.keys() <= asked.keys():
+            figures.save(overview.figure({table.name: table for table in made}), stage / "figures", "overview")
         known = numbers(made, [lines[id] for id in sorted(every) if id in lines]) if whole else None
         for name, text in texts(made, known).items():
             (stage / name).write_text(text)
@@ -189,34 +179,7 @@ def readme(path: Path, made: list[tables.Table]) -> str:
         out.append(f"| [{table.name}](paper/tables/{table.name}.md) | {claim} | {table.verdict} |")
     text = between(path, path.read_text(), MARKS, out)
     known = {table.name: table for table in made}
-    if any(name not in known for name, _ in MAIN):
-        return text
-    return between(path, text, MAIN_MARKS, main_rows(known))
-
-
-def main_rows(made: dict[str, tables.Table]) -> list[str]:
-    """The README's first table: accuracy and cost of each arm of the main job."""
-    head = [
-        "",
-        "accuracy at 8 swaps",
-        "over 2 to 8 swaps",
-        "latents",
-        "sequential steps",
-        "MFLOP",
-        "core-s of training",
-    ]
-    lines = [f"| {' | '.join(head)} |", "|---|" + "---|" * (len(head) - 1)]
-    for (name, label), words in MAIN.items():
-        table = made[name]
-        row, accuracies = table.rows[label], []
-        for metric in (tables.ACCURACY, "pooled.accuracy"):
-            hits = row.results(metric=metric)
-            low, high = interval(hits, table.n_boot)
-            accuracies.append(f"{hits.mean():.3f} ({low:.3f} to {high:.3f})")
-        latents = f"{row.mean('main.used'):.1f}, {row.mean('pooled.used'):.1f}"
-        costs = [markup.amount(row, cost) for cost in ("steps", "flops", "core_seconds")]
-        lines.append(f"| {' | '.join([words, *accuracies, latents, *costs])} |")
-    return lines
+    return between(path, text, MAIN_MARKS, overview.lines(known)) if overview.TASKS.keys() <= known.keys() else text
 
 
 def between(path: Path, text: str, marks: tuple[str, str], lines: list[str]) -> str:

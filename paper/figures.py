@@ -29,17 +29,20 @@ def draw(table: Table, folder: Path) -> list[Path]:
     if any(row.diagnosed for row in table.rows.values()):
         made.append(diagnosis(table))
         names.append(f"{table.name}-use")
-    paths = []
-    for fig, name in zip(made, names):
-        for kind, blank in BLANK.items():
-            fig.savefig(folder / f"{name}.{kind}", dpi=160, metadata=blank)
-        paths.append(folder / f"{name}.pdf")
-        _pyplot().close(fig)
-    return paths
+    return [save(fig, folder, name) for fig, name in zip(made, names)]
+
+
+def save(fig, folder: Path, name: str) -> Path:
+    """Write a figure as PDF and PNG, and close it. Returns the path of the PDF."""
+    for kind, blank in BLANK.items():
+        fig.savefig(folder / f"{name}.{kind}", dpi=160, metadata=blank)
+    pyplot().close(fig)
+    return folder / f"{name}.pdf"
 
 
 @cache
-def _pyplot():
+def pyplot():
+    """Matplotlib's pyplot, set up so that the same figure is the same file."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -57,7 +60,7 @@ def _pyplot():
 def rows(table: Table):
     """A dot and an interval for each row, a tick for each seed; controls are hollow."""
     shown = list(table.rows.values())[::-1]
-    fig, ax = _pyplot().subplots(figsize=(5.2, 0.9 + 0.27 * len(shown)), layout="constrained")
+    fig, ax = pyplot().subplots(figsize=(5.2, 0.9 + 0.27 * len(shown)), layout="constrained")
     for y, row in enumerate(shown):
         low, high = row.interval
         colour = GREY if row.control else STYLES[0][0]
@@ -76,7 +79,7 @@ def costs(table: Table):
     """Accuracy against the first two costs: a named mark for each row."""
     names = table.ablation.costs[:2]
     size = (0.4 + 3.5 * len(names), 3.4)
-    fig, axes = _pyplot().subplots(1, len(names), figsize=size, layout="constrained", sharey=True, squeeze=False)
+    fig, axes = pyplot().subplots(1, len(names), figsize=size, layout="constrained", sharey=True, squeeze=False)
     places = [{row.label: (row.mean(c) * named(c)[1], row.value) for row in table.rows.values()} for c in names]
     for ax, name, at in zip(axes[0], names, places):
         wide = max(x for x, _ in at.values())
@@ -124,7 +127,7 @@ def write_names(ax, points: dict[str, tuple[float, float]]) -> None:
 
 def sweep(table: Table):
     """Accuracy by latent steps when answering: a curve for each row, a horizontal line for rows without a sweep."""
-    fig, ax = _pyplot().subplots(figsize=(5.2, 3.2), layout="constrained")
+    fig, ax = pyplot().subplots(figsize=(5.2, 3.2), layout="constrained")
     i = 0
     for row in table.rows.values():
         swept = row.lines[0]["result"]["sweep"]
@@ -150,7 +153,7 @@ def sweep(table: Table):
 def diagnosis(table: Table):
     """Accuracy after each intervention on the latents, rows side by side."""
     shown: list[Row] = [row for row in table.rows.values() if row.diagnosed]
-    fig, ax = _pyplot().subplots(figsize=(7.4, 3.0), layout="constrained")
+    fig, ax = pyplot().subplots(figsize=(7.4, 3.0), layout="constrained")
     kinds, wide = ("as trained", *INTERVENTIONS), 0.8 / len(shown)
     hatches = ("", "//", "..", "xx", "\\\\", "++", "oo")
     for i, row in enumerate(shown):

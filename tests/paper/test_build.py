@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from eval.stats import bootstrap, interval
-from paper import build, claims, markup, records, tables
+from paper import build, claims, markup, overview, records, tables
 from paper import run as paper_run
 from paper.ablations import ABLATIONS, CONTROLS
 from paper.design import Contrast, cells
@@ -217,23 +217,32 @@ def test_the_readmes_block_is_replaced_and_nothing_else(tmp_path):
 
 
 def test_the_first_table_is_the_records_of_its_arms():
-    """Accuracies of the README's rows against means taken here from the records, arm by arm."""
+    """Accuracies and costs of the README's rows against means taken here from the records, task by task."""
     lines, _ = records.read(PAPER / "records")
     made = {
         name: tables.gather(name, ABLATIONS[name], cells(ABLATIONS[name], CONTROLS), lines, 200)
-        for name in ("latents", "halting")
+        for name in overview.TASKS
     }
-    rows = {row.split(" | ")[0].removeprefix("| "): row.split(" | ")[1:] for row in build.main_rows(made)[2:]}
-    of = {"answers at once": "NoCoT", "writes the chain": "CoT"}
-    for name, method in of.items():
-        found = [
-            line["result"] for line in lines.values()
-            if line["config"]["method"]["class"] == method and line["config"]["method"].get("every", 1) == 1
-        ]  # fmt: skip
-        assert len(found) == 5
-        at_8, over = (np.mean([r[part]["accuracy"] for r in found]) for part in ("main", "pooled"))
-        assert rows[name][0].startswith(f"{at_8:.3f} (") and rows[name][1].startswith(f"{over:.3f} (")
-        assert rows[name][3:5] == [f"{found[0]['steps']:.1f}", f"{found[0]['flops'] / 1e6:.1f}"]
+    rows = [row.strip("| ").split(" | ") for row in overview.lines(made)[2:]]
+    classes = ("NoCoT", "CoT", "CoT2", "Pause", "FixedEmbedding")
+    for env, accuracy, costs in zip(("Modular", "MNNS", "Cups"), rows[::2], rows[1::2]):
+        for i, method in enumerate(classes):
+            found = [
+                line for line in lines.values()
+                if line["config"]["env"]["class"] == env and line["config"]["method"]["class"] == method
+                and line["config"]["train"]["batch"] == 128 and not line["config"]["train"]["problems"]
+                and (method != "CoT2" or env != "Modular" or not line["config"]["method"]["teacher"])
+            ]  # fmt: skip
+            assert len(found) == 5
+            assert accuracy[2 + i].startswith(f"{np.mean([x['result']['main']['accuracy'] for x in found]):.3f} (")
+            spent = np.mean([x["result"]["core_seconds"] + before(x, lines) for x in found])
+            assert costs[2 + i] == f"{found[0]['result']['steps']:.0f}, {spent:.0f}"
+
+
+def before(line: dict, lines: dict[str, dict]) -> float:
+    """Core-seconds of the run that a run started from."""
+    start = line["identity"].get("init")
+    return lines[start]["result"]["core_seconds"] if start else 0.0
 
 
 def test_a_missing_cell_is_named(home, tmp_path, capsys):

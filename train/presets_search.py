@@ -54,8 +54,9 @@ def mnns() -> Experiment:
     """Chains and latents on a search in which order does not matter, then RL after few solved problems.
 
     The claims are the ablations `search` and `search-rl`. Arms that start from `few` or `few-cot` are told of 12,800
-    problems more: that many are drawn for rollouts, or have their gold answers told. The other chains and latents
-    (`cot-ties`, `cot-search`, `sim`, `latent-answer`) had no search of their own: their rates are CoT's and CoT2's.
+    problems more: that many are drawn for rollouts, or have their gold answers told. The two starts have CoT2's rate
+    and no search of their own; each arm after them has the best of five settings from such a start, rates but for
+    `few-rl`, which has K = 8 at three rates and K = 3 at two.
     """
     cot2 = CoT2(n_latent=4)
     answer = replace(cot2, told="answer")
@@ -68,18 +69,18 @@ def mnns() -> Experiment:
         model=_model(48),
         arms={
             "no-cot": Arm(NoCoT(), _sft(5e-3, 2800)),
-            "cot": Arm(CoT(), _sft(1e-2, 1800)),
+            "cot": Arm(CoT(), _sft(2e-2, 1800)),
             "cot2": Arm(cot2, _sft(1e-2, 1500)),
             "pause": Arm(Pause(cot2), _sft(1e-2, 1600)),
             "fixed": Arm(FixedEmbedding(cot2), _sft(1e-2, 1400)),
             "few": Arm(cot2, _sft(1e-2, 600, problems=800)),
-            "few-more": Arm(cot2, _sft(1e-3, 1000, problems=800), init="few"),
+            "few-more": Arm(cot2, _sft(3e-4, 1000, problems=800), init="few"),
             "few-sft": Arm(answer, _sft(1e-3, 1000, problems=12_800), init="few"),
             "few-expert": Arm(answer, rl(3e-4, algorithm=ExpertIteration()), init="few"),
             "few-text": Arm(answer, rl(1e-4), init="few"),
-            "few-rl": Arm(replace(answer, policy=Tokens(k=8)), rl(3e-4), init="few"),
+            "few-rl": Arm(replace(answer, policy=Tokens(k=8)), rl(1e-4), init="few"),
             "few-cot": Arm(CoT(), _sft(1e-2, 600, problems=800)),
-            "few-cot-rl": Arm(CoT(), rl(1e-3), init="few-cot"),
+            "few-cot-rl": Arm(CoT(), rl(1e-4), init="few-cot"),
         },
     )
 

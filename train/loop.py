@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from typing import Any
 
@@ -49,6 +49,8 @@ class Trainer:
             self.method.critic = self.config.algorithm.critic(self.method.backbone.width)
             self.method.to(engine.device, self.method.backbone.dtype)
         engine.prepare(self.method)
+        # autocast to bfloat16 where the run asks for it: in sampling, training and judging alike
+        self.precision = partial(torch.autocast, engine.device.type, torch.bfloat16, enabled=record.run.model.bf16)
         self.core_seconds, self.done = 0.0, 0
         self.stop_early = False  # set by an update after which nothing is left to learn
         self.counters: dict[str, Any] = {}  # further progress, which checkpoints keep
@@ -76,10 +78,6 @@ class Trainer:
     def generator(self, step: int, device: str | torch.device = "cpu") -> torch.Generator:
         """The generator of what a step draws for its whole batch: the same on every process."""
         return torch.Generator(device).manual_seed(seed_of(self.record.run.seed, step, 0))
-
-    def precision(self) -> torch.autocast:
-        """Autocast to bfloat16 where the run asks for it: in sampling, training and judging alike."""
-        return torch.autocast(self.engine.device.type, torch.bfloat16, enabled=self.record.run.model.bf16)
 
     def rate(self, step: int) -> float:
         """The learning rate as a fraction of its peak: linear warm-up, constant, linear decay at the end."""

@@ -27,17 +27,15 @@ def importance(a_LBHTC: Tensor, asking_BT: Tensor, real_BC: Tensor, heads: int) 
 
 
 def unlikeness(k_LBHCd: Tensor, real_BC: Tensor) -> Tensor:
-    """Softmax over real positions of minus a key's mean cosine to the other keys, (L, B, H, C); 0 on padding.
+    """Softmax over real positions of minus a key's mean cosine to the others, (L, B, H, C); 0 on padding.
 
-    The mean is over all n real positions, of which its own counts as 0.
+    A row without real positions has finite numbers without a meaning.
     """
-    real_BC = real_BC.to(k_LBHCd.dtype)
     unit_LBHCd = F.normalize(k_LBHCd, dim=-1) * real_BC[:, None, :, None]
-    cos_LBHCC = unit_LBHCd @ unit_LBHCd.transpose(-1, -2)
-    others_LBHC = cos_LBHCC.sum(-1) - cos_LBHCC.diagonal(dim1=-2, dim2=-1)
-    mean_LBHC = others_LBHC / real_BC.sum(1).clamp_min(1)[:, None, None]
-    lowest = torch.finfo(mean_LBHC.dtype).min  # not minus infinity: a row without a chain would become NaN
-    return mean_LBHC.neg().masked_fill(real_BC[:, None] == 0, lowest).softmax(-1) * real_BC[:, None]
+    cos_LBHC = torch.einsum("lbhcd,lbhd->lbhc", unit_LBHCd, unit_LBHCd.sum(3))  # its own, 1 for all, falls out below
+    mean_LBHC = cos_LBHC / real_BC.sum(1).clamp_min(1)[:, None, None]
+    lowest = torch.finfo(mean_LBHC.dtype).min  # minus infinity would make a row without real positions NaN
+    return mean_LBHC.neg().masked_fill(~real_BC[:, None], lowest).softmax(-1)
 
 
 def kept(score_LBHC: Tensor, real_BC: Tensor, size: int) -> tuple[Tensor, Tensor]:

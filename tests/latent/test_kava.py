@@ -181,7 +181,7 @@ def test_padding_is_neither_counted_nor_kept():
         for x, y in zip(both, alone, strict=True):
             torch.testing.assert_close(x[:, b, :, :n], y[:, 0])
     assert not any(x[:, 1, :, 4:].any() for x in both) and all(x.isfinite().all() for x in both)
-    for score in (sum(both), sum(both) - 9.0):
+    for score in (sum(both), -sum(both)):
         index, is_real = kept(score, real, 6)
         assert is_real.sum(1).tolist() == [6, 4, 0]
         assert index[:, 1, :, :4].flatten().tolist() == 4 * [0, 1, 2, 3]

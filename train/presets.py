@@ -13,6 +13,7 @@ from latent.methods import (
     CoT,
     FixedEmbedding,
     ICoT,
+    Kava,
     MethodConfig,
     NoCoT,
     Pause,
@@ -183,6 +184,14 @@ def pccot_gpt2_gsm8k() -> Experiment:
     return replace(codi, arms={"latent": Arm(Pccot(n_latent=24, iterations=3), how)})
 
 
+def kava_llama1b_gsm8k() -> Experiment:
+    """KaVa's setting on GSM8K-Aug with Llama 3.2 1B: CODI's, weighed 10, with 24 latents, refreshed 3 times.
+    From a public quotation of the paper's table 6. For a GPU."""
+    codi = codi_llama1b_gsm8k()
+    kava = Kava(n_latent=24, iterations=3, distill_weight=10.0, kv_weight=1.0)
+    return replace(codi, arms={"latent": Arm(kava, codi.arms["latent"].train)})
+
+
 def icot_gpt2_gsm8k() -> Experiment:
     """iCoT's setting on GSM8K-Aug with GPT-2: 8 tokens an epoch, all beyond 39. Deviates: 25 epochs, as Coconut has for
     its baselines, rather than up to 200. For a GPU."""
@@ -215,6 +224,7 @@ PAPERS: dict[str, tuple[str, dict[str, float]]] = {
     "sim-llama1b-gsm8k": ("SIM-CoT on Coconut, arXiv:2509.20317", {"latent": 0.422, "cot": 0.584, "no-cot": 0.288}),
     "codi-gpt2-gsm8k": ("CODI, arXiv:2502.21074", {"latent": 0.437}),
     "codi-llama1b-gsm8k": ("CODI as in SIM-CoT's table, arXiv:2509.20317", {"latent": 0.527}),
+    "kava-llama1b-gsm8k": ("KaVa, arXiv:2510.02312, as public summaries of it have it", {"latent": 0.565}),
     "icot-gpt2-gsm8k": ("iCoT in Coconut's table 1, arXiv:2412.06769", {"icot": 0.300}),
     "huginn": ("Huginn-3.5B on GSM8K, another task, arXiv:2502.05171", {"1 recurrence": 0.0, "32 recurrences": 0.421}),
 }
@@ -263,6 +273,7 @@ PRESETS: dict[str, Callable[[], Run | Experiment]] = {
     "codi-gpt2-gsm8k": codi_gpt2_gsm8k,
     "codi-llama1b-gsm8k": codi_llama1b_gsm8k,
     "pccot-gpt2-gsm8k": pccot_gpt2_gsm8k,
+    "kava-llama1b-gsm8k": kava_llama1b_gsm8k,
     "icot-gpt2-gsm8k": icot_gpt2_gsm8k,
     "huginn": huginn,
 }

@@ -20,6 +20,7 @@ from latent.methods.cot2 import CoT2
 from latent.methods.fixed import FixedEmbedding
 from latent.methods.hrpo import Hrpo
 from latent.methods.icot import ICoT
+from latent.methods.kava import Kava
 from latent.methods.no_cot import NoCoT
 from latent.methods.pause import Pause
 from latent.methods.pccot import Pccot
@@ -36,7 +37,23 @@ if TYPE_CHECKING:
 
 METHODS: dict[str, type[MethodConfig]] = {
     cls.name: cls
-    for cls in (NoCoT, CoT, ICoT, Coconut, Sim, CoT2, Codi, Pccot, Soft, Hrpo, Colar, Pause, FixedEmbedding, Recurrent)
+    for cls in (
+        NoCoT,
+        CoT,
+        ICoT,
+        Coconut,
+        Sim,
+        CoT2,
+        Codi,
+        Pccot,
+        Kava,
+        Soft,
+        Hrpo,
+        Colar,
+        Pause,
+        FixedEmbedding,
+        Recurrent,
+    )
 }
 ConfigT = TypeVar("ConfigT", bound=type[MethodConfig])
 
@@ -51,6 +68,7 @@ __all__ = [
     "FixedEmbedding",
     "Hrpo",
     "ICoT",
+    "Kava",
     "MethodConfig",
     "NoCoT",
     "Pause",

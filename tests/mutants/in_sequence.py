@@ -1,7 +1,7 @@
 """Mutants of the published methods along the sequence, latent/methods/."""
 
-CODI, ICOT, SOFT, HRPO, COLAR, PCCOT = (
-    f"tests/latent/test_{name}.py" for name in ("codi", "icot", "soft", "hrpo", "colar", "pccot")
+CODI, ICOT, SOFT, HRPO, COLAR, PCCOT, KAVA = (
+    f"tests/latent/test_{name}.py" for name in ("codi", "icot", "soft", "hrpo", "colar", "pccot", "kava")
 )
 EVERY = "tests/latent/test_every_method.py"
 
@@ -14,9 +14,10 @@ GROUPS = (
         ("the teacher writes the last step", "steps if self.config.keep_last else steps[:-1]", "steps"),
         ("the teacher's state is a token late", "device=h_LBTD.device), chain_B]",
          "device=h_LBTD.device), chain_B.clamp(min=1) - 1]"),
-        ("weights ignored", "self.config.teacher_weight, self.config.distill_weight", "1.0, 1.0"),
-        ("the student's state is the one before", "self.of_latent(tapped.calls, k)",
-         "self.of_latent(tapped.calls, k - 1)"),
+        ("the teacher's weight ignored", "written.weight = self.config.teacher_weight", "pass"),
+        ("the distance's weight ignored", "len(apart_B), self.config.distill_weight)", "len(apart_B))"),
+        ("the student's state is the one before", "self.of_latent(student, self.config.n_latent)",
+         "self.of_latent(student, self.config.n_latent - 1)"),
         ("no room for the teacher's chain", "max(sum(self.chain(steps)) if k else 0, self.stride * k)",
          "self.stride * k"),
     )),
@@ -96,6 +97,42 @@ GROUPS = (
         ("refreshes cost nothing in sequence", "(self.config.iterations + 1 if used else 0)", "(2 if used else 0)"),
         ("refreshes cost no FLOPs", "return once + again * (used", "return once + 0 * (used"),
         ("a control is refreshed", "if own is None:", "if False:"),
+    )),
+    ("latent/methods/kava/eviction.py", KAVA, (
+        ("attention to all that is read", "real_BC[:, None, None]\n", "1.0\n"),
+        ("shares are not taken", "share_LBHTC = a_LBHTC / a_LBHTC.sum(-1, keepdim=True)",
+         "share_LBHTC = a_LBHTC / torch.ones_like(a_LBHTC)"),
+        ("a mean over the heads of a group", "(heads, -1)).amax(3)", "(heads, -1)).mean(3)"),
+        ("heads grouped the other way", "share_LBHTC.unflatten(2, (heads, -1)).amax(3)",
+         "share_LBHTC.unflatten(2, (-1, heads)).amax(2)"),
+        ("keys of any length", "F.normalize(k_LBHCd, dim=-1)", "k_LBHCd"),
+        ("padded keys count", "dim=-1) * real_BC[:, None, :, None]", "dim=-1)"),
+        ("the mean over padding, too", "real_BC.sum(1).clamp_min(1)[:, None, None]", "real_BC.shape[1]"),
+        ("alike is kept", "mean_LBHC.neg()", "mean_LBHC"),
+        ("the worst are kept", "argsort(dim=-1, descending=True, stable=True)", "argsort(dim=-1, stable=True)"),
+        ("in the order of their scores", "best[..., :size].sort(-1).values", "best[..., :size]"),
+        ("padding is kept", 'score_LBHC.masked_fill(~real_BC[:, None], float("-inf"))', "score_LBHC"),
+    )),
+    ("latent/methods/kava/method.py", KAVA, (
+        ("the chain learns, too", "    @torch.no_grad()\n    def compressed", "    def compressed"),
+        ("weight ignored", "Mean(total, count, self.config.kv_weight)", "Mean(total, count)"),
+        ("lambda the other way round", "weight = self.config.importance", "weight = 1 - self.config.importance"),
+        ("asked by the chain, too", "(place_T >= chain_B1 - 1) & (place_T <= last_B1)", "(place_T <= last_B1)"),
+        ("asked a position late", "(place_T >= chain_B1 - 1)", "(place_T >= chain_B1)"),
+        ("asked by padding, too", "(place_T >= chain_B1 - 1) & (place_T <= last_B1)", "(place_T >= chain_B1 - 1)"),
+        ("the answer is evicted to, too", "place_T < chain_B1,", "place_T <= chain_B1,"),
+        ("the keys' targets for values", "self.apart(v_LBHKd, v_LBHMd", "self.apart(v_LBHKd, k_LBHMd"),
+        ("keys alone", "(self.apart(k_LBHKd, k_LBHMd, real_BM) + self.apart(v_LBHKd, v_LBHMd, real_BM)) / 2",
+         "self.apart(k_LBHKd, k_LBHMd, real_BM)"),
+        ("the latents of the first pass", "student[-1]", "student[1]"),
+        ("the last latents have the targets", "x_LBHKd[..., :m, :]", "x_LBHKd[..., -m:, :]"),
+        ("latents without a target learn", "(apart_LBHMd * real_BM[:, None, :, None]).sum()", "apart_LBHMd.sum()"),
+        ("always in standard deviations", "if self.config.kv_std:", "if True:"),
+        ("the deviation of padding, too", "(x_LBHMd - mean_LB[..., None, None, None]) * real_B1M1",
+         "(x_LBHMd - mean_LB[..., None, None, None])"),
+        ("a sum over layers", "/ (layers * heads * width)", "/ (heads * width)"),
+        ("a row counts as one", "sum(min(n, self.config.n_latent) for n", "sum(min(n, 1) for n"),
+        ("backbones are not asked", "        if config.n_latent:\n            check_taps(backbone)\n", ""),
     )),
     ("latent/methods/sequence.py", EVERY, (
         ("0 latent steps are all of them", "trained if steps is None else steps", "trained if not steps else steps"),

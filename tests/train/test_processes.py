@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eval.environments import GSM8K, Cups, build
+from eval.environments import GSM8K, MNNS, Cups, EnvConfig, build
 from eval.judge import judge
 from latent.config import LearnedStop, ModelConfig
 from latent.methods import (
+    METHODS,
     Coconut,
     Codi,
     Colar,
@@ -22,7 +23,7 @@ from latent.methods import (
     FixedEmbedding,
     Hrpo,
     ICoT,
-    NoCoT,
+    MethodConfig,
     Pause,
     Pccot,
     Recurrent,
@@ -49,8 +50,7 @@ MODEL = ModelConfig(n_layer=1, n_embd=16, n_head=2, n_positions=192, vocab_size=
 SUPERVISED = SFT(steps=4, batch=8, lr=0.02, warmup=0, log_every=1)
 LEARN = RLVR(steps=2, batch=8, group=3, lr=0.02, warmup=0, log_every=1, epochs=2, minibatches=2, kl=0.3, entropy=0.02,
              clip_low=0.01, clip_high=0.04, latent_cost=1 / 16)  # fmt: skip
-METHODS = {  # with the micro-batches that several processes train it in
-    "no-cot": (NoCoT(), 0),
+CHOSEN = {  # settings that use more of a method than its defaults, and the micro-batches of several processes
     "cot": (CoT(every=2), 3),
     "coconut": (Coconut(n_latent=3, first_stage=2, earlier=0.5, stage_steps=3), 1),
     "sim": (Sim(n_latent=4, step_tokens=48, step_weight=0.5, halt=LearnedStop()), 3),
@@ -63,6 +63,8 @@ METHODS = {  # with the micro-batches that several processes train it in
     "soft": (Soft(n_latent=5), 1),
     "hrpo": (Hrpo(n_latent=64, halt=LearnedStop()), 2),
     "colar": (Colar(n_latent=16, halt=LearnedStop()), 3),
+}
+BY_RL = {
     "rl": (Sim(n_latent=4, halt=LearnedStop(bias=-0.5)), 0),
     "rl, groups cut": (Sim(n_latent=4, halt=LearnedStop(bias=-0.5)), 2),
     "rl, prompts cut": (Sim(n_latent=4, halt=LearnedStop(bias=-0.5)), 4),
@@ -71,13 +73,19 @@ METHODS = {  # with the micro-batches that several processes train it in
     "rl, predicted latents": (Colar(n_latent=2, halt=LearnedStop(bias=-0.5)), 2),
     "rl, ppo": (Sim(n_latent=2, halt=LearnedStop(bias=-0.5), policy=Gaussian(std=0.3)), 2),
 }
-SHARDED = ("coconut", "sim", "recurrent", "codi", "icot", "hrpo", "colar", "rl", "rl, groups cut", "rl, gated tokens")
+RUNS: dict[str, tuple[MethodConfig, int]] = {name: CHOSEN.get(name, (cls(), 2)) for name, cls in METHODS.items()}
+RUNS |= BY_RL
+SHARDED = (*METHODS, "rl", "rl, groups cut", "rl, gated tokens")
 
 
 def run_of(name: str, data: str, micro_batch: int = 0, **change) -> Run:
     """The run of a name; rewards differ by the latents used, or by nothing at all."""
-    method, learn = METHODS[name][0], LEARN if name.startswith("rl") else SUPERVISED
-    env = Cups(cups=4) if name == "recurrent" else GSM8K(train=data, max_chain=192, max_answer=8)
+    method, learn = RUNS[name][0], LEARN if name in BY_RL else SUPERVISED
+    env: EnvConfig = GSM8K(train=data, max_chain=192, max_answer=8)
+    if method.told == "frontier":
+        env = MNNS()
+    elif name == "recurrent":  # its answers have one length
+        env = Cups(cups=4)
     change |= {"algorithm": PPO(lam=0.8)} if "ppo" in name else {}
     change |= {"steps": 1} if "cut" in name else {}
     return Run(env, MODEL, method, dataclasses.replace(learn, micro_batch=micro_batch, **change))
@@ -94,12 +102,12 @@ def train(run: Run, root: Path) -> tuple[dict, list]:
 def on_two(folder: Path, data: str) -> None:
     """What each of two processes finds: everything in DDP, some of it in FSDP2."""
     rank = int(os.environ["RANK"])
-    found = {name: train(run_of(name, data, cut), folder / f"{rank}") for name, (_, cut) in METHODS.items()}
+    found = {name: train(run_of(name, data, cut), folder / f"{rank}") for name, (_, cut) in RUNS.items()}
     found["means"], found["last without"] = means(rank), last_without(folder / f"{rank}", data)
     found["judged"] = judged(data, Engine.start("cpu"))
     found["killed"] = stopped(folder / "two", data, at=3)
     os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-    sharded = {name: train(run_of(name, data, METHODS[name][1]), folder / f"fsdp{rank}") for name in SHARDED}
+    sharded = {name: train(run_of(name, data, RUNS[name][1]), folder / f"fsdp{rank}") for name in SHARDED}
     found["fsdp"] = sharded | {"last without": last_without(folder / f"fsdp{rank}", data)}
     found["held"] = held(folder / f"fsdp{rank}", data)
     torch.save(found, folder / f"two-{rank}.pt")
@@ -224,7 +232,7 @@ def found(tmp_path_factory):
     ]  # fmt: skip
     data = folder / "ragged.json"
     data.write_text(json.dumps(rows))
-    one = {name: train(run_of(name, str(data)), folder / "one") for name in METHODS}
+    one = {name: train(run_of(name, str(data)), folder / "one") for name in RUNS}
     one["last without"] = last_without(folder / "one", str(data))
     one["resumed"], one["judged"] = resumed(folder / "whole", str(data)), judged(str(data), None)
     assert one["judged"] != judged(str(data), None, batch=1)
@@ -247,7 +255,7 @@ def assert_same(got: tuple[dict, list], want: tuple[dict, list]) -> None:
         )
 
 
-@pytest.mark.parametrize("name", [*METHODS, "last without"])
+@pytest.mark.parametrize("name", [*RUNS, "last without"])
 def test_two_processes_are_one(name, found):
     """Whatever the micro-batches; in RL the rollouts, too, are those of one process."""
     one, two, _ = found

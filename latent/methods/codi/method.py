@@ -15,6 +15,8 @@ is the paper's position. Both tasks follow the same think token. As in the paper
 (github.com/zhenyi4/codi), the embeddings are no layer that is matched.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,7 +25,7 @@ from latent.backbone import Backbone
 from latent.methods.codi import Codi
 from latent.methods.sequence import AlongSequence, Taught
 from latent.methods.terms import Mean, text_loss
-from latent.taps import join
+from latent.taps import Call, join
 from latent.text import Batch, Text, pad_right, tokens_in
 from latent.thought import Greedy
 
@@ -36,6 +38,8 @@ class CodiMethod(AlongSequence[Codi]):
     def __init__(self, config: Codi, backbone: Backbone):
         super().__init__(config, backbone)
         self.matched = range(1, backbone.depth + 1)
+        self.student_tap: dict[str, Any] = {"keep": 1}
+        self.teacher_tap: dict[str, Any] = {}
 
     def positions_needed(self, prompt: int, steps: list[int], answer: int) -> int:
         k = self.config.n_latent
@@ -52,16 +56,27 @@ class CodiMethod(AlongSequence[Codi]):
     def turn(self, batch: Batch) -> Taught:
         k, device = self.config.n_latent, batch.prompt.ids_BT.device
         text = pad_right(batch.answers, batch.pad, device)
-        with self.backbone.tap(self.matched, keep=1) as tapped:
+        with self.backbone.tap(self.matched, **self.student_tap) as tapped:
             thought = self.loop(batch.prompt, Greedy(), 1, k, k, stop=None)
         loss, logged = text_loss(self.backbone, thought, text)
         if k == 0:
             return Taught(thought, text, [loss], logged)
-        student_LBD = self.of_latent(tapped.calls, k).h_LBTD[:, :, 0]
-        written, teacher_LBD = self.teach(batch)
-        distance = Mean(distance_of(student_LBD, teacher_LBD.detach()).sum(), len(text.ids_BT))
-        written.weight, distance.weight = self.config.teacher_weight, self.config.distill_weight
-        return Taught(thought, text, [loss, written, distance], {**logged, "teacher_ce": written, "distill": distance})
+        written, teacher = self.teach(batch)
+        written.weight = self.config.teacher_weight
+        apart = self.distances(batch, tapped.calls, teacher)
+        return Taught(thought, text, [loss, written, *apart.values()], {**logged, "teacher_ce": written, **apart})
+
+    def distances(self, batch: Batch, student: list[Call], teacher: list[Call]) -> dict[str, Mean]:
+        """The terms that draw the student to the teacher, by the names that they are logged under.
+
+        `student`: the prompt's call and those of the latents. `teacher`: the prompt's and that of the text, if any.
+        """
+        student_LBD = self.of_latent(student, self.config.n_latent).h_LBTD[:, :, 0]
+        h_LBTD = join([teacher[0].at(-1), *teacher[1:]]).h_LBTD  # state i gives token i of the text
+        chain_B = torch.tensor(self.chain_lengths(batch), device=h_LBTD.device)
+        teacher_LBD = h_LBTD[:, torch.arange(len(chain_B), device=h_LBTD.device), chain_B]
+        apart_B = distance_of(student_LBD, teacher_LBD.detach())
+        return {"distill": Mean(apart_B.sum(), len(apart_B), self.config.distill_weight)}
 
     def turn_counts(self, batch: Batch) -> list[int]:
         answers = tokens_in(batch.answers)
@@ -71,16 +86,17 @@ class CodiMethod(AlongSequence[Codi]):
         """The teacher's text, a row of ids a problem."""
         return [sum(self.chain(steps), ()) + answer for steps, answer in zip(batch.steps, batch.answers)]
 
-    def teach(self, batch: Batch) -> tuple[Mean, Tensor]:
-        """Cross-entropy of chain and answer in tokens, and the states (L, B, D) that give the answer's first token."""
+    def chain_lengths(self, batch: Batch) -> list[int]:
+        """Tokens of each row's chain as the teacher writes it."""
+        return [tokens_in(self.chain(steps)) for steps in batch.steps]
+
+    def teach(self, batch: Batch) -> tuple[Mean, list[Call]]:
+        """Cross-entropy of chain and answer in tokens, and the calls that read the prompt and the text."""
         text: Text = pad_right(self.taught(batch), batch.pad, batch.prompt.ids_BT.device)
-        with self.backbone.tap(self.matched) as tapped:
+        with self.backbone.tap(self.matched, **self.teacher_tap) as tapped:
             prompt = self.loop(batch.prompt, Greedy(), 1, 0, 0, stop=None)
             written, _ = text_loss(self.backbone, prompt, text)
-        read, *rest = tapped.calls
-        h_LBTD = join([read.at(-1), *rest]).h_LBTD  # state i gives token i of the text
-        chain_B = torch.tensor([tokens_in(self.chain(steps)) for steps in batch.steps], device=h_LBTD.device)
-        return written, h_LBTD[:, torch.arange(len(chain_B), device=h_LBTD.device), chain_B]
+        return written, tapped.calls
 
 
 def distance_of(student_LBD: Tensor, teacher_LBD: Tensor) -> Tensor:

@@ -18,10 +18,10 @@ from typing import Annotated
 
 import tyro
 
-from eval.cli import guarded, parse, program
 from eval.stats import interval
 from kernels.errors import UserError
 from latent import plugins
+from latent.cli import guarded, parse, program
 from latent.files import write_text
 from paper import figures, records, tables
 from paper.ablations import ABLATIONS, CONTROLS

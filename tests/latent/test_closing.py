@@ -44,7 +44,11 @@ def test_a_text_follows_the_closing_embedding(name, family):
         return x
 
     with torch.no_grad():
-        thought = method.think(prompt, Greedy(), steps=method.steps, edit=record)
+        with method.backbone.tap((-1,)) as tapped:
+            thought = method.think(prompt, Greedy(), steps=method.steps, edit=record)
+        for i in range(method.steps + 1):
+            seen_BD = method.of_latent(tapped.calls, i).h_LBTD[0, :, 0]
+            torch.testing.assert_close(seen_BD, thought.states_UKD[:, i], rtol=0, atol=1e-9)
         got_BTD = text_hidden(method.backbone, thought, text_BT)
         k = method.steps
         fed_BKD = torch.stack(inputs[-k:], 1)

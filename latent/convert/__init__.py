@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from kernels.errors import UserError
+from latent.cli import set_offline_if_the_hub_is_unreachable
 from latent.config import at_least
 from latent.files import PART, check_writable, put_folder
 
@@ -92,7 +93,7 @@ def told_from(source: Source) -> str:
         if layout(name).matches(source):
             return name
     some = ", ".join(sorted(source.names)[:3])
-    raise UserError(f"{source.place}: the layout is not known (weights: {some} ...): say it by --layout")
+    raise UserError(f"{source.place}: the layout is not known (weights: {some} ...): none of {', '.join(LAYOUTS)}")
 
 
 def convert(name: str, out: Path, asked: Asked) -> Converted:
@@ -101,6 +102,8 @@ def convert(name: str, out: Path, asked: Asked) -> Converted:
     Raises UserError for a checkpoint that is damaged, of another layout or method than was asked for, or has weights
     without a place; and for an output folder that is not empty.
     """
+    if not all(Path(place).expanduser().exists() for place in (name, asked.base) if place is not None):
+        set_offline_if_the_hub_is_unreachable()  # before its client is imported, which looks only then
     from latent.convert import card
     from latent.convert.source import Source
 

@@ -1,4 +1,4 @@
-"""Turn a published checkpoint into a folder that `latent.load`, lm-eval, eval.chat and eval.diagnose open.
+"""Turn a published checkpoint into a folder that `latent.load`, lm-eval, eval.chat and transformers open.
 
 A plain causal LM in a GGUF file becomes a folder for --model.pretrained instead.
 """

@@ -1,8 +1,8 @@
 """LatentTTS's folders (github.com/ModalityDance/LatentTTS, arXiv:2510.07745): GPT-2's Coconut and CODI, Llama's CoLaR.
 
-They are Hugging Face folders of classes of theirs, told by `architectures`: COCONUTGPT2; CODIGPT2, with its MLP under
-`projector.`; ColarLlama, with its head under `lt_head.`. Their tokenizers have <|start-latent|>, <|end-latent|> and
-<|latent|>; CoLaR ends prompt and thoughts with ###.
+They are Hugging Face folders of classes of theirs: COCONUTGPT2; CODIGPT2, with its MLP under `projector.`; ColarLlama,
+with its head under `lt_head.`. Their tokenizers have <|start-latent|>, <|end-latent|> and <|latent|>; CoLaR ends prompt
+and thoughts with ###.
 """
 
 from __future__ import annotations
@@ -25,15 +25,13 @@ from latent.policies import Deterministic
 
 AS_IT_IS = r"{{ messages[0]['content'].rstrip('\n') }}"
 SPEED = 2  # tokens of a chain that a latent stands for, as their prompt tells the model
-STEP_BY_STEP = (
-    r"Question: {{ messages[0]['content'].rstrip('\n') }} Let's think step by step:"
-    f"(Thinking speed: {SPEED})"
-)
+STEP_BY_STEP = rf"Question: {AS_IT_IS} Let's think step by step:(Thinking speed: {SPEED})"
 PUBLISHED = [
     "the paper's figures are of many samples (arXiv:2510.07745); for one greedy answer expect those of the method: "
     "Coconut GPT-2 34.1 (arXiv:2412.06769), CODI GPT-2 43.7 (arXiv:2502.21074) on GSM8K"
 ]
 _CLASSES = {"COCONUTGPT2": "coconut", "CODIGPT2": "codi", "ColarLlama": "colar"}
+_PROJECTION, _HEAD = "projector.", "lt_head."
 
 
 def matches(source: Source) -> bool:
@@ -41,22 +39,28 @@ def matches(source: Source) -> bool:
 
 
 def kind_of(source: Source) -> str | None:
-    """The method of a folder, told by its class; None for a class that is not theirs."""
+    """The method of a folder, told by its class, its weights, or its tokenizer; None for one that is not theirs."""
     said = source.about.get("architectures")
-    classes = said if isinstance(said, list) else []
-    return next((_CLASSES[name] for name in classes if name in _CLASSES), None)
+    named = [_CLASSES[name] for name in said if name in _CLASSES] if isinstance(said, list) else []
+    if named or not source.about:
+        return named[0] if named else None
+    for prefix, kind in ((_HEAD, "colar"), (_PROJECTION, "codi")):
+        if any(name.startswith(prefix) for name in source.names):
+            return kind
+    tokenizer = source.folder / "tokenizer.json"
+    return "coconut" if tokenizer.exists() and b"<|start-latent|>" in tokenizer.read_bytes() else None
 
 
 def read(source: Source, asked: Asked) -> Converted:
     parts, kind = parts_of(source, asked), kind_of(source)
     if kind == "colar":
         return _colar(source, asked, parts)
-    weights = {n: x for n, x in source.tensors.items() if not n.startswith("projector.")}
+    weights = {n: x for n, x in source.tensors.items() if not n.startswith(_PROJECTION)}
     body = filled(parts, weights, source)
     start, end, latent = (_id_of(parts, f"<|{name}|>") for name in ("start-latent", "end-latent", "latent"))
     k = 6 if asked.n_latent is None else asked.n_latent
     longest = asked.answer_tokens or ANSWER_TOKENS
-    projection = {n.removeprefix("projector."): x for n, x in source.tensors.items() if n not in weights}
+    projection = {n.removeprefix(_PROJECTION): x for n, x in source.tensors.items() if n not in weights}
     names = {start: THINK, end: "<|end-latent|>", latent: PAD}
     if kind == "codi":
         tokenizer = retold(parts.tokenizer, names, template=AS_IT_IS, mark=MARK)
@@ -85,8 +89,8 @@ def _colar(source: Source, asked: Asked, parts: Parts) -> Converted:
         raise UserError(
             f"{source.place} is CoLaR's, which thinks until it says ###: say how many latents by --n-latent"
         )
-    about, head, longest = source.about, "lt_head.", asked.answer_tokens or ANSWER_TOKENS
-    weights = {n: x for n, x in source.tensors.items() if not n.startswith(head)}
+    about, longest = source.about, asked.answer_tokens or ANSWER_TOKENS
+    weights = {n: x for n, x in source.tensors.items() if not n.startswith(_HEAD)}
     body = filled(parts, weights, source)
     if about.get("latent_intermediate_size", 2048) != body.width:
         raise UserError(
@@ -105,7 +109,7 @@ def _colar(source: Source, asked: Asked, parts: Parts) -> Converted:
     method = reasoner.method
     assert isinstance(method, ColarMethod)
     ours = {"fc.0": "0", "fc.2": "2", "fc.3": "3", "mean": "4"}
-    theirs = {n.removeprefix(head): x for n, x in source.tensors.items() if n.startswith(head)}
+    theirs = {n.removeprefix(_HEAD): x for n, x in source.tensors.items() if n.startswith(_HEAD)}
     placed = {}
     for name, x in theirs.items():
         layer, _, what = name.rpartition(".")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 from kernels.errors import UserError
 from latent import backbone
 from latent.backbone import Backbone, check_finite
-from latent.cli import set_offline_if_the_hub_is_unreachable
 from latent.codec import PAD, THINK
 from latent.convert import Asked
 from latent.convert.source import Source
@@ -38,8 +36,6 @@ def parts_of(source: Source, asked: Asked) -> Parts:
     """Config and tokenizer: those of --base where it is given, else the checkpoint's own. Raises UserError for none."""
     if asked.base is not None:
         name = asked.base
-        if not Path(name).exists():
-            set_offline_if_the_hub_is_unreachable()
     elif "model_type" not in source.about:
         lacks = "a config.json that names no model_type" if source.about else "no config.json"
         raise UserError(f"{source.place} has {lacks}: name the backbone that was trained by --base (such as gpt2)")

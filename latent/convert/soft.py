@@ -22,7 +22,7 @@ from latent.convert.source import Source
 from latent.generate import Reasoner
 from latent.methods import Soft
 
-ANSWER_TOKENS = 512
+ANSWER_TOKENS = 512  # unless that is more than half of the model's positions
 END = "</think>"
 
 
@@ -36,7 +36,7 @@ def read(source: Source, asked: Asked) -> Converted:
     body = filled(parts, source.tensors, source)
     tokenizer, vocab = parts.tokenizer, parts.tokenizer.get_vocab()
     k = 32 if asked.n_latent is None else asked.n_latent
-    longest = asked.answer_tokens or ANSWER_TOKENS
+    longest = asked.answer_tokens or min(ANSWER_TOKENS, body.positions // 2)
     chat = bool(tokenizer.chat_template)
     if chat:
         turn = tokenizer.apply_chat_template(

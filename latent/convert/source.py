@@ -15,7 +15,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kernels.errors import UserError
-from latent.cli import set_offline_if_the_hub_is_unreachable
 from latent.files import read_json
 
 WANTED = ("*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.jinja", "*.gguf", "checkpoint_*")
@@ -46,7 +45,6 @@ class Source:
             raise UserError(f"{name} is not a folder, a file, or a name on the hub")
         from huggingface_hub import snapshot_download
 
-        set_offline_if_the_hub_is_unreachable()
         try:
             return cls(Path(snapshot_download(name, allow_patterns=list(WANTED))))
         except Exception as e:  # the hub's client raises errors of many types: no network, no such name, no access

@@ -29,7 +29,7 @@ def tokenizer_of(family: str):
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=290, special_tokens=special, initial_alphabet=alphabet)
     trainer.show_progress = False
-    raw.train_from_iterator(["x ### y ###"] * 9 + QUESTIONS, trainer)
+    raw.train_from_iterator(["x###"] * 9 + QUESTIONS, trainer)
     if family == "gpt2":
         return PreTrainedTokenizerFast(tokenizer_object=raw, **dict.fromkeys(_GPT2, special[0]))
     raw.post_processor = processors.TemplateProcessing(single=f"{special[0]} $A", special_tokens=[(special[0], 0)])
@@ -40,7 +40,7 @@ _GPT2 = ("bos_token", "eos_token", "unk_token")
 
 
 def base_of(family: str, folder, spare: int = 0):
-    """A backbone's folder with config, weights and tokenizer, and the model in fp64. `spare`: rows beyond the tokenizer."""
+    """A backbone's folder, and its model in fp64 and tokenizer. `spare`: rows of embeddings beyond the tokenizer."""
     torch.manual_seed(0)
     tokenizer = tokenizer_of(family)
     rows = len(tokenizer) + spare

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from kernels.errors import UserError
-from latent.cli import set_offline_if_the_hub_is_unreachable
 from latent.config import at_least
 from latent.files import PART, check_writable, put_folder
 
@@ -102,6 +101,8 @@ def convert(name: str, out: Path, asked: Asked) -> Converted:
     Raises UserError for a checkpoint that is damaged, of another layout or method than was asked for, or has weights
     without a place; and for an output folder that is not empty.
     """
+    from latent.cli import set_offline_if_the_hub_is_unreachable
+
     if not all(Path(place).expanduser().exists() for place in (name, asked.base) if place is not None):
         set_offline_if_the_hub_is_unreachable()  # before its client is imported, which looks only then
     from latent.convert import card

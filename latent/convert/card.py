@@ -22,7 +22,7 @@ pipeline_tag: text-generation
 
 # {made.title}
 
-Converted from `{source.place.name}`, {LAYOUTS[layout]}, by `python -m latent.convert`.
+Converted from `{source.name}`, {LAYOUTS[layout]}, by `python -m latent.convert`.
 
 {chr(10).join(parts)}""",
     )

@@ -28,7 +28,7 @@ ANSWER_TOKENS = 64  # max_new_tokens of their GSM8K evaluation; the text ends by
 _LM, _DECODER = "base_causallm.", "expainable_llm."  # spelt so
 
 PUBLISHED = [
-    "Coconut, GPT-2: GSM8K 34.1, ProntoQA 99.8, ProsQA 97.0 (arXiv:2412.06769, table 1)",
+    "Coconut, GPT-2: GSM8K 34.1, ProntoQA 99.8, ProsQA 97.0 (arXiv:2412.06769)",
 ]
 PUBLISHED_SIM = {
     "gpt2": ["SIM-CoT on Coconut, GPT-2: GSM8K-Aug 44.8, GSM-Hard 9.3, MultiArith 90.8, SVAMP 40.7 (arXiv:2509.20317)"],

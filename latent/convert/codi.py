@@ -29,7 +29,7 @@ _LM, _PROJECTION, _DECODER = "codi.", "prj.", ("decoder.", "pj_in.", "pj_out.")
 _PEFT = "base_model.model."
 
 PUBLISHED = {
-    "gpt2": ["CODI, GPT-2: GSM8K 43.7 (arXiv:2502.21074, table 1)"],
+    "gpt2": ["CODI, GPT-2: GSM8K 43.7 (arXiv:2502.21074)"],
     "llama": ["CODI, Llama 3.2 1B: GSM8K-Aug 52.7, as SIM-CoT's authors ran it (arXiv:2509.20317)"],
 }
 PUBLISHED_SIM = {

@@ -26,13 +26,13 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 class Source:
-    """A checkpoint as published. `place`: a folder, or a file with weights.
+    """A checkpoint as published. `place`: a folder, or a file with weights. `name`: what to call it.
 
     Tensors are read when they are asked for, as they are stored. Nothing in a file is executed.
     """
 
-    def __init__(self, place: Path):
-        self.place = place
+    def __init__(self, place: Path, name: str):
+        self.place, self.name = place, name
         self.folder = place if place.is_dir() else place.parent
 
     @classmethod
@@ -40,13 +40,13 @@ class Source:
         """A folder or file, or a checkpoint on the hub, which is downloaded. Raises UserError for what is neither."""
         place = Path(name).expanduser()
         if place.exists():
-            return cls(place)
+            return cls(place, place.name)
         if not _HUB_NAME.fullmatch(name) or name.startswith("."):
             raise UserError(f"{name} is not a folder, a file, or a name on the hub")
         from huggingface_hub import snapshot_download
 
         try:
-            return cls(Path(snapshot_download(name, allow_patterns=list(WANTED))))
+            return cls(Path(snapshot_download(name, allow_patterns=list(WANTED))), name)
         except Exception as e:  # the hub's client raises errors of many types: no network, no such name, no access
             why = "the hub cannot be reached" if os.environ.get("HF_HUB_OFFLINE") else _first_line(e)
             raise UserError(f"{name} is no folder or file here, and was not downloaded: {why}") from None

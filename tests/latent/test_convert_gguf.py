@@ -104,6 +104,7 @@ def test_a_file_that_is_cut_short_is_one_line(tmp_path, capsys):
     written(lm, tokenizer, tmp_path / "tiny.gguf")
     whole = (tmp_path / "tiny.gguf").read_bytes()
     (tmp_path / "cut.gguf").write_bytes(whole[: len(whole) // 2])
+    capsys.readouterr()
     assert main([str(tmp_path / "cut.gguf"), "--out", str(tmp_path / "ours")]) == 2
     err = capsys.readouterr().err
     assert "cut.gguf cannot be read as a causal LM in GGUF" in err and err.count("\n") == 1

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from eval.cli import at_least, guarded, parse, program
 from kernels.errors import UserError
+from latent.cli import at_least, guarded, parse, program
 
 if TYPE_CHECKING:
     from eval.environments.base import Environment, Problem

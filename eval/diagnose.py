@@ -19,9 +19,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from eval.cli import aligned, at_least, at_most, guarded, parse, program
 from eval.runs import finished_beside
 from kernels.errors import UserError
+from latent.cli import aligned, at_least, at_most, guarded, parse, program
 from latent.files import check_writable, field, read_json, write_text
 from latent.methods import ControlConfig, SequenceConfig, unpack
 

@@ -13,8 +13,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from eval.cli import set_offline_if_the_hub_is_unreachable
 from kernels.errors import UserError, mendable
+from latent.cli import set_offline_if_the_hub_is_unreachable
 from latent.files import check_writable
 from latent.startup import FLOORS, HOME
 

@@ -12,9 +12,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from eval.cli import guarded, parse, program
 from kernels.errors import UserError
 from latent import methods
+from latent.cli import guarded, parse, program
 from latent.files import field, read_json, read_lines
 from latent.methods import MethodConfig
 

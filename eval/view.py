@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from eval.cli import at_least, at_most, guarded, parse, program
 from eval.diagnose import opened
 from eval.runs import finished_beside
+from latent.cli import at_least, at_most, guarded, parse, program
 from latent.files import check_writable, write_text
 
 if TYPE_CHECKING:

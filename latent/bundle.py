@@ -14,6 +14,8 @@ from latent.hf_config import CODE
 
 _LEFT_OUT = (
     "latent/__init__.py",
+    "latent/cli.py",
+    "latent/convert/",
     "latent/lm_eval_door.py",
     "latent/startup.py",
     "kernels/bench.py",
@@ -91,7 +93,7 @@ def text() -> str:
     home = Path(__file__).resolve().parent.parent
     files = sorted(p for top in ("latent", "kernels") for p in (home / top).rglob("*.py"))
     named = {p.relative_to(home).as_posix(): p.read_text(encoding="utf-8") for p in files}
-    sources = {name: source for name, source in named.items() if name not in _LEFT_OUT}
+    sources = {name: source for name, source in named.items() if not name.startswith(_LEFT_OUT)}
     root = f"latent_{blake2b(repr(sources).encode(), digest_size=6).hexdigest()}"
     out = [_LOADER.format(files=len(sources), root=root)]
     for name, source in sources.items():

@@ -20,8 +20,10 @@ def floor_of(program: str) -> str | None:
     """The package of ours that a program belongs to, by its installed name or its module; None for other programs."""
     path = Path(program)
     if path.stem.startswith("latent-"):
-        return "train" if path.stem == "latent-train" else "eval"
+        return {"latent-train": "train", "latent-convert": "latent"}.get(path.stem, "eval")
     folder = path.resolve().parent
+    if path.name == "__main__.py":  # a folder that is a command: the floor is the one above
+        folder = folder.parent
     return folder.name if folder.parent == HOME and folder.name in FLOORS else None
 
 
@@ -76,6 +78,11 @@ def diagnose() -> int:
 def view() -> int:
     """The command `latent-view`."""
     return import_module("eval.view").main()
+
+
+def convert() -> int:
+    """The command `latent-convert`."""
+    return import_module("latent.convert.__main__").main()
 
 
 _floor = floor_of(sys.argv[0])

@@ -18,9 +18,9 @@ from typing import Annotated
 
 import tyro
 
-from eval.cli import guarded, parse, program
 from kernels.errors import UserError
 from latent import plugins
+from latent.cli import guarded, parse, program
 from latent.files import write_text
 from paper import claims, figures, markup, overview, records, tables
 from paper.ablations import ABLATIONS, CONTROLS

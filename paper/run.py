@@ -19,9 +19,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from eval.cli import at_least, guarded, parse, program
 from kernels.errors import UserError
 from latent import plugins
+from latent.cli import at_least, guarded, parse, program
 from latent.files import write_json
 from latent.plain import id_of, identity
 from paper import claims, records

@@ -17,7 +17,7 @@ def command(module, *args, cwd, path) -> subprocess.CompletedProcess:
     return subprocess.run(args, cwd=cwd, env=env, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("module", ["train.latent", "eval.runs", "eval.chat", "paper.run"])
+@pytest.mark.parametrize("module", ["latent.convert", "train.latent", "eval.runs", "eval.chat", "paper.run"])
 def test_an_interrupt_amid_imports_is_no_traceback(module, tmp_path):
     """tyro and torch that are interrupted while they are imported, and make another error of it."""
     (tmp_path / "tyro.py").write_text(INTERRUPTED)
@@ -38,6 +38,7 @@ def test_an_interrupt_amid_the_import_of_torch_is_no_traceback(tmp_path):
         ("train.latent", "eval.py", True),
         ("paper.run", "train/__init__.py", True),
         ("eval.runs", "train.py", False),  # which it does not need
+        ("latent.convert", "eval.py", False),
         ("train.latent", "train/notes.txt", False),  # a folder of data
     ],
 )

@@ -2,10 +2,10 @@
 
 import torch
 
-from eval.cli import launched
 from eval.environments.base import Environment, Finite, Problem, iterate
 from eval.judge import verify
 from kernels.errors import UserError
+from latent.cli import launched
 from latent.codec import Codec
 from latent.generate import Reasoner
 from latent.text import pad_right

@@ -14,11 +14,11 @@ from typing import Annotated, Any, Literal, Union
 
 import tyro
 
-from eval.cli import at_least, check_flags, program
-from eval.cli import parse as parse_flags
 from eval.environments import ENVIRONMENTS, EnvConfig
 from kernels.errors import UserError
 from latent import plugins
+from latent.cli import at_least, check_flags, program
+from latent.cli import parse as parse_flags
 from latent.config import HALTS
 from latent.methods import METHODS, ControlConfig, MethodConfig, SequenceConfig
 from latent.plain import changed

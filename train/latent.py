@@ -16,8 +16,8 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from eval.cli import guarded, launched, program, set_offline_if_the_hub_is_unreachable
 from kernels.errors import UserError
+from latent.cli import guarded, launched, program, set_offline_if_the_hub_is_unreachable
 from latent.files import check_writable
 from train.config import RLVR, Experiment, Run
 from train.flags import Options, parse

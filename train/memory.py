@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from eval.cli import launched
 from kernels.errors import UserError
+from latent.cli import launched
 from latent.methods import ControlConfig
 from train.config import Run
 

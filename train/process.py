@@ -81,7 +81,7 @@ def amid_update() -> Iterator[Callable[[], bool]]:
 
 def prepare_launch() -> None:
     """Set what torch needs under a launcher before it is imported; warn where accelerate launch started one process."""
-    from eval.cli import launched
+    from latent.cli import launched
 
     if launched():  # silences DDP's warning about find_unused_parameters, which we need
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -97,7 +97,7 @@ def needs_cpu(device: str) -> bool:
     """Whether to train on the CPU: where `device` says so, without a GPU, and for several processes on MPS."""
     import torch
 
-    from eval.cli import launched
+    from latent.cli import launched
 
     if device == "cpu" or not torch.accelerator.is_available():
         return True

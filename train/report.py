@@ -17,8 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from eval.cli import aligned
 from eval.stats import mcnemar, paired
+from latent.cli import aligned
 from latent.config import TOLD
 from latent.files import write_json, write_text
 from train.config import RLVR, Run

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
-from eval.cli import guarded, parse
+from latent.cli import guarded, parse
 from train.process import configure_cpu_process, prepare_launch
 
 

@@ -37,7 +37,7 @@ class Method(nn.Module, Generic[ConfigT]):
     config: ConfigT
     made_from: MethodConfig
     stop: StopHead | Settled | None
-    fresh: ClassVar[tuple[str, ...]] = ("stop.", "policy.", "critic.")
+    fresh: ClassVar[tuple[str, ...]] = ("stop.", "policy.", "critic.", "closing")
     __getattr__ = nn.Module.__getattr__  # the same, but a name that no one declares is an error to mypy
 
     def __init__(self, config: ConfigT, backbone: Backbone):

@@ -87,6 +87,9 @@ class SequenceConfig(MethodConfig):
     mean input embedding under its next-token distribution (soft tokens)."""
     halt: Halt = field(default_factory=Fixed)
     """When to stop thinking."""
+    closing: bool = False
+    """Read a learned embedding after the thoughts, whose state then gives the text's first token: Coconut's end of
+    thought, CODI's eot. Without it the last latent's state does."""
     policy: PolicyConfig = field(default_factory=Deterministic)
     """What is random in a thought, sampled in RL and recorded as a decision. Supervised training does not ask it."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kernels.errors import UserError
 from latent import halting
@@ -35,34 +35,46 @@ class AlongSequence(Method[ConfigT]):
     """Thinks by feeding the last hidden state back as the next input embedding (Coconut, arXiv:2412.06769, sec. 3).
 
     states[0] is the hidden state of the think token, states[i] that of latent i, whose input is fed back from
-    states[i - 1]; states[used] gives the first token of the text, with no token in between.
+    states[i - 1]; states[used] gives the first token of the text, or that of the closing embedding after it, where the
+    config asks for one.
     """
+
+    closing: nn.Parameter | None
 
     def __init__(self, config: ConfigT, backbone: Backbone):
         super().__init__(config, backbone)
         self.stride = 1
         self.feedback: Feeding | None = None
         self.policy: Policy | None = None
+        self.closing = None
         if isinstance(config, SequenceConfig):  # the controls without latents loop no time
             self.steps, self.stride = config.n_latent, config.stride
             self.feedback = Feedback(config.feedback, backbone)
             self.stop = halting.build(config.halt, self)
             self.policy = config.policy.build(backbone)
+            if config.closing:
+                scale = backbone.lm.get_input_embeddings().weight.detach().square().mean().sqrt()
+                self.closing = nn.Parameter(scale * torch.randn(backbone.width))
+
+    @property
+    def closing_positions(self) -> int:
+        """Positions between the thoughts and the text."""
+        return int(self.closing is not None)
 
     def reserved(self, steps: int) -> int:
-        return self.stride * max(steps, self.trained_steps)
+        return self.stride * max(steps, self.trained_steps) + self.closing_positions
 
     def positions_needed(self, prompt: int, steps: list[int], answer: int) -> int:
-        return prompt + self.stride * self.steps + answer - 1
+        return prompt + self.stride * self.steps + self.closing_positions + answer - 1
 
     def passes(self, used: float, tokens: float) -> float:
         """Reading, each latent step, each token after the first; latents whose inputs are known are one pass."""
         parallel = self.feedback is not None and self.feedback.known(1) is not None
-        return 1 + (min(used, 1) if parallel else used) + tokens - 1
+        return 1 + (min(used, 1) if parallel else used) + self.closing_positions + tokens - 1
 
     def flops(self, prompt: float, used: float, tokens: float) -> float:
         fed = self.feedback.flops if isinstance(self.feedback, Feedback) else 0
-        return super().flops(prompt, used, tokens) + used * fed
+        return super().flops(prompt, used + self.closing_positions, tokens) + used * fed
 
     def think(
         self, prompt: Prompt, choose: Chooser, group: int = 1, steps: int | None = None, edit: Edit | None = None
@@ -71,7 +83,15 @@ class AlongSequence(Method[ConfigT]):
         k = trained if steps is None else steps
         if k and self.feedback is None:
             raise UserError(f"{self.title} has no latents: the number of latent steps must be 0, got {k}")
-        return self.loop(prompt, choose, group, k, max(k, trained), self.stop, edit)
+        return self.closed(self.loop(prompt, choose, group, k, max(k, trained), self.stop, edit))
+
+    def closed(self, thought: Thought) -> Thought:
+        """The thought with the closing embedding read after it, where there is one."""
+        if self.closing is None:
+            return thought
+        assert thought.context is not None  # a loop along the sequence leaves one
+        h_U1D, context = self.backbone.step(self.closing.expand(len(thought.h_UTD), 1, -1), thought.context)
+        return replace(thought, h_UTD=h_U1D, context=context)
 
     def turn(self, batch: Batch) -> Taught:
         """A turn of a batch as it is taught: what was thought, what is to be written after it, and what that costs."""
@@ -79,7 +99,7 @@ class AlongSequence(Method[ConfigT]):
 
     def without_latents(self, prompt: Prompt, text: Text) -> Taught:
         """A turn whose text follows the prompt with no latent in between."""
-        thought = self.loop(prompt, Greedy(), 1, 0, 0, stop=None)
+        thought = self.closed(self.loop(prompt, Greedy(), 1, 0, 0, stop=None))
         loss, logged = text_loss(self.backbone, thought, text)
         return Taught(thought, text, [loss], logged)
 

@@ -4,6 +4,7 @@ CODI, ICOT, SOFT, HRPO, COLAR, PCCOT, KAVA = (
     f"tests/latent/test_{name}.py" for name in ("codi", "icot", "soft", "hrpo", "colar", "pccot", "kava")
 )
 EVERY = "tests/latent/test_every_method.py"
+CLOSING, CONVERT, BAD_INPUT = (f"tests/latent/test_{name}.py" for name in ("closing", "convert", "convert_errors"))
 
 GROUPS = (
     ("latent/methods/codi/method.py", CODI, (
@@ -18,8 +19,49 @@ GROUPS = (
         ("the distance's weight ignored", "len(apart_B), self.config.distill_weight)", "len(apart_B))"),
         ("the student's state is the one before", "self.of_latent(student, self.config.n_latent)",
          "self.of_latent(student, self.config.n_latent - 1)"),
-        ("no room for the teacher's chain", "max(sum(self.chain(steps)) if k else 0, self.stride * k)",
-         "self.stride * k"),
+        ("no room for the teacher's chain", "max(sum(self.chain(steps)) if k else 0, thought)",
+         "thought"),
+    )),
+    ("latent/methods/sequence.py", CLOSING, (
+        ("thoughts are not closed in answering", "return self.closed(self.loop(prompt", "return (self.loop(prompt"),
+        ("no position for the closing embedding", "return int(self.closing is not None)", "return 0"),
+        ("the closing embedding is read, not used", "replace(thought, h_UTD=h_U1D, context=context)",
+         "replace(thought, context=context)"),
+    )),
+    ("latent/methods/codi/method.py", CLOSING, (
+        ("the last latent is matched, not what closes it", "if self.closing is None else student[-1]", ""),
+    )),
+    ("latent/methods/pccot/method.py", CLOSING, (
+        ("the state before the text is of the closing embedding's call", "calls[-1 - self.closing_positions]",
+         "calls[-1]"),
+    )),
+    ("latent/convert/pretrained.py", CONVERT, (
+        ("adapters at another scale", "alpha / len(a_RI) *", "alpha *"),
+        ("a head of its own is tied", "config.tie_word_embeddings = False", "pass"),
+        ("ids beyond the vocabulary have no token", "for i in range(size, max(names) + 1):", "for i in ():"),
+        ("the answer's mark stays in words", "if mark is not None:", "if False:"),
+        ("a word keeps its merges", "return old in (*pair", "return old in pair and old in (*pair"),
+    )),
+    ("latent/convert/coconut.py", CONVERT, (
+        ("SIM-CoT's thoughts are not closed", "Sim(n_latent=k, told=\"answer\", closing=True)",
+         "Sim(n_latent=k, told=\"answer\", closing=False)"),
+        ("Coconut's curriculum begins anew", "first_stage=k // c + 1", "first_stage=0"),
+    )),
+    ("latent/convert/codi.py", CONVERT, (
+        ("a question is read as it stands", "| trim | replace('  ', ' ')", ""),
+        ("the layers of the projection are mixed up", '{"1": "0", "3": "2"', '{"1": "2", "3": "0"'),
+    )),
+    ("latent/convert/latenttts.py", CONVERT, (
+        ("CoLaR's prompts begin with BOS", "tokenizer.backend_tokenizer.post_processor = None", "pass"),
+        ("CoLaR's head at the embeddings' scale", 'fill_(about.get("latent_embedding_std", 0.018))', "mul_(1)"),
+    )),
+    ("latent/convert/source.py", BAD_INPUT, (
+        ("missing shards are read past", "if not p.is_file()]", "if False]"),
+        ("pickles may run code", "weights_only=True", "weights_only=False"),
+    )),
+    ("latent/convert/__init__.py", BAD_INPUT, (
+        ("a folder with something in it is written over", "or any(out.iterdir())", ""),
+        ("the layout that is asked for is believed", "if not layout(found).matches(source):", "if False:"),
     )),
     ("latent/methods/icot/method.py", ICOT, (
         ("whole ignored", "int(self.updates) - self.config.whole) //", "int(self.updates)) //"),

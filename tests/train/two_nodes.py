@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from eval.cli import guarded
 from kernels.errors import UserError
+from latent.cli import guarded
 from tests.train.test_processes import run_of, train, trainer_of
 from train import distill
 

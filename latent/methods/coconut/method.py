@@ -6,7 +6,7 @@ there is only the last: no-CoT.
 
 Deviates: a stage ends when the model writes the remaining text (`advance_at`), not only after a fixed number of
 updates, and a share of batches comes from earlier stages, so that one run without a hand-made schedule goes through.
-No <eot> token follows the thoughts: the last latent gives the first token.
+No <eot> token follows the thoughts, unless `closing` asks for one: the last latent gives the first token.
 """
 
 import torch
@@ -50,7 +50,7 @@ class CoconutMethod(AlongSequence[Coconut]):
 
     def positions_needed(self, prompt: int, steps: list[int], answer: int) -> int:
         stages = (self.stride * self.latents(s) + sum(steps[s:]) for s in range(self.last))
-        return prompt + max(*stages, self.stride * self.config.n_latent) + answer - 1
+        return prompt + max(*stages, self.stride * self.config.n_latent) + self.closing_positions + answer - 1
 
     @property
     def trained_steps(self) -> int:
@@ -60,7 +60,7 @@ class CoconutMethod(AlongSequence[Coconut]):
         self.drawn = drawn = self.draw_stage(batch)
         text = batch.chain(skip=self.skipped(batch, drawn))
         k = self.latents(drawn)
-        thought = self.loop(batch.prompt, Greedy(), 1, k, k, stop=None)
+        thought = self.closed(self.loop(batch.prompt, Greedy(), 1, k, k, stop=None))
         loss, logged = text_loss(self.backbone, thought, text)
         return Taught(thought, text, [loss], logged)
 

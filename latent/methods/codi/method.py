@@ -5,14 +5,14 @@ One model does two tasks. The teacher's is to write chain and answer, the studen
     L = CE(answer | latents) + gamma CE(chain, answer | prompt) + beta mean_l smooth_l1(h_l, sg(t_l)) / std(t_l)
 
 h_l and t_l are the student's and the teacher's states of layer l = 1..M at the position that gives the answer's first
-token: the last latent, and the chain's last token. sg stops the gradient, so that the student moves towards the teacher
-and not the other way round. The chain's last step is left out: the answer stands in it, and the teacher would only copy
-it. With k = 0 there is only the answer: no-CoT.
+token: the last latent, or the closing embedding after it, and the chain's last token. sg stops the gradient, so that
+the student moves towards the teacher and not the other way round. The chain's last step is left out: the answer stands
+in it, and the teacher would only copy it. With k = 0 there is only the answer: no-CoT.
 
 Deviates: std is taken over the width for each row, instead of over the batch, so that a batch in several pieces has
-the loss of the whole. The answer follows the latents without <eot> and without the words "The answer is:", whose colon
-is the paper's position. Both tasks follow the same think token. As in the paper and unlike in the authors' code
-(github.com/zhenyi4/codi), the embeddings are no layer that is matched.
+the loss of the whole. The answer follows the latents without <eot>, unless `closing` asks for it, and without the words
+"The answer is:", whose colon is the paper's position. Both tasks follow the same think token. As in the paper and
+unlike in the authors' code (github.com/zhenyi4/codi), the embeddings are no layer that is matched.
 """
 
 from typing import Any
@@ -43,7 +43,8 @@ class CodiMethod(AlongSequence[Codi]):
 
     def positions_needed(self, prompt: int, steps: list[int], answer: int) -> int:
         k = self.config.n_latent
-        return prompt + max(sum(self.chain(steps)) if k else 0, self.stride * k) + answer - 1
+        thought = self.stride * k + self.closing_positions
+        return prompt + max(sum(self.chain(steps)) if k else 0, thought) + answer - 1
 
     def sequences(self, chain: float, answer: float) -> list[tuple[float, float]]:
         """The student's and the teacher's, of a chain with its last step, however long that is."""
@@ -57,7 +58,7 @@ class CodiMethod(AlongSequence[Codi]):
         k, device = self.config.n_latent, batch.prompt.ids_BT.device
         text = pad_right(batch.answers, batch.pad, device)
         with self.backbone.tap(self.matched, **self.student_tap) as tapped:
-            thought = self.loop(batch.prompt, Greedy(), 1, k, k, stop=None)
+            thought = self.closed(self.loop(batch.prompt, Greedy(), 1, k, k, stop=None))
         loss, logged = text_loss(self.backbone, thought, text)
         if k == 0:
             return Taught(thought, text, [loss], logged)
@@ -69,9 +70,11 @@ class CodiMethod(AlongSequence[Codi]):
     def distances(self, batch: Batch, student: list[Call], teacher: list[Call]) -> dict[str, Mean]:
         """The terms that draw the student to the teacher, by the names that they are logged under.
 
-        `student`: the prompt's call and those of the latents. `teacher`: the prompt's and that of the text, if any.
+        `student`: the prompt's call, those of the latents and the closing embedding's, if any. `teacher`: the prompt's
+        and that of the text, if any.
         """
-        student_LBD = self.of_latent(student, self.config.n_latent).h_LBTD[:, :, 0]
+        before_answer = self.of_latent(student, self.config.n_latent) if self.closing is None else student[-1]
+        student_LBD = before_answer.h_LBTD[:, :, 0]
         h_LBTD = join([teacher[0].at(-1), *teacher[1:]]).h_LBTD  # state i gives token i of the text
         chain_B = torch.tensor(self.chain_lengths(batch), device=h_LBTD.device)
         teacher_LBD = h_LBTD[:, torch.arange(len(chain_B), device=h_LBTD.device), chain_B]

@@ -64,7 +64,7 @@ class ColarMethod(AlongSequence[Colar]):
 
     def positions_needed(self, prompt: int, steps: list[int], answer: int) -> int:
         longest = max(self.steps * self.config.r if self.steps else 0, self.steps)
-        return prompt + self.stride * longest + answer - 1
+        return prompt + self.stride * longest + self.closing_positions + answer - 1
 
     def check_chain(self, steps: list[int], answer: int) -> None:
         if self.steps and sum(steps) > self.steps * self.config.r:
@@ -87,7 +87,7 @@ class ColarMethod(AlongSequence[Colar]):
         r, u_BK = self.draw(batch)
         groups = Groups(self.cut(batch, r), batch.pad, device)
         x_BKD = groups.pooled(self.backbone)
-        thought = self.led(batch.prompt, x_BKD, groups, r)
+        thought = self.closed(self.led(batch.prompt, x_BKD, groups, r))
         answered, logged = text_loss(self.backbone, thought, text)
         before_ND = thought.states_UKD[:, :-1][groups.real_BK]
         written = latent = Mean(before_ND.sum(), 0)  # where no row has a chain

@@ -41,6 +41,7 @@ class CoT2Method(AlongSequence[CoT2]):
             thought = self.forced(batch.prompt, p_BKV)
         else:
             thought = self.loop(batch.prompt, Greedy(), 1, k, k, stop=None)
+        thought = self.closed(thought)
         loss, logged = text_loss(self.backbone, thought, text)
         if p_BKV is None:
             return Taught(thought, text, [loss], logged)

@@ -79,6 +79,7 @@ class HrpoMethod(AlongSequence[Hrpo]):
             assert thought.context is not None  # the text follows
             h_B1D, context = self.stopped(thought.states_UKD, thought.context, used_B)
             thought = replace(thought, h_UTD=h_B1D, context=context, used_U=used_B)
+        thought = self.closed(thought)
         answered, logged = text_loss(self.backbone, thought, text)
         terms, logged = [written.joined(answered)], {**logged, "chain_ce": written}
         if isinstance(self.stop, StopHead):

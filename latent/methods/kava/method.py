@@ -58,7 +58,8 @@ class KavaMethod(PccotMethod):
 
     def distances(self, batch: Batch, student: list[Call], teacher: list[Call]) -> dict[str, Mean]:
         found, count = super().distances(batch, student, teacher), self.turn_counts(batch)[-1]
-        latents = join(student[1:]) if self.own is None else student[-1]  # a control's, or those of the last pass
+        thought = student[1 : len(student) - self.closing_positions]
+        latents = join(thought) if self.own is None else thought[-1]  # a control's, or those of the last pass
         k_LBHKd, v_LBHKd = latents.k_LBHTd, latents.v_LBHTd
         if count:
             k_LBHMd, v_LBHMd, real_BM = self.compressed(batch, teacher[-1])

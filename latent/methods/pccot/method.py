@@ -44,7 +44,7 @@ class PccotMethod(CodiMethod):
     def passes(self, used: float, tokens: float) -> float:
         if self.own is None:
             return super().passes(used, tokens)
-        return tokens + (self.config.iterations + 1 if used else 0)
+        return tokens + self.closing_positions + (self.config.iterations + 1 if used else 0)
 
     def flops(self, prompt: float, used: float, tokens: float) -> float:
         once = super().flops(prompt, used, tokens)
@@ -60,7 +60,8 @@ class PccotMethod(CodiMethod):
 
     def of_latent(self, calls: list[Call], step: int) -> Call:
         """The position in the last pass over all latents."""
-        return calls[-1].at(step - 1) if step and self.own is not None else super().of_latent(calls, step)
+        last = calls[-1 - self.closing_positions]
+        return last.at(step - 1) if step and self.own is not None else super().of_latent(calls, step)
 
     def _at_once(
         self, h_PD: Tensor, context: Context, k: int, known_KD: Tensor | None, edit: Edit | None

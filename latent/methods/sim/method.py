@@ -48,6 +48,7 @@ class SimMethod(AlongSequence[Sim]):
             assert thought.context is not None  # the text follows
             h_B1D, context = self.stopped(thought.states_UKD, thought.context, used_B)
             thought = replace(thought, h_UTD=h_B1D, context=context, used_U=used_B)
+        thought = self.closed(thought)
         text = pad_right(batch.answers, batch.pad, device)
         loss, logged = text_loss(self.backbone, thought, text)
         if not self.is_taught:

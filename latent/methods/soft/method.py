@@ -17,9 +17,9 @@ latents; q_i weighs the tokens of part i alike, and the latents are fed x_i = su
 The order of the tokens in a part is lost. With k = 0 there is only the answer: no-CoT.
 
 Deviates: Latent-SFT's q is what an encoder of the chain, trained before and then left behind, makes of it; here it is
-the chain's own tokens, so that one run trains it all. No token ends the thoughts, no top-p cuts p, and labels carry no
-Gumbel noise (its version 2). Where a chain has fewer tokens than there are latents some stand for the same one, and
-where it has none for the prompt's last.
+the chain's own tokens, so that one run trains it all. No token ends the thoughts, unless `closing` asks for one after
+the k-th; no top-p cuts p, and labels carry no Gumbel noise (its version 2). Where a chain has fewer tokens than there
+are latents some stand for the same one, and where it has none for the prompt's last.
 """
 
 from itertools import pairwise
@@ -52,7 +52,7 @@ class SoftMethod(AlongSequence[Soft]):
         if k == 0:
             return self.without_latents(batch.prompt, text)
         parts = pad_right([part for row in self.dealt(batch) for part in row], batch.pad, device)
-        thought = self.led(batch.prompt, parts)
+        thought = self.closed(self.led(batch.prompt, parts))
         loss, logged = text_loss(self.backbone, thought, text)
         apart = self.divergence(thought.states_UKD[:, :-1].flatten(0, 1), parts)
         apart.weight = self.config.label_weight

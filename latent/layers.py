@@ -175,9 +175,9 @@ class GPT2Layer:
         """q of the last `wanted` positions, k and v of all: (B, H, T, d) each; `normed_BTD`: h after the first norm."""
         x, width, c = normed_BTD, h_BTD.shape[-1], self.attn.c_attn
         if x is None:
-            x = self.block.ln_1(h_BTD)
+            x = _layer_norm(self.block.ln_1, h_BTD)
         if wanted == x.shape[1] or type(c).__name__ != "Conv1D":
-            q, k, v = c(x).split(width, -1)
+            q, k, v = _linear(c, x).split(width, -1)
             q = q[:, x.shape[1] - wanted :]
         else:
             q = torch.matmul(x[:, -wanted:], c.weight[:, :width]) + c.bias[:width]
@@ -186,8 +186,21 @@ class GPT2Layer:
 
     def finish(self, h_BTD, a_BTD):
         """Output projection, residual, MLP, residual."""
-        h_BTD = h_BTD + self.attn.resid_dropout(self.attn.c_proj(a_BTD))
-        return h_BTD + self.block.mlp(self.block.ln_2(h_BTD))
+        mlp = self.block.mlp
+        h_BTD = h_BTD + self.attn.resid_dropout(_linear(self.attn.c_proj, a_BTD))
+        up = mlp.act(_linear(mlp.c_fc, _layer_norm(self.block.ln_2, h_BTD)))
+        return h_BTD + mlp.dropout(_linear(mlp.c_proj, up))
+
+
+def _linear(module, x_BTD: Tensor) -> Tensor:
+    """GPT-2's Conv1D without its module's overhead; anything put in its place (LoRA) as it is."""
+    if type(module).__name__ != "Conv1D":
+        return module(x_BTD)
+    return torch.addmm(module.bias, x_BTD.flatten(0, 1), module.weight).unflatten(0, x_BTD.shape[:2])
+
+
+def _layer_norm(module, x_BTD: Tensor) -> Tensor:
+    return torch.layer_norm(x_BTD, module.normalized_shape, module.weight, module.bias, module.eps)
 
 
 class Llama:

@@ -16,6 +16,7 @@ from kernels.errors import UserError
 from latent import files, load
 from latent.config import LearnedStop, ModelConfig
 from latent.methods import Sim
+from latent.methods.base import Method
 from train import checkpoint, distill, record
 from train import run as runs
 from train.config import RLVR, SFT, Judge, Run
@@ -340,7 +341,7 @@ def check_nothing_bad_is_kept(home: Path, problems: list) -> None:
 def test_a_loss_that_is_no_number_leaves_the_state_before_it(tmp_path, monkeypatch):
     """The update that is dumped, done again from its dump, is the update of a run that did not diverge."""
     run = dataclasses.replace(LONGER, train=dataclasses.replace(LONGER.train, save_every=2))
-    real, calls = Engine.call, []
+    real, calls = Method.forward, []
 
     def broken(self, verb, *args):
         terms, logged = real(self, verb, *args)
@@ -349,7 +350,7 @@ def test_a_loss_that_is_no_number_leaves_the_state_before_it(tmp_path, monkeypat
             term.total = term.total * float("nan") if len(calls) == 6 else term.total
         return terms, logged
 
-    monkeypatch.setattr(Engine, "call", broken)
+    monkeypatch.setattr(Method, "forward", broken)
     with pytest.raises(UserError, match=r"diverged at step 5: loss nan.*nothing was saved after step 4"):
         execute(run, tmp_path)
     home = tmp_path / run.id

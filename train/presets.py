@@ -186,7 +186,7 @@ def pccot_gpt2_gsm8k() -> Experiment:
 
 def kava_llama1b_gsm8k() -> Experiment:
     """KaVa's setting on GSM8K-Aug with Llama 3.2 1B: CODI's, weighed 10, with 24 latents, refreshed 3 times.
-    From a public quotation of the paper's table 6. For a GPU."""
+    From one reimplementation's quotation of the paper's table 6, which was not at hand. For a GPU."""
     codi = codi_llama1b_gsm8k()
     kava = Kava(n_latent=24, iterations=3, distill_weight=10.0, kv_weight=1.0)
     return replace(codi, arms={"latent": Arm(kava, codi.arms["latent"].train)})

@@ -166,7 +166,7 @@ GROUPS = (
         ("the keys' targets for values", "self.apart(v_LBHKd, v_LBHMd", "self.apart(v_LBHKd, k_LBHMd"),
         ("keys alone", "(self.apart(k_LBHKd, k_LBHMd, real_BM) + self.apart(v_LBHKd, v_LBHMd, real_BM)) / 2",
          "self.apart(k_LBHKd, k_LBHMd, real_BM)"),
-        ("the latents of the first pass", "student[-1]", "student[1]"),
+        ("the latents of the first pass", "else thought[-1]", "else thought[0]"),
         ("the last latents have the targets", "x_LBHKd[..., :m, :]", "x_LBHKd[..., -m:, :]"),
         ("latents without a target learn", "(apart_LBHMd * real_BM[:, None, :, None]).sum()", "apart_LBHMd.sum()"),
         ("always in standard deviations", "if self.config.kv_std:", "if True:"),

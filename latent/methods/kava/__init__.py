@@ -13,7 +13,8 @@ class Kava(Pccot):
 
     name: ClassVar[str] = "kava"
     kv_weight: float = 1.0
-    """Weight alpha_2 of the distance between K and V: the paper has 1 for Llama 3.2 1B and Qwen2.5 0.5B, 2 for 3B."""
+    """Weight alpha_2 of the distance between K and V: 1 for Llama 3.2 1B, 2 for 3B, as one reimplementation quotes the
+    paper's table 6, which was not at hand."""
     kv_distance: Literal["smooth_l1", "l1", "mse"] = "smooth_l1"
     """Distance between K and V: smooth L1, absolute or squared difference."""
     kv_std: bool = True

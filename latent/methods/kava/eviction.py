@@ -5,8 +5,9 @@ A position i scores
     S_i = lambda I_i + (1 - lambda) R_i
 
 I_i, its importance, is its share of the attention that the positions of an answer pay to all that may be kept. R_i is
-high where its key is unlike the others: softmax_i(- sum_{j != i} cos(k_i, k_j) / n). Both sum to 1 over the n positions
-that may be kept. Shapes begin with L layers and B rows; C positions of H heads of keys, d wide; M are kept.
+high where its key is unlike the others: softmax_i(- sum_{j != i} cos(k_i, k_j) / n), over the n positions that may be
+kept. Both sum to 1, so that lambda weighs like with like. Shapes begin with L layers and B rows; C positions of H heads
+of keys, d wide; M are kept.
 """
 
 import torch
@@ -17,13 +18,14 @@ from torch import Tensor
 def importance(a_LBHTC: Tensor, asking_BT: Tensor, real_BC: Tensor, heads: int) -> Tensor:
     """The mean share of attention that each real position gets from the T queries that ask, (L, B, heads, C).
 
-    `a_LBHTC`: attention weights of H query heads; where several share a head of keys, the largest share counts.
+    `a_LBHTC`: attention weights of H query heads; where several have the same keys, the largest of their shares counts,
+    and the sum is more than 1.
     """
     a_LBHTC = a_LBHTC * real_BC[:, None, None]
     share_LBHTC = a_LBHTC / a_LBHTC.sum(-1, keepdim=True).clamp_min(torch.finfo(a_LBHTC.dtype).tiny)
     share_LBhTC = share_LBHTC.unflatten(2, (heads, -1)).amax(3)
     asking_BT = asking_BT.to(share_LBhTC.dtype)
-    return torch.einsum("lbhtc,bt->lbhc", share_LBhTC, asking_BT / asking_BT.sum(1, keepdim=True))
+    return torch.einsum("lbhtc,bt->lbhc", share_LBhTC, asking_BT / asking_BT.sum(1, keepdim=True).clamp_min(1))
 
 
 def unlikeness(k_LBHCd: Tensor, real_BC: Tensor) -> Tensor:

@@ -11,15 +11,14 @@ answer pays to the chain, and by how unlike the keys are. Nothing is evicted whe
 compressed cache. sg stops the gradient. alpha_1 is `distill_weight`, gamma `teacher_weight` (1 in the paper).
 
 Deviates: the paper's text was not at hand, and its authors have published no code. What is above, lambda = .1, M = 24,
-T = 3 and the weights are as public summaries and reimplementations quote them, which agree. They leave open, and it was
-chosen here: the norms are means over layers, heads and coordinates as over positions; kept position i, in the order of
-the chain, is the target of latent i, and where a chain is shorter than M the later latents have none, nor has a
-row without a chain; keys are matched as they are cached, rotated where the family does that; importance is asked
-of the positions that give the answer's tokens, its share taken of the attention to the chain alone; with grouped
-queries the largest share of a group counts, as R-KV's code has it of the scores before the softmax. With `kv_std` the
-distance itself is divided, as CODI's is, by the standard deviation of each row's K~, and V~, in a layer. R-KV's
-smoothing along positions, its window of latest tokens and its threshold are no part of it. Otherwise as in
-`latent.methods.pccot`.
+T = 3 and the scores are as public summaries and reimplementations quote the equations and listing 1, and agree on them;
+the weights are one reimplementation's quotation of table 6. Left open there, and chosen here: the norms are means over
+layers, heads and coordinates as over positions; kept position i, in the order of the chain, is the target of latent i,
+and where a chain is shorter than M the later latents have none; keys are matched as they are cached, rotated where the
+family does that; the answer's attention is that of the positions that give its tokens; with grouped queries the largest
+share of a group counts, as R-KV's code has it of the scores before the softmax. With `kv_std` the distance itself is
+divided, as CODI's is, by the standard deviation of each row's K~, and V~, in a layer. R-KV's smoothing along positions,
+its window of latest tokens and its threshold are no part of it. Otherwise as in `latent.methods.pccot`.
 """
 
 import torch
@@ -60,7 +59,7 @@ class KavaMethod(PccotMethod):
         found, count = super().distances(batch, student, teacher), self.turn_counts(batch)[-1]
         thought = student[1 : len(student) - self.closing_positions]
         latents = join(thought) if self.own is None else thought[-1]  # a control's, or those of the last pass
-        k_LBHKd, v_LBHKd = latents.k_LBHTd, latents.v_LBHTd
+        k_LBHKd, v_LBHKd = wide(latents.k_LBHTd), wide(latents.v_LBHTd)
         if count:
             k_LBHMd, v_LBHMd, real_BM = self.compressed(batch, teacher[-1])
             total = (self.apart(k_LBHKd, k_LBHMd, real_BM) + self.apart(v_LBHKd, v_LBHMd, real_BM)) / 2
@@ -74,17 +73,17 @@ class KavaMethod(PccotMethod):
 
         `text`: the call that read chain and answer, all but the last token of the longest row.
         """
-        k_LBHTd, t = text.k_LBHTd, text.length
+        k_LBHTd, v_LBHTd, a_LBHTS, t = wide(text.k_LBHTd), wide(text.v_LBHTd), wide(text.a_LBHTS), text.length
         chain_B1 = torch.tensor(self.chain_lengths(batch), device=k_LBHTd.device)[:, None]
         last_B1 = chain_B1 + torch.tensor([tokens_in([a]) for a in batch.answers], device=k_LBHTd.device)[:, None] - 2
         place_T = torch.arange(t, device=k_LBHTd.device)
         real_BT, asking_BT = place_T < chain_B1, (place_T >= chain_B1 - 1) & (place_T <= last_B1)
         weight = self.config.importance
-        score_LBHT = weight * importance(text.a_LBHTS[..., -t:], asking_BT, real_BT, k_LBHTd.shape[2])
+        score_LBHT = weight * importance(a_LBHTS[..., -t:], asking_BT, real_BT, k_LBHTd.shape[2])
         score_LBHT = score_LBHT + (1 - weight) * unlikeness(k_LBHTd, real_BT)
         index_LBHM, real_BM = kept(score_LBHT, real_BT, self.config.n_latent)
         index_LBHMd = index_LBHM[..., None].expand(*index_LBHM.shape, k_LBHTd.shape[-1])
-        return k_LBHTd.gather(3, index_LBHMd), text.v_LBHTd.gather(3, index_LBHMd), real_BM
+        return k_LBHTd.gather(3, index_LBHMd), v_LBHTd.gather(3, index_LBHMd), real_BM
 
     def apart(self, x_LBHKd: Tensor, target_LBHMd: Tensor, real_BM: Tensor) -> Tensor:
         """The sum over all pairs of a latent and its target of their distance, a mean over layers, heads and width."""
@@ -93,6 +92,11 @@ class KavaMethod(PccotMethod):
         if self.config.kv_std:
             apart_LBHMd = apart_LBHMd / spread(target_LBHMd, real_BM)[..., None, None, None]
         return (apart_LBHMd * real_BM[:, None, :, None]).sum() / (layers * heads * width)
+
+
+def wide(x: Tensor) -> Tensor:
+    """In fp32 or better: sums of bf16 numbers would be rounded to bf16."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def spread(x_LBHMd: Tensor, real_BM: Tensor) -> Tensor:

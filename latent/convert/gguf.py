@@ -22,6 +22,8 @@ from latent.convert.pretrained import put
 from latent.convert.source import Source
 from latent.hub import first_line, without_progress_bars
 
+TAKES: tuple[str, ...] = ()
+
 
 def matches(source: Source) -> bool:
     return source.is_gguf

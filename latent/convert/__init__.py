@@ -1,9 +1,11 @@
 """Checkpoints that others published, turned into folders of ours: `python -m latent.convert NAME_OR_DIR --out DIR`.
 
-A layout is a module here with two functions, and a line in the table:
+A layout is a line in the table, and a module here with two functions:
 
     matches(source) -> whether a checkpoint is laid out so, from the names of its files, tensors and fields
     read(source, asked) -> Converted
+
+and with `TAKES`, the names of what it reads of `Asked`.
 
 No torch in this file, so that `--help` answers at once.
 """
@@ -12,13 +14,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from kernels.errors import UserError
-from latent.config import at_least
 from latent.files import PART, check_writable, put_folder
 
 if TYPE_CHECKING:
@@ -56,8 +57,11 @@ class Asked:
 
     def __post_init__(self):
         for name, least in (("n_latent", 0), ("latents_per_step", 1), ("top_k", 1), ("answer_tokens", 1)):
-            if getattr(self, name) is not None:
-                at_least(self, name, least)
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"{flag(name)} must be at least {least}, got {value}")
+        if not self.lora_alpha > 0:
+            raise UserError(f"--lora-alpha must be > 0, got {self.lora_alpha}")
         if self.layout is not None and self.layout not in LAYOUTS:
             raise UserError(f"--layout must be one of {', '.join(LAYOUTS)}, got {self.layout!r}")
 
@@ -74,7 +78,9 @@ class Converted:
 
 
 class Layout(Protocol):
-    """A module of a layout."""
+    """A module of a layout. `TAKES`: the fields of `Asked` that it reads."""
+
+    TAKES: tuple[str, ...]
 
     def matches(self, source: Source) -> bool: ...
 
@@ -84,6 +90,11 @@ class Layout(Protocol):
 def layout(name: str) -> Layout:
     """The module of a layout."""
     return cast(Layout, import_module(f"latent.convert.{name}"))
+
+
+def flag(name: str) -> str:
+    """A field as the command line has it."""
+    return "--" + name.replace("_", "-")
 
 
 def told_from(source: Source) -> str:
@@ -115,6 +126,12 @@ def convert(name: str, out: Path, asked: Asked) -> Converted:
     found = asked.layout or told_from(source)
     if not layout(found).matches(source):
         raise UserError(f"{source.place} is not laid out as {found}: {LAYOUTS[found]}")
+    takes = layout(found).TAKES
+    for f in fields(Asked):
+        if f.name not in ("layout", *takes) and getattr(asked, f.name) != f.default:
+            raise UserError(
+                f"{flag(f.name)} is not of layout {found}: it takes {', '.join(map(flag, takes)) or 'none'}"
+            )
     made = layout(found).read(source, asked)
     place = out.resolve()
     part = place.with_name(place.name + PART)

@@ -25,6 +25,7 @@ from latent.methods.sequence import AlongSequence
 LINE_BREAK = r"{{ messages[0]['content'].rstrip('\n') + '\n' }}"
 """The prompt of a question: our problems may end in a line break, theirs get one."""
 ANSWER_TOKENS = 64  # max_new_tokens of their GSM8K evaluation; the text ends by itself long before
+TAKES = ("base", "n_latent", "latents_per_step", "answer_tokens")
 _LM, _DECODER = "base_causallm.", "expainable_llm."  # spelt so
 
 PUBLISHED = [

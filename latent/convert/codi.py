@@ -25,6 +25,7 @@ from latent.methods.sequence import AlongSequence
 
 PROMPT = "{{ messages[0]['content'] | trim | replace('  ', ' ') }}"  # as their evaluation cleans a question
 MARK = "The answer is:"
+TAKES = ("base", "n_latent", "lora_alpha", "answer_tokens")
 _LM, _PROJECTION, _DECODER = "codi.", "prj.", ("decoder.", "pj_in.", "pj_out.")
 _PEFT = "base_model.model."
 

@@ -22,6 +22,8 @@ from latent.convert.source import Source
 from latent.hub import first_line, without_progress_bars
 from latent.make import check_finite
 
+TAKES: tuple[str, ...] = ()
+
 
 def matches(source: Source) -> bool:
     return source.is_gguf

@@ -30,6 +30,7 @@ PUBLISHED = [
     "the paper's figures are of many samples (arXiv:2510.07745); for one greedy answer expect those of the method: "
     "Coconut GPT-2 34.1 (arXiv:2412.06769), CODI GPT-2 43.7 (arXiv:2502.21074) on GSM8K"
 ]
+TAKES = ("base", "n_latent", "latents_per_step", "answer_tokens")
 _CLASSES = {"COCONUTGPT2": "coconut", "CODIGPT2": "codi", "ColarLlama": "colar"}
 _PROJECTION, _HEAD = "projector.", "lt_head."
 

@@ -24,6 +24,7 @@ from latent.methods import Soft
 
 ANSWER_TOKENS = 512  # unless that is more than half of the model's positions
 END = "</think>"
+TAKES = ("base", "n_latent", "top_k", "answer_tokens")
 
 
 def matches(source: Source) -> bool:

@@ -11,13 +11,14 @@ from eval.environments.math500 import Math500
 from eval.environments.mnns import MNNS
 from eval.environments.prontoqa import ProntoQA
 from eval.environments.prosqa import ProsQA
+from eval.environments.reach import Reach
 from eval.environments.signs import Signs
 from latent import plugins
 from latent.files import field, read_json
 from latent.plain import register_in, unpack
 
 ENVIRONMENTS: dict[str, type[EnvConfig]] = {
-    cls.name: cls for cls in (Cups, ProsQA, GSM8K, ProntoQA, Countdown, Math500, MNNS, Signs)
+    cls.name: cls for cls in (Cups, ProsQA, GSM8K, ProntoQA, Countdown, Math500, MNNS, Signs, Reach)
 }
 ConfigT = TypeVar("ConfigT", bound=type[EnvConfig])
 
@@ -33,6 +34,7 @@ __all__ = [
     "Problem",
     "ProntoQA",
     "ProsQA",
+    "Reach",
     "Signs",
     "Verdict",
     "build",

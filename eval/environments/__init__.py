@@ -12,13 +12,14 @@ from eval.environments.mnns import MNNS
 from eval.environments.modular import Modular
 from eval.environments.prontoqa import ProntoQA
 from eval.environments.prosqa import ProsQA
+from eval.environments.reach import Reach
 from eval.environments.signs import Signs
 from latent import plugins
 from latent.files import field, read_json
 from latent.plain import register_in, unpack
 
 ENVIRONMENTS: dict[str, type[EnvConfig]] = {
-    cls.name: cls for cls in (Cups, ProsQA, GSM8K, ProntoQA, Countdown, Math500, MNNS, Modular, Signs)
+    cls.name: cls for cls in (Cups, ProsQA, GSM8K, ProntoQA, Countdown, Math500, MNNS, Modular, Signs, Reach)
 }
 ConfigT = TypeVar("ConfigT", bound=type[EnvConfig])
 
@@ -35,6 +36,7 @@ __all__ = [
     "Problem",
     "ProntoQA",
     "ProsQA",
+    "Reach",
     "Signs",
     "Verdict",
     "build",

@@ -12,6 +12,10 @@ Four digits need no search: to replace the two largest numbers by their differen
 answer. Such rules are among the floors. Five digits of 5 to 16 leave the best of them right on about .64, which is low
 among four to seven digits of ranges up to 30; six digits of 1 to 9 leave it at .92.
 
+Problems of `other_digits` are judged and never trained on. Their tokens are those of the trained ones but for sums that
+only more digits reach, which nobody has seen in training; positions beyond the trained ones are new as well, and
+latents are as many as in training unless whoever judges says another number.
+
 Deviates: the splits are those of every generated environment, where CoT2 parts train and test 80 to 20.
 """
 
@@ -43,6 +47,11 @@ class SignedDigits(EnvConfig):
     largest: int = 9
     """Largest digit."""
 
+    @property
+    def lengths(self) -> list[int]:
+        """Numbers of digits that problems have."""
+        return [self.digits]
+
     def __post_init__(self):
         if not 2 <= self.digits <= MOST_DIGITS:
             raise UserError(f"env.digits must be in 2..{MOST_DIGITS}, got {self.digits}")
@@ -50,21 +59,22 @@ class SignedDigits(EnvConfig):
             raise UserError(
                 f"env.smallest must be at least 1 and below env.largest, got {self.smallest} and {self.largest}"
             )
-        values = 2 * self.digits * self.largest + 1
+        longest = max(self.lengths)
+        values = 2 * longest * self.largest + 1
         if values > MOST_VALUES:
             raise UserError(
-                f"env.digits {self.digits} up to env.largest {self.largest} have {values} partial sums, "
+                f"env.digits {longest} up to env.largest {self.largest} have {values} partial sums, "
                 f"each a token of its own: at most {MOST_VALUES}"
             )
 
     def fits(self, said: list[str]) -> bool:
         """Whether these words are the digits of a problem."""
-        known = len(said) == self.digits and all(d.isdecimal() and d.isascii() and len(d) < 5 for d in said)
+        known = len(said) in self.lengths and all(d.isdecimal() and d.isascii() and len(d) < 5 for d in said)
         return known and all(self.smallest <= int(d) <= self.largest for d in said)
 
     def words(self) -> list[str]:
         """A token for each digit, and for each value that a sum may have."""
-        most = self.digits * self.largest
+        most = max(self.lengths) * self.largest
         return [*map(str, range(self.smallest, self.largest + 1)), *(f"={s}" for s in range(-most, most + 1))]
 
 
@@ -73,6 +83,17 @@ class MNNS(SignedDigits):
     """The smallest non-negative sum of signed digits: a search over signs."""
 
     name: ClassVar[str] = "mnns"
+    other_digits: tuple[int, ...] = ()
+    """Further numbers of digits to judge, each a level; only problems of `digits` are trained on."""
+
+    def __post_init__(self):
+        if not all(2 <= n <= MOST_DIGITS for n in self.other_digits):
+            raise UserError(f"env.other_digits must be in 2..{MOST_DIGITS}, got {self.other_digits}")
+        super().__post_init__()
+
+    @property
+    def lengths(self):
+        return sorted({self.digits, *self.other_digits})
 
     def make(self):
         return MNNSEnvironment(self)
@@ -83,8 +104,14 @@ class MNNSEnvironment(Generated):
 
     def __init__(self, config: MNNS):
         self.config = config
-        self.answer_tokens, self.chain_tokens, self.chain_steps = 1, config.digits - 1, config.digits - 1
-        self.main_level = config.digits
+        self.answer_tokens, self.main_level = 1, config.digits
+        self.chain_tokens = self.chain_steps = max(config.lengths) - 1
+
+    def levels(self):
+        return self.config.lengths
+
+    def draw_train(self, rng: random.Random) -> Problem:
+        return self.draw(rng, self.config.digits)
 
     def draw(self, rng: random.Random, level: int) -> Problem:
         return problem_of(tuple(rng.choices(range(self.config.smallest, self.config.largest + 1), k=level)))
@@ -106,10 +133,11 @@ class MNNSEnvironment(Generated):
         return problem
 
     def longest_chain(self, what):
-        return 2 ** (self.config.digits - 1) - 1 if what == "search" else self.chain_tokens
+        return 2**self.chain_steps - 1 if what == "search" else self.chain_tokens
 
     def frontier(self, problem, step):
-        return reachable(tuple(sorted(digits_of(problem)[:step]))) if step < self.config.digits else ()
+        digits = digits_of(problem)
+        return reachable(tuple(sorted(digits[:step]))) if step < len(digits) else ()
 
     def verify(self, problem, text):
         *_, last = text.split() or [""]

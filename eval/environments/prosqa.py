@@ -15,6 +15,7 @@ from __future__ import annotations
 import random
 import re
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -28,7 +29,9 @@ ENTITIES = "Alex Bob Carol Davis Eva Fae Gabriel Jack Max Oliver Polly Rex Sally
 STEMS = """bom boom brim chor dum fel fom ger gor grim gwom hil im jel jom ker lem lor num quim rem rom ror scrom shum
 ster stor ter tim tum vum wor wum yer yim yum zhor zum"""
 CONCEPTS = [f"{stem}pus" for stem in STEMS.split()]
-HOPS = (41, 44, 12.5, 2.5)  # per cent of problems with 3, 4, 5, 6 hops
+HOPS = range(3, 7)
+SHARES = (41, 44, 12.5, 2.5)  # per cent of problems with so many hops
+PARENTS = (49, 31, 14, 4.5, 1.5)  # per cent of concepts with 1, 2, ... parents
 
 
 @dataclass(frozen=True)
@@ -95,8 +98,7 @@ class _ProsQA(Environment):
         return word_codec(["###", ".", "?", "Every", "is", "a", "Is", "or", *ENTITIES, *CONCEPTS])
 
     def floors(self, problems):
-        rights = [shortcuts(Graph(**p.data)) for p in problems]
-        return {"chance": 0.5} | {name: sum(r[name] for r in rights) / len(rights) for name in rights[0]}
+        return shares([Graph(**p.data) for p in problems])
 
 
 STATEMENT = re.compile(r"(\w+) is an? (\w+)\s*(?:[.,;:!]|$)")
@@ -126,7 +128,7 @@ class GeneratedProsQA(_ProsQA, Generated):
 
     def graph(self, rng: random.Random) -> Graph:
         """A random graph with its question."""
-        hops = rng.choices((3, 4, 5, 6), HOPS)[0]
+        hops = rng.choices(HOPS, SHARES)[0]
         while True:
             grown = grow(rng, rng.randint(*self.config.nodes))
             graph = balanced(rng, grown) if self.config.closed else asked(rng, grown, hops)
@@ -176,18 +178,18 @@ def distances(near: list[list[int]], start: int) -> dict[int, int]:
     return seen
 
 
-def grow(rng: random.Random, n: int) -> Graph:
+def grow(rng: random.Random, n: int, most: int = len(PARENTS)) -> Graph:
     """A DAG from two roots, 0 and 1. A new node takes parents, deep ones preferred, mostly from one family.
 
-    The number of parents is Poisson(1.27) without 0, and one node in forty is a further entity: fitted to the official
-    validation set.
+    The number of parents, up to `most`, is Poisson(1.27) without 0, and one node in forty is a further entity: fitted
+    to the official validation set.
     """
     edges, depth, label = [], [0, 0], [1, 2]
     for new in range(2, n):
         u = rng.random()
         barred = 2 if u < 0.41 else 1 if u < 0.82 else 0
         pool = [i for i in range(new) if not label[i] & barred]
-        wanted = 0 if rng.random() < 0.025 else rng.choices((1, 2, 3, 4, 5), (49, 31, 14, 4.5, 1.5))[0]
+        wanted = 0 if rng.random() < 0.025 else rng.choices(range(1, most + 1), PARENTS[:most])[0]
         parents: set[int] = set()
         while len(parents) < min(wanted, len(pool)):
             parents.add(rng.choices(pool, [1.5 * depth[i] + 1 for i in pool])[0])
@@ -199,29 +201,29 @@ def grow(rng: random.Random, n: int) -> Graph:
     return Graph(n, edges)
 
 
-def candidates(graph: Graph, root: int, away: int) -> list[int]:
-    """Leaves 3 to 6 hops from `root` that `away` does not reach."""
+def candidates(graph: Graph, root: int, away: int, hops: Collection[int]) -> list[int]:
+    """Leaves so many hops from `root` that `away` does not reach."""
     from_away = distances(graph.out, away)
-    hops = distances(graph.out, root)
-    return [i for i, d in hops.items() if 3 <= d <= 6 and not graph.out[i] and i not in from_away]
+    from_root = distances(graph.out, root)
+    return [i for i, d in from_root.items() if d in hops and not graph.out[i] and i not in from_away]
 
 
 def asked(rng: random.Random, graph: Graph, hops: int) -> Graph | None:
     """Ask over `hops` hops as the official problems do; None where the graph has no such question."""
     root = rng.randrange(2)
     from_root, from_away = distances(graph.out, root), distances(graph.out, 1 - root)
-    targets = [i for i in candidates(graph, root, 1 - root) if from_root[i] == hops]
+    targets = candidates(graph, root, 1 - root, (hops,))
     others = [i for i in from_away if not graph.out[i] and i not in from_root]
     return graph.ask(root, rng.choice(targets), rng.choice(others)) if targets and others else None
 
 
-def balanced(rng: random.Random, graph: Graph) -> Graph | None:
+def balanced(rng: random.Random, graph: Graph, hops: Collection[int] = HOPS) -> Graph | None:
     """Ask so that every shortcut is right for one root exactly when it is wrong for the other; None where that fails.
 
     Shortcuts that do not look at the root balance by themselves. For the two that do, one of the options is made the
     better known: entities are added above it, and a common child of its parent and the other root brings it near.
     """
-    a, b = candidates(graph, 0, 1), candidates(graph, 1, 0)
+    a, b = candidates(graph, 0, 1, hops), candidates(graph, 1, 0, hops)
     if not a or not b:
         return None
     options = (rng.choice(a), rng.choice(b))
@@ -258,14 +260,14 @@ def shortcuts(graph: Graph) -> dict[str, float]:
     }
 
 
-def spell(rng: random.Random, graph: Graph) -> Problem:
-    """A graph in words: sources are entities, the rest concepts, sentences and options in random order."""
-    sources = set(graph.sources())
-    entities, concepts = rng.sample(ENTITIES, len(ENTITIES)), rng.sample(CONCEPTS, len(CONCEPTS))
-    name = [entities.pop() if i in sources else concepts.pop() for i in range(graph.n)]
-    said = [f"{_subject(name[a])} is a {name[b]} ." for a, b in rng.sample(graph.edges, len(graph.edges))]
-    options = rng.sample([name[graph.target], name[graph.other]], 2)
-    question = f"{' '.join(said)} Is {name[graph.root]} a {options[0]} or {options[1]} ?"
+def shares(graphs: list[Graph]) -> dict[str, float]:
+    """How often chance, and each shortcut, picks the target."""
+    rights = list(map(shortcuts, graphs))
+    return {"chance": 0.5} | {name: sum(r[name] for r in rights) / len(rights) for name in rights[0]}
+
+
+def shortest_path(graph: Graph) -> list[int]:
+    """The nodes of a shortest path from root to target, the first that a breadth-first search finds."""
     parent, queue = {graph.root: graph.root}, deque([graph.root])
     while queue:
         a = queue.popleft()
@@ -276,8 +278,18 @@ def spell(rng: random.Random, graph: Graph) -> Problem:
     path = [graph.target]
     while path[-1] != graph.root:
         path.append(parent[path[-1]])
-    path.reverse()
-    steps = tuple(f"{_subject(name[a])} is a {name[b]} .\n" for a, b in pairwise(path))
+    return path[::-1]
+
+
+def spell(rng: random.Random, graph: Graph) -> Problem:
+    """A graph in words: sources are entities, the rest concepts, sentences and options in random order."""
+    sources = set(graph.sources())
+    entities, concepts = rng.sample(ENTITIES, len(ENTITIES)), rng.sample(CONCEPTS, len(CONCEPTS))
+    name = [entities.pop() if i in sources else concepts.pop() for i in range(graph.n)]
+    said = [f"{_subject(name[a])} is a {name[b]} ." for a, b in rng.sample(graph.edges, len(graph.edges))]
+    options = rng.sample([name[graph.target], name[graph.other]], 2)
+    question = f"{' '.join(said)} Is {name[graph.root]} a {options[0]} or {options[1]} ?"
+    steps = tuple(f"{_subject(name[a])} is a {name[b]} .\n" for a, b in pairwise(shortest_path(graph)))
     data = {"n": graph.n, "edges": graph.edges, "root": graph.root, "target": graph.target, "other": graph.other}
     return Problem(question, steps, f"### {name[graph.root]} is a {name[graph.target]} .", 0, data)
 

@@ -8,7 +8,20 @@ from dataclasses import fields
 from datasets import Dataset
 
 from eval import environments
-from eval.environments import GSM8K, Countdown, Cups, Environment, Math500, Problem, ProntoQA, ProsQA, answers
+from eval.environments import (
+    GSM8K,
+    MNNS,
+    Countdown,
+    Cups,
+    Environment,
+    Math500,
+    Problem,
+    ProntoQA,
+    ProsQA,
+    Reach,
+    Signs,
+    answers,
+)
 from eval.environments.countdown import evaluate, typed
 from eval.environments.math500 import last_answer
 from eval.judge import verify
@@ -77,6 +90,18 @@ def countdown(**given):
     return _generated(Countdown(), given)
 
 
+def mnns(**given):
+    return _generated(MNNS(), given)
+
+
+def signs(**given):
+    return _generated(Signs(), given)
+
+
+def reach(**given):
+    return _generated(Reach(), given)
+
+
 def gsm8k(**given):
     return _words("hub:openai/gsm8k:test:main", given)
 
@@ -132,6 +157,24 @@ def _arrangement(text: str) -> str:
     return rows[-1].replace(",", " ") if rows else ""
 
 
+def _sum(text: str) -> str:
+    """The last whole number, as a sum is written."""
+    found = re.findall(r"-?\d+", answers.fold(text), re.ASCII)
+    return f"={found[-1]}" if found else ""
+
+
+def _signs(text: str) -> str:
+    """The last signs that stand together, with or without commas."""
+    runs = re.findall(r"[+-](?:[\s,]*+[+-])*", answers.fold(text))
+    return " ".join(c for c in runs[-1] if c in "+-") if runs else ""
+
+
+def _node(text: str) -> str:
+    """The last whole number."""
+    found = re.findall(r"\d+", text, re.ASCII)
+    return found[-1] if found else ""
+
+
 def _membership(text: str) -> str:
     """The last "X is a y", unless it goes on as in "Tom is a y or z"."""
     found = re.findall(r"([A-Z][a-z]+ is an? [a-z]++)(\s+(?:or|and)\b)?", text)
@@ -158,6 +201,9 @@ def _expression(text: str) -> str:
 
 last_number = _filter(lambda text: _marked(answers.last_number(text)))
 last_arrangement = _filter(_arrangement)
+last_sum = _filter(_sum)
+last_signs = _filter(_signs)
+last_node = _filter(_node)
 last_membership = _filter(_membership)
 last_truth = _filter(_truth)
 last_expression = _filter(_expression)

@@ -7,7 +7,7 @@ from itertools import pairwise, permutations, product
 
 import pytest
 
-from eval.environments import GSM8K, MNNS, Countdown, Cups, Math500, Modular, ProntoQA, ProsQA, Signs, build
+from eval.environments import GSM8K, MNNS, Countdown, Cups, Math500, Modular, ProntoQA, ProsQA, Reach, Signs, build
 from eval.environments.base import Problem
 from eval.environments.prosqa import Graph, shortcuts
 from eval.judge import verify
@@ -36,7 +36,7 @@ def math_file(tmp_path):
 @pytest.fixture(
     params=[
         *("cups", "prosqa", "prosqa-closed", "gsm8k", "prontoqa", "countdown", "math500", "mnns", "cups-named"),
-        *("modular", "signs", "cups-pairs"),
+        *("modular", "signs", "cups-pairs", "reach"),
     ]
 )
 def env(request, tmp_path):
@@ -61,6 +61,8 @@ def env(request, tmp_path):
             return build(Cups(state_tokens=1))
         case "cups-pairs":
             return build(Cups(state_tokens=2))
+        case "reach":
+            return build(Reach(graphs=4))
         case "signs":
             return build(Signs())
     return build(GSM8K(train=gsm_file(tmp_path)))

@@ -80,6 +80,29 @@ def test_every_order_of_a_multiset_is_in_one_split_as_its_digits_say():
     assert all(len(each) == 1 for each in splits.values()) and len(set.union(*splits.values())) > 1
 
 
+def test_other_numbers_of_digits_are_judged_and_not_trained_on():
+    """The tested problems of the trained length are those of an environment without the others."""
+    alone, env = build(MNNS(largest=6)), build(MNNS(largest=6, other_digits=(6, 3)))
+    assert env.levels() == [3, 4, 6] and env.main_level == 4 and env.longest_chain("search") == 31
+    assert env.problems("test", 4, 40) == alone.problems("test", 4, 40)
+    assert env.train_batch(0, 0, 200) == alone.train_batch(0, 0, 200)
+    codec = env.codec(None)
+    assert codec.size == 2 + 6 + 2 * 36 + 1
+    for level in (3, 6):
+        for p in env.problems("test", level, 20):
+            digits = [int(d) for d in p.question.split()]
+            paths = by_brute_force(digits)
+            assert len(digits) == level == p.level and env.parse_question(p.question) == p
+            assert p.answer == f"={min(path[-1] for path in paths if path[-1] >= 0)}"
+            found = env.frontiers(p)
+            assert len(found) == len(p.steps) == level - 1
+            assert {word for word, _ in found[-1]} == {f"={path[-2]}" for path in paths}
+            assert all(len(codec.step(word)) == 1 for word, _ in found[-1])
+    assert env.parse_question("1 2 3 4 5") is None
+    with pytest.raises(UserError, match="no level 5"):
+        env.problems("test", 5, 1)
+
+
 def test_floors_are_the_best_guesses_without_any_sum():
     env = build(MNNS(digits=3, largest=6))
     problems = [env.parse_question(" ".join(map(str, digits))) for digits in product(range(1, 7), repeat=3)]
@@ -163,6 +186,8 @@ def test_weights_of_tokens_are_the_frontiers_and_words_of_several_are_refused():
     [
         (lambda: MNNS(digits=1), r"env\.digits must be in 2\.\.12, got 1"),
         (lambda: MNNS(digits=12, largest=200), "have 4801 partial sums, each a token of its own: at most 4096"),
+        (lambda: MNNS(other_digits=(3, 13)), r"env\.other_digits must be in 2\.\.12, got \(3, 13\)"),
+        (lambda: MNNS(largest=200, other_digits=(11,)), "env.digits 11 up to env.largest 200 have 4401 partial sums"),
         (lambda: MNNS(smallest=0), r"env\.smallest must be at least 1"),
         (lambda: MNNS(smallest=9, largest=9), r"below env\.largest"),
         (

@@ -10,7 +10,20 @@ from time import process_time
 
 import pytest
 
-from eval.environments import GSM8K, Countdown, Cups, Environment, Math500, Problem, ProntoQA, ProsQA, build
+from eval.environments import (
+    GSM8K,
+    MNNS,
+    Countdown,
+    Cups,
+    Environment,
+    Math500,
+    Problem,
+    ProntoQA,
+    ProsQA,
+    Reach,
+    Signs,
+    build,
+)
 from eval.environments.countdown import evaluate
 from eval.tasks import utils
 
@@ -38,6 +51,9 @@ def envs(tmp_path_factory) -> dict[str, Environment]:
         "prosqa": build(ProsQA(graphs=1)),
         "prontoqa": build(ProntoQA()),
         "countdown": build(Countdown()),
+        "mnns": build(MNNS()),
+        "signs": build(Signs()),
+        "reach": build(Reach()),
     }
 
 
@@ -48,13 +64,17 @@ FILTERS = {
     "prosqa": utils.last_membership,
     "prontoqa": utils.last_truth,
     "countdown": utils.last_expression,
+    "mnns": utils.last_sum,
+    "signs": utils.last_signs,
+    "reach": utils.last_node,
 }
+QUESTIONS = {"signs": "4 4 5 =5", "reach": "3 17 ; 17 12 ; 5 4 ; ? 12 4 : 3"}
 
 
 def problem_of(task: str, gold: str) -> Problem:
-    answer = gold if task == "cups" else f"### {gold}"
+    answer = gold if task in ("cups", "mnns", "signs", "reach") else f"### {gold}"
     data = {"numbers": [3, 5, 7], "target": 8} if task == "countdown" else {"gold": gold}
-    return Problem("?", (), answer, 0, data)
+    return Problem(QUESTIONS.get(task, "?"), (), answer, 0, data)
 
 
 def judged(env: Environment, task: str, gold: str, text: str) -> tuple[bool, bool]:

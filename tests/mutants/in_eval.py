@@ -1,7 +1,7 @@
 """Mutants of eval/, and of what paper/ makes from the records."""
 
 VERIFY, DATA, ENVIRONMENTS = (f"tests/eval/test_{name}.py" for name in ("verify", "verify_data", "environments"))
-FRONTIERS, MODULAR, SIGNS = (f"tests/eval/test_{name}.py" for name in ("frontiers", "modular", "signs"))
+FRONTIERS, MODULAR, SIGNS, REACH = (f"tests/eval/test_{name}.py" for name in ("frontiers", "modular", "signs", "reach"))
 FORMS, E = f"{VERIFY}::test_the_table_of_forms_is_true", f"{ENVIRONMENTS}::test"
 SAME = f"{FORMS} {E}_math_answers_are_compared_in_one_spelling"
 CUPS = (
@@ -115,6 +115,11 @@ GROUPS = (
         ("the target named first", "rng.sample([name[graph.target], name[graph.other]], 2)",
          "[name[graph.target], name[graph.other]]"),
     )),
+    ("eval/environments/prosqa.py", REACH, (
+        ("more parents than told", "rng.choices(range(1, most + 1), PARENTS[:most])",
+         "rng.choices(range(1, 6), PARENTS)"),
+        ("options of any number of hops", "if d in hops and not", "if not"),
+    )),
     ("eval/environments/prosqa.py", FRONTIER, (
         ("the frontier goes back", "for b in out.get(a, ())} - seen", "for b in out.get(a, ())}"),
     )),
@@ -132,7 +137,9 @@ GROUPS = (
         ("the first sign is drawn, too, in a search", "[[digits[0]]]", "[[digits[0], -digits[0]]]"),
         ("only digits in order are of one split", "sorted(digits_of(problem))", "digits_of(problem)"),
         ("sums count once each", "ways[value] / whole", "1 / len(ways)"),
-        ("the answer is in the frontier", "if step < self.config.digits else", "if step <= self.config.digits else"),
+        ("the answer is in the frontier", "if step < len(digits) else", "if step <= len(digits) else"),
+        ("all lengths are trained on", "return self.draw(rng, self.config.digits)",
+         "return self.draw(rng, rng.choice(self.levels()))"),
     )),
     ("eval/environments/modular.py", MODULAR, (
         ("* before +", "options[0] if counts[0] else options[1]", "options[1] if counts[1] else options[0]"),
@@ -155,6 +162,15 @@ GROUPS = (
         ("the chain goes forward", "partial_sums(digits[::-1], signs[::-1])", "partial_sums(digits, signs)"),
         ("the first signs are told whatever is asked", 'if what != "chains":', "if True:"),
         ("towards 0 instead of the target", "-digit if target >= 0", "-digit if digit >= 0"),
+    )),
+    ("eval/environments/reach.py", REACH, (
+        ("only what so many edges reach exactly", "if hops <= step)", "if hops == step)"),
+        ("the chain begins with the root", "shortest_path(graph)[1:]", "shortest_path(graph)"),
+        ("the target named first", "rng.sample([named.target, named.other], 2)", "[named.target, named.other]"),
+        ("either option is right", "correct = last == problem.answer", "correct = last in options"),
+        ("any node is an answer", "if last not in options:", "if not last.isdecimal():"),
+        ("edges come as they were grown", "rng.sample(graph.edges, len(graph.edges))", "graph.edges"),
+        ("closed problems have shortcuts", "if c.closed else asked(", "if False else asked("),
     )),
     ("eval/environments/base.py", DATA, (
         ("overlap of train and test kept", "if p.key not in tested:", "if True:"),

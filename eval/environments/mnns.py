@@ -76,6 +76,9 @@ class MNNSEnvironment(Generated):
     def split(self, problem):
         return split_of_digits(tuple(sorted(digits_of(problem))))
 
+    def cluster(self, problem):
+        return " ".join(map(str, sorted(digits_of(problem))))
+
     def parse_question(self, question):
         said = question.split()
         fits = len(said) == self.config.digits and all(d.isdecimal() and d.isascii() for d in said)

@@ -78,8 +78,9 @@ class Search:
     """The same search over settings for every arm of a preset, judged on the validation split alone.
 
     `axes`: the candidates of each arm, as many for all; paths are the arm's ("train.lr"). `seed`: of which no ablation
-    has a run. `core_minutes`: the budget of all its cells. An arm that starts from another starts from that of the
-    preset.
+    has a run. `core_minutes`: the budget of all its cells. All candidates of an arm set the same fields, so that they
+    are the same runs once the preset has what was chosen. An arm that starts from another starts from that of the
+    preset, and is searched after it.
     """
 
     base: str
@@ -164,7 +165,8 @@ def candidate(arm: str, choice: str) -> str:
 def search_cells(name: str, search: Search, ablations: dict[str, Ablation], smoke: bool = False) -> list[Cell]:
     """All cells of a search, each after the cell that it starts from.
 
-    Raises UserError for arms with other numbers of candidates, candidates that are one run, and the seed of a table.
+    Raises UserError for arms with other numbers of candidates, candidates of one arm that set other fields or are one
+    run, and the seed of a table.
     """
     base = _preset(search.base)
     if isinstance(base, Run):
@@ -173,6 +175,9 @@ def search_cells(name: str, search: Search, ablations: dict[str, Ablation], smok
     if len(set(counts.values())) != 1:
         numbers = ", ".join(f"{arm} {n}" for arm, n in counts.items())
         raise UserError(f"search {name}: every arm must have as many candidates as the others, got {numbers or 'none'}")
+    for arm, axis in search.axes.items():
+        if len({frozenset(change) for change in axis.values()}) > 1:
+            raise UserError(f"search {name}: all candidates of {arm!r} must set the same fields")
     if taken := [other for other, ablation in ablations.items() if search.seed in ablation.seeds]:
         raise UserError(f"search {name}: seed {search.seed} is one of the ablation {taken[0]!r}; take another")
     base = replace(base, seed=search.seed, judge=replace(base.judge, split="valid", sweep=()))

@@ -12,10 +12,11 @@ from tests.paper.helpers import MINI, planted
 from train.presets import PRESETS
 
 RATES = over("train.lr", 1e-3, 3e-3, 9e-3)
+COT = PRESETS["cups"]().arms["cot"]
 MIXED = {
-    "short": {"train.lr": 3e-3, "train.steps": 100},
-    "as it is": {},
-    "long": {"train.lr": 1e-3, "train.steps": 300},
+    "short": {"train.lr": 9e-3, "train.steps": 100},
+    "as it is": {"train.lr": COT.train.lr, "train.steps": COT.train.steps},
+    "long": {"train.lr": 1e-3, "train.steps": 3000},
 }
 TRIED = Search("cups", {"no-cot": RATES, "cot": MIXED, "latent-rlvr": RATES}, seed=100, core_minutes=9)
 ACCURACIES = {
@@ -46,7 +47,7 @@ def test_every_arm_is_tried_alike_on_the_validation_split():
     preset = PRESETS["cups"]()
     by_row = {c.row: c.run for c in found}
     arm = preset.arms["cot"]
-    assert by_row["cot: long"].train == replace(arm.train, lr=1e-3, steps=300)
+    assert by_row["cot: long"].train == replace(arm.train, lr=1e-3, steps=3000)
     assert by_row["cot: long"].method == arm.method and by_row["cot: as it is"].train == arm.train
     assert by_row[None].train == preset.arms["latent"].train
     assert {by_row[f"latent-rlvr: {x}"].init for x in (0.001, 0.003, 0.009)} == {by_row[None].id}
@@ -58,6 +59,7 @@ def test_every_arm_is_tried_alike_on_the_validation_split():
     "wrong, message",
     [
         ({"axes": {"cot": RATES, "no-cot": MIXED | {"more": {}}}}, "as the others, got cot 3, no-cot 4"),
+        ({"axes": {"cot": MIXED | {"long": {"train.lr": 1.0}}}}, "all candidates of 'cot' must set the same fields"),
         ({"axes": {}}, "as many candidates as the others, got none"),
         ({"axes": {"nobody": RATES}}, "there is no 'nobody'"),
         ({"axes": {"cot": {"a": {}, "b": {}}}}, "'cot: a' and 'cot: b' are one and the same run"),

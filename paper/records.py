@@ -160,6 +160,7 @@ RESULTS = ("main.accuracy", "main.used", "pooled.accuracy", "pooled.used", "soon
            "parameters", "steps_written", "latents", "used_mean")  # fmt: skip
 Kind = type | tuple[type, ...]
 OTHERS: dict[str, Kind] = {
+    "config.judge": dict,
     "config.method.class": str,
     "config.train.log_every": int,
     "result.pooled.problems": str,

@@ -213,7 +213,7 @@ def gather(
         line = line | {"result": line["result"] | {"core_seconds": seconds(line, lines)}}
         rows.setdefault(c.row, Row(c.row, c.control, ablation.metric, c.diagnose, [])).lines.append(line)
     judged = [line for row in rows.values() for line in row.lines]
-    if searched := [x for x in judged if x["config"].get("judge", {}).get("split", "test") != "test"]:
+    if searched := [x for x in judged if x["config"]["judge"].get("split") == "valid"]:
         raise UserError(f"table {name}: run {searched[0]['id']} was judged on the validation split")
     problems = {line["result"]["pooled"]["problems"] for line in judged}
     if len(problems) > 1:

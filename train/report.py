@@ -207,8 +207,7 @@ def notes(rows: list[Row], seconds: float) -> list[str]:
         f"Greedy, {HELD_OUT[first.judge.split]} problems of the hardest level, Wilson intervals over {over}, one "
         f"training seed ({first.seed}). accuracy and latents: at the hardest level, and the mean over levels; steps: "
         "forward passes in sequence an answer; ms: wall time of a whole batch, one thread; core-s: CPU seconds of "
-        "training, its "
-        f"start's not included. {cpu()}; this command took {seconds / 60:.1f} min."
+        f"training, its start's not included. {cpu()}; this command took {seconds / 60:.1f} min."
     )
     return remarks
 

@@ -147,11 +147,12 @@ def opened(run: Path, device: str, purpose: str):
 
 
 def cost(diagnosis: dict, kind: str) -> tuple[float, float, float]:
-    """Accuracy lost by an intervention, with the 95 % interval of the paired difference over items."""
+    """Accuracy lost by an intervention, with the 95 % interval of the paired difference over clusters of items."""
     from eval.stats import paired
 
     causal = diagnosis["causal"]
-    lost = paired(causal["intact"], causal["interventions"][kind]["correct"], n_boot=2000)
+    after = causal["interventions"][kind]["correct"]
+    lost = paired(causal["intact"], after, n_boot=2000, clusters=causal["clusters"])
     return lost.mean, lost.low, lost.high
 
 
@@ -179,12 +180,13 @@ def lines(diagnoses: dict[str, dict]) -> list[str]:
     rows.append(["steps of the chain still written", *(str(f["steps_written"]) for f in diagnoses.values())])
     if "layer" in diagnoses["run"]:
         rows.append(["layer whose states are read", *(str(f["layer"]) for f in diagnoses.values())])
-    rows.append(["as trained", *(share(f["causal"]["intact"]) for f in diagnoses.values())])
+    causal = [f["causal"] for f in diagnoses.values()]
+    rows.append(["as trained", *(share(c["intact"], c["clusters"]) for c in causal)])
     for kind in diagnoses["run"]["causal"]["interventions"]:
         name = "latents of another problem" if kind == "other problem" else f"latents {kind}"
-        rows.append([name, *(share(f["causal"]["interventions"][kind]["correct"]) for f in diagnoses.values())])
+        rows.append([name, *(share(c["interventions"][kind]["correct"], c["clusters"]) for c in causal)])
     for k in diagnoses["run"]["causal"]["sweep"]:
-        rows.append([f"{k} latents", *(share(f["causal"]["sweep"].get(k)) for f in diagnoses.values())])
+        rows.append([f"{k} latents", *(share(c["sweep"].get(k), c["clusters"]) for c in causal)])
     out += [*aligned(rows), ""]
     parts = {name: (f["causal"]["patches"], f["collapse"], f["probe"]) for name, f in diagnoses.items()}
     names = ("flipped", "donor", "moved", "cosine", "dimensions", "accuracy", "selectivity")
@@ -215,13 +217,13 @@ def rows_of(rows: list[dict], names: tuple[str, ...], first: int) -> list[list[s
     ]
 
 
-def share(hits: list[int] | None) -> str:
+def share(hits: list[int] | None, clusters: list[str]) -> str:
     """Accuracy with its 95 % Wilson interval; a dash where it was not measured."""
-    from eval.stats import wilson
+    from eval.stats import over_items
 
     if hits is None:
         return "-"
-    low, high = wilson(sum(hits), len(hits))
+    low, high = over_items(hits, clusters)
     return f"{sum(hits) / len(hits):.3f} ({low:.3f}-{high:.3f})"
 
 

@@ -149,7 +149,7 @@ def causal(reasoner: Reasoner, env: Environment, problems: list[Problem], batch:
     Returns, with 0/1 results item by item: `intact`; `interventions`, for each `correct` and `changed`, the share of
     texts that differ from the intact ones; `patches`, for each latent, among the `n` rows that think it, `flipped`, the
     share of texts that changed, and `donor`, the share that became the donor's text where that was another; and
-    `sweep`, correct results by the number of latent steps, as far as the positions go.
+    `sweep`, correct results by the number of latent steps, as far as the positions go. `clusters` is each item's.
 
     Raises UserError for a loop along the depth on prompts of different lengths, between which states cannot be
     exchanged, and for a last batch of one problem, which has no donor.
@@ -185,6 +185,7 @@ def causal(reasoner: Reasoner, env: Environment, problems: list[Problem], batch:
     return {
         "intact": intact,
         "keys": [p.key for p in problems],
+        "clusters": [env.cluster(p) for p in problems],
         "interventions": kinds,
         "patches": patches,
         "sweep": by_steps(reasoner, env, problems, batch, max(prompts)),

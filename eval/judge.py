@@ -7,14 +7,17 @@ from typing import Protocol
 from torch import Tensor
 
 from eval.environments.base import Environment, Problem, Verdict, iterate
-from eval.stats import wilson
+from eval.stats import grouped, over_items
 from latent.codec import Codec
 from latent.generate import Reasoner
 
 
 @dataclass(frozen=True)
 class Item:
-    """One judged answer: the text, the verdict, latent steps used and tokens written."""
+    """One judged answer: the text, the verdict, latent steps used and tokens written.
+
+    `cluster`: see `Environment.cluster`; empty for the rollouts of training, of which no interval is made.
+    """
 
     key: str
     level: int
@@ -25,6 +28,7 @@ class Item:
     reason: str
     used: int
     tokens: int
+    cluster: str = ""
 
 
 def verify(env: Environment, problem: Problem, text: str) -> Verdict:
@@ -106,7 +110,8 @@ def _items(reasoner: Reasoner, env: Environment, problems: list[Problem], steps,
     lengths, items = text_lengths(tokens_BT, reasoner.codec.end), []
     for p, text, used, length in zip(problems, reasoner.codec.texts(tokens_BT), thought.used_B.tolist(), lengths):
         v = verify(env, p, text)
-        items.append(Item(p.key, p.level, text, v.correct, v.reward, v.parsed, v.reason, used, length))
+        judged = Item(p.key, p.level, text, v.correct, v.reward, v.parsed, v.reason, used, length, env.cluster(p))
+        items.append(judged)
     return items
 
 
@@ -120,7 +125,7 @@ def _items_of_turns(reasoner: Reasoner, env: Environment, problems: list[Problem
             tokens[row] += n
     rows = zip(problems, sessions.texts, sessions.verdicts(), rolled.all_used_B.tolist(), tokens)
     return [
-        Item(p.key, p.level, "\n".join(texts), v.correct, v.reward, v.parsed, v.reason, used, n)
+        Item(p.key, p.level, "\n".join(texts), v.correct, v.reward, v.parsed, v.reason, used, n, env.cluster(p))
         for p, texts, v, used, n in rows
     ]
 
@@ -131,9 +136,9 @@ def text_lengths(tokens_BT, end: int | None) -> list[int]:
 
 
 def summary(items: list[Item]) -> dict:
-    """Accuracy with its 95 % Wilson interval, and means of reward, parsed, latents used and tokens."""
+    """Accuracy with its 95 % Wilson interval over clusters, and means of reward, parsed, latents used and tokens."""
     n, hits = len(items), sum(i.correct for i in items)
-    low, high = wilson(hits, n)
+    low, high = over_items([i.correct for i in items], [i.cluster or i.key for i in items])
 
     def mean(name: str) -> float:
         return sum(getattr(i, name) for i in items) / n
@@ -148,6 +153,12 @@ def summary(items: list[Item]) -> dict:
         "used": mean("used"),
         "tokens": mean("tokens"),
     }
+
+
+def clusters(items: list[Item]) -> list[int] | None:
+    """The number of each item's cluster; None where all of them are alone."""
+    found = grouped([item.cluster or item.key for item in items], len(items))
+    return None if found is None else found.tolist()
 
 
 def by_level(items: list[Item]) -> dict[int, dict]:

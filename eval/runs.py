@@ -119,6 +119,10 @@ def check(run: Recorded) -> None:
             field(run.result, name, NUMBER, path)
         if any(hit not in (0, 1) for hit in field(run.result, "correct", list, path)):
             raise UserError(f"{path}: field 'correct' must hold 0 and 1")
+        if "clusters" in run.result:
+            together = field(run.result, "clusters", list, path)
+            if len(together) != len(run.result["correct"]) or not all(type(c) is int and c >= 0 for c in together):
+                raise UserError(f"{path}: field 'clusters' must hold a number from 0 for each of 'correct'")
 
 
 def finished_beside(run: Path, same: tuple[str, ...]) -> Iterator[tuple[Path, MethodConfig]]:
@@ -203,11 +207,13 @@ def comparison(names: tuple[str, str], runs: list[Recorded]) -> list[str]:
     if _flat(a.config["env"]) != _flat(b.config["env"]) or len(a.result["correct"]) != len(b.result["correct"]):
         return [*out, "judged on different problems: no paired difference"]
     x, y = np.array(a.result["correct"]), np.array(b.result["correct"])
-    d = paired(x, y, n_boot=2000)
+    together = a.result.get("clusters")
+    d = paired(x, y, n_boot=2000, clusters=together)
+    over = "items" if together is None else f"items in {len(set(together))} clusters"
     return [
         *out,
         f"{a.id} - {b.id}: {100 * d.mean:+.1f} points, paired 95 % interval {100 * d.low:+.1f} to "
-        f"{100 * d.high:+.1f} over {len(x)} items, McNemar p = {mcnemar(x.tolist(), y.tolist()):.2g}",
+        f"{100 * d.high:+.1f} over {len(x)} {over}, McNemar p = {mcnemar(x.tolist(), y.tolist(), together):.2g}",
     ]
 
 

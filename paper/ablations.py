@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from latent.config import LearnedStop
 from latent.methods import Coconut, CoT, FixedEmbedding, NoCoT, Pause, Recurrent, Sim
-from paper.design import COSTS, Ablation, Axis, Contrast, Control, over
+from paper.design import COSTS, Ablation, Axis, Contrast, Control, Search, over
 
 STEPWISE = Sim(n_latent=8, stride=4)
 CURRICULUM = Coconut(n_latent=8, stride=4, stage_steps=400)  # controls must go through its stages, too
@@ -57,6 +57,9 @@ NUMBERS: Axis = {
 
 # chains cut to the sequential steps of latents, trained for as many core-seconds as 8 latents are, or more
 CUT: Axis = {f"CoT, 1 step in {n}": {"method": CoT(every=n), "train.steps": 2300} for n in (2, 3, 4)}
+
+# searches over the settings of a preset's arms; their records make no other table
+SEARCHES: dict[str, Search] = {}
 
 ABLATIONS: dict[str, Ablation] = {
     "latents": Ablation(

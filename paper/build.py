@@ -22,9 +22,9 @@ from kernels.errors import UserError
 from latent import plugins
 from latent.cli import guarded, parse, program
 from latent.files import write_text
-from paper import claims, figures, markup, overview, records, tables
-from paper.ablations import ABLATIONS, CONTROLS
-from paper.design import cells
+from paper import claims, figures, markup, overview, records, search, tables
+from paper.ablations import ABLATIONS, CONTROLS, SEARCHES
+from paper.design import cells, search_cells
 from paper.records import OUT
 
 HERE = Path(__file__).parent
@@ -87,7 +87,8 @@ def build(options: Options) -> None:
         if overview.TASKS.keys() <= asked.keys():
             figures.save(overview.figure({table.name: table for table in made}), stage / "figures", "overview")
         known = numbers(made, [lines[id] for id in sorted(every) if id in lines]) if whole else None
-        for name, text in texts(made, known).items():
+        searched = searches(options.records) if whole and not options.smoke else {}
+        for name, text in (texts(made, known) | searched).items():
             (stage / name).write_text(text)
         new_readme = None
         if known is not None:
@@ -117,6 +118,15 @@ def texts(made: list[tables.Table], known: dict[str, str] | None) -> dict[str, s
     files = {f"tables/{table.name}.md": markup.markdown(table) for table in made}
     files |= {f"tables/{table.name}.tex": markup.latex(table) for table in made}
     return files if known is None else files | {"numbers.tex": macros(known), "tables/contrasts.md": contrasts(made)}
+
+
+def searches(folder: Path) -> dict[str, str]:
+    """The tables of all searches by file name. Raises UserError naming a missing record."""
+    lines = records.read(folder, records.SEARCH_FILE)[0]
+    return {
+        f"tables/search-{name}.md": search.markdown(name, each, search_cells(name, each, ABLATIONS), lines)
+        for name, each in SEARCHES.items()
+    }
 
 
 def contrasts(made: list[tables.Table]) -> str:

@@ -76,6 +76,22 @@ class Ablation:
 
 
 @dataclass(frozen=True)
+class Search:
+    """The same search over settings for every arm of a preset, judged on the validation split alone.
+
+    `axes`: the candidates of each arm, as many for all; paths are the arm's ("train.lr"). `seed`: of which no ablation
+    has a run. `core_minutes`: the budget of all its cells. All candidates of an arm set the same fields, so that they
+    are the same runs once the preset has what was chosen. An arm that starts from another starts from that of the
+    preset, and is searched after it.
+    """
+
+    base: str
+    axes: dict[str, Axis]
+    seed: int
+    core_minutes: float
+
+
+@dataclass(frozen=True)
 class Cell:
     """One run of an ablation, or a run that another starts from (`row` None).
 
@@ -140,6 +156,44 @@ def cells(ablation: Ablation, controls: dict[str, Control], smoke: bool = False)
     twice = [key for key, n in Counter((c.row, c.seed) for c in by_id.values() if c.row).items() if n > 1]
     if twice:
         raise UserError(f"two different runs are both called {twice[0][0]!r}, seed {twice[0][1]}")
+    return list(by_id.values())
+
+
+def candidate(arm: str, choice: str) -> str:
+    """The row of one candidate of a search."""
+    return f"{arm}: {choice}"
+
+
+def search_cells(name: str, search: Search, ablations: dict[str, Ablation], smoke: bool = False) -> list[Cell]:
+    """All cells of a search, each after the cell that it starts from.
+
+    Raises UserError for arms with other numbers of candidates, candidates of one arm that set other fields or are one
+    run, and the seed of a table.
+    """
+    base = _preset(search.base)
+    if isinstance(base, Run):
+        raise UserError(f"search {name}: preset {search.base!r} is a single run, without arms")
+    counts = {arm: len(axis) for arm, axis in search.axes.items()}
+    if len(set(counts.values())) != 1:
+        numbers = ", ".join(f"{arm} {n}" for arm, n in counts.items())
+        raise UserError(f"search {name}: every arm must have as many candidates as the others, got {numbers or 'none'}")
+    for arm, axis in search.axes.items():
+        if len({frozenset(change) for change in axis.values()}) > 1:
+            raise UserError(f"search {name}: all candidates of {arm!r} must set the same fields")
+    if taken := [other for other, ablation in ablations.items() if search.seed in ablation.seeds]:
+        raise UserError(f"search {name}: seed {search.seed} is one of the ablation {taken[0]!r}; take another")
+    base = replace(base, seed=search.seed, judge=replace(base.judge, split="valid", sweep=()))
+    by_id: dict[str, Cell] = {}
+    for arm, axis in search.axes.items():
+        for choice, change in axis.items():
+            point = changed(base, {f"arms.{arm}.{path}": value for path, value in change.items()})
+            for other, run in wanted(tiny(point) if smoke else point, (arm,)).items():
+                row = candidate(arm, choice) if other == arm else None
+                old = by_id.get(run.id)
+                if row and old and old.row:
+                    raise UserError(f"search {name}: {old.row!r} and {row!r} are one and the same run")
+                if old is None or row:
+                    by_id[run.id] = Cell(row, run.seed, run)
     return list(by_id.values())
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from eval.stats import interval
 from paper import records
-from paper.tables import ITEMS, Row, Table, named
+from paper.tables import ACCURACY, ITEMS, Row, Table, named
 
 STYLES = [
     ("#0072B2", "o", "-"),
@@ -138,7 +138,7 @@ def sweep(table: Table):
             continue
         xs = sorted({*map(int, swept), row.lines[0]["result"]["latents"]})
         hits = [row.results(x) for x in xs]
-        ys, ends = [h.mean() for h in hits], [interval(h, table.n_boot) for h in hits]
+        ys, ends = [h.mean() for h in hits], [interval(h, table.n_boot, row.clusters(ACCURACY)) for h in hits]
         colour, mark, dash = STYLES[i % len(STYLES)]
         i += 1
         errors = [[max(0, y - lo) for y, (lo, _) in zip(ys, ends)], [max(0, hi - y) for y, (_, hi) in zip(ys, ends)]]
@@ -160,7 +160,8 @@ def diagnosis(table: Table):
         causal = [line["diagnosis"]["causal"] for line in row.lines]
         hits = [[records.unpack(c["intact"]) for c in causal]]
         hits += [[records.unpack(c["interventions"][kind]["correct"]) for c in causal] for kind in INTERVENTIONS]
-        ends = [interval(h, table.n_boot) for h in hits]
+        together = records.unpack_clusters(causal[0]["clusters"]) if "clusters" in causal[0] else None
+        ends = [interval(h, table.n_boot, together) for h in hits]
         ys = [sum(map(sum, h)) / sum(map(len, h)) for h in hits]
         errors = [[max(0, y - lo) for y, (lo, _) in zip(ys, ends)], [max(0, hi - y) for y, (_, hi) in zip(ys, ends)]]
         at = [k + (i - (len(shown) - 1) / 2) * wide for k in range(len(kinds))]

@@ -41,7 +41,7 @@ def caption(table: Table) -> str:
     what = table.metric[0].upper() + table.metric[1:]
     return (
         f"Claim: {table.ablation.claim} By these runs: {table.verdict}. {registered(table)} {what}, greedy, with "
-        f"the 95 % interval of the two-level bootstrap over {table.seeds} seeds and {table.items} held-out problems; "
+        f"the 95 % interval of the two-level bootstrap over {table.seeds} seeds and {table.problems}; "
         "contrasts on the same problems, p-values corrected for their number (Holm). Core-seconds include those of a "
         "run's start. "
         + (SOONER if "sooner" in table.ablation.costs else "")
@@ -72,7 +72,7 @@ def agreement(table: Table) -> str:
     alike: dict[str, list[str]] = {}
     for row in table.rows.values():
         if row.seeds_agree:
-            by_seed, by_item = over_seeds(row.results()), over_items(row.results())
+            by_seed, by_item = over_seeds(row.results()), over_items(row.results(), row.clusters())
             both = f"{between(by_seed)} over seeds, {between(by_item)} over items"
             alike.setdefault(both, []).append(row.label)
     if not alike:
@@ -112,8 +112,9 @@ def body(table: Table) -> tuple[list[list[str]], list[list[str]]]:
     for row in table.rows.values():
         costs = [amount(row, c) for c in table.ablation.costs]
         if level:
-            hits = row.at_level(level)
-            costs.append(f"{hits.mean():.3f} ({between(interval(hits, table.n_boot))})")
+            hits, together = row.at_level(level), row.clusters("pooled.accuracy")
+            together = together and together[row.level_items(level)]
+            costs.append(f"{hits.mean():.3f} ({between(interval(hits, table.n_boot, together))})")
         used = f"{row.mean('main.used'):.1f}"
         rows.append([row.label, f"{row.value:.3f}", between(row.interval), used, *costs])
     below = [["contrast", "difference", "95 % interval", "Holm p", ""]]
@@ -200,7 +201,8 @@ def used(table: Table) -> dict[str, str]:
                 if same and kind in EXCHANGES:
                     continue
                 after = [records.unpack(c["interventions"][kind]["correct"]) for c in causal]
-                lost[f"{table.name}: {row.label}: {kind}"] = paired(intact, after, table.n_boot)
+                together = records.unpack_clusters(causal[0]["clusters"]) if "clusters" in causal[0] else None
+                lost[f"{table.name}: {row.label}: {kind}"] = paired(intact, after, table.n_boot, clusters=together)
     if not lost:
         return {}
     corrected = holm([d.p for d in lost.values()])

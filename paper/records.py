@@ -18,6 +18,7 @@ from train.config import Run
 from train.record import exclusive_lock
 
 FILE = "runs.jsonl"
+SEARCH_FILE = "search.jsonl"  # runs judged on the validation split
 HERE = Path(__file__).parent
 IN_CHECKOUT = (HERE.parent / "pyproject.toml").is_file()
 OUT = HERE if IN_CHECKOUT else Path("latent-paper")  # nothing is written into an installed package
@@ -43,12 +44,32 @@ def unpack(text: str) -> list[int]:
     return [int(b) for b in f"{bits:0{n}b}"[-int(n) :]] if int(n) else []
 
 
+def pack_clusters(clusters: list) -> str:
+    """The clusters of items as text: their numbers in order of appearance, compressed."""
+    numbers = {name: i for i, name in enumerate(dict.fromkeys(clusters))}
+    listed = " ".join(str(numbers[name]) for name in clusters)
+    return b85encode(zlib.compress(listed.encode(), 9)).decode()
+
+
+def unpack_clusters(text: str) -> list[int]:
+    """The inverse of `pack_clusters`, as numbers. Raises UserError for any other text."""
+    try:
+        return [int(number) for number in zlib.decompress(b85decode(text)).split()]
+    except (ValueError, zlib.error):
+        raise UserError(f"not packed clusters: {text!r:.40}") from None
+
+
+def shared(clusters: list) -> dict[str, str]:
+    """The field `clusters` of results, where items share one."""
+    return {"clusters": pack_clusters(clusters)} if len(set(clusters)) < len(clusters) else {}
+
+
 def of_run(home: Path, run: Run) -> dict:
     """The line of a finished run, from its folder."""
     config, env, result = (json.loads((home / f"{name}.json").read_text()) for name in ("config", "env", "result"))
     samples = [json.loads(line) for line in (home / "samples.jsonl").read_text().splitlines()]
-    result |= {"pooled": pooled(samples), "sooner": sooner(config, home / "metrics.jsonl")}
-    result["correct"] = pack(result["correct"])
+    result |= {"pooled": pooled(samples, run.judge.split), "sooner": sooner(config, home / "metrics.jsonl")}
+    result |= {"correct": pack(result["correct"]), **shared(result.get("clusters", []))}
     for swept in result["sweep"].values():
         swept["correct"] = pack(swept["correct"])
     diagnosis = home / "diagnosis.json"
@@ -59,19 +80,20 @@ def of_run(home: Path, run: Run) -> dict:
     return line | diagnosed
 
 
-def pooled(samples: list[dict]) -> dict:
+def pooled(samples: list[dict], split: str = "test") -> dict:
     """Results over levels with equal weight: the first `PER_LEVEL` problems of each, ordered by key.
 
     It uses samples of the final evaluation only; RL also logs rollouts of its training.
     """
     levels: dict[int, list[dict]] = {}
-    for sample in sorted((x for x in samples if x.get("split") == "test"), key=lambda x: (x["level"], x["key"])):
+    for sample in sorted((x for x in samples if x.get("split") == split), key=lambda x: (x["level"], x["key"])):
         levels.setdefault(sample["level"], []).append(sample)
     some = [x for level in levels.values() for x in level[:PER_LEVEL]]
     return {
         "accuracy": sum(x["correct"] for x in some) / len(some),
         "used": sum(x["used"] for x in some) / len(some),
         "correct": pack([int(x["correct"]) for x in some]),
+        **shared([x.get("cluster") or x["key"] for x in some]),
         "problems": sha256(" ".join(x["key"] for x in some).encode()).hexdigest()[:12],
     }
 
@@ -91,7 +113,8 @@ def sooner(config: dict, metrics: Path) -> int:
 
 def shortened(diagnosis: dict) -> dict:
     """A diagnosis with packed per-item results, and without the problems' keys."""
-    causal = {k: v for k, v in diagnosis["causal"].items() if k != "keys"}
+    causal = {k: v for k, v in diagnosis["causal"].items() if k not in ("keys", "clusters")}
+    causal |= shared(diagnosis["causal"].get("clusters", []))
     causal["intact"] = pack(causal["intact"])
     causal["sweep"] = {k: pack(v) for k, v in causal["sweep"].items()}
     for each in causal["interventions"].values():
@@ -99,16 +122,15 @@ def shortened(diagnosis: dict) -> dict:
     return {**diagnosis, "causal": causal}
 
 
-def read(folder: Path) -> tuple[dict[str, dict], list[str]]:
+def read(folder: Path, file: str = FILE) -> tuple[dict[str, dict], list[str]]:
     """Lines by run id, and what was left out and why: incomplete lines, and lines whose id is not their config's."""
-    lines, left_out, _ = _read(folder)
+    lines, left_out, _ = _read(folder / file)
     return lines, left_out
 
 
-def _read(folder: Path) -> tuple[dict[str, dict], list[str], list[str]]:
+def _read(path: Path) -> tuple[dict[str, dict], list[str], list[str]]:
     """The same, and the text of complete lines that were left out."""
     lines, left_out, others = {}, [], []
-    path = folder / FILE
     try:
         texts = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     except (OSError, ValueError) as e:
@@ -138,6 +160,7 @@ RESULTS = ("main.accuracy", "main.used", "pooled.accuracy", "pooled.used", "soon
            "parameters", "steps_written", "latents", "used_mean")  # fmt: skip
 Kind = type | tuple[type, ...]
 OTHERS: dict[str, Kind] = {
+    "config.judge": dict,
     "config.method.class": str,
     "config.train.log_every": int,
     "result.pooled.problems": str,
@@ -172,8 +195,26 @@ def check(line: dict, place: str) -> None:
             unpack(field(line, name, str, place))
         except UserError as e:
             raise UserError(str(e) if str(e).startswith(place) else f"{place}: field {name!r}: {e}") from None
+    for name in ("result", "result.pooled", *(["diagnosis.causal"] if "diagnosis" in line else [])):
+        check_clusters(line, name, place)
     if "levels" in line["result"]:
         check_levels(line, place)
+
+
+def check_clusters(line: dict, name: str, place: str) -> None:
+    """Raise UserError where the clusters in a part of a record are not those of its items."""
+    part = line
+    for each in name.split("."):
+        part = part[each]
+    if "clusters" not in part:
+        return
+    n = len(unpack(part["intact" if name == "diagnosis.causal" else "correct"]))
+    try:
+        found = len(unpack_clusters(field(line, f"{name}.clusters", str, place)))
+    except UserError as e:
+        raise UserError(str(e) if str(e).startswith(place) else f"{place}: field '{name}.clusters': {e}") from None
+    if found != n:
+        raise UserError(f"{place}: field '{name}.clusters' has {found} items, the results {n}")
 
 
 def check_levels(line: dict, place: str) -> None:
@@ -189,14 +230,14 @@ def check_levels(line: dict, place: str) -> None:
         raise UserError(f"{place}: field 'result.pooled.correct' has {there} results, result.levels says {here}")
 
 
-def add(folder: Path, line: dict) -> None:
-    """Add a line to the file, sorted by id. A kill leaves the old file or the new one.
+def add(folder: Path, line: dict, file: str = FILE) -> None:
+    """Add a line to a file, sorted by id. A kill leaves the old file or the new one.
 
     An existing diagnosis of the run is kept unless the line has one. Complete lines that `read` leaves out are kept.
     """
     with exclusive_lock(folder / "runs.lock", wait=True):
-        lines, _, others = _read(folder)
+        lines, _, others = _read(folder / file)
         diagnosed = {k: v for k, v in lines.get(line["id"], {}).items() if k == "diagnosis"}
         lines[line["id"]] = diagnosed | line
         texts = [json.dumps(lines[id], sort_keys=True) for id in sorted(lines)] + others
-        write_text(folder / FILE, "".join(text + "\n" for text in texts))
+        write_text(folder / file, "".join(text + "\n" for text in texts))

@@ -25,8 +25,8 @@ from latent.cli import at_least, guarded, parse, program
 from latent.files import write_json
 from latent.plain import id_of, identity
 from paper import claims, records
-from paper.ablations import ABLATIONS, CONTROLS
-from paper.design import Cell, cells
+from paper.ablations import ABLATIONS, CONTROLS, SEARCHES
+from paper.design import Cell, cells, search_cells
 from paper.records import OUT
 from train.config import Run
 
@@ -39,6 +39,8 @@ class Options:
 
     name: Annotated[str, tyro.conf.Positional] = ""
     """An ablation, or "all"; without one they are listed."""
+    search: str = ""
+    """A search over settings to run instead, on the validation split."""
     out: Path = Path("runs/paper")
     """Folder of the runs."""
     records: Path = OUT / "records"
@@ -64,13 +66,15 @@ def main(args: list[str] | None = None) -> int:
         plugins.load_all()  # they may register ablations
         options = parse(Options, args, program("paper.run", "latent-paper"), __doc__)
         at_least(options, jobs=1)
+        if options.search:
+            return searched(options)
         names = list(ABLATIONS) if options.name in ("", "all") else [options.name]
         if unknown := [name for name in names if name not in ABLATIONS]:
             raise UserError(f"no ablation {unknown[0]!r}; there are {', '.join(ABLATIONS)}, and all")
         if options.smoke:
             with tempfile.TemporaryDirectory() as scratch:
                 home = Path(scratch)
-                code = execute(names, replace(options, out=home / "runs", records=home))
+                code = ablate(names, replace(options, out=home / "runs", records=home))
                 if code == 0 and not options.dry_run:
                     from paper import build
 
@@ -80,7 +84,7 @@ def main(args: list[str] | None = None) -> int:
         if not options.name:
             print(*listing(options), sep="\n")
             return 0
-        return execute(names, options)
+        return ablate(names, options)
 
     return guarded(body)
 
@@ -95,6 +99,11 @@ def listing(options: Options) -> list[str]:
         state = f"{len(cells_of[name]) - len(missing)} of {len(cells_of[name])} cells"
         left = f", {sum(minutes(missing, done, share)):.0f} core-min left" if missing else ", done"
         lines.append(f"{name:>10}  {state}{left}. {ablation.claim}")
+    tried, odd = records.read(options.records, records.SEARCH_FILE)
+    for name, search in SEARCHES.items():
+        every = search_cells(name, search, ABLATIONS)
+        lines.append(f"{name:>10}  {sum(c.done(tried) for c in every)} of {len(every)} cells of a search")
+    left_out += odd
     known = {c.run.id for each in cells_of.values() for c in each}
     lines += left_out + [f"record {id} belongs to no cell" for id in done if id not in known]
     return lines
@@ -122,20 +131,42 @@ def minutes(some: list[Cell], done: dict[str, dict], share: dict[str, float]) ->
     return [median(took.get(seedless(identity(c.run)), [share.get(c.run.id, 0.1)])) for c in some]
 
 
-def execute(names: list[str], options: Options) -> int:
+def ablate(names: list[str], options: Options) -> int:
     """Run the missing cells of ablations. Returns the exit code."""
     claims.check({name: ABLATIONS[name] for name in names})
-    done, left_out = records.read(options.records)
+    every = {name: cells(ABLATIONS[name], CONTROLS, options.smoke) for name in names}
+    return execute(every, shares(), options, records.FILE)
+
+
+def searched(options: Options) -> int:
+    """Run the missing cells of a search. Returns the exit code."""
+    name = options.search
+    if options.name:
+        raise UserError(f"an ablation, {options.name!r}, or --search {name}: one at a time")
+    if name not in SEARCHES:
+        raise UserError(f"no search {name!r}; there are {', '.join(SEARCHES) or 'none'}")
+    every = search_cells(name, SEARCHES[name], ABLATIONS, options.smoke)
+    share = {c.run.id: SEARCHES[name].core_minutes / len(every) for c in every}
+    with tempfile.TemporaryDirectory() as scratch:
+        if options.smoke:
+            options = replace(options, out=Path(scratch) / "runs", records=Path(scratch))
+        return execute({name: every}, share, options, records.SEARCH_FILE)
+
+
+def execute(every: dict[str, list[Cell]], share: dict[str, float], options: Options, file: str) -> int:
+    """Run the missing ones of these cells, by ablation or search; their records are in `file`. Returns the exit code.
+
+    `share`: the core-minutes expected of each run of which no other seed is recorded.
+    """
+    done, left_out = records.read(options.records, file)
     print(*left_out, sep="\n", end="\n" if left_out else "")
-    share = shares()
     todo: dict[str, Cell] = {}
     expected: dict[str, float] = {}
-    for name in names:
-        every = cells(ABLATIONS[name], CONTROLS, options.smoke)
-        ids = {c.run.id for c in every if not c.done(done)}
+    for name, here in every.items():
+        ids = {c.run.id for c in here if not c.done(done)}
         # a cell may start from one whose record is there but whose weights are not: that one is run again
-        ids |= {c.run.init for c in every if c.run.id in ids and c.run.init and not has_model(options, c.run.init)}
-        some = [c for c in every if c.run.id in ids]
+        ids |= {c.run.init for c in here if c.run.id in ids and c.run.init and not has_model(options, c.run.init)}
+        some = [c for c in here if c.run.id in ids]
         for cell, m in zip(some, minutes(some, done, share)):
             label = next((k for k, c in todo.items() if c.run.id == cell.run.id), None)
             if label is None:
@@ -158,7 +189,7 @@ def execute(names: list[str], options: Options) -> int:
     def finished(label: str) -> str | None:
         """Add a finished run to the records. Returns why that failed, None where it did not."""
         try:
-            records.add(options.records, records.of_run(options.out / runs[label].id, runs[label]))
+            records.add(options.records, records.of_run(options.out / runs[label].id, runs[label]), file)
         except (ValueError, KeyError, OSError) as e:
             unrecorded[label] = f"its record could not be written: {e}"
         return unrecorded.get(label)

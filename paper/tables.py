@@ -57,14 +57,24 @@ class Row:
             results = [r["sweep"].get(str(steps), r) for r in results]
         return np.array([records.unpack(r["correct"]) for r in results])
 
+    def clusters(self, metric: str | None = None) -> list[int] | None:
+        """The cluster of each problem behind a metric, of accuracies; None where each is alone, as in old records."""
+        part = self.lines[0]["result"]
+        for name in ITEMS.get(metric or self.metric, ("",))[:-1]:
+            part = part[name]
+        if (metric or self.metric) not in ITEMS or "clusters" not in part:
+            return None
+        return records.unpack_clusters(part["clusters"])
+
+    def level_items(self, level: str) -> slice:
+        """Where the problems of a level are in the pooled results."""
+        sizes = records.pooled_sizes(self.lines[0]["result"]["levels"])
+        first = sum(sizes[other] for other in sizes if int(other) < int(level))
+        return slice(first, first + sizes[level])
+
     def at_level(self, level: str) -> np.ndarray:
         """0/1 (S, N) by seed and problem at a level: those of its problems that are in the pooled results."""
-        hits = []
-        for line in self.lines:
-            sizes = records.pooled_sizes(line["result"]["levels"])
-            first = sum(sizes[other] for other in sizes if int(other) < int(level))
-            hits.append(records.unpack(line["result"]["pooled"]["correct"])[first : first + sizes[level]])
-        return np.array(hits)
+        return self.results(metric="pooled.accuracy")[:, self.level_items(level)]
 
     @property
     def seeds_agree(self) -> bool:
@@ -165,6 +175,14 @@ class Table:
         row = next(iter(self.rows.values()))
         return row.results(metric=self.ablation.metric if self.ablation.metric in ITEMS else ACCURACY).shape[1]
 
+    @property
+    def problems(self) -> str:
+        """The problems behind each run's metric in words, and in how many clusters they are where they share some."""
+        first = next(iter(self.rows.values()))
+        together = first.clusters(self.ablation.metric if self.ablation.metric in ITEMS else ACCURACY)
+        inside = f" in {len(set(together))} clusters that stand or fall together" if together else ""
+        return f"{self.items} held-out problems{inside}"
+
 
 def named(result: str) -> tuple[str, float]:
     """A result's name in tables, and the factor to multiply it by."""
@@ -191,13 +209,19 @@ def gather(
         line = lines[c.run.id]
         line = line | {"result": line["result"] | {"core_seconds": seconds(line, lines)}}
         rows.setdefault(c.row, Row(c.row, c.control, ablation.metric, c.diagnose, [])).lines.append(line)
-    problems = {line["result"]["pooled"]["problems"] for row in rows.values() for line in row.lines}
+    judged = [line for row in rows.values() for line in row.lines]
+    if searched := [x for x in judged if x["config"]["judge"].get("split") == "valid"]:
+        raise UserError(f"table {name}: run {searched[0]['id']} was judged on the validation split")
+    problems = {line["result"]["pooled"]["problems"] for line in judged}
     if len(problems) > 1:
         raise UserError(f"table {name}: its runs were judged on different problems")
     order = sorted(rows.values(), key=lambda row: row.control)
     table = Table(name, ablation, {row.label: row for row in order}, n_boot, registration)
     for row in order:
-        row.interval = (interval if ablation.metric in ITEMS else bootstrap)(row.results(), n_boot)
+        if ablation.metric in ITEMS:
+            row.interval = interval(row.results(), n_boot, row.clusters())
+        else:
+            row.interval = bootstrap(row.results(), n_boot)
     differences = []
     for contrast in ablation.contrasts:
         for label in (contrast.a, contrast.b):
@@ -206,7 +230,8 @@ def gather(
         a = rows[contrast.a].results(contrast.steps, contrast.metric)
         b = rows[contrast.b].results(contrast.steps_b or contrast.steps, contrast.metric)
         unit = rows[contrast.a].unit(contrast.metric or ablation.metric)
-        differences.append(paired(a, b, n_boot, unit=unit))
+        together = rows[contrast.a].clusters(contrast.metric)
+        differences.append(paired(a, b, n_boot, unit=unit, clusters=together))
     table.contrasts = list(zip(ablation.contrasts, differences, holm([d.p for d in differences])))
     return table
 

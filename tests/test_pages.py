@@ -27,7 +27,14 @@ def page(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("LATENT_IMPORT", "")
     before = set(sys.modules)
-    tables = [methods.METHODS, flags.ENVIRONMENTS, flags.POLICIES, flags.ALGORITHMS, paper_run.ABLATIONS]
+    tables = [
+        methods.METHODS,
+        flags.ENVIRONMENTS,
+        flags.POLICIES,
+        flags.ALGORITHMS,
+        paper_run.ABLATIONS,
+        paper_run.SEARCHES,
+    ]
     kept = [dict(table) for table in tables]
 
     def follow(name: str) -> list[tuple[str | None, str, list[str]]]:
@@ -101,6 +108,14 @@ def test_the_page_on_ablations_adds_one(page, capsys, monkeypatch):
     assert paper_run.main(rest) == 0
     out = capsys.readouterr().out
     assert "width: 32, seed 1" in out and out.splitlines()[-1].startswith("2 cells")  # the others are recorded
+
+
+def test_the_page_on_searches_adds_one(page, capsys, monkeypatch):
+    (file, _, rest) = next(each for each in page("paper/README.md") if "--search" in each[2] and "--dry-run" in each[2])
+    monkeypatch.setitem(os.environ, "LATENT_IMPORT", file)
+    assert paper_run.main(rest) == 0
+    out = capsys.readouterr().out
+    assert "cups-lr: cot: 0.009, seed 100" in out and out.splitlines()[-1].startswith("9 cells")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="runs in Triton's interpreter")

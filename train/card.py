@@ -34,6 +34,8 @@ def card(record: Record, result: dict, env: dict) -> str:
         for level, s in result["levels"].items()
     )
     floors = "".join(f"| *floor: {name}* | {value:.3f} | | | |\n" for name, value in result["floors"].items())
+    over = "clusters of items" if "clusters" in result else "items"
+    held_out = "held-out problems" if run.judge.split == "test" else "problems of the validation split"
     return f"""---
 {chr(10).join(head)}
 ---
@@ -55,7 +57,7 @@ output = model.generate(**inputs, num_latents={steps})
 
 ## Results
 
-Greedy, held-out problems, 95 % Wilson intervals over items, one training seed ({run.seed}).
+Greedy, {held_out}, 95 % Wilson intervals over {over}, one training seed ({run.seed}).
 
 | level | accuracy | 95 % interval | items | mean latents used |
 |---|---|---|---|---|

@@ -145,11 +145,15 @@ class Judge:
     """Problems to decode together."""
     sweep: tuple[int, ...] = ()
     """Numbers of latent steps to judge with, besides the trained one."""
+    split: Literal["test", "valid"] = "test"
+    """Where its problems come from; valid is for a search over settings, and no table of results takes it."""
 
     def __post_init__(self):
         for name in ("items", "batch"):
             if getattr(self, name) < 1:
                 raise UserError(f"judge.{name} must be at least 1, got {getattr(self, name)}")
+        if self.split not in ("test", "valid"):
+            raise UserError(f"judge.split must be test or valid, got {self.split!r}")
         if self.level_items < 0 or min(self.sweep, default=0) < 0:
             raise UserError(f"judge.level_items and judge.sweep must not be negative, got {self}")
 

@@ -176,6 +176,9 @@ def told(run: Run, by_id: Mapping[str, Run]) -> str:
     return f"{told(start, by_id)}, then {own}" if start else own
 
 
+HELD_OUT = {"test": "held-out", "valid": "validation"}
+
+
 def notes(rows: list[Row], seconds: float) -> list[str]:
     """Notes under the table: differences between arms that share a start, sweeps, conditions of measurement."""
     by_id: dict[str | None, Row] = {row.run.id: row for row in rows}
@@ -196,23 +199,27 @@ def notes(rows: list[Row], seconds: float) -> list[str]:
             swept = {**row.result["sweep"], str(round(row.result["main"]["used"])): row.result["main"]}
             by_k = ", ".join(f"{k}: {swept[k]['accuracy']:.3f}" for k in sorted(swept, key=int))
             remarks.append(f"{row.arm}, accuracy by latent steps when answering: {by_k}")
-    first = rows[0].run
+    first, together = rows[0].run, rows[0].result.get("clusters")
+    over = "items"
+    if together is not None:
+        over = f"{max(together) + 1} clusters of items that stand or fall together (Wilson's, with the design effect)"
     remarks.append(
-        "Greedy, held-out problems of the hardest level, Wilson intervals over items, one training seed "
-        f"({first.seed}). accuracy and latents: at the hardest level, and the mean over levels; steps: forward passes "
-        "in sequence an answer; ms: wall time of a whole batch, one thread; core-s: CPU seconds of training, its "
-        f"start's not included. {cpu()}; this command took {seconds / 60:.1f} min."
+        f"Greedy, {HELD_OUT[first.judge.split]} problems of the hardest level, Wilson intervals over {over}, one "
+        f"training seed ({first.seed}). accuracy and latents: at the hardest level, and the mean over levels; steps: "
+        "forward passes in sequence an answer; ms: wall time of a whole batch, one thread; core-s: CPU seconds of "
+        f"training, its start's not included. {cpu()}; this command took {seconds / 60:.1f} min."
     )
     return remarks
 
 
 def compared(row: Row, other: Row) -> str:
     """The paired difference between two arms on the same problems."""
-    a, b = row.result["correct"], other.result["correct"]
-    d, p = paired(a, b, n_boot=2000), mcnemar(a, b)
+    a, b, together = row.result["correct"], other.result["correct"], row.result.get("clusters")
+    d, p = paired(a, b, n_boot=2000, clusters=together), mcnemar(a, b, together)
+    over = "items" if together is None else "clusters of items"
     return (
         f"{row.arm} - {other.arm}: {100 * d.mean:+.1f} points, paired 95 % interval "
-        f"{100 * d.low:+.1f} to {100 * d.high:+.1f} over items, McNemar p = {p:.2g}; core-seconds of training "
+        f"{100 * d.low:+.1f} to {100 * d.high:+.1f} over {over}, McNemar p = {p:.2g}; core-seconds of training "
         f"{row.result['core_seconds']:.0f} and {other.result['core_seconds']:.0f}"
     )
 

@@ -13,7 +13,7 @@ import torch
 from eval import environments
 from eval.cost import forward_flops, sequential_steps
 from eval.environments.base import Environment, Problem
-from eval.judge import Item, by_level, judge, summary
+from eval.judge import Item, by_level, clusters, judge, summary
 from kernels.errors import UserError, mendable
 from latent import hub, lora
 from latent.codec import Codec
@@ -68,7 +68,7 @@ def _execute(run: Run, root: Path, say, device: str, command: str | None, track:
     engine.on_first(lambda: check_lock_is_free(lock))
     torch.manual_seed(run.seed)
     reasoner = start.begin(run, env, root)
-    problems = test_problems(run, env)
+    problems = judged_problems(run, env)
     notes, reasoner.answer_tokens, reasoner.chain_tokens = engine.on_first(  # it encodes all problems: once is enough
         lambda: (check(reasoner, env, run, problems), reasoner.answer_tokens, reasoner.chain_tokens)
     )
@@ -130,13 +130,14 @@ def flattened(config, name: str = "") -> dict:
     return {k: v for key, each in config.items() for k, v in flattened(each, f"{name}.{key}".lstrip(".")).items()}
 
 
-def test_problems(run: Run, env: Environment) -> list[Problem]:
+def judged_problems(run: Run, env: Environment) -> list[Problem]:
     """The problems that the run is judged on: those of the main level first, then the others."""
-    main = env.problems("test", env.main_level, run.judge.items)
+    split = run.judge.split
+    main = env.problems(split, env.main_level, run.judge.items)
     if not main:
-        raise UserError("the environment has no test problems")
+        raise UserError(f"the environment has no {'test' if split == 'test' else 'validation'} problems (judge.split)")
     others = [lv for lv in env.levels() if lv != env.main_level]
-    return main + [p for lv in others for p in env.problems("test", lv, run.judge.level_items)]
+    return main + [p for lv in others for p in env.problems(split, lv, run.judge.level_items)]
 
 
 def final(run: Run, env: Environment, problems: list[Problem], trainer: Trainer) -> dict:
@@ -157,7 +158,7 @@ def final(run: Run, env: Environment, problems: list[Problem], trainer: Trainer)
     with trainer.precision():
         items: list[Item] = judge(reasoner, env, problems, run.judge.batch, tick=tick, among=engine)
     if engine.leads:
-        trainer.record.samples([{"step": run.train.steps, "split": "test", **asdict(item)} for item in items])
+        trainer.record.samples([{"step": run.train.steps, "split": run.judge.split, **asdict(item)} for item in items])
     levels, at_main = by_level(items), summary(items[: len(main)])
     swept = {}
     for k in sorted(sweep):
@@ -165,6 +166,7 @@ def final(run: Run, env: Environment, problems: list[Problem], trainer: Trainer)
             judged = judge(reasoner, env, main, run.judge.batch, steps=k, tick=tick, among=engine)
         swept[str(k)] = summary(judged) | {"correct": [int(i.correct) for i in judged]}
     prompt = sum(prompt_tokens(reasoner.codec, env.turns_of(p)) for p in main) / len(main)
+    together = clusters(items[: len(main)])
     return {
         "main": at_main,
         "levels": {str(k): v for k, v in levels.items()},
@@ -174,6 +176,7 @@ def final(run: Run, env: Environment, problems: list[Problem], trainer: Trainer)
         "steps": sequential_steps(reasoner, at_main["used"], at_main["tokens"]),
         "flops": forward_flops(reasoner, prompt, at_main["used"], at_main["tokens"]),
         "correct": [int(i.correct) for i in items[: len(main)]],
+        **({} if together is None else {"clusters": together}),
     }
 
 

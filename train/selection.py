@@ -33,16 +33,21 @@ class Selection:
             self._validate(trainer)
 
     def choose(self, trainer: Trainer) -> dict:
-        """Validate the last weights, and load the best ones where they are selected. Returns a part of the result."""
+        """Validate the last weights, and load the best ones where they are selected. Returns a part of the result.
+
+        `valid`: the accuracy of the weights that the run ends with, and of how many problems it is.
+        """
         if not self.config.valid_every:
             return {}
-        if trainer.counters.get("validated") != trainer.done:
+        if trainer.counters.get("last", {}).get("step") != trainer.done:
             self._validate(trainer)
         best = trainer.counters.get("best")
-        if best is None:
-            return {}
-        trainer.method.load_state_dict(best["method"])
-        return {"selected": {"step": best["step"], "valid": best["valid"]}}
+        ended_with = best or trainer.counters["last"]
+        result: dict = {"valid": {"accuracy": ended_with["valid"], "n": len(self.problems)}}
+        if best is not None:
+            trainer.method.load_state_dict(best["method"])
+            result["selected"] = {"step": best["step"], "valid": best["valid"]}
+        return result
 
     def _validate(self, trainer: Trainer) -> None:
         """Log the validation accuracy, and keep the weights if they are the best so far.
@@ -58,7 +63,7 @@ class Selection:
         if engine.leads:
             trainer.record.log(line)
         engine.log(line, trainer.done)
-        counters["validated"], best = trainer.done, counters.get("best")
+        counters["last"], best = line, counters.get("best")
         if self.config.select == "best" and (best is None or accuracy >= best["valid"]):
             counters["best"] = {**line, "method": copied(engine.full(trainer.method.state_dict()))}
 

@@ -123,6 +123,10 @@ class Environment:
         """Judge a completion. An unparsed answer is a verdict; an exception stops the run."""
         raise NotImplementedError  # each environment's own
 
+    def cluster(self, problem: Problem) -> str:
+        """What a problem shares with those that stand or fall with it: intervals count clusters, not problems."""
+        return problem.key
+
     def parse_question(self, question: str) -> Problem | None:
         """The problem that a typed question asks; None where its answer is not known."""
         return None

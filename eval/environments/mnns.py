@@ -119,6 +119,9 @@ class MNNSEnvironment(Generated):
     def split(self, problem):
         return split_of_digits(tuple(sorted(digits_of(problem))))
 
+    def cluster(self, problem):
+        return " ".join(map(str, sorted(digits_of(problem))))
+
     def parse_question(self, question):
         said = question.split()
         return problem_of(tuple(map(int, said))) if self.config.fits(said) else None

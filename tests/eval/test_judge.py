@@ -1,11 +1,13 @@
 """The judge on answers that are known: what is counted, by level, with what it cost."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from eval.environments import Cups, Verdict, build
-from eval.judge import Item, by_level, judge, summary, text_lengths, verify
-from eval.stats import wilson
+from eval.environments import MNNS, Cups, Verdict, build
+from eval.judge import Item, by_level, clusters, judge, summary, text_lengths, verify
+from eval.stats import over_items, wilson
 from latent.config import ModelConfig
 from latent.methods import CoT, NoCoT, Sim
 from tests.helpers import small_reasoner
@@ -55,6 +57,24 @@ def test_an_item_is_its_own_answer_verified(method, steps):
         assert (i.key, i.level, i.text) == (p.key, p.level, text)
         assert (i.correct, i.reward, i.parsed, i.reason) == (v.correct, v.reward, v.parsed, v.reason)
         assert i.used == (steps or 0) and i.tokens == len(text.split())
+
+
+def test_permutations_of_a_multiset_are_one_cluster():
+    """Their number by counting sorted digits; the interval of as many items as the design effect leaves."""
+    torch.manual_seed(0)
+    env = build(MNNS(digits=3))
+    problems = env.problems("test", 3, 30)
+    reasoner = small_reasoner(NoCoT(), ModelConfig(n_layer=1, n_embd=32, n_head=2), env)
+    items = judge(reasoner, env, problems, 8)
+    multisets = [tuple(sorted(p.question.split())) for p in problems]
+    assert [i.cluster for i in items] == [" ".join(digits) for digits in multisets]
+    found = clusters(items)
+    assert found is not None and len(set(found)) == len(set(multisets)) < len(problems)
+    assert all((a == b) == (x == y) for a, x in zip(found, multisets) for b, y in zip(found, multisets))
+    s = summary([replace(item, correct=i % 3 == 0) for i, item in enumerate(items)])
+    hits = [i % 3 == 0 for i in range(len(items))]
+    assert (s["low"], s["high"]) == over_items(hits, ["-".join(digits) for digits in multisets])
+    assert clusters(ITEMS) is None and all(ENV.cluster(p) == p.key for p in ENV.problems("test", 3, 4))
 
 
 def test_a_verifier_that_fails_ends_the_run_and_names_the_problem():

@@ -123,6 +123,18 @@ def test_a_damaged_run_is_named_and_the_others_are_listed(home, capsys):
     assert capsys.readouterr().err.startswith("error: aaa is damaged")
 
 
+def test_runs_on_clustered_items_are_compared_by_cluster(home, capsys):
+    for name in ("aaa111", "bbb222"):
+        path = home / name / "result.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"clusters": [i // 2 for i in range(20)]}))
+    out = "\n".join(shown(capsys, home, "--compare", "aaa", "bbb"))
+    p = mcnemar([1] * 9 + [0], [0] * 5 + [1] * 5)  # each pair of items is one
+    assert f"over 20 items in 10 clusters, McNemar p = {p:.2g}" in out
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"clusters": [0, 1]}))
+    assert runs.main(["--out", str(home), "--compare", "aaa", "bbb"]) == 2
+    assert "'clusters' must hold a number from 0 for each of 'correct'" in capsys.readouterr().err
+
+
 WRONG = [None, [], "x", -1, {"a": 1}, 1e30, True]
 
 

@@ -314,7 +314,7 @@ def test_what_is_committed_is_what_the_records_make():
         tables.gather(name, ABLATIONS[name], each, lines, build.N_BOOT, found[name]) for name, each in every.items()
     ]
     known = build.numbers(made, [lines[id] for id in sorted(lines)])
-    want = build.texts(made, known)
+    want = build.texts(made, known) | build.searches(PAPER / "records")
     assert {f"tables/{p.name}" for p in (PAPER / "tables").iterdir()} | {"numbers.tex"} == set(want)
     for name, text in want.items():
         assert (PAPER / name).read_text() == text, f"{name} is not what python -m paper.build makes"

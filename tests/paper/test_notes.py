@@ -116,3 +116,38 @@ def test_seeds_that_agree_have_both_intervals():
     both = markup.caption(gathered(planted({"1 latents": agreeing, "2 latents": agreeing}, FIVE)))
     assert "1 latents / 2 latents: " in both
     assert "agree" not in markup.caption(gathered(planted({"1 latents": apart, "2 latents": apart}, FIVE)))
+
+
+def test_items_in_clusters_are_counted_as_such(tmp_path):
+    """Every problem four times: the table of a quarter of them, which says how many clusters there are."""
+    rng = np.random.default_rng(4)
+    some = {"1 latents": [1] * 20 + [0] * 30, "2 latents": [1] * 35 + [0] * 15}
+    once = {row: np.array([rng.permutation(hits) for _ in range(5)]) for row, hits in some.items()}
+    lines = planted({row: np.repeat(hits, 4, axis=1).tolist() for row, hits in once.items()}, FIVE)
+    for line in lines.values():
+        packed = records.pack_clusters([f"multiset {i // 4}" for i in range(200)])
+        line["result"]["clusters"] = line["result"]["pooled"]["clusters"] = packed
+    found, left_out = records.read(written(tmp_path, lines))
+    assert not left_out and records.unpack_clusters(packed) == [i // 4 for i in range(200)]
+    table, want = gathered(found), gathered(planted({row: hits.tolist() for row, hits in once.items()}, FIVE))
+    assert "200 held-out problems in 50 clusters that stand or fall together" in markup.caption(table)
+    assert markup.body(table) == markup.body(want)
+
+
+def test_clusters_of_other_items_are_left_out(tmp_path):
+    lines = by_level(CEILING)
+    first, second, *_ = lines.values()
+    first["result"]["clusters"] = records.pack_clusters([0] * 409)
+    second["result"]["pooled"]["clusters"] = "x"
+    (tmp_path / records.FILE).write_text("".join(json.dumps(line) + "\n" for line in lines.values()))
+    _, left_out = records.read(tmp_path)
+    assert "field 'result.clusters' has 409 items, the results 410" in left_out[0]
+    assert "field 'result.pooled.clusters': not packed clusters: 'x'" in left_out[1] and len(left_out) == 2
+
+
+def test_a_table_takes_no_run_of_a_search():
+    lines = planted({"1 latents": RIGHT, "2 latents": RIGHT}, FIVE)
+    odd = next(iter(lines.values()))
+    odd["config"]["judge"]["split"] = "valid"
+    with pytest.raises(ValueError, match=f"table mini: run {odd['id']} was judged on the validation split"):
+        gathered(lines)

@@ -29,7 +29,7 @@ def checked(run: Run, codec=None) -> list[str]:
     codec = codec or env.codec(run.model)
     method = methods.build(run.method, make.from_scratch(run.model, codec.size, codec.pad, codec.end))
     reasoner = Reasoner(method, codec, env.answer_tokens, env.chain_tokens, env.chain_steps)
-    return checks.check(reasoner, env, run, runs.test_problems(run, env))
+    return checks.check(reasoner, env, run, runs.judged_problems(run, env))
 
 
 def of(env, method=None, train=None) -> Run:

@@ -3,6 +3,7 @@
 import pytest
 
 from eval.environments import MNNS, Cups
+from eval.stats import mcnemar, paired
 from latent.config import ModelConfig
 from latent.methods import CoT, CoT2, NoCoT
 from train import report
@@ -81,3 +82,18 @@ def test_a_selected_checkpoint_is_said():
     said = report.notes([row("a", LEVELS, selected={"step": 160, "valid": 0.873})], 60)
     assert "a: weights of update 160, best on the validation split, 0.873" in said
     assert not any("validation" in line for line in report.notes([row("a", LEVELS)], 60))
+
+
+def test_notes_and_differences_count_clusters():
+    """Eight items in four clusters: the notes say so, and a difference is that of four."""
+    hits, other = [1, 1, 0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1, 0, 0]
+    together = {"clusters": [0, 0, 1, 1, 2, 2, 3, 3]}
+    a, b = row("a", LEVELS, correct=hits, **together), row("b", LEVELS, correct=other, **together)
+    said = report.compared(a, b)
+    d = paired(hits[::2], other[::2], n_boot=2000)
+    assert f"{100 * d.low:+.1f} to {100 * d.high:+.1f} over clusters of items" in said
+    assert f"McNemar p = {mcnemar(hits[::2], other[::2]):.2g}" in said
+    (condition,) = [line for line in report.notes([a], 60) if "Wilson" in line]
+    assert "over 4 clusters of items that stand or fall together" in condition
+    (condition,) = [line for line in report.notes([row("a", LEVELS)], 60) if "Wilson" in line]
+    assert "held-out problems" in condition and "Wilson intervals over items, one training seed" in condition

@@ -6,11 +6,13 @@ import json
 import pytest
 import torch
 
-from eval.environments import GSM8K, Cups, build
+from eval.environments import GSM8K, MNNS, Cups, build
+from eval.environments.base import Generated
 from eval.judge import judge
 from latent import load
 from latent.config import LearnedStop, ModelConfig
 from latent.methods import Coconut, NoCoT, Sim
+from paper import records
 from train import run as runs
 from train.config import SFT, Judge, Run
 from train.selection import valid_problems
@@ -45,6 +47,9 @@ def test_the_best_weights_are_those_of_a_run_that_ends_with_them(tmp_path):
     assert [x for x in lines(tmp_path, last) if "valid" in x] == [x for x in lines(tmp_path, best) if "valid" in x]
     at = max(valid, key=lambda step: (valid[step], step))
     assert results["best"]["selected"] == {"step": at, "valid": valid[at]}
+    n = len(valid_problems(build(Cups()), 64))
+    assert results["best"]["valid"] == {"accuracy": valid[at], "n": n}  # of the weights that each ends with
+    assert results["last"]["valid"] == {"accuracy": valid[24], "n": n}
     stopped = changed(BASE, decay=0.0, steps=at, valid_every=0)
     runs.execute(stopped, tmp_path, device="cpu")
     assert same(weights(tmp_path, best), weights(tmp_path, stopped))
@@ -123,3 +128,39 @@ def test_what_is_validated_on_is_the_validation_split():
     found = valid_problems(env, 64)
     assert {int(p.key[0], 16) for p in found} == {2}
     assert found == [p for level in env.levels() for p in env.problems("valid", level, 10)]
+
+
+def test_a_run_of_a_search_is_judged_on_the_validation_split_alone(tmp_path, monkeypatch):
+    """Its samples are of that split; no test problem is drawn; and permutations of its digits are one cluster."""
+    env = MNNS(digits=3)
+    run = Run(env, MODEL, NoCoT(), SFT(steps=2, batch=4), Judge(items=30, level_items=0, batch=16, split="valid"))
+    asked = []
+    drawn = Generated.problems
+    monkeypatch.setattr(
+        Generated, "problems", lambda self, split, *more: asked.append(split) or drawn(self, split, *more)
+    )
+    result = runs.execute(run, tmp_path, device="cpu")
+    assert set(asked) == {"valid"}
+    samples = [json.loads(x) for x in (tmp_path / run.id / "samples.jsonl").read_text().splitlines()]
+    problems = build(env).problems("valid", 3, 30)
+    assert [x["split"] for x in samples] == ["valid"] * len(problems)
+    assert [x["key"] for x in samples] == [p.key for p in problems]
+    digits = [sorted(p.question.split()) for p in problems]
+    same = [[a == b for a in result["clusters"]] for b in result["clusters"]]
+    assert same == [[a == b for a in digits] for b in digits] and len(set(result["clusters"])) < len(problems)
+    line = records.of_run(tmp_path / run.id, run)
+    assert records.unpack_clusters(line["result"]["clusters"]) == result["clusters"]
+    assert len(records.unpack(line["result"]["pooled"]["correct"])) == len(problems)
+    records.check(line, "here")
+    assert "problems of the validation split" in (tmp_path / run.id / "model" / "README.md").read_text()
+    nobody = GSM8K(train=None, test=str(rows_of(tmp_path)))
+    with pytest.raises(ValueError, match=r"no validation problems \(judge\.split\)"):
+        runs.judged_problems(dataclasses.replace(run, env=nobody), build(nobody))
+    with pytest.raises(ValueError, match=r"judge\.split must be test or valid, got 'train'"):
+        dataclasses.replace(run.judge, split="train")
+
+
+def rows_of(folder):
+    path = folder / "rows.jsonl"
+    path.write_text('{"question": "1+1?", "answer": "#### 2"}\n')
+    return path

@@ -10,7 +10,7 @@ import latent
 from latent import hub, methods
 from latent.generate import rollout, score
 from latent.methods import METHODS, Coconut, Codi, Pause, SequenceConfig, Sim
-from latent.methods.base import text_hidden
+from latent.methods.terms import text_hidden
 from latent.thought import Greedy
 from tests.helpers import cups_batch, ragged_prompt, row_of, small_reasoner
 from tests.latent.by_hand import ce_of, ragged_batch, states_of, teacher_of

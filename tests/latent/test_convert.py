@@ -11,7 +11,7 @@ from eval.environments import gsm8k
 from latent.convert import Asked, convert
 from latent.generate import decode
 from latent.methods import Coconut, Codi, Colar, Sim, Soft
-from latent.methods.base import text_hidden
+from latent.methods.terms import text_hidden
 from latent.thought import Greedy
 from tests.latent.published import QUESTIONS, D, answered, base_of, codi_state, grown, projection, saved, state_of
 

@@ -161,7 +161,7 @@ def test_coconut_replaces_steps_by_latents_and_advances():
 def test_a_long_chain_is_dealt_evenly_over_the_latents():
     reasoner = small_reasoner(Sim(n_latent=4, step_tokens=8))
     batch = cups_batch(reasoner.codec, size=1)
-    rows, text = reasoner.method.step_targets(batch, "cpu")
+    rows, text = reasoner.method.step_targets(reasoner.method.supervised(batch), batch, "cpu")
     want = [sum(batch.steps[0][2 * i : 2 * i + 2], ()) for i in range(4)]
     assert rows is None and text.ids_BT.tolist() == [list(w) for w in want]
 

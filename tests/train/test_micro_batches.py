@@ -11,12 +11,13 @@ from eval.environments import Cups, build
 from kernels.errors import UserError
 from latent.config import ModelConfig
 from latent.generate import rollout
+from latent.methods import METHODS
 from latent.methods.base import Method
 from latent.rollout import Rollout, pieces
 from latent.text import Batch
 from latent.thought import Share
 from tests.train.by_hand import trainer_of
-from tests.train.test_processes import LEARN, METHODS, assert_same, run_of, train
+from tests.train.test_processes import BY_RL, LEARN, assert_same, run_of, train
 from train import memory
 from train.config import RLVR, SFT, Run
 from train.presets import PRESETS
@@ -42,13 +43,15 @@ def test_any_micro_batch_gives_the_weights_and_log_of_one_piece(name, size, data
     assert run_of(name, data, size).id == run_of(name, data).id
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if not name.startswith("rl")])
+@pytest.mark.parametrize("name", METHODS)
 def test_counts_are_those_of_the_terms(name, data, tmp_path):
     """As the method tells them and as the base class finds them out, of batches whose draws differ, drawn alike."""
     trainer, env, method = trainer_of(run_of(name, data), tmp_path)
     problems, seen = env.train_batch(0, 0, 9), set()
     for seed in range(6):
-        batch = Batch.of(problems[: 3 + seed], trainer.reasoner.codec, whole=9)
+        some = problems[: 3 + seed]
+        frontiers = [env.frontiers(p) for p in some] if method.config.told == "frontier" else None
+        batch = Batch.of(some, trainer.reasoner.codec, frontiers=frontiers, whole=9)
         drawn = lambda batch=batch, seed=seed: dataclasses.replace(  # noqa: E731
             batch, generator=torch.Generator().manual_seed(seed)
         )
@@ -81,7 +84,7 @@ def test_pieces_are_all_rollouts_in_order_and_none_is_too_large(prompts, group, 
 
 
 def test_rollouts_that_were_cut_are_what_they_were_when_they_are_joined(tmp_path):
-    run = Run(Cups(), ModelConfig(n_layer=1, n_embd=16, n_head=1), METHODS["rl"][0], LEARN)
+    run = Run(Cups(), ModelConfig(n_layer=1, n_embd=16, n_head=1), BY_RL["rl"][0], LEARN)
     trainer, env, method = trainer_of(run, tmp_path)
     prompt = trainer.reasoner.codec.prompt([p.question for p in env.train_batch(0, 0, 4)])
     rolled = rollout(method, prompt, 5, trainer.reasoner.max_tokens, None, 1.0)

@@ -55,7 +55,8 @@ def test_names_edges_and_options_come_in_random_order():
     first = sum(p.answer == options[0] for p, (_, options, _) in zip(problems, asked))
     assert abs(first / 200 - 0.5) < 4 * 0.5 / 200**0.5
     assert len({root for *_, root in asked}) == 18 and len({p.key for p in problems}) == 200
-    assert len({p.question.split(" ; ")[0] for p in problems}) > 100
+    places = {[edge.split()[1] for edge in p.question.split(" ; ")[:-1]].index(p.answer) for p in problems}
+    assert len(places) > 8  # of the edge into the target; as it was grown, one place for each of the two graphs
 
 
 def test_floors_are_the_shortcuts_of_prosqa_and_closed_problems_have_none():

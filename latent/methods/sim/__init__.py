@@ -26,7 +26,7 @@ class Sim(SequenceConfig):
     supervise_every: int = 1
     """Supervise every n-th latent only: n, 2n, ..."""
     early_stops: Literal["rest", "last", "never"] = "rest"
-    """With a learned stop, after how many latents half of the rows answer in supervised training: any number from which
+    """With a halting rule, after how many latents half of the rows answer in supervised training: any number from which
     on the chain changes no more; any after which it is where it ends; or all."""
     stop_weight: float = 0.0
     """Weight of the loss of a learned stop, which is taught to stop after the first latent whose step is the chain's

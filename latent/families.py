@@ -90,7 +90,10 @@ def _all_of(lm: PreTrainedModel, out, name: str, count: int) -> Sequence[Tensor]
     """One tensor a layer. Raises UserError where the family gives fewer or none."""
     found = out.get(name) or ()
     if len(found) != count or any(x is None for x in found):
-        raise UserError(f"{type(lm).__name__} does not give its {name.replace('_', ' ')}: they cannot be tapped")
+        raise UserError(
+            f"{type(lm).__name__} does not give its {name.replace('_', ' ')}, which this needs: "
+            f"GPT-2, Llama, Qwen3 and families whose output has `{name}` of every layer do"
+        )
     return found
 
 

@@ -32,6 +32,8 @@ def check(reasoner: Reasoner, env: Environment, run: Run, test: list[Problem]) -
     learned = [lengths(codec, p) for p in turns["train"]]
     for steps, answer in judged + learned if taught else ():
         reasoner.method.check_chain(steps, answer)
+    if taught:
+        reasoner.method.check_chains([steps for steps, _ in learned])
     notes = check_text_limit(reasoner, run, learned, judged)
     check_positions(reasoner, run, env, test + train)
     if taught:

@@ -160,6 +160,9 @@ class Method(nn.Module, Generic[ConfigT]):
     def check_chain(self, steps: list[int], answer: int) -> None:
         """Raise UserError for a chain and answer, given the tokens of each, that `terms` cannot be trained on."""
 
+    def check_chains(self, chains: list[list[int]]) -> None:
+        """Raise UserError for training problems, given the tokens of each one's steps, that teach nothing together."""
+
     def terms(self, batch: Batch) -> tuple[list[Mean], dict[str, Mean]]:
         """The training loss, the weighted sum of the terms' means, and what to log.
 

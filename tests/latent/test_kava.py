@@ -254,9 +254,11 @@ def test_what_it_cannot_do_is_said():
         with pytest.raises(UserError, match=said):
             Kava(**wrong)
     ids = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    lm = GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=20, max_position_embeddings=32, **shape, **ids))
-    methods.build(Kava(), Backbone(lm))
-    lm.gpt_neox = Silent(lm.config)
-    with pytest.raises(UserError, match=r"kava needs K, V and attention weights .* GPT-2, Llama, Qwen3 and families"):
-        methods.build(Kava(), Backbone(lm))
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    reasoner = small_reasoner(NoCoT(), SMALL)
+    config = GPTNeoXConfig(vocab_size=reasoner.codec.size, max_position_embeddings=64, **shape, **ids)
+    lm = GPTNeoXForCausalLM(config)
+    assert methods.build(Kava(), Backbone(lm)).loss(ragged_batch(reasoner.codec))[0] > 0
+    lm.gpt_neox = Silent(config)
+    with pytest.raises(UserError, match="does not give its attentions, which this needs: GPT-2, Llama, Qwen3 and"):
+        methods.build(Kava(), Backbone(lm)).loss(ragged_batch(reasoner.codec))

@@ -174,7 +174,6 @@ GROUPS = (
          "(x_LBHMd - mean_LB[..., None, None, None])"),
         ("a sum over layers", "/ (layers * heads * width)", "/ (heads * width)"),
         ("a row counts as one", "sum(min(n, self.config.n_latent) for n", "sum(min(n, 1) for n"),
-        ("backbones are not asked", "        if config.n_latent:\n            check_taps(backbone)\n", ""),
     )),
     ("latent/methods/sequence.py", EVERY, (
         ("0 latent steps are all of them", "trained if steps is None else steps", "trained if not steps else steps"),

@@ -10,11 +10,12 @@ from tokenizers import normalizers
 
 from eval import environments
 from eval.environments import GSM8K, Countdown, Cups, Math500, ProntoQA, ProsQA
+from kernels.errors import UserError
 from latent import make, methods
 from latent.codec import Codec
 from latent.config import ModelConfig
 from latent.generate import Reasoner
-from latent.methods import Coconut, CoT, NoCoT, Recurrent, Sim
+from latent.methods import Coconut, CoT, Kava, NoCoT, Pause, Recurrent, Sim
 from tests.latent.test_plain_text import tokenizer_of
 from train import checks
 from train import run as runs
@@ -65,6 +66,25 @@ def test_texts_longer_than_what_is_decoded_are_said_with_the_flag_that_would_do(
     if method == CoT(every=2):
         return  # the share of steps that are written changes with max_chain: enough is more than needed
     assert checked(dataclasses.replace(run, env=dataclasses.replace(words, **fewer))) != []
+
+
+@pytest.mark.parametrize("control", [lambda kava: kava, Pause], ids=["itself", "pause"])
+def test_kava_needs_a_problem_whose_chain_its_teacher_writes(control, tmp_path):
+    path, step = tmp_path / "words.json", "<<3+4=7>>"
+
+    def said_of(steps: list[str], **fields) -> list[str]:
+        rows = [{"question": f"{i}?", "steps": steps if i == 7 else [], "answer": str(i)} for i in range(40)]
+        path.write_text(json.dumps(rows))
+        return checked(of(GSM8K(train=str(path)), control(Kava(n_latent=2, **fields))))
+
+    for steps in ([], [step]):
+        with pytest.raises(
+            UserError, match="learns from chains, and no training problem has one of more than one step"
+        ):
+            said_of(steps)
+    with pytest.raises(UserError, match=r"learns from chains, and no training problem has one$"):
+        said_of([], keep_last=True)
+    assert said_of([step, step]) == said_of([step], keep_last=True) == []
 
 
 def test_a_run_says_it_before_it_trains(words, tmp_path):

@@ -46,8 +46,11 @@ class KavaMethod(PccotMethod):
         super().__init__(config, backbone)
         self.student_tap = {"keep": max(config.n_latent, 1), "kv": True}
         self.teacher_tap = {"kv": True, "attentions": True}
-        if config.n_latent:
-            check_taps(backbone)
+
+    def check_chains(self, chains: list[list[int]]) -> None:
+        if self.config.n_latent and not any(sum(self.chain(steps)) for steps in chains):
+            last = "" if self.config.keep_last else " of more than one step (the last is left out: --method.keep-last)"
+            raise UserError(f"{self.title} learns from chains, and no training problem has one{last}")
 
     def turn_counts(self, batch: Batch) -> list[int]:
         counts = super().turn_counts(batch)
@@ -107,20 +110,3 @@ def spread(x_LBHMd: Tensor, real_BM: Tensor) -> Tensor:
     off_LBHMd = (x_LBHMd - mean_LB[..., None, None, None]) * real_B1M1
     std_LB = (off_LBHMd.square().sum((2, 3, 4)) / (n_B - 1).clamp_min(1)).sqrt()
     return std_LB.masked_fill(n_B == 0, 1.0)
-
-
-@torch.no_grad()
-def check_taps(backbone: Backbone) -> None:
-    """Raise UserError for a backbone whose K, V and attention weights cannot be tapped."""
-    if backbone.layers is not None:
-        return
-    training = backbone.lm.training
-    backbone.lm.eval()  # nothing is drawn
-    try:
-        with backbone.tap(states=False, kv=True, attentions=True):
-            backbone.read(torch.zeros(1, 1, dtype=torch.long, device=backbone.device))
-    except UserError as e:
-        can = "GPT-2, Llama, Qwen3 and families whose layers all cache K and V and give their attention weights can"
-        raise UserError(f"kava needs K, V and attention weights of every layer, but {e}: {can}") from None
-    finally:
-        backbone.lm.train(training)

@@ -33,6 +33,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible_BTS: Tensor | str | None, dr
     t, size = q.shape[2], k.shape[2]
     mask = None if isinstance(visible_BTS, str) else visible_BTS
     causal = isinstance(visible_BTS, str) and t == size
+    if isinstance(visible_BTS, str) and 1 < t < size:
+        mask = torch.ones(t, size, dtype=torch.bool, device=q.device).tril(size - t)
     if mask is not None and mask.shape[-2] != t:
         mask = mask[..., -t:, :]
     if k.shape[1] != q.shape[1]:

@@ -12,7 +12,7 @@ Four digits need no search: to replace the two largest numbers by their differen
 answer. Such rules are among the floors. Five digits of 5 to 16 leave the best of them right on about .64, which is low
 among four to seven digits of ranges up to 30; six digits of 1 to 9 leave it at .92.
 
-Deviates: the splits are those of every generated environment, where CoT2 parts train and test 80 to 20.
+Deviates: the splits are those of every generated environment; with `epochs`, CoT2's own.
 """
 
 import random
@@ -29,6 +29,7 @@ from kernels.errors import UserError
 
 MOST_VALUES = 4096  # tokens of partial sums
 MOST_DIGITS = 12  # a search over all signs lists 2^11 sums then
+MOST_SEQUENCES = 1_000_000  # held as a list where there are epochs
 SAID = re.compile(r"=(-?\d{1,6})", re.ASCII)
 
 
@@ -43,6 +44,9 @@ class MNNS(EnvConfig):
     """Smallest digit."""
     largest: int = 9
     """Largest digit."""
+    epochs: int | None = None
+    """Seed of CoT2's own split, 80 % of all multisets of digits to train on, in epochs over their sequences, and the
+    others to test; None = problems drawn anew, split by hash."""
 
     def __post_init__(self):
         if not 2 <= self.digits <= MOST_DIGITS:
@@ -58,8 +62,18 @@ class MNNS(EnvConfig):
                 f"each a token of its own: at most {MOST_VALUES}"
             )
 
+        if self.epochs is not None and self.epochs < 0:
+            raise UserError(f"env.epochs must be at least 0, got {self.epochs}")
+        sequences = (self.largest - self.smallest + 1) ** self.digits
+        if self.epochs is not None and sequences > MOST_SEQUENCES:
+            raise UserError(
+                f"env.epochs goes through all sequences of digits: {sequences:,} are more than {MOST_SEQUENCES:,}"
+            )
+
     def make(self):
-        return MNNSEnvironment(self)
+        from eval.environments.mnns_epochs import EpochsMNNS
+
+        return MNNSEnvironment(self) if self.epochs is None else EpochsMNNS(self, self.epochs)
 
 
 class MNNSEnvironment(Generated):
@@ -172,6 +186,7 @@ def spelt(value: int) -> str:
     return f"={value} "
 
 
+@lru_cache(maxsize=1 << 14)
 def problem_of(digits: tuple[int, ...], steps: tuple[str, ...] | None = None) -> Problem:
     """The problem of some digits, with the chain of the first best signs unless another is given."""
     sums = partial_sums(digits, first_signs(digits))

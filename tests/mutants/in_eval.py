@@ -114,6 +114,11 @@ GROUPS = (
         ("sums count once each", "ways[value] / whole", "1 / len(ways)"),
         ("the answer is in the frontier", "if step < self.config.digits else", "if step <= self.config.digits else"),
     )),
+    ("eval/environments/mnns_epochs.py", FRONTIERS, (
+        ("tested multisets are trained on", '"train": multisets[:cut]', '"train": multisets'),
+        ("every epoch in one order", 'f"epoch {seed} {epoch}"', 'f"epoch {seed}"'),
+        ("multisets are in order", "random.Random(seed).shuffle(multisets)", "pass"),
+    )),
     ("eval/environments/base.py", DATA, (
         ("overlap of train and test kept", "if p.key not in tested:", "if True:"),
         ("training draws test problems", 'if self.split(problem) == "train":', "if True:"),

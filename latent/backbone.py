@@ -186,22 +186,33 @@ class Backbone(nn.Module):
         return h_BTD[:, -1], context
 
     def hidden(
-        self, ids_BT: Tensor, mask_BT: Tensor | None = None, keep: int | None = None, after: Context | None = None
-    ) -> tuple[Tensor, Context]:
-        """The same with the final hidden states of at least the last `keep` positions, None = all: (B, T, D)."""
+        self, ids_BT: Tensor, mask_BT: Tensor | None = None, keep: int | None = None, after: Context | None = None,
+        then_BKD: Tensor | None = None, stride: int = 1,
+    ) -> tuple[Tensor, Context]:  # fmt: skip
+        """The same with the final hidden states of at least the last `keep` positions, None = all: (B, T, D).
+
+        `then_BKD`: K more positions in the same pass, given as embeddings, their position ids `stride` apart.
+        """
         b, t = ids_BT.shape
-        pos_BT, mask_BS, before = positions(ids_BT, mask_BT), mask_BT, None
-        reach = t if after is None else after.reach + t
+        x_BTD, pos_BT, before, reach = self.embed(ids_BT), positions(ids_BT, mask_BT), None, t
+        if then_BKD is not None:
+            k = then_BKD.shape[1]
+            further_K = stride * torch.arange(1, k + 1, device=ids_BT.device)
+            x_BTD, pos_BT = torch.cat([x_BTD, then_BKD], 1), torch.cat([pos_BT, pos_BT[:, -1:] + further_K], 1)
+            mask_BT = mask_BT if mask_BT is None else torch.cat([mask_BT, mask_BT.new_ones(b, k)], 1)
+            t, reach = t + k, t + stride * k
+        mask_BS = mask_BT
+        reach += 0 if after is None else after.reach
         self.check_length(reach)
         if after is not None:
             pos_BT, before = after.next_B[:, None] + pos_BT, after.layers
             if mask_BT is not None or after.mask_BS is not None:
                 both = (
                     ids_BT.new_ones(b, after.size, dtype=torch.bool) if after.mask_BS is None else after.mask_BS,
-                    torch.ones_like(ids_BT, dtype=torch.bool) if mask_BT is None else mask_BT,
+                    pos_BT.new_ones(b, t, dtype=torch.bool) if mask_BT is None else mask_BT,
                 )
                 mask_BS = torch.cat(both, 1)
-        h_BTD, past = self._run(self.embed(ids_BT), pos_BT, before, mask_BS, keep=t if keep is None else keep)
+        h_BTD, past = self._run(x_BTD, pos_BT, before, mask_BS, keep=t if keep is None else keep)
         return h_BTD, Context(past, mask_BS, pos_BT[:, -1] + 1, reach)
 
     def step(self, x_BTD: Tensor, context: Context, stride: int = 1) -> tuple[Tensor, Context]:

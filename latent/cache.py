@@ -63,6 +63,8 @@ class LayerCache:
         t, k, v = q.shape[2], self.k, self.v
         mask = None if isinstance(visible_BTS, str) else visible_BTS
         causal = isinstance(visible_BTS, str) and t == self.size
+        if isinstance(visible_BTS, str) and 1 < t < self.size:
+            mask = torch.ones(t, self.size, dtype=torch.bool, device=q.device).tril(self.size - t)
         if mask is not None and mask.shape[-2] != t:
             mask = mask[..., -t:, :]
         if k.shape[1] != q.shape[1]:

@@ -64,6 +64,7 @@ class Codec:
         if tokenizer.unk_token_id not in (self.end, self.pad, tokenizer.bos_token_id):
             self._control.discard(tokenizer.unk_token_id)  # any unknown character gives it
         self._control_pattern: str | None = None
+        self.question = lru_cache(1 << 13)(self._question)  # small tasks ask the same again and again
         self.step = lru_cache(1 << 16)(self._plain)  # ids of a step; symbol tasks repeat a few steps and answers
         self.weights = lru_cache(1 << 14)(self._weights)  # and few frontiers
         self._rows = self.size  # which is counted anew each time
@@ -130,7 +131,7 @@ class Codec:
             pieces = [piece for piece, _ in raw.pre_tokenizer.pre_tokenize_str(pieces[0])]
         return [token.id for piece in pieces for token in raw.model.tokenize(piece)]
 
-    def question(self, text: str) -> tuple[int, ...]:
+    def _question(self, text: str) -> tuple[int, ...]:
         """A prompt's ids: BOS where there is one, the question, and the think token."""
         ids = self._turn(text) if self.chat else self._plain(text)
         begun = ids[: len(self.begin)] == self.begin  # most templates write BOS themselves

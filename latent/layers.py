@@ -7,6 +7,7 @@ project to q, k, v; attend; finish. `forward` and `loop` put them together again
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -188,7 +189,7 @@ class GPT2Layer:
         """Output projection, residual, MLP, residual."""
         mlp = self.block.mlp
         h_BTD = h_BTD + self.attn.resid_dropout(_linear(self.attn.c_proj, a_BTD))
-        up = mlp.act(_linear(mlp.c_fc, _layer_norm(self.block.ln_2, h_BTD)))
+        up = _act(mlp.act, _linear(mlp.c_fc, _layer_norm(self.block.ln_2, h_BTD)))
         return h_BTD + mlp.dropout(_linear(mlp.c_proj, up))
 
 
@@ -197,6 +198,13 @@ def _linear(module, x_BTD: Tensor) -> Tensor:
     if type(module).__name__ != "Conv1D":
         return module(x_BTD)
     return torch.addmm(module.bias, x_BTD.flatten(0, 1), module.weight).unflatten(0, x_BTD.shape[:2])
+
+
+def _act(module, x_BTD: Tensor) -> Tensor:
+    """GPT-2's GELU as one operation: `transformers` writes it out in eight."""
+    if type(module).__name__ == "NewGELUActivation":
+        return F.gelu(x_BTD, approximate="tanh")
+    return module(x_BTD)
 
 
 def _layer_norm(module, x_BTD: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from latent.methods import (
 from latent.plain import changed
 from train.algorithms import GRPO
 from train.config import RLVR, SFT, Arm, Experiment, Judge, Run
+from train.presets_cot2 import cot2_mnns, cot2_mnns_rl
 from train.presets_search import cups_one_token, mnns, modular
 
 
@@ -226,6 +227,10 @@ PAPERS: dict[str, tuple[str, dict[str, float]]] = {
     "codi-llama1b-gsm8k": ("CODI as in SIM-CoT's table, arXiv:2509.20317", {"latent": 0.527}),
     "kava-llama1b-gsm8k": ("KaVa, arXiv:2510.02312, as public summaries of it have it", {"latent": 0.565}),
     "icot-gpt2-gsm8k": ("iCoT in Coconut's table 1, arXiv:2412.06769", {"icot": 0.300}),
+    "cot2-mnns": (
+        "CoT2 at d = 24, arXiv:2505.23648, as its repository's visualization/generate_plots.py has it",
+        {"discrete": 0.704, "continuous": 0.966},
+    ),
     "huginn": ("Huginn-3.5B on GSM8K, another task, arXiv:2502.05171", {"1 recurrence": 0.0, "32 recurrences": 0.421}),
 }
 
@@ -266,6 +271,8 @@ PRESETS: dict[str, Callable[[], Run | Experiment]] = {
     "prosqa-closed": prosqa_closed,
     "gsm8k": gsm8k,
     **{name: of_method(config) for name, config in METHODS.items()},
+    "cot2-mnns": cot2_mnns,
+    "cot2-mnns-rl": cot2_mnns_rl,
     "coconut-gpt2-gsm8k": coconut_gpt2_gsm8k,
     "coconut-gpt2-prosqa": coconut_gpt2_prosqa,
     "sim-gpt2-gsm8k": sim_gpt2_gsm8k,

@@ -16,7 +16,7 @@ Problems of `other_digits` are judged and never trained on. Their tokens are tho
 only more digits reach, which nobody has seen in training; positions beyond the trained ones are new as well, and
 latents are as many as in training unless whoever judges says another number.
 
-Deviates: the splits are those of every generated environment, where CoT2 parts train and test 80 to 20.
+Deviates: the splits are those of every generated environment; with `epochs`, CoT2's own.
 """
 
 import random
@@ -33,6 +33,7 @@ from kernels.errors import UserError
 
 MOST_VALUES = 4096  # tokens of partial sums
 MOST_DIGITS = 12  # a search over all signs lists 2^11 sums then
+MOST_SEQUENCES = 1_000_000  # held as a list where there are epochs
 SAID = re.compile(r"=(-?\d{1,6})", re.ASCII)
 
 
@@ -85,18 +86,30 @@ class MNNS(SignedDigits):
     name: ClassVar[str] = "mnns"
     other_digits: tuple[int, ...] = ()
     """Further numbers of digits to judge, each a level; only problems of `digits` are trained on."""
+    epochs: int | None = None
+    """Seed of CoT2's own split, 80 % of all multisets of digits to train on, in epochs over their sequences, and the
+    others to test; None = problems drawn anew, split by hash."""
 
     def __post_init__(self):
         if not all(2 <= n <= MOST_DIGITS for n in self.other_digits):
             raise UserError(f"env.other_digits must be in 2..{MOST_DIGITS}, got {self.other_digits}")
         super().__post_init__()
+        if self.epochs is not None and self.epochs < 0:
+            raise UserError(f"env.epochs must be at least 0, got {self.epochs}")
+        sequences = (self.largest - self.smallest + 1) ** self.digits
+        if self.epochs is not None and sequences > MOST_SEQUENCES:
+            raise UserError(
+                f"env.epochs goes through all sequences of digits: {sequences:,} are more than {MOST_SEQUENCES:,}"
+            )
 
     @property
     def lengths(self):
         return sorted({self.digits, *self.other_digits})
 
     def make(self):
-        return MNNSEnvironment(self)
+        from eval.environments.mnns_epochs import EpochsMNNS
+
+        return MNNSEnvironment(self) if self.epochs is None else EpochsMNNS(self, self.epochs)
 
 
 class MNNSEnvironment(Generated):
@@ -213,6 +226,7 @@ def spelt(value: int) -> str:
     return f"={value} "
 
 
+@lru_cache(maxsize=1 << 14)
 def problem_of(digits: tuple[int, ...], steps: tuple[str, ...] | None = None) -> Problem:
     """The problem of some digits, with the chain of the first best signs unless another is given."""
     sums = partial_sums(digits, first_signs(digits, smallest_sum(tuple(sorted(digits)))))

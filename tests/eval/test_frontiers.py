@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from hashlib import blake2b
 from itertools import product
 
 import pytest
@@ -103,6 +104,31 @@ def test_other_numbers_of_digits_are_judged_and_not_trained_on():
         env.problems("test", 5, 1)
 
 
+COT2_SPLITS = {  # seed: sequences trained on and tested, the first and last tested, a hash of all; by CoT2's own code
+    42: (5253, 1308, "3 4 8 8", "9 6 4 3", "9d92254fc43c8b30"),
+    43: (5187, 1374, "1 6 8 8", "5 3 1 1", "ee2ccec351dabe0f"),
+    46: (5222, 1339, "1 3 5 8", "9 8 7 5", "4d2d1d75ba4f9461"),
+}
+
+
+@pytest.mark.parametrize("seed", COT2_SPLITS)
+def test_epochs_have_the_split_of_cot2s_code_and_every_sequence_once(seed):
+    n, tested, first, last, digest = COT2_SPLITS[seed]
+    env = build(MNNS(epochs=seed))
+    test = [p.question for p in env.problems("test", 4, 10_000)]
+    assert (len(test), test[0], test[-1]) == (tested, first, last) and not env.problems("valid", 4, 10)
+    assert blake2b("\n".join(test).encode(), digest_size=8).hexdigest() == digest
+    drawn = [p for index in range(2 * n // 16 + 1) for p in env.train_batch("a", index, 16)]
+    epochs = [[p.question for p in drawn[start : start + n]] for start in (0, n)]
+    assert all(len(set(epoch)) == n and not set(epoch) & set(test) for epoch in epochs) and epochs[0] != epochs[1]
+    assert env.train_batch("b", 0, 16) != drawn[:16] == env.train_batch("a", 0, 16)
+    assert {env.split(p) for p in drawn} == {"train"} and {env.split(p) for p in env.problems("test", 4, 99)} == {
+        "test"
+    }
+    plain = build(MNNS())
+    assert plain.parse_question(drawn[0].question) == drawn[0]
+
+
 def test_floors_are_the_best_guesses_without_any_sum():
     env = build(MNNS(digits=3, largest=6))
     problems = [env.parse_question(" ".join(map(str, digits))) for digits in product(range(1, 7), repeat=3)]
@@ -188,6 +214,8 @@ def test_weights_of_tokens_are_the_frontiers_and_words_of_several_are_refused():
         (lambda: MNNS(digits=12, largest=200), "have 4801 partial sums, each a token of its own: at most 4096"),
         (lambda: MNNS(other_digits=(3, 13)), r"env\.other_digits must be in 2\.\.12, got \(3, 13\)"),
         (lambda: MNNS(largest=200, other_digits=(11,)), "env.digits 11 up to env.largest 200 have 4401 partial sums"),
+        (lambda: MNNS(epochs=-1), r"env\.epochs must be at least 0, got -1"),
+        (lambda: MNNS(digits=6, largest=20, epochs=0), "64,000,000 are more than 1,000,000"),
         (lambda: MNNS(smallest=0), r"env\.smallest must be at least 1"),
         (lambda: MNNS(smallest=9, largest=9), r"below env\.largest"),
         (

@@ -157,3 +157,26 @@ def test_a_stock_model_is_the_one_that_transformers_makes():
             torch.manual_seed(9)
             found.append(lm(ids).logits)
         assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("grad", [False, True])
+def test_the_last_states_of_a_pass_are_those_of_the_whole_and_of_embeddings_read_after_it(family, padded, grad):
+    """However few states are kept, and whether embeddings follow the prompt in its pass or in one of their own."""
+    backbone, later = make(family), torch.randn(3, 2, 32, dtype=torch.float64)
+    prompt = ragged_prompt(vocab=17)
+    ids, mask = (prompt.ids_BT, prompt.mask_BT) if padded else (prompt.ids_BT.clamp(max=16), None)
+    with torch.set_grad_enabled(grad):
+        want_BTD, context = backbone.hidden(ids, mask)
+        for keep in (1, 2, 3):
+            got_BTD, _ = backbone.hidden(ids, mask, keep)
+            torch.testing.assert_close(got_BTD[:, -keep:], want_BTD[:, -keep:], atol=EXACT[family], rtol=0)
+        after_B2D, ended = backbone.step(later, context.skip(2), 3)
+        both_BTD, at_once = backbone.hidden(ids, mask, 3, then_BKD=later, stride=3)
+        want_B3D = torch.cat([want_BTD[:, -1:], after_B2D], 1)
+        torch.testing.assert_close(both_BTD[:, -3:], want_B3D, atol=EXACT[family], rtol=0)
+        assert torch.equal(at_once.next_B, ended.next_B) and at_once.reach == ended.reach
+        more = torch.randn(3, 1, 32, dtype=torch.float64)
+        a, b = (backbone.step(more, each)[0] for each in (ended, at_once))
+        torch.testing.assert_close(a, b, atol=EXACT[family], rtol=0)

@@ -1,6 +1,7 @@
 """Mixtures of tokens that are taught where a search may stand: loss, answers and merged tokens worked out by hand."""
 
 from dataclasses import replace
+from hashlib import blake2b
 
 import pytest
 import torch
@@ -287,11 +288,65 @@ def test_what_cannot_be_supervised_is_said_in_one_line(make, said):
         make()
 
 
+def test_greedy_answers_that_are_drawn_feed_the_tokens_worked_out():
+    """K tokens a thought at its temperature, by numbers that the prompt alone says, whatever else is in the batch."""
+    policy = Tokens(k=3, temperature=3.0, judged="drawn")
+    made = reasoner_of(CoT2(n_latent=2, stride=2, policy=policy))
+    backbone, prompt = made.method.backbone, ragged_prompt(vocab=10)
+    head = backbone.lm.get_output_embeddings()
+    with torch.no_grad():
+        thought = made.method.think(prompt, Greedy())
+        for b in range(3):
+            row = row_of(prompt, b)
+            digest = blake2b(repr(row.ids_BT[0].tolist()).encode(), digest_size=8).digest()
+            u_KN = torch.rand(
+                2, 3, generator=torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+            ).double()
+            x, pos = backbone.embed(row.ids_BT), list(range(row.ids_BT.shape[1]))
+            for t in range(2):
+                p_V = (head(whole(backbone, x, pos)[0, -1]) / 3).softmax(0)
+                ids = [next(i for i in range(len(p_V)) if p_V[: i + 1].sum() > u) for u in u_KN[t]]
+                fed_D = sum(backbone.embed(torch.tensor([[i]]))[0, 0] for i in ids) / 3
+                x, pos = torch.cat([x, fed_D[None, None]], 1), [*pos, row.ids_BT.shape[1] + 2 * (t + 1) - 1]
+            torch.testing.assert_close(thought.h_UTD[b, 0], whole(backbone, x, pos)[0, -1], atol=1e-10, rtol=0)
+            alone = made.method.think(row, Greedy())
+            torch.testing.assert_close(alone.h_UTD[0], thought.h_UTD[b], atol=1e-10, rtol=0)
+    assert not thought.decisions
+
+
+def test_drawn_tokens_are_as_frequent_as_the_head_says():
+    made = reasoner_of(CoT2(n_latent=1, policy=Tokens(k=1, temperature=2.0, judged="drawn"))).method
+    prompt = ragged_prompt(vocab=10)
+    h_BD, _ = made.backbone.read(prompt.ids_BT[:1])
+    dist = made.policy(h_BD, h_BD)
+    u_N = (torch.arange(10_000) + 0.5)[None] / 10_000
+    counts_V = torch.bincount(made.policy.drawn(dist, u_N)[0], minlength=made.backbone.vocab)
+    p_V = (made.backbone.head(h_BD)[0] / 2).softmax(0)
+    assert bool(((counts_V - 10_000 * p_V).abs() < 1.01).all())
+
+
+def test_how_answers_are_judged_changes_no_training():
+    for told in ("answer", "frontier"):
+        plain = CoT2(n_latent=3, told=told, policy=Tokens(k=3))
+        drawn = replace(plain, policy=replace(plain.policy, judged="drawn"))
+        made = [reasoner_of(method) for method in (plain, drawn)]
+        problems = ENV.train_batch(0, 0, 4)
+        a, b = (r.method.loss(taught(ENV, r.method.config, problems, r.codec))[0] for r in made)
+        assert torch.equal(a, b)
+        torch.manual_seed(1)
+        prompt = made[0].codec.prompt([p.question for p in problems])
+        first = rollout(made[0].method, prompt, 2, 1, None, 1.0)
+        torch.manual_seed(1)
+        assert torch.equal(first.tokens_BT, rollout(made[1].method, prompt, 2, 1, None, 1.0).tokens_BT)
+
+
 def test_what_cannot_be_drawn_is_said_in_one_line():
     with pytest.raises(UserError, match="k must be at least 1, got 0"):
         Tokens(k=0)
     with pytest.raises(UserError, match=r"method\.policy\.temperature must be > 0"):
         Tokens(temperature=0.0)
+    with pytest.raises(UserError, match="judged must be one of method, drawn, got 'mean'"):
+        Tokens(judged="mean")
 
 
 def test_a_batch_without_frontiers_has_none():

@@ -172,6 +172,11 @@ GROUPS = (
         ("edges come as they were grown", "rng.sample(graph.edges, len(graph.edges))", "graph.edges"),
         ("closed problems have shortcuts", "if c.closed else asked(", "if False else asked("),
     )),
+    ("eval/environments/mnns_epochs.py", FRONTIERS, (
+        ("tested multisets are trained on", '"train": multisets[:cut]', '"train": multisets'),
+        ("every epoch in one order", 'f"epoch {seed} {epoch}"', 'f"epoch {seed}"'),
+        ("multisets are in order", "random.Random(seed).shuffle(multisets)", "pass"),
+    )),
     ("eval/environments/base.py", DATA, (
         ("overlap of train and test kept", "if p.key not in tested:", "if True:"),
         ("training draws test problems", 'if self.split(problem) == "train":', "if True:"),

@@ -25,6 +25,19 @@ GROUPS = (
         ("temperature ignored", " / self.config.temperature", ""),
         ("the sum of embeddings", ".mean(1)", ".sum(1)"),
         ("one token", "expand(-1, self.config.k, -1)", "expand(-1, 1, -1)"),
+        ("greedy answers never draw", 'if self.config.judged == "method":', "if True:"),
+        ("padding is part of a prompt's seed", "real in zip(row, mask) if real]", "real in zip(row, mask)]"),
+        ("the token before", "noise_B.to(upto_BV.dtype) * upto_BV[:, -1:], right=True)",
+         "noise_B.to(upto_BV.dtype) * upto_BV[:, -1:], right=True) - 1"),
+    )),
+    ("latent/methods/base.py", COT2, (
+        ("supervised training draws", "drawn: bool = False,", "drawn: bool = True,"),
+    )),
+    ("latent/cache.py", "tests/latent/test_backbone.py", (
+        ("of a longer pass the last positions see all", "isinstance(visible_BTS, str) and 1 < t < size", "False"),
+    )),
+    ("latent/backbone.py", "tests/latent/test_backbone.py", (
+        ("embeddings after a prompt are contiguous", "further_K = stride * torch", "further_K = torch"),
     )),
     ("latent/thought.py", COT2, (
         ("a share draws for itself", "return self.sample(dist.base_dist)", "return dist.sample()"),

@@ -1,12 +1,15 @@
 """Grids over config fields, and the ablations that are shipped."""
 
 import copy
+import importlib
 import json
+import sys
 from dataclasses import replace
 
 import pytest
 
 from latent.methods import CoT, FixedEmbedding, NoCoT, Pause
+from latent.plain import plain
 from paper import records
 from paper.ablations import ABLATIONS, CONTROLS
 from paper.design import Ablation, Control, cells, changed, over
@@ -102,6 +105,23 @@ def test_shipped_ablations_name_rows_that_are_there_and_stand_beside_their_contr
             assert sorted(c.seed for c in found if c.row == row) == list(ablation.seeds), (name, row)
         total += ablation.core_minutes
     assert total <= 240
+
+
+def test_planned_ablations_name_rows_that_are_there(monkeypatch):
+    from paper import ablations
+
+    for name in ("ABLATIONS", "CONTROLS"):
+        monkeypatch.setattr(ablations, name, dict(getattr(ablations, name)))
+    planned = importlib.import_module("paper.planned")
+    del sys.modules["paper.planned"]
+    assert set(ablations.ABLATIONS) == {*ABLATIONS, *planned.PLANNED} != set(ABLATIONS)
+    for name, ablation in planned.PLANNED.items():
+        found = cells(ablation, ablations.CONTROLS)
+        rows = {c.row for c in found}
+        assert all({c.a, c.b} <= rows for c in ablation.contrasts) and any(c.claim for c in ablation.contrasts), name
+        assert {Pause, FixedEmbedding, NoCoT, CoT} <= {type(c.run.method) for c in found}, name
+        assert all(sorted(c.seed for c in found if c.row == row) == list(ablation.seeds) for row in rows), name
+        assert len({json.dumps(plain(c.run.env)) for c in found}) == 1, name  # one split: tables pair their problems
 
 
 def test_a_packed_result_is_the_result():

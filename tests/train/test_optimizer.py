@@ -136,3 +136,14 @@ def test_a_log_line_is_the_mean_of_the_updates_since_the_last_one(tmp_path):
     for line, part in zip(lines, (each[:3], each[3:6], each[6:]), strict=True):
         for name in ("loss", "grad_norm", "exact", "step_exact"):
             assert line[name] == pytest.approx(sum(x[name] for x in part) / len(part), abs=1e-12)
+
+
+def test_seeding_a_step_seeds_dropout_and_leaves_nothing_behind(tmp_path):
+    """Without a GPU torch.manual_seed keeps a call with its stack trace for every kind of device, at every call."""
+    trainer = trainer_of(RUN, tmp_path)
+    queued = len(torch.cuda._queued_calls)
+    trainer.seed_dropout(5)
+    seeded = torch.rand(4)
+    assert len(torch.cuda._queued_calls) == queued
+    torch.manual_seed(seed_of(RUN.seed, 5, 0))
+    assert torch.equal(torch.rand(4), seeded)

@@ -12,7 +12,6 @@ Deviates: the think token of every method stands where the paper's discrete mode
 ours unless a preset says the paper's; latents beyond a problem's last step are taught to stay there.
 """
 
-import torch
 from torch import Tensor
 
 from latent.backbone import Backbone
@@ -51,13 +50,12 @@ class CoT2Method(AlongSequence[CoT2]):
 
     def forced(self, prompt: Prompt, p_BKV: Tensor) -> Thought:
         """The thought whose latents are the mixtures of given distributions (B, K, V), read in one pass."""
-        k = p_BKV.shape[1]
-        self.backbone.check_length(prompt.ids_BT.shape[1] + self.stride * k)
-        h_BD, context = self.backbone.read(prompt.ids_BT, prompt.mask_BT)
-        x_BKD = self.backbone.average(p_BKV)
-        h_BKD, context = self.backbone.step(x_BKD, context.skip(self.stride - 1), self.stride)
-        used_B = prompt.ids_BT.new_full((len(h_BD),), k)
-        return Thought(h_BKD[:, -1:], context, torch.cat([h_BD[:, None], h_BKD], 1), used_B)
+        k, x_BKD = p_BKV.shape[1], self.backbone.average(p_BKV)
+        h_BTD, context = self.backbone.hidden(
+            prompt.ids_BT, prompt.mask_BT, k + 1, prompt.after, then_BKD=x_BKD, stride=self.stride
+        )
+        states_BKD = h_BTD[:, -k - 1 :]
+        return Thought(states_BKD[:, -1:], context, states_BKD, prompt.ids_BT.new_full((len(h_BTD),), k))
 
     def turn_counts(self, batch: Batch) -> list[int]:
         answers = tokens_in(batch.answers)

@@ -1,10 +1,10 @@
 """K tokens drawn from what the head says, merged into one thought."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from kernels.errors import UserError
-from latent.config import at_least
+from latent.config import at_least, one_of
 from latent.policies.config import PolicyConfig
 
 
@@ -17,9 +17,13 @@ class Tokens(PolicyConfig):
     """Tokens K that are merged; 1 is a discrete token."""
     temperature: float = 1.0
     """Of the distribution that they are drawn from, part of the log-probability; CoT2 takes K."""
+    judged: Literal["method", "drawn"] = "method"
+    """What greedy answers think in: what the method feeds back without a policy (of `cot2` and `soft` feedback, the
+    mixture of all tokens), or K tokens drawn as in training, as CoT2 judges models after RL."""
 
     def __post_init__(self):
         at_least(self, "k", 1)
+        one_of(self, "judged", ("method", "drawn"))
         if not self.temperature > 0:
             raise UserError(f"method.policy.temperature must be > 0, got {self.temperature}")
 

@@ -30,11 +30,11 @@ GROUPS = (
         ("the token before", "noise_B.to(upto_BV.dtype) * upto_BV[:, -1:], right=True)",
          "noise_B.to(upto_BV.dtype) * upto_BV[:, -1:], right=True) - 1"),
     )),
-    ("latent/methods/base.py", COT2, (
+    ("latent/methods/sequence.py", COT2, (
         ("supervised training draws", "drawn: bool = False,", "drawn: bool = True,"),
     )),
     ("latent/cache.py", "tests/latent/test_backbone.py", (
-        ("of a longer pass the last positions see all", "isinstance(visible_BTS, str) and 1 < t < size", "False"),
+        ("of a longer pass the last positions see all", "isinstance(visible_BTS, str) and 1 < t < self.size", "False"),
     )),
     ("latent/backbone.py", "tests/latent/test_backbone.py", (
         ("embeddings after a prompt are contiguous", "further_K = stride * torch", "further_K = torch"),

@@ -21,6 +21,7 @@ STARTS: Axis = {
     for a, steps in ((0.25, 860), (0.5, 620), (0.75, 540), (0.9, 540))
 }
 
+TRAINED_ON_ALL = ("no-cot", "cot", "cot2", "pause", "fixed")
 UNSEEN = (1, 2, 3, 4, 5)  # seed 0 of mnns had been looked at before its claims were worded
 
 # what latents are read beside
@@ -244,7 +245,7 @@ ABLATIONS: dict[str, Ablation] = {
         registered="6123d78",
         base="mnns",
         axes=(),
-        arms=("no-cot", "cot", "cot2", "pause", "fixed"),
+        arms=TRAINED_ON_ALL,
         seeds=UNSEEN,
         core_minutes=20,
         contrasts=(
@@ -256,28 +257,23 @@ ABLATIONS: dict[str, Ablation] = {
         ),
         figure="costs",
     ),
-    "one-token": Ablation(
-        claim="Where order matters and there is one branch, mixtures solve as much as a chain of as many steps, and "
-        "more than pause tokens and fixed passes.",
-        registered="6123d78",
-        base="cups-one-token",
-        axes=(),
-        core_minutes=20,
-        contrasts=(
-            Contrast("cot2", "cot", claim="same"),
-            Contrast("cot2", "pause", claim="more"),
-            Contrast("cot2", "fixed", claim="more"),
-            Contrast("cot", "no-cot"),
-        ),
-        figure="costs",
-    ),
     "search-rl": Ablation(
         claim="After few solved problems, SFT on the gold answers of as many more as RL is told of solves more than RL "
         "over merged tokens does.",
         registered="6123d78",
         base="mnns",
         axes=(),
-        arms=("few", "few-more", "few-sft", "few-expert", "few-text", "few-rl", "few-cot", "few-cot-rl"),
+        arms=(
+            "few",
+            "few-more",
+            "few-sft",
+            "few-expert",
+            "few-text",
+            "few-rl",
+            "few-cot",
+            "few-cot-rl",
+            *TRAINED_ON_ALL,
+        ),
         seeds=UNSEEN,
         core_minutes=15,
         contrasts=(

@@ -1,4 +1,4 @@
-"""The README's first table and its figure: the same five arms on three tasks that tell branching and order apart."""
+"""The README's first table and its figure: the same five arms on two searches, with and without order."""
 
 from paper.figures import GREY, STYLES, pyplot
 from paper.tables import Table
@@ -6,7 +6,6 @@ from paper.tables import Table
 TASKS = {  # ablation -> what its task is
     "order": ("`modular`", "many branches, order matters"),
     "search": ("`mnns`", "many branches, order does not matter"),
-    "one-token": ("`cups-one-token`", "one branch, order matters"),
 }
 ARMS = {  # row -> its name here
     "no-cot": "answers at once",
@@ -45,7 +44,7 @@ def floor(table: Table) -> float:
 
 def figure(made: dict[str, Table]):
     """A panel a task: a dot and an interval for each arm, a tick for each seed, and the floor as a line."""
-    fig, axes = pyplot().subplots(1, len(TASKS), figsize=(9, 2.4), layout="constrained", sharey=True, sharex=True)
+    fig, axes = pyplot().subplots(1, len(TASKS), figsize=(7.4, 2.3), layout="constrained", sharey=True, sharex=True)
     for ax, (name, (task, what)) in zip(axes, TASKS.items()):
         table = made[name]
         for y, arm in enumerate(reversed(ARMS)):

@@ -21,6 +21,20 @@ for name, kind in (("pause", Pause), ("fixed", FixedEmbedding)):
 CONTROLS["no-CoT, width 32"] = Control({**_WIDEST, "arms.discrete.method": NoCoT()}, "cot2-mnns", "discrete")
 
 PLANNED: dict[str, Ablation] = {
+    "one-token": Ablation(
+        claim="Where order matters and there is one branch, mixtures solve as much as a chain of as many steps, and "
+        "more than pause tokens and fixed passes.",
+        base="cups-one-token",
+        axes=(),
+        core_minutes=20,
+        contrasts=(
+            Contrast("cot2", "cot", claim="same"),
+            Contrast("cot2", "pause", claim="more"),
+            Contrast("cot2", "fixed", claim="more"),
+            Contrast("cot", "no-cot"),
+        ),
+        figure="costs",
+    ),
     # CoT2's figure of accuracy by embedding dimension, with a tenth of its epochs and one split for all seeds
     "cot2": Ablation(
         claim="Mixtures taught the frontier solve more than a chain at widths 24 and 32; at 16 they do not.",

@@ -87,7 +87,7 @@ def _named_config(args: list[str]) -> tuple[str, Run | Experiment, list[str]]:
     rest = args[1:] if preset else args
     where, rest = _take(rest, "--config")
     if where is None:
-        name = preset or "cups"
+        name = preset or "modular"
         if name not in PRESETS:
             raise UserError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
         return name, PRESETS[name](), rest

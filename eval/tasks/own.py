@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import latent  # noqa: F401  makes --model latent known to lm-eval
-from eval.environments import GSM8K, MNNS, Countdown, Cups, Math500, ProntoQA, ProsQA, Reach, Signs
+from eval.environments import GSM8K, MNNS, Countdown, Cups, Math500, Modular, ProntoQA, ProsQA, Reach, Signs
 from eval.task_defaults import DefaultNumber, DefaultStops
 from eval.tasks import utils
 from kernels.errors import UserError
@@ -27,6 +27,7 @@ CONFIGS = {
     "countdown": Countdown,
     "math_500": Math500,
     "mnns": MNNS,
+    "modular": Modular,
     "signs": Signs,
     "reach": Reach,
 }  # the config of each task; of all others GSM8K

@@ -15,6 +15,7 @@ from eval.environments import (
     Cups,
     Environment,
     Math500,
+    Modular,
     Problem,
     ProntoQA,
     ProsQA,
@@ -92,6 +93,10 @@ def countdown(**given):
 
 def mnns(**given):
     return _generated(MNNS(), given)
+
+
+def modular(**given):
+    return _generated(Modular(), given)
 
 
 def signs(**given):

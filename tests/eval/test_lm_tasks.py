@@ -89,6 +89,7 @@ ROWS = {
     "prontoqa": None,
     "countdown": None,
     "mnns": None,
+    "modular": None,
     "signs": None,
     "reach": None,
     "latent_gsm8k": {"question": "Two and two?", "answer": "It is <<2+2=4>>4.\n#### 4"},

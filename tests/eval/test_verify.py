@@ -17,6 +17,7 @@ from eval.environments import (
     Cups,
     Environment,
     Math500,
+    Modular,
     Problem,
     ProntoQA,
     ProsQA,
@@ -52,6 +53,7 @@ def envs(tmp_path_factory) -> dict[str, Environment]:
         "prontoqa": build(ProntoQA()),
         "countdown": build(Countdown()),
         "mnns": build(MNNS()),
+        "modular": build(Modular()),
         "signs": build(Signs()),
         "reach": build(Reach()),
     }
@@ -65,6 +67,7 @@ FILTERS = {
     "prontoqa": utils.last_truth,
     "countdown": utils.last_expression,
     "mnns": utils.last_sum,
+    "modular": utils.last_sum,
     "signs": utils.last_signs,
     "reach": utils.last_node,
 }
@@ -72,7 +75,7 @@ QUESTIONS = {"signs": "4 4 5 =5", "reach": "3 17 ; 17 12 ; 5 4 ; ? 12 4 : 3"}
 
 
 def problem_of(task: str, gold: str) -> Problem:
-    answer = gold if task in ("cups", "mnns", "signs", "reach") else f"### {gold}"
+    answer = gold if task in ("cups", "mnns", "modular", "signs", "reach") else f"### {gold}"
     data = {"numbers": [3, 5, 7], "target": 8} if task == "countdown" else {"gold": gold}
     return Problem(QUESTIONS.get(task, "?"), (), answer, 0, data)
 

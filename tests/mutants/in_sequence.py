@@ -175,6 +175,10 @@ GROUPS = (
         ("a sum over layers", "/ (layers * heads * width)", "/ (heads * width)"),
         ("a row counts as one", "sum(min(n, self.config.n_latent) for n", "sum(min(n, 1) for n"),
     )),
+    ("latent/methods/kava/method.py", "tests/train/test_checks.py", (
+        ("chains are not asked for", "not any(sum(self.chain(steps)) for steps in chains)", "False"),
+        ("chains with their last step", "sum(self.chain(steps)) for steps in chains", "steps for steps in chains"),
+    )),
     ("latent/methods/sequence.py", EVERY, (
         ("0 latent steps are all of them", "trained if steps is None else steps", "trained if not steps else steps"),
     )),

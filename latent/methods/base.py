@@ -40,6 +40,8 @@ class Mean:
 
     def taken(self) -> Tensor:
         """The mean over this share alone; 0 of nothing."""
+        if isinstance(self.count, Tensor):  # which is not looked at: the host would wait for the device
+            return self.total / self.count.clamp(min=1)
         return self.total / self.count if self.count else self.total
 
 
@@ -57,13 +59,14 @@ class Method(nn.Module, Generic[ConfigT]):
     where the text is written one by one. `critic`: in RL with one, what reads the expected reward off a hidden state.
     `made_from`: the config that `build` makes it from again; of a control it is not `config`. `fresh`: how names of
     parameters begin that may start afresh, or stay behind, where a run starts from the weights of another; all others
-    must be there in the same shape.
+    must be there in the same shape. `on_host`: buffers that stay on the CPU, for the host decides by them.
     """
 
     config: ConfigT
     made_from: MethodConfig
     stop: StopHead | Settled | None
     fresh: ClassVar[tuple[str, ...]] = ("stop.", "policy.", "critic.")
+    on_host: ClassVar[tuple[str, ...]] = ()
     __getattr__ = nn.Module.__getattr__  # the same, but a name that no one declares is an error to mypy
 
     def __init__(self, config: ConfigT, backbone: Backbone):
@@ -74,6 +77,14 @@ class Method(nn.Module, Generic[ConfigT]):
         self.parallel_answer: int | None = None
         self.stop = None
         self.critic: nn.Module | None = None
+
+    def _apply(self, fn, recurse=True):
+        kept = {name: self._buffers[name] for name in self.on_host}
+        super()._apply(fn, recurse)
+        for name, buffer in kept.items():
+            if buffer is not None and not buffer.is_meta:
+                self._buffers[name] = buffer.to(self._buffers[name].dtype)
+        return self
 
     @property
     def title(self) -> str:
@@ -436,14 +447,11 @@ def share(yes_N: Tensor) -> Mean:
 
 def token_loss(backbone: Backbone, h_BTD: Tensor, text: Text) -> tuple[Mean, Tensor]:
     """Cross-entropy of tokens given their hidden states, and where the most likely one is right (B, T)."""
-    if text.mask_BT is None:
-        h_ND, ids_N = h_BTD.flatten(0, 1), text.ids_BT.flatten()
-    else:
-        h_ND, ids_N = h_BTD[text.mask_BT], text.ids_BT[text.mask_BT]
+    h_ND, ids_N, at_N = h_BTD.flatten(0, 1), text.ids_BT.flatten(), text.places()
+    if at_N is not None:
+        h_ND, ids_N = h_ND.index_select(0, at_N), ids_N.index_select(0, at_N)
     logp_N, _, top_N = backbone.logprob(h_ND, ids_N, entropy=False)
     hit_N = top_N == ids_N
-    if text.mask_BT is None:
-        hit_BT = hit_N.view_as(text.ids_BT)
-    else:
-        hit_BT = torch.ones_like(text.mask_BT).masked_scatter(text.mask_BT, hit_N)
-    return Mean(-logp_N.sum(), len(logp_N)), hit_BT
+    if at_N is not None:
+        hit_N = hit_N.new_ones(text.ids_BT.numel()).index_copy(0, at_N, hit_N)
+    return Mean(-logp_N.sum(), len(logp_N)), hit_N.view_as(text.ids_BT)

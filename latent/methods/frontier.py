@@ -6,7 +6,7 @@ from torch import Tensor
 
 from latent.backbone import Backbone
 from latent.methods.base import Mean
-from latent.text import Batch
+from latent.text import Batch, sent
 
 
 def reached(latent: int, k: int, steps: int) -> int:
@@ -19,7 +19,7 @@ def frontier_targets(batch: Batch, k: int, vocab: int) -> Tensor:
     """The distribution (B, K, V) over `vocab` tokens that each of k latents should be, in fp64; the last one stays."""
     assert batch.frontiers is not None  # `told` asks for them
     rows = [steps[reached(i, k, len(steps)) - 1] for steps in batch.frontiers for i in range(1, k + 1)]
-    p_BKV = torch.stack(rows).unflatten(0, (-1, k)).to(batch.prompt.ids_BT.device)
+    p_BKV = sent(torch.stack(rows).unflatten(0, (-1, k)), batch.prompt.ids_BT.device)
     return F.pad(p_BKV, (0, vocab - p_BKV.shape[-1]))  # a pretrained head may have rows to spare
 
 

@@ -23,7 +23,7 @@ from latent.backbone import Backbone
 from latent.methods.base import AlongSequence, Mean, Taught, text_loss
 from latent.methods.codi import Codi
 from latent.taps import join
-from latent.text import Batch, Text, pad_right, tokens_in
+from latent.text import Batch, Text, pad_right, sent, tokens_in
 from latent.thought import Greedy
 
 
@@ -78,7 +78,7 @@ class CodiMethod(AlongSequence[Codi]):
             written, _ = text_loss(self.backbone, prompt, text)
         read, *rest = tapped.calls
         h_LBTD = join([read.at(-1), *rest]).h_LBTD  # state i gives token i of the text
-        chain_B = torch.tensor([tokens_in(self.chain(steps)) for steps in batch.steps], device=h_LBTD.device)
+        chain_B = sent([tokens_in(self.chain(steps)) for steps in batch.steps], h_LBTD.device)
         return written, h_LBTD[:, torch.arange(len(chain_B), device=h_LBTD.device), chain_B]
 
 

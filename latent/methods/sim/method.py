@@ -21,7 +21,7 @@ from latent.backbone import Backbone
 from latent.methods.base import AlongSequence, Mean, Taught, share, text_loss, token_loss
 from latent.methods.frontier import frontier_loss, frontier_targets, reached
 from latent.methods.sim import Sim
-from latent.text import Batch, Text, pad_right, tokens_in
+from latent.text import Batch, Text, pad_right, sent, tokens_in
 from latent.thought import Greedy
 
 
@@ -99,10 +99,9 @@ class SimMethod(AlongSequence[Sim]):
             while n > 1 and len(steps) <= k and steps[n - 2] == steps[-1]:
                 n -= 1
             enough.append(n)
-        low_B = torch.tensor(enough, device=device)
+        low_B = sent(enough, device)
         used_B = low_B + (batch.draw_rows() * (k + 1 - low_B)).long()
-        used_B[batch.draw_rows() < 0.5] = k
-        return used_B
+        return torch.where(batch.draw_rows() < 0.5, k, used_B)
 
     def dealt(self, n: int) -> list[tuple[int, int]]:
         """The first step and the one after the last that each latent must give, of a chain of n steps."""
@@ -128,7 +127,7 @@ class SimMethod(AlongSequence[Sim]):
                 rows.append(b * k + i)
                 text.append(steps[first] if last == first + 1 else sum(steps[first:last], ()))
         full = len(rows) == k * len(batch.steps)
-        return None if full else torch.tensor(rows, device=device), pad_right(text, batch.pad, device)
+        return None if full else sent(rows, device), pad_right(text, batch.pad, device)
 
 
 class StepDecoder(nn.Module):

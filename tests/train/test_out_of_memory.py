@@ -31,7 +31,7 @@ resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 200 * 2
 large = {
     "sft": replace(fits, train=SFT(steps=2, batch=8192)),
     "rlvr": replace(fits, init=fits.id, train=RLVR(steps=2, batch=64, group=512)),
-    "judge": replace(fits, seed=1, judge=Judge(items=16384, level_items=0, batch=16384)),
+    "judge": replace(fits, model=ModelConfig(n_layer=1, n_embd=256), judge=Judge(items=2048, level_items=0, batch=2048)),
 }[kind]
 sys.exit(guarded(lambda: execute(large, root, device="cpu") and 0))
 """

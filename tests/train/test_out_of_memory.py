@@ -31,7 +31,7 @@ resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 200 * 2
 large = {
     "sft": replace(fits, train=SFT(steps=2, batch=8192)),
     "rlvr": replace(fits, init=fits.id, train=RLVR(steps=2, batch=64, group=512)),
-    "judge": replace(fits, model=ModelConfig(n_layer=1, n_embd=256), judge=Judge(items=2048, level_items=0, batch=2048)),
+    "judge": replace(fits, model=ModelConfig(n_embd=256), judge=Judge(items=2048, level_items=0, batch=2048)),
 }[kind]
 sys.exit(guarded(lambda: execute(large, root, device="cpu") and 0))
 """
@@ -68,9 +68,9 @@ def test_a_process_that_may_not_grow_names_the_flags_to_change(tmp_path, kind, w
     ],
 )
 def test_every_way_of_saying_it_is_one_line_that_says_where(error):
-    with pytest.raises(UserError, match=r"^out of memory in update 3: less, please \(.*(llocat|ALLOC|memory).*\)$"):
-        with memory_for("update 3", "less, please"):
-            raise error
+    said = r"^out of memory in update 3: less, please \(.*(llocat|ALLOC|memory).*\)$"
+    with pytest.raises(UserError, match=said), memory_for("update 3", "less, please"):
+        raise error
     assert mendable(error).startswith("out of memory") and "\n" not in mendable(error)
 
 

@@ -46,7 +46,8 @@ def test_a_sampler_that_is_not_the_trainers_policy_is_an_error(gap, said):
 
     def checked(place: int, more: float) -> float:
         found = rlvr.sampler_gap([scored(place, more)], [sampled])
-        rlvr.check_on_policy({"ratio_min": torch.tensor(1.0), "ratio_max": torch.tensor(1.0), "sampler_gap": found}, limit)
+        one = torch.tensor(1.0)
+        rlvr.check_on_policy({"ratio_min": one, "ratio_max": one, "sampler_gap": found}, limit)
         return float(found)
 
     with pytest.raises(RuntimeError, match=f"sampler and trainer differ by {said} nats on one decision"):

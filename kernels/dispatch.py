@@ -114,7 +114,8 @@ class _Job(threading.Thread):
 
     def __init__(self, compile: Callable[[], None], x: Tensor):
         super().__init__()
-        self.compile, self.error = compile, None
+        self.compile = compile
+        self.error: Exception | None = None
         self.gpu = torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
     def run(self) -> None:
@@ -139,11 +140,12 @@ def compiled(op: str, impl: Impl | None, x: Tensor, variant: Hashable, compile: 
         _jobs[key] = _Job(compile, x)
         _jobs[key].start()
         _jobs[key].join(PATIENCE)
-    if _jobs[key].is_alive():
+    job = _jobs[key]
+    if job.is_alive():
         _decline(op, "auto", f"its kernel for {kind_of(x)} is being compiled, and serves once it is there")
         return False
-    if _jobs[key].error is not None:
-        raise _jobs[key].error
+    if job.error is not None:
+        raise job.error
     return True
 
 

@@ -143,11 +143,8 @@ def measure(rows: list[Row], out: Path, device: str) -> str:
     env = environments.build(rows[0].run.env)
     questions = [p.question for p in env.problems("test", env.main_level, 64)]
     for row in rows:
-        reasoner = load(out / row.run.id)
-        reasoner.method.to(device)
-        bf16 = row.run.model.bf16
+        reasoner, bf16 = load(out / row.run.id, device), row.run.model.bf16
         row.latency = {batch: latency(reasoner, questions, batch, bf16=bf16) for batch in (1, 64)}
-        reasoner.method.to("cpu")  # one model at a time
     if device == "cpu":
         return "one thread"
     return f"one {torch.cuda.get_device_name() if device == 'cuda' else device}, from idle to idle"

@@ -258,7 +258,7 @@ def table(what: str, times: dict[str, list[float]]) -> list[dict]:
     """Of each arm its median in milliseconds with quartiles, and its median ratio to ours, round by round."""
     rows = []
     for name, seconds in times.items():
-        low, _, high = quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
+        low, _, high = quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
         row = {"what": what, "arm": name, "value": 1000 * median(seconds), "unit": "ms"}
         rows.append(row | {"low": 1000 * low, "high": 1000 * high, "rounds": len(seconds)})
     for name, seconds in times.items():

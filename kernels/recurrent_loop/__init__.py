@@ -89,8 +89,9 @@ class RecurrentLoop:
             slices = [slice(i, i + ROWS // length) for i in range(0, batch, ROWS // length)]  # sequences at a time
             with dispatch.launching(op, self.impl, constant_BTD):
                 parts = [self._some(constant_BTD, steps, rope, visible_BT, some) for some in slices]
-                if parts[0] is not None:
-                    return parts[0] if len(parts) == 1 else torch.cat(parts)
+                states = [part for part in parts if part is not None]
+                if len(states) == len(parts):
+                    return states[0] if len(states) == 1 else torch.cat(states)
         decoder, norm = self.decoder, (self.norm, self.eps)
         return reference.run(decoder, self.carry, norm, constant_BTD, steps, ropes, visible_BT)
 

@@ -66,8 +66,8 @@ def test_torch_serves_until_the_kernel_is_there(compiler, caplog, monkeypatch):
     assert message.startswith("recurrent_loop: its kernel for float32 of width 24, up to 8 rows is being compiled")
     compiler.go_on.set()
     ended()
-    torch.testing.assert_close(loop.run(constant, 2), plain, rtol=0, atol=1e-5)
-    torch.testing.assert_close(loop.run(constant[:1], 2), plain[:1], rtol=0, atol=1e-5)  # the same variant
+    torch.testing.assert_close(loop.run(constant, 2), plain, rtol=0, atol=1e-4)
+    torch.testing.assert_close(loop.run(constant[:1], 2), plain[:1], rtol=0, atol=1e-4)  # the same variant
     assert len(launched) == 2 and len(compiler.called) == 1 and len(caplog.messages) == 1
 
 
@@ -107,5 +107,5 @@ def test_a_bug_in_the_compiler_is_raised(compiler):
 def test_where_triton_is_asked_for_the_caller_waits(compiler):
     loop, constant = make("triton"), torch.randn(1, 4, 24, device=DEVICE)
     plain = RecurrentLoop(loop.decoder, loop.carry, loop.norm, impl="torch").run(constant, 2)
-    torch.testing.assert_close(loop.run(constant, 2), plain, rtol=0, atol=1e-5)
+    torch.testing.assert_close(loop.run(constant, 2), plain, rtol=0, atol=1e-4)
     assert not compiler.called

@@ -54,7 +54,7 @@ def test_inputs_of_another_kind_keep_their_kernels(monkeypatch, caplog):
         for shape in shapes:
             states = torch.randn(3, *shape)
             got, want = second_difference(*states), second_difference(*states, impl="torch")
-            torch.testing.assert_close(got[0], want[0], rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(got[0], want[0], rtol=1e-5, atol=1e-5)
     served = [chosen for chosen, impl in launched if impl is None]
     # the second of a kind is not tried again
     assert served == ["triton", "triton", "triton", "torch", "triton", "torch"]

@@ -40,7 +40,7 @@ GROUPS = (
         ("steps supervised a latent late", "rows.append(b * k + i)", "rows.append(b * k + (i + 1) % k)"),
         ("steps of another row", "rows.append(b * k + i)", "rows.append((b + 1) % len(batch.steps) * k + i)"),
         ("step_weight ignored", "step_loss.weight = self.config.step_weight", "step_loss.weight = 1.0"),
-        ("no early stops in training", "used_B[batch.draw_rows() < 0.5] = k", "used_B[:] = k"),
+        ("no early stops in training", "torch.where(batch.draw_rows() < 0.5, k, used_B)", "used_B * 0 + k"),
         ("stops before a number that suffices", "low_B + (batch.draw_rows()", "0 * low_B + (batch.draw_rows()"),
         ("never all but the last", "(k + 1 - low_B)", "(k - low_B)"),
         ("chains dealt unevenly", "(-(-i * n // k), -(-(i + 1) * n // k))", "(i * n // k, (i + 1) * n // k)"),

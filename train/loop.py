@@ -214,8 +214,9 @@ class Tally:
 
 
 def fetched(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Scalars of any dtype on the CPU, fetched together."""
-    values = torch.stack([m.detach().double() for m in metrics.values()]).cpu()
+    """Scalars of any float dtype on the CPU, fetched together."""
+    widest = reduce(torch.promote_types, [m.dtype for m in metrics.values()], torch.float32)
+    values = torch.stack([m.detach().to(widest) for m in metrics.values()]).cpu()
     return {name: x.to(m.dtype) for (name, m), x in zip(metrics.items(), values)}
 
 

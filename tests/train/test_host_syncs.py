@@ -8,7 +8,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eval.environments import MNNS, Cups
+from eval.environments import MNNS, Countdown, Cups
 from latent.config import LearnedStop, ModelConfig
 from latent.methods import Coconut, Codi, CoT, CoT2, ICoT, Sim
 from tests.helpers import small_reasoner
@@ -111,15 +111,17 @@ def test_the_counter_counts():
     assert syncs.found == {"cpu": 1}
 
 
-MODEL = ModelConfig(n_layer=1, n_embd=16, n_head=2)
-RAGGED = Cups(swaps=4, min_swaps=1)
+MODEL = ModelConfig(n_layer=1, n_embd=16, n_head=2, n_positions=128)
+CUPS = Cups(swaps=4, min_swaps=1)
+RAGGED = Countdown(numbers=3)  # prompts, chains and answers of many lengths
 SFT_METHODS = {
-    "sim": (RAGGED, Sim(n_latent=4)),
-    "sim-stops": (RAGGED, Sim(n_latent=4, halt=LearnedStop(bias=0.0))),
-    "cot": (RAGGED, CoT()),
+    "sim": (CUPS, Sim(n_latent=4)),
+    "sim, ragged": (RAGGED, Sim(n_latent=4, step_tokens=32)),
+    "sim, stops": (CUPS, Sim(n_latent=4, halt=LearnedStop(bias=0.0))),
+    "cot, ragged": (RAGGED, CoT()),
     "cot2": (MNNS(), CoT2(n_latent=4)),
-    "coconut": (RAGGED, Coconut(n_latent=4, first_stage=2)),
-    "codi": (RAGGED, Codi(n_latent=4)),
+    "coconut, ragged": (RAGGED, Coconut(n_latent=4, first_stage=2)),
+    "codi, ragged": (RAGGED, Codi(n_latent=4)),
 }
 
 
@@ -162,7 +164,7 @@ def test_what_the_host_decides_by_stays_on_the_host(method):
 def test_learning_from_rollouts_waits_three_times(tmp_path):
     """For the texts' lengths, for which of them are equal, and for what is checked and logged."""
     how = RLVR(steps=1, batch=4, group=4, log_every=100)
-    trainer, env, _ = trainer_of(Run(RAGGED, MODEL, Sim(n_latent=4), how), tmp_path)
+    trainer, env, _ = trainer_of(Run(CUPS, MODEL, Sim(n_latent=4), how), tmp_path)
     prompt = trainer.reasoner.codec.prompt([p.question for p in trainer.problems(env, 0)], trainer.engine.device)
     rolled = rlvr.sample(trainer, prompt, 0)
     outcome_B = torch.randn(16)

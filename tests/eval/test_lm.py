@@ -212,5 +212,6 @@ def test_out_of_memory_names_the_flag(folders, monkeypatch):
 
     monkeypatch.setattr(torch.nn.functional, "embedding", full)
     for asks, what in ((likelihoods, "reading likelihoods"), (texts, "writing texts")):
-        with pytest.raises(UserError, match=rf"^out of memory in {what}: a smaller --batch_size needs less \(CUDA .*\)$"):
+        said = rf"^out of memory in {what}: a smaller --batch_size needs less \(CUDA .*\)$"
+        with pytest.raises(UserError, match=said):
             asks(lm)

@@ -234,7 +234,7 @@ def timed(arms: Mapping[str, Callable[[], object]], rounds: int, place: torch.de
     """Seconds of each arm in each round, after two rounds to warm up. Every other round runs backwards."""
     times: dict[str, list[float]] = {name: [] for name in arms}
     for i in range(rounds + 2):
-        for name in list(arms) if i % 2 else reversed(arms):
+        for name in list(arms) if i % 2 else list(arms)[::-1]:
             seconds = clocked(arms[name], place)
             if i > 1:
                 times[name].append(seconds)

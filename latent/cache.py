@@ -69,6 +69,10 @@ class LayerCache:
         mask: Tensor | None
         if isinstance(visible_BTS, str):
             mask = None if causal or t == 1 else causal_lower_right(t, self.size)
+            q, k = (
+                q.to(v.dtype),
+                k.to(v.dtype),
+            )  # autocast leaves them in fp32, and does not reach such a mask's kernels
         else:
             mask = visible_BTS if visible_BTS is None else visible_BTS[..., -t:, :]
         if k.shape[1] != q.shape[1]:

@@ -130,10 +130,10 @@ class Trainer:
         norm = engine.clip(self.optimizer, self.config.clip)
         metrics = fetched({**metrics, "grad_norm": norm})  # the one time in an update that the host waits for a GPU
         check(metrics)
-        loss, norm = metrics["loss"].item(), metrics["grad_norm"].item()
+        loss, length = metrics["loss"].item(), metrics["grad_norm"].item()
         # both numbers are the same on all processes, so that all of them raise or none
-        if not (math.isfinite(norm) and math.isfinite(loss)):
-            raise Diverged(f"loss {loss}, gradient norm {norm}")
+        if not (math.isfinite(length) and math.isfinite(loss)):
+            raise Diverged(f"loss {loss}, gradient norm {length}")
         engine.step(self.optimizer)
         return metrics
 

@@ -92,7 +92,7 @@ def beside_transformers(options: Speed) -> int:
         return 0
     with options.out.open("w", newline="") as f:
         if options.out.suffix == ".csv":
-            table = csv.DictWriter(f, list(max(rows, key=len)))
+            table = csv.DictWriter(f, list(dict.fromkeys(name for row in rows for name in row)))
             table.writeheader()
             table.writerows(rows)
         else:

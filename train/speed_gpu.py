@@ -13,7 +13,7 @@ On a GPU training runs in fp32 weights under autocast to bfloat16, and what is o
 from round to round; every time is taken from idle to idle, on a GPU between two events of its stream.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from statistics import median, quantiles
@@ -30,7 +30,7 @@ from latent.config import ModelConfig
 from latent.generate import decode, rollout
 from latent.make import config_from_scratch, from_config
 from latent.methods import Sim
-from latent.methods.base import Method
+from latent.methods.sequence import AlongSequence
 from latent.methods.terms import text_loss
 from latent.text import Text
 from latent.thought import Greedy, Prompt
@@ -64,6 +64,7 @@ def compare(shape: Shape, device: str, rounds: int) -> list[dict]:
     torch.manual_seed(0)
     sizes, place = TINY if shape == "tiny" else Sizes(), torch.device(device)
     method = methods.build(Sim(n_latent=sizes.latents, told="answer"), from_config(_config(shape))).to(place)
+    assert isinstance(method, AlongSequence)  # as Sim's is
     method.eval()  # no dropout: the arms are to compute the same
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     told = {"shape": shape, "device": name, "dtype": "bf16" if device == "cuda" else "fp32"}
@@ -79,7 +80,7 @@ def _config(shape: Shape):
     return config_from_scratch(ModelConfig(n_layer=2, n_embd=32, n_head=2, n_positions=64), 61, 0, None)
 
 
-def ids_of(method: Method, rows: int, length: int) -> Tensor:
+def ids_of(method: AlongSequence, rows: int, length: int) -> Tensor:
     return torch.randint(1, method.backbone.vocab, (rows, length), device=method.backbone.device)
 
 
@@ -91,7 +92,8 @@ def mixed(place: torch.device) -> torch.autocast:
 class Theirs:
     """The latent loop in transformers' own words. `cached`: with its cache; else the whole prefix is read each time."""
 
-    def __init__(self, lm: Any, feedback: Callable[[Tensor], Tensor], cached: bool):
+    def __init__(self, lm: Any, feedback: Callable[[Tensor], Tensor] | None, cached: bool):
+        assert feedback is not None  # there are latents
         self.lm, self.feedback, self.cached = lm, feedback, cached
         self.past: Any = None
         self.read_BTD: Tensor | None = None
@@ -133,11 +135,11 @@ class Theirs:
         return torch.cat(text, 1)
 
 
-def training(method: Method, sizes: Sizes, rounds: int) -> list[dict]:
+def training(method: AlongSequence, sizes: Sizes, rounds: int) -> list[dict]:
     """Forward, backward and AdamW of a text's loss after the latents."""
     backbone, k, place = method.backbone, sizes.latents, method.backbone.device
     ids_BT, text_BT = ids_of(method, sizes.train, sizes.prompt), ids_of(method, sizes.train, sizes.text)
-    feedback: Any = method.feedback
+    feedback = method.feedback
     optimizer = torch.optim.AdamW(method.parameters(), lr=0.0, fused=True)  # no arm changes what the next one reads
 
     def ours() -> Tensor:
@@ -165,7 +167,7 @@ def training(method: Method, sizes: Sizes, rounds: int) -> list[dict]:
     return table(what, timed(arms, rounds, place))
 
 
-def reading(method: Method) -> Any:
+def reading(method: AlongSequence) -> Any:
     """The language model as a user who only reads has it: on a GPU in bfloat16, which autocast need not convert."""
     if method.backbone.device.type != "cuda":
         return method.backbone.lm
@@ -174,7 +176,7 @@ def reading(method: Method) -> Any:
     return lm.to(method.backbone.device, torch.bfloat16).eval()
 
 
-def rollouts(method: Method, sizes: Sizes, rounds: int) -> list[dict]:
+def rollouts(method: AlongSequence, sizes: Sizes, rounds: int) -> list[dict]:
     """Sampled texts after the latents, a group for each prompt."""
     k, n, place, lm = sizes.latents, sizes.prompts * sizes.group, method.backbone.device, reading(method)
     ids_PT = ids_of(method, sizes.prompts, sizes.prompt)
@@ -184,7 +186,7 @@ def rollouts(method: Method, sizes: Sizes, rounds: int) -> list[dict]:
         with mixed(place):
             rollout(method, Prompt(ids_PT), sizes.group, sizes.text, None, 1.0)
 
-    cached = Theirs(lm, method.feedback, True)  # type: ignore[arg-type]
+    cached = Theirs(lm, method.feedback, True)
     arms: dict[str, Callable[[], object]] = {
         "ours": ours,
         "transformers, cached": partial(cached.write, ids_BT, k, sizes.text, sampled=True),
@@ -194,7 +196,7 @@ def rollouts(method: Method, sizes: Sizes, rounds: int) -> list[dict]:
     return table(what, timed(arms, rounds, place))
 
 
-def answers(method: Method, sizes: Sizes, batch: int, rounds: int) -> list[dict]:
+def answers(method: AlongSequence, sizes: Sizes, batch: int, rounds: int) -> list[dict]:
     """Greedy texts after the latents; by the whole prefix only one row, as they are written one at a time."""
     k, place, lm = sizes.latents, method.backbone.device, reading(method)
     ids_BT, feedback = ids_of(method, batch, sizes.prompt), method.feedback
@@ -206,7 +208,7 @@ def answers(method: Method, sizes: Sizes, batch: int, rounds: int) -> list[dict]
     arms: dict[str, Callable[[], Tensor]] = {"ours": ours}
     for name, cached in (("transformers, cached", True), ("transformers, whole prefix", False)):
         if cached or batch == 1:
-            arms[name] = partial(Theirs(lm, feedback, cached).write, ids_BT, k, sizes.text)  # type: ignore[arg-type]
+            arms[name] = partial(Theirs(lm, feedback, cached).write, ids_BT, k, sizes.text)
     texts = {name: arm() for name, arm in arms.items()}
     arms["transformers, generate"] = partial(generated, lm, ids_BT, k + sizes.text, do_sample=False)
     what = f"answer, batch {batch}, {sizes.prompt} + {k} + {sizes.text} positions"
@@ -227,11 +229,11 @@ def generated(lm: Any, ids_BT: Tensor, tokens: int, do_sample: bool) -> Tensor:
     return lm.generate(ids_BT, attention_mask=mask_BT, **how)
 
 
-def timed(arms: dict[str, Callable[[], object]], rounds: int, place: torch.device) -> dict[str, list[float]]:
+def timed(arms: Mapping[str, Callable[[], object]], rounds: int, place: torch.device) -> dict[str, list[float]]:
     """Seconds of each arm in each round, after two rounds to warm up. Every other round runs backwards."""
     times: dict[str, list[float]] = {name: [] for name in arms}
     for i in range(rounds + 2):
-        for name in list(arms) if i % 2 else reversed(arms):
+        for name in list(arms) if i % 2 else list(arms)[::-1]:
             seconds = clocked(arms[name], place)
             if i > 1:
                 times[name].append(seconds)

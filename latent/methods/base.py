@@ -54,8 +54,9 @@ class Method(nn.Module, Generic[ConfigT]):
         kept = {name: self._buffers[name] for name in self.on_host}
         super()._apply(fn, recurse)
         for name, buffer in kept.items():
-            if buffer is not None and not buffer.is_meta:
-                self._buffers[name] = buffer.to(self._buffers[name].dtype)
+            moved = self._buffers[name]
+            if buffer is not None and moved is not None and not buffer.is_meta:
+                self._buffers[name] = buffer.to(moved.dtype)
         return self
 
     @property

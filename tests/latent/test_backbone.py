@@ -200,6 +200,15 @@ def test_attention_without_a_mask_is_causal_from_the_last_position(t, size):
     torch.testing.assert_close(LayerCache(k, v).weigh(q, seen, 0.0)[0], got.flatten(2), rtol=0, atol=1e-12)
 
 
+def test_attention_without_a_mask_takes_what_autocast_leaves_in_fp32():
+    """Rotated queries and keys are in fp32 there, values in bfloat16; the last queries get what all of them get."""
+    q, k = torch.randn(2, 2, 4, 6, 8)
+    cache = LayerCache(k, torch.randn(2, 4, 6, 8).bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        whole = cache.attend(q, "causal", 0.0)
+        torch.testing.assert_close(cache.attend(q[:, :, -3:], "causal", 0.0), whole[:, -3:], rtol=0, atol=2e-2)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.parametrize("grad", [False, True])
 def test_text_after_a_prompt_without_padding_needs_no_mask(family, grad, monkeypatch):

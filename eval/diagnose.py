@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from eval.runs import finished_beside
-from kernels.errors import UserError
+from kernels.errors import UserError, memory_for
 from latent.cli import aligned, at_least, at_most, guarded, parse, program
 from latent.files import check_writable, field, read_json, write_text
 from latent.methods import ControlConfig, SequenceConfig, unpack
@@ -94,6 +94,7 @@ def controls_of(run: Path) -> dict[str, Path]:
     return controls
 
 
+@memory_for("diagnosing", "a smaller --batch needs less")
 def diagnose(run: Path, options: Options) -> dict:
     """All numbers for one run. Raises UserError where the run does not think or its problems are not known."""
     import torch

@@ -82,7 +82,7 @@ def own_tasks() -> set[str]:
 
 def explain(error: Exception) -> str:
     """An error in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in (mendable(error) or str(error)).splitlines() if line.strip()]
     message = lines[0] if lines else type(error).__name__
     if "local file" not in message and ("OfflineMode" in message or isinstance(error, ConnectionError)):
         message += ": this data set needs the network; our own tasks also take --metadata file=PATH"

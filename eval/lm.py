@@ -29,13 +29,14 @@ import latent  # noqa: F401  makes its checkpoints known to transformers
 from eval import gen_kwargs
 from eval.environments.base import iterate
 from eval.lm_requests import Request, Written, latent_steps, requested
-from kernels.errors import UserError
+from kernels.errors import UserError, memory_for
 from latent import hub
 from latent.codec import Codec
 from latent.generate import Reasoner
 from latent.hf import LatentForCausalLM
 
 log = logging.getLogger(__name__)
+LESS = "a smaller --batch_size needs less"
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -125,7 +126,8 @@ class LatentLM(HFLM):
     def _during(self, doing: str, steps: int):
         opened_with, self.doing, self.num_latents = self.num_latents, doing, steps
         try:
-            yield
+            with memory_for("reading likelihoods", LESS):
+                yield
         finally:
             self.doing, self.num_latents = "text", opened_with
 
@@ -175,6 +177,7 @@ class LatentLM(HFLM):
         mixed = self.mixed_precision_dtype
         return torch.autocast(self.device.type, dtype=mixed, enabled=mixed is not None)
 
+    @memory_for("writing texts", LESS)
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
         """The text after each context, as a `Written` where the model thinks."""
         if not self.thinks:

@@ -65,7 +65,7 @@ def timed(call: Callable | list[Callable]) -> tuple[float, float, float]:
 
     if not isinstance(call, list):
         return tuple(do_bench(call, quantiles=[0.2, 0.5, 0.8]))
-    graph, _ = captured(lambda: [c() for c in call], warm=3)
+    graph, *_ = captured(lambda: [c() for c in call], warm=3)
     return tuple(ms / len(call) for ms in do_bench(graph.replay, quantiles=[0.2, 0.5, 0.8]))
 
 

@@ -151,7 +151,7 @@ class StaticChain:
             backend = "inductor" if h.is_cuda else "eager"
             self.heads, self.finish = (torch.compile(f, dynamic=False, backend=backend) for f in (heads, finish))
         if h.is_cuda:
-            self.replay = replayed(*captured(self.run, warm=3))
+            self.replay = replayed(*captured(self.run, warm=3)[:2])
 
     def run(self):
         import torch
@@ -273,7 +273,7 @@ def loop_case(plan: Plan, device: str, layers: int | None) -> Case:
 
     calls = {"triton": lambda: run(fused), "torch": lambda: run(plain)}
     if device == "cuda":
-        calls["graph"] = replayed(*captured(lambda: run(plain), warm=3))
+        calls["graph"] = replayed(*captured(lambda: run(plain), warm=3)[:2])
     weights = carry.numel() + sum(p.numel() for a in decoder.affines() for p in a if p is not None)
     moved = constant.element_size() * (weights + (RECURRENCES + 1) * constant.numel())
     return Case(calls, exact, moved, 2 * RECURRENCES * batch * weights, RECURRENCES)

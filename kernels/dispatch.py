@@ -6,7 +6,8 @@ TRITON_INTERPRET=1 the Triton kernels run on CPU tensors too, slowly: that is ho
 
 import logging
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from importlib import util
@@ -19,9 +20,11 @@ from kernels.errors import UserError
 
 Impl = Literal["auto", "torch", "triton"]
 IMPLS = ("auto", "torch", "triton")
+PATIENCE = 2.0  # seconds for which a caller waits for a kernel
+MANY = 64  # rows beyond which no kernel has larger tiles
 log = logging.getLogger("kernels")
 _told: set[str] = set()
-_failed: dict[str, str] = {}  # ops whose kernel did not compile, and why
+_failed: dict[tuple[str, str], str] = {}  # by op and kind of input: why its kernels did not compile
 
 
 def asked(impl: Impl | None) -> str:
@@ -32,8 +35,10 @@ def asked(impl: Impl | None) -> str:
     return found
 
 
-def choose(op: str, impl: Impl | None, x: Tensor, unless: str | None = None) -> Literal["torch", "triton"]:
-    """The implementation to run for tensors like `x`.
+def choose(
+    op: str, impl: Impl | None, x: Tensor, unless: str | None = None, called: bool = True
+) -> Literal["torch", "triton"]:
+    """The implementation to run for an input like `x`; not `called`: for any input on its device.
 
     `unless` says why the Triton kernel cannot serve this call: then `auto` takes torch and logs the reason once, and
     `triton` raises UserError, as it does without a GPU and for tensors that are no floats.
@@ -43,7 +48,8 @@ def choose(op: str, impl: Impl | None, x: Tensor, unless: str | None = None) -> 
         return "torch"
     if wanted == "auto" and not on_gpu(x):
         return "torch"
-    unless = not_floats(x) or unless or unavailable(x.device) or _failed.get(op)
+    failed = _failed.get((op, kind_of(x))) if called and _failed else None
+    unless = not_floats(x) or unless or unavailable(x.device) or failed
     if unless is None:
         return "triton"
     _decline(op, wanted, unless)
@@ -53,6 +59,15 @@ def choose(op: str, impl: Impl | None, x: Tensor, unless: str | None = None) -> 
 def on_gpu(x: Tensor) -> bool:
     """Whether `auto` is to think of kernels at all."""
     return x.is_cuda
+
+
+def kind_of(x: Tensor) -> str:
+    """What kernels are compiled anew for: the dtype, the width, and the size of a tile of rows."""
+    rows, size = x.shape[:-1].numel(), 1
+    while size < min(rows, MANY):
+        size *= 2
+    many = f"up to {size} rows" if rows <= MANY else f"more than {MANY} rows"
+    return f"{str(x.dtype).removeprefix('torch.')} of width {x.shape[-1]}, {many}"
 
 
 def _decline(op: str, wanted: str, unless: str) -> None:
@@ -68,11 +83,11 @@ class launching:
     """Within, the kernels of an op are launched, on the GPU of `x`.
 
     One that does not compile or does not fit is no error under `auto`: it is logged, what follows the block is done,
-    and the op goes to torch from then on. Where Triton was asked for it is a UserError.
+    and inputs like `x` (`kind_of`) go to torch from then on. Where Triton was asked for it is a UserError.
     """
 
     def __init__(self, op: str, impl: Impl | None, x: Tensor):
-        self.op, self.wanted = op, asked(impl)
+        self.op, self.wanted, self.kind = op, asked(impl), kind_of(x)
         # a kernel starts on the current GPU, which need not be the tensors'
         self.gpu = torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
@@ -84,9 +99,55 @@ class launching:
         if error is None or not _is_compilers(error):
             return False
         said = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
-        _failed[self.op] = f"its kernel does not compile here ({said.strip():.200})"
-        _decline(self.op, self.wanted, _failed[self.op])
+        why = _failed[self.op, self.kind] = f"its kernel for {self.kind} does not compile here ({said.strip():.200})"
+        _decline(self.op, self.wanted, why)
         return True
+
+
+_jobs: dict[tuple, "_Job"] = {}  # by op and variant: the kernels that compile long
+
+
+class _Job(threading.Thread):
+    """A kernel that is compiled beside what goes on, for the GPU of `x`; `error` says why it could not be.
+
+    No daemon: a process that ends waits for it, and leaves Triton's cache on disk filled for the next one.
+    """
+
+    def __init__(self, compile: Callable[[], None], x: Tensor):
+        super().__init__()
+        self.compile = compile
+        self.error: Exception | None = None
+        self.gpu = torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+    def run(self) -> None:
+        try:
+            with self.gpu:  # the current one is a thread's own
+                self.compile()
+        except Exception as e:
+            self.error = e
+        del self.compile  # and the tensors that it holds
+
+
+def compiled(op: str, impl: Impl | None, x: Tensor, variant: Hashable, compile: Callable[[], None]) -> bool:
+    """Whether the kernel of a variant can be launched; for a kernel that takes a compiler long, within `launching`.
+
+    Under `auto` a thread compiles it, and torch serves until it is there; one that is in Triton's cache on disk is
+    waited for. Where Triton was asked for it is compiled when it is launched. Raises what the compiler raised.
+    """
+    if asked(impl) == "triton":
+        return True
+    key = op, x.device, x.dtype, variant
+    if key not in _jobs:
+        _jobs[key] = _Job(compile, x)
+        _jobs[key].start()
+        _jobs[key].join(PATIENCE)
+    job = _jobs[key]
+    if job.is_alive():
+        _decline(op, "auto", f"its kernel for {kind_of(x)} is being compiled, and serves once it is there")
+        return False
+    if job.error is not None:
+        raise job.error
+    return True
 
 
 def _is_compilers(error: BaseException) -> bool:

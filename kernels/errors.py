@@ -1,8 +1,12 @@
 """The error of what a user can mend. It stands on the lowest floor, so that every floor can raise it."""
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # full or forbidden: no bug of ours
+# how torch, its libraries and C++ say that no memory is left, where the type of the error does not
+OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "std::bad_alloc")
 
 
 class UserError(ValueError):
@@ -19,9 +23,32 @@ def mendable(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.errno in MACHINE:
         return str(error)
-    text = str(error)
-    out_of_memory = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text  # of torch
-    if isinstance(error, MemoryError) or out_of_memory:
-        first = next(iter(text.strip().splitlines()), "")
-        return f"not enough memory: less at once needs less{f' ({first})' if first else ''}"
+    if out_of_memory(error):
+        return f"out of memory: less at once needs less{_said(error)}"
     return None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the GPU or the machine has no memory left."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, which is not loaded
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return any(sign in str(error) for sign in OUT_OF_MEMORY)
+
+
+@contextmanager
+def memory_for(what: str, remedy: str) -> Iterator[None]:
+    """Within, running out of memory is a UserError that names `what` was being done and the flags that need less."""
+    try:
+        yield
+    except Exception as e:
+        if isinstance(e, UserError) or not out_of_memory(e):
+            raise
+        raise UserError(f"out of memory in {what}: {remedy}{_said(e)}") from e
+
+
+def _said(error: BaseException) -> str:
+    """The first line of an error's own message, in brackets."""
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f" ({first})" if first else ""

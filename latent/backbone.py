@@ -263,7 +263,7 @@ class Backbone(nn.Module):
         else:
             caches = [c for c in context.layers if isinstance(c, LayerCache)]
             past, decoder = [(c.k, c.v) for c in caches], self.fused.decode() if caches else None
-        if decoder is None:
+        if decoder is None or not decoder.serves(h_BD):
             return None
         self.check_length(context.reach + k * stride)
         pos_KB = context.next_B + stride * torch.arange(1, k + 1, device=context.next_B.device)[:, None] - 1
@@ -311,7 +311,7 @@ class Backbone(nn.Module):
         weight, affine = carry.weight, (norm.weight, norm.bias)
         core = replace(decoder, layers=decoder.layers[blocks.start : blocks.stop])
         loop = self.fused.ready(op, core, (weight, *affine), lambda: RecurrentLoop(core, weight.t(), affine, norm.eps))
-        if dispatch.choose(op, None, weight, loop.unless(constant_BTD)) == "torch":
+        if dispatch.choose(op, None, constant_BTD, loop.unless(constant_BTD)) == "torch":
             return None
         assert self.layers is not None  # or there were no decoder
         _, ropes = self.layers.places(constant_BTD, pos_BT)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 
 from kernels.decode_step import StaticCache
 from kernels.latent_chain import LatentChain
@@ -14,9 +15,12 @@ from kernels.shared_prefix_attention import shared_prefix_attention
 _SPARE = 32  # cached positions allocated ahead
 
 
-def visible(t: int, size: int, mask_BS: Tensor | None, device) -> Tensor | str | None:
-    """Which of `size` cached positions each of the last `t` may attend: None = all, "causal", or bool (B, 1, T, S)."""
-    if mask_BS is None and (t == 1 or t == size):
+def visible(t: int, size: int, mask_BS: Tensor | None, device: torch.device) -> Tensor | str | None:
+    """Which of `size` cached positions each of the last `t` may attend: None = all, "causal", or bool (B, 1, T, S).
+
+    A GPU gets no mask where no row is padded: flash attention takes none.
+    """
+    if mask_BS is None and (t == 1 or t == size or device.type == "cuda"):
         return None if t == 1 else "causal"
     causal_TS = torch.ones(t, size, dtype=torch.bool, device=device).tril(size - t)
     if mask_BS is None:
@@ -61,12 +65,16 @@ class LayerCache:
     def attend(self, q: Tensor, visible_BTS: Tensor | str | None, dropout: float) -> Tensor:
         """Scaled dot-product attention of queries (B, H, T, d), the last positions where T < S -> (B, T, H d)."""
         t, k, v = q.shape[2], self.k, self.v
-        mask = None if isinstance(visible_BTS, str) else visible_BTS
         causal = isinstance(visible_BTS, str) and t == self.size
-        if isinstance(visible_BTS, str) and 1 < t < self.size:
-            mask = torch.ones(t, self.size, dtype=torch.bool, device=q.device).tril(self.size - t)
-        if mask is not None and mask.shape[-2] != t:
-            mask = mask[..., -t:, :]
+        mask: Tensor | None
+        if isinstance(visible_BTS, str):
+            mask = None if causal or t == 1 else causal_lower_right(t, self.size)
+            q, k = (
+                q.to(v.dtype),
+                k.to(v.dtype),
+            )  # autocast leaves them in fp32, and does not reach such a mask's kernels
+        else:
+            mask = visible_BTS if visible_BTS is None else visible_BTS[..., -t:, :]
         if k.shape[1] != q.shape[1]:
             k, v = _a_head_each(q, k, v)
         a = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal)

@@ -137,7 +137,7 @@ class Fused:
         if torch.is_grad_enabled():
             return False
         weight = self.lm.get_input_embeddings().weight
-        return dispatch.choose(op, None, weight) == "triton"
+        return dispatch.choose(op, None, weight, called=False) == "triton"
 
     def decoder(self, op: str) -> Decoder | None:
         """The layers as plain tensors; None where no kernel is to run or none can."""
@@ -149,7 +149,7 @@ class Fused:
             decoder = self.layers.decoder(self._affine(self._mixed()))
             self._served.refresh()
         if decoder is None:
-            dispatch.choose(op, None, weight, f"no fused step for this {type(self.lm).__name__}")
+            dispatch.choose(op, None, weight, f"no fused step for this {type(self.lm).__name__}", called=False)
         return decoder
 
     def _mixed(self) -> torch.dtype | None:

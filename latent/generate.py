@@ -15,7 +15,7 @@ from latent.methods.base import Method
 from latent.methods.sequence import followed
 from latent.methods.terms import text_hidden
 from latent.rollout import Rollout, Turn
-from latent.text import pad_left
+from latent.text import pad_left, sent
 from latent.thought import Chooser, Decision, Greedy, Prompt, Replay, Sample, Thought
 
 _LOOK = {"cuda": 8}  # tokens between two checks whether all rows have ended; elsewhere 1
@@ -135,9 +135,11 @@ def _scored(method: Method, rolled: Rollout, temperature: float) -> tuple[Though
     thought = method.think(rolled.prompt, choose, rolled.group)
     every_B = torch.arange(len(rolled.tokens_BT), device=rolled.tokens_BT.device)
     row_B = every_B if thought.row_B is None else thought.row_B
-    _, copy_B = torch.unique(torch.cat([row_B[:, None], rolled.tokens_BT], 1), dim=0, return_inverse=True)
-    one_U = every_B.new_empty(int(copy_B.max()) + 1)
-    one_U[copy_B] = every_B  # one rollout of each kind, whichever
+    texts_BT = torch.cat([row_B[:, None], rolled.tokens_BT], 1).cpu()  # how many differ is the host's to know
+    _, copy_B = torch.unique(texts_BT, dim=0, return_inverse=True)
+    one_U = copy_B.new_empty(int(copy_B.max()) + 1)
+    one_U[copy_B] = torch.arange(len(copy_B))  # one rollout of each kind, whichever
+    copy_B, one_U = (sent(x, row_B.device) for x in (copy_B, one_U))
     ids_UT = rolled.tokens_BT[one_U]
     h_UTD = text_hidden(method.backbone, thought, ids_UT, row_B[one_U])
     logp_N, entropy_N, _ = method.backbone.logprob(h_UTD.flatten(0, 1), ids_UT.flatten(), temperature)

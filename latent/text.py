@@ -18,16 +18,33 @@ if TYPE_CHECKING:
 
 @dataclass
 class Text:
-    """Right-padded token rows; `mask_BT` is False on padding, None where there is none."""
+    """Right-padded token rows; `mask_BT` is False on padding, None where there is none.
+
+    `at_N`: where the N tokens that are no padding lie among all B * T, None = asked of the mask, for which the host
+    waits for the device.
+    """
 
     ids_BT: Tensor
     mask_BT: Tensor | None
+    at_N: Tensor | None = None
+
+    def places(self) -> Tensor | None:
+        """`at_N`; None where there is no padding."""
+        if self.mask_BT is None or self.at_N is not None:
+            return self.at_N
+        return self.mask_BT.flatten().nonzero()[:, 0]
 
     def rows(self) -> list[list[int]]:
         """The ids of each row, without padding."""
         ids = self.ids_BT.tolist()
         lengths = [len(row) for row in ids] if self.mask_BT is None else self.mask_BT.sum(1).tolist()
         return [row[:n] for row, n in zip(ids, lengths)]
+
+
+def sent(values: list | Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """Numbers as a tensor on a device. The host does not wait for a GPU, which fetches them when it comes to it."""
+    made = torch.as_tensor(values)
+    return made.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else made.to(device)
 
 
 def tokens_in(rows: Iterable[tuple[int, ...]]) -> int:
@@ -39,10 +56,9 @@ def pad_left(rows: list, pad: int, device="cpu", width: int = 0) -> Prompt:
     """Rows of ids as left-padded prompts of at least `width` positions."""
     longest = max(width, *map(len, rows))
     if min(map(len, rows)) == longest:
-        return Prompt(torch.tensor(rows, device=device))
-    ids = torch.tensor([[pad] * (longest - len(r)) + list(r) for r in rows], device=device)
-    mask = torch.tensor([[i >= longest - len(r) for i in range(longest)] for r in rows], device=device)
-    return Prompt(ids, mask)
+        return Prompt(sent(rows, device))
+    ids = sent([[pad] * (longest - len(r)) + list(r) for r in rows], device)
+    return Prompt(ids, sent([[i >= longest - len(r) for i in range(longest)] for r in rows], device))
 
 
 def positions(ids_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
@@ -56,9 +72,10 @@ def pad_right(rows: list[tuple[int, ...]], pad: int, device="cpu") -> Text:
     """Rows of ids as right-padded text."""
     longest = max(map(len, rows))
     if min(map(len, rows)) == longest:
-        return Text(torch.tensor(rows, device=device), None)
-    ids = torch.tensor([r + (pad,) * (longest - len(r)) for r in rows], device=device)
-    return Text(ids, torch.tensor([[i < len(r) for i in range(longest)] for r in rows], device=device))
+        return Text(sent(rows, device), None)
+    ids = sent([r + (pad,) * (longest - len(r)) for r in rows], device)
+    mask = sent([[i < len(r) for i in range(longest)] for r in rows], device)
+    return Text(ids, mask, sent([b * longest + i for b, r in enumerate(rows) for i in range(len(r))], device))
 
 
 @dataclass
@@ -115,7 +132,7 @@ class Batch:
         """A uniform number in [0, 1) for each row here (B,). It depends on the row, not on how the batch is shared."""
         rows = len(self.answers)
         drawn = torch.rand(self.whole or rows, generator=self.generator)[self.first : self.first + rows]
-        return drawn.to(self.prompt.ids_BT.device)
+        return sent(drawn, self.prompt.ids_BT.device)
 
     def chain(self, skip: int = 0, every: int = 1) -> Text:
         """The text of a chain: one in `every` of the steps from number `skip` on, then the answer."""

@@ -6,6 +6,7 @@ positions, K latent steps, R recurrences, D width, H heads, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -91,10 +92,15 @@ class Decision:
         names = ("value_BT", "logp_BT", "entropy_BT", "mask_BT")
         return replace(self, **{name: getattr(self, name)[rows_N] for name in names}, expected_BT=None)
 
+    @cached_property
+    def lengths(self) -> Tensor:
+        """Places of each row up to the last where one was made (B,), on the CPU: fetched once for all that is cut."""
+        places_T = torch.arange(1, self.mask_BT.shape[1] + 1, device=self.mask_BT.device)
+        return (self.mask_BT * places_T).amax(1).cpu()
+
     def rows(self, index: slice | Tensor) -> "Decision":
         """The decisions of some rows, cut after the last place where one was made; one place at least is kept."""
-        made_T = self.mask_BT[index].any(0)
-        t = int(made_T.nonzero().max()) + 1 if made_T.any() else 1
+        t = max([1, *self.lengths[index].tolist()])
         fields = ("value_BT", "logp_BT", "entropy_BT", "mask_BT")
         return replace(self, **{name: getattr(self, name)[index, :t] for name in fields}, time_T=self.time_T[:t])
 

@@ -28,6 +28,7 @@ from accelerate.utils import (
 )
 from accelerate.utils import parse_flag_from_env as flag
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from kernels.errors import UserError
 from latent.methods.base import Method
@@ -98,15 +99,19 @@ class Engine:
         self.module = method
         if self.world == 1:
             return
+        # what the host decides by is on the CPU, where a GPU's backend does not reach, and the same on all processes
+        ours = [name for name, buffer in method.named_buffers() if buffer.device.type != self.device.type]
         if self.plugin is None:
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(method, ours)
             # a process whose rows have no chain has no gradient for the step decoder
             self.accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
             self.module = self.accelerator.prepare(method)
             return
         hooks = [getattr(module, name) for module in method.modules() for name in HOOKS]
         self.unsharded = type(method), [(each, dict(each)) for each in hooks]
-        for tensor in method.state_dict().values():  # as DDP does: all processes start from the same weights
-            torch.distributed.broadcast(tensor, 0)
+        for name, tensor in method.state_dict().items():  # as DDP does: all processes start from the same weights
+            if name not in ours:
+                torch.distributed.broadcast(tensor, 0)
         self.sharded = self._shard(method, self.plugin)
         self.sharded.set_reduce_scatter_unused_params(True)
         with self.whole():

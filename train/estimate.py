@@ -83,20 +83,27 @@ def config_of(run: Run):
         codec = environments.build(run.env).codec(run.model)
         return config_from_scratch(run.model, codec.size, codec.pad, codec.end)
     if name in SHAPES:
-        kind, layers, d, inner, heads, kv, vocab, positions = SHAPES[name]
-        if kind == "gpt2":
-            return AutoConfig.for_model(
-                kind, n_layer=layers, n_embd=d, n_inner=inner, n_head=heads, vocab_size=vocab, n_positions=positions
-            )
-        return AutoConfig.for_model(
-            kind, num_hidden_layers=layers, hidden_size=d, intermediate_size=inner, num_attention_heads=heads,
-            num_key_value_heads=kv, head_dim=128 if kind == "qwen3" else d // heads, vocab_size=vocab,
-            max_position_embeddings=positions, tie_word_embeddings=True,
-        )  # fmt: skip
+        return config_of_shape(name)
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as e:
         raise UserError(f"no config of {name!r} to estimate from: {str(e).splitlines()[0]}") from None
+
+
+def config_of_shape(name: str):
+    """The config of a model in `SHAPES`, without its weights."""
+    from transformers import AutoConfig
+
+    kind, layers, d, inner, heads, kv, vocab, positions = SHAPES[name]
+    if kind == "gpt2":
+        return AutoConfig.for_model(
+            kind, n_layer=layers, n_embd=d, n_inner=inner, n_head=heads, vocab_size=vocab, n_positions=positions
+        )
+    return AutoConfig.for_model(
+        kind, num_hidden_layers=layers, hidden_size=d, intermediate_size=inner, num_attention_heads=heads,
+        num_key_value_heads=kv, head_dim=128 if kind == "qwen3" else d // heads, vocab_size=vocab,
+        max_position_embeddings=positions, tie_word_embeddings=True,
+    )  # fmt: skip
 
 
 def lengths(run: Run) -> tuple[float, float, float, str]:

@@ -22,7 +22,7 @@ from latent.files import check_writable
 from train.config import RLVR, Experiment, Run
 from train.flags import Options, parse
 from train.presets import PAPERS
-from train.process import Stopped, heeding_sigterm, prepare_launch
+from train.process import Stopped, heeding_sigterm, prepare_launch, runs_on
 
 
 def main(args: list[str] | None = None) -> int:
@@ -74,7 +74,8 @@ def run(name: str, config: Run | Experiment, options: Options, command: str) -> 
         in_processes(runs, options, command)
     from train import report
 
-    report.publish(name, runs, options.out, options.latency, time.monotonic() - started, papers(name))
+    latency_on = runs_on(options.device) if options.latency else None
+    report.publish(name, runs, options.out, latency_on, time.monotonic() - started, papers(name))
     if options.push_to_hub:
         from train import card
         from train.record import Record

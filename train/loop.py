@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from eval.environments.base import Environment, Problem
-from kernels.errors import UserError
+from kernels.errors import UserError, memory_for
 from latent.generate import Reasoner
 from latent.methods.terms import Mean
-from train import resume
+from train import memory, resume
 from train.checkpoint import Saved
 from train.config import RLVR, SFT
 from train.data import batch, seed_of
@@ -96,13 +96,17 @@ class Trainer:
         return min(1.0, (step + 1) / max(1, c.warmup)) * down
 
     def descend(
-        self, parts: Sequence[Callable[[], Terms]], counts: Callable[[], list] | None = None
+        self,
+        parts: Sequence[Callable[[], Terms]],
+        counts: Callable[[], list] | None = None,
+        check: Callable[[dict[str, Tensor]], None] = lambda metrics: None,
     ) -> dict[str, Tensor]:
         """One optimizer step on a loss that is summed over micro-batches and processes. Returns what to log.
 
         Each of `parts` computes a micro-batch's terms; it is called once. A term's total is divided by its count over
         all micro-batches and processes, so that the parts add up to the loss of the whole batch in one piece. With more
-        than one part, `counts` gives this process's counts before the first part is computed. Raises `Diverged`.
+        than one part, `counts` gives this process's counts before the first part is computed. `check` sees what is
+        logged before the weights change. Raises `Diverged`.
         """
         engine, done = self.engine, list[Terms]()
         whole: list | None = None
@@ -124,11 +128,14 @@ class Trainer:
             del means
         metrics = over_processes(done, engine)
         norm = engine.clip(self.optimizer, self.config.clip)
+        metrics = fetched({**metrics, "grad_norm": norm})  # the one time in an update that the host waits for a GPU
+        check(metrics)
+        loss, length = metrics["loss"].item(), metrics["grad_norm"].item()
         # both numbers are the same on all processes, so that all of them raise or none
-        if not (math.isfinite(float(norm)) and math.isfinite(float(metrics["loss"]))):
-            raise Diverged(f"loss {float(metrics['loss'])}, gradient norm {float(norm)}")
+        if not (math.isfinite(length) and math.isfinite(loss)):
+            raise Diverged(f"loss {loss}, gradient norm {length}")
         engine.step(self.optimizer)
-        return {**metrics, "grad_norm": norm}
+        return metrics
 
     def fit(self, update: Callable[[int], dict[str, Tensor]], dropout: bool = True) -> None:
         """Make all updates that are left. The caller saves the model.
@@ -139,6 +146,7 @@ class Trainer:
         resume.restore(self)
         self.method.train(dropout)
         window = self.counters.setdefault("window", [])  # metrics since the last log line
+        less = memory.remedy(c, self.record.run.model.recompute)
         with amid_update() as told_to_end:
             for step in range(self.done, total):
                 start = time.process_time()
@@ -146,7 +154,8 @@ class Trainer:
                 for group in self.optimizer.param_groups:
                     group["lr"] = c.lr * group["scale"] * self.rate(step)
                 try:
-                    window.append(update(step))
+                    with memory_for(f"update {step + 1}", less):
+                        window.append(update(step))
                 except Diverged as e:
                     raise diverged(self, step, e) from None
                 self.done = step + 1
@@ -198,6 +207,13 @@ def over_processes(parts: Sequence[Terms], engine: Engine) -> dict[str, Tensor]:
     values |= {name: m.sign * x for (name, m), x in zip(extremes.items(), furthest)}
     loss = reduce(add, [m.weight * x for m, x in zip(terms, taken)])
     return {"loss": loss, **{name: values[name] for name in logged}}
+
+
+def fetched(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Scalars of any float dtype on the CPU, fetched together."""
+    widest = reduce(torch.promote_types, [m.dtype for m in metrics.values()], torch.float32)
+    values = torch.stack([m.detach().to(widest) for m in metrics.values()]).cpu()
+    return {name: x.to(m.dtype) for (name, m), x in zip(metrics.items(), values)}
 
 
 def joined(a: Logged, b: Logged) -> Logged:

@@ -1,11 +1,12 @@
 """RL losses as pure functions: the clipped policy gradient over decisions of all kinds, and the KL to a reference."""
 
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
 
-from latent.methods.terms import Mean, share
+from latent.methods.terms import Mean
 from latent.thought import Decision
 
 
@@ -47,7 +48,9 @@ def policy_loss(
     bonus: Tensor | float = 0.0
     count: Tensor | int = 0
     entropies: dict[str, Mean] = {}
-    ratios, clipped = [], []
+    ratios: list[Mean] = []
+    clipped: list[Mean] = []
+    most, least = [], []
     for new, was, adv_BT in zip(now, old, adv, strict=True):
         assert new.kind == was.kind, f"decisions out of order: {new.kind} against {was.kind}"
         rho_BT = (new.logp_BT - was.logp_BT.detach()).exp()
@@ -58,18 +61,20 @@ def policy_loss(
             bonus = bonus + torch.where(mask_BT, new.entropy_BT, 0).sum()
         made = mask_BT.sum()
         count = count + made
-        ratios.append(rho_BT.detach()[mask_BT])
-        clipped.append((rho_BT.detach() * adv_BT > bounded_BT.detach())[mask_BT])
+        was_BT = rho_BT.detach()  # masked and not indexed: how many were made the host would have to wait for
+        ratios.append(Mean(torch.where(mask_BT, was_BT, 0).sum(), made))
+        clipped.append(Mean(((was_BT * adv_BT > bounded_BT.detach()) & mask_BT).sum(), made))
+        most.append(was_BT.masked_fill(~mask_BT, -torch.inf).max())
+        least.append(was_BT.masked_fill(~mask_BT, torch.inf).min())
         entropy_of = Mean(torch.where(mask_BT, new.entropy_BT.detach(), 0).sum(), made)
         before = entropies.get(new.kind)
         entropies[new.kind] = entropy_of if before is None else before.joined(entropy_of)  # over all turns
-    ratio_N = torch.cat(ratios)
     logged: dict[str, Logged] = {f"entropy_{kind}": mean for kind, mean in entropies.items()}
     logged |= {
-        "ratio": Mean(ratio_N.sum(), len(ratio_N)),
-        "ratio_max": Extreme(ratio_N.max(), 1),
-        "ratio_min": Extreme(ratio_N.min(), -1),
-        "clipped": share(torch.cat(clipped)),
+        "ratio": reduce(Mean.joined, ratios),
+        "ratio_max": Extreme(torch.stack(most).max(), 1),
+        "ratio_min": Extreme(torch.stack(least).min(), -1),
+        "clipped": reduce(Mean.joined, clipped),
     }
     assert isinstance(gain, Tensor)  # there is at least one kind of decision
     return Mean(-(gain + entropy * bonus), count), logged

@@ -1,4 +1,6 @@
-"""A lower bound on the memory of a run, checked before anything is built. It imports no torch.
+"""A lower bound on the memory of a run, checked before anything is built, and what to do where it runs out.
+
+It imports no torch.
 
 Weights, gradients and AdamW's two moments are exact for a model from scratch. Activations are counted at half of what
 `train.estimate` expects, with one token for each word, so that no run is refused that could have fitted.
@@ -12,9 +14,10 @@ from pathlib import Path
 from kernels.errors import UserError
 from latent.cli import launched
 from latent.methods import ControlConfig
-from train.config import Run
+from train.config import SFT, Run
 
 PROBLEM = 1000  # bytes of a problem as a Python object, at least
+JUDGING = "judging", "a smaller --judge.batch needs less"
 VALUES = 12  # values kept for backward for each layer and position, in units of the width
 
 
@@ -76,6 +79,14 @@ def refuse(needs: float, has: int, what: str, *parts: tuple[str, object, tuple[s
         f"{name} {value} is more than this machine holds: {what} need at least {needs / 2**30:.3g} GiB, "
         f"it has {has / 2**30:.3g} GiB"
     )
+
+
+def remedy(train: SFT, recompute: bool) -> str:
+    """The flags of training that need less memory, those that change no result first."""
+    least = ["--train.micro-batch (changes no result)"] if train.micro_batch != 1 else []
+    others = ["--train.batch", *(["--train.group"] if hasattr(train, "group") else [])]
+    also = "" if recompute else ", or --model.recompute True"
+    return f"give a smaller {', '.join([*least, *others])}{also}"
 
 
 def machine() -> int | None:

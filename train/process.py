@@ -93,6 +93,14 @@ def prepare_launch() -> None:
         )
 
 
+def runs_on(device: str) -> str:
+    """The kind of device that `device` comes to here: "cpu", "cuda", ..."""
+    import torch
+
+    accelerator = None if needs_cpu(device) else torch.accelerator.current_accelerator()
+    return "cpu" if accelerator is None else accelerator.type
+
+
 def needs_cpu(device: str) -> bool:
     """Whether to train on the CPU: where `device` says so, without a GPU, and for several processes on MPS."""
     import torch

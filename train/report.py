@@ -79,20 +79,24 @@ class Row:
     latency: dict[int, float] = field(default_factory=dict)
 
 
-def publish(name: str, runs: dict[str, Run], out: Path, with_latency: bool, seconds: float, papers: list[str]) -> None:
-    """Print the table and its notes, and write them with the figure into OUT/NAME-ID/. `papers`: published numbers."""
+def publish(
+    name: str, runs: dict[str, Run], out: Path, latency_on: str | None, seconds: float, papers: list[str]
+) -> None:
+    """Print the table and its notes, and write them with the figure into OUT/NAME-ID/.
+
+    `latency_on`: the device to measure an answer's latency on, None = not at all. `papers`: published numbers.
+    """
     rows = []
     for arm, run in runs.items():
         result = Record(out, run).result
         assert result is not None, f"{arm} has not finished"
         rows.append(Row(arm, run, result))
-    if with_latency:
-        measure(rows, out)
+    timed_on = None if latency_on is None else measure(rows, out, latency_on)
     folder = out / f"{name}-{blake2b(' '.join(r.run.id for r in rows).encode(), digest_size=4).hexdigest()}"
     folder.mkdir(parents=True, exist_ok=True)
-    table, remarks = lines(rows), [*notes(rows, seconds), *papers]
+    table, remarks = lines(rows), [*notes(rows, seconds, timed_on), *papers]
     saved = [{"arm": r.arm, "run": r.run.id, "latency": r.latency} for r in rows]
-    write_json(folder / "table.json", {"rows": saved, "cpu": cpu(), "seconds": seconds})
+    write_json(folder / "table.json", {"rows": saved, "cpu": cpu(), "latency_on": timed_on, "seconds": seconds})
     write_text(folder / "table.md", markdown(table) + "\n" + "".join(f"* {r}\n" for r in remarks))
     figure(rows, folder / "figure.png")
     print("", *printed(rows), "", *remarks, f"{folder}/table.md, {folder}/figure.png", sep="\n")
@@ -127,8 +131,8 @@ def printed(rows: list[Row]) -> list[str]:
     ]
 
 
-def measure(rows: list[Row], out: Path) -> None:
-    """Measure the latency of every arm in turn, on one thread, while none of our processes runs."""
+def measure(rows: list[Row], out: Path, device: str) -> str:
+    """Measure the latency of every arm in turn, while none of our processes runs. Returns what it was measured on."""
     import torch
 
     from eval import environments
@@ -139,8 +143,11 @@ def measure(rows: list[Row], out: Path) -> None:
     env = environments.build(rows[0].run.env)
     questions = [p.question for p in env.problems("test", env.main_level, 64)]
     for row in rows:
-        reasoner = load(out / row.run.id)
-        row.latency = {batch: latency(reasoner, questions, batch) for batch in (1, 64)}
+        reasoner, bf16 = load(out / row.run.id, device), row.run.model.bf16
+        row.latency = {batch: latency(reasoner, questions, batch, bf16=bf16) for batch in (1, 64)}
+    if device == "cpu":
+        return "one thread"
+    return f"one {torch.cuda.get_device_name() if device == 'cuda' else device}, from idle to idle"
 
 
 OVER_LEVELS = ("accuracy, levels", "latents, levels")
@@ -179,7 +186,7 @@ def told(run: Run, by_id: Mapping[str, Run]) -> str:
 HELD_OUT = {"test": "held-out", "valid": "validation"}
 
 
-def notes(rows: list[Row], seconds: float) -> list[str]:
+def notes(rows: list[Row], seconds: float, timed_on: str | None) -> list[str]:
     """Notes under the table: differences between arms that share a start, sweeps, conditions of measurement."""
     by_id: dict[str | None, Row] = {row.run.id: row for row in rows}
     remarks = []
@@ -200,14 +207,15 @@ def notes(rows: list[Row], seconds: float) -> list[str]:
             by_k = ", ".join(f"{k}: {swept[k]['accuracy']:.3f}" for k in sorted(swept, key=int))
             remarks.append(f"{row.arm}, accuracy by latent steps when answering: {by_k}")
     first, together = rows[0].run, rows[0].result.get("clusters")
+    timed = f"ms: wall time of a whole batch, {timed_on}; " if timed_on else ""
     over = "items"
     if together is not None:
         over = f"{max(together) + 1} clusters of items that stand or fall together (Wilson's, with the design effect)"
     remarks.append(
         f"Greedy, {HELD_OUT[first.judge.split]} problems of the hardest level, Wilson intervals over {over}, one "
         f"training seed ({first.seed}). accuracy and latents: at the hardest level, and the mean over levels; steps: "
-        "forward passes in sequence an answer; ms: wall time of a whole batch, one thread; core-s: CPU seconds of "
-        f"training, its start's not included. {cpu()}; this command took {seconds / 60:.1f} min."
+        f"forward passes in sequence an answer; {timed}core-s: CPU seconds of training, its start's not included. "
+        f"{cpu()}; this command took {seconds / 60:.1f} min."
     )
     return remarks
 

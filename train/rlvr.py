@@ -15,6 +15,7 @@ from kernels.errors import UserError
 from latent.generate import React, decode, rollout, score
 from latent.methods.base import Method
 from latent.rollout import Piece, Rollout, pieces
+from latent.text import sent
 from latent.thought import Chooser, Decision, Prompt, Replay, Sample, Share, Thought
 from train.config import RLVR
 from train.divergence import check_weights
@@ -43,14 +44,14 @@ def fit(trainer: Trainer, env: Environment) -> None:
             verdicts = [verify(env, problems[i // c.group], text) for i, text in enumerate(texts)]
         else:
             texts, verdicts = ["\n".join(each) for each in sessions.texts], sessions.verdicts()
-        used_B = rolled.all_used_B.float()
-        reward_B = torch.tensor([v.reward for v in verdicts], device=used_B.device) - c.latent_cost * used_B
+        used_B = rolled.all_used_B.float().cpu()  # rewards are numbers of the host
+        reward_B = torch.tensor([v.reward for v in verdicts]) - c.latent_cost * used_B
         reward_PG = rearrange(reward_B, "(P G) -> P G", G=c.group)
         check_reward_signal(trainer, not c.algorithm.signal(reward_PG), all(v.correct for v in verdicts))
 
         outcome_B = rearrange(c.algorithm.outcome(reward_PG), "P G -> (P G)")
         with _explained(trainer, step):
-            metrics = learn(trainer, rolled, outcome_B, trainer.reference)
+            metrics = learn(trainer, rolled, sent(outcome_B, engine.device), trainer.reference)
         if trainer.logs_after(step) and engine.leads:
             items = judged(problems, rolled, texts, verdicts, reward_B)[: 2 * c.group]
             trainer.record.samples([{"step": step + 1, **asdict(item)} for item in items])
@@ -132,7 +133,7 @@ def learn(trainer: Trainer, rolled: Rollout, outcome_B: Tensor, reference: Metho
 
     A minibatch has P / minibatches prompts with their groups. Every process computes its share of it, in pieces of
     `micro_batch` rows, and losses are means over all decisions of the minibatch. The old policy is the one that the
-    whole batch was sampled from.
+    whole batch was sampled from. `sampler_gap` is the first one's.
     """
     c = settings(trainer)
     method, engine, size = trainer.method, trainer.engine, len(rolled.prompt.ids_BT) // c.minibatches
@@ -144,7 +145,7 @@ def learn(trainer: Trainer, rolled: Rollout, outcome_B: Tensor, reference: Metho
             for part, _ in (each for minibatch in minibatches for each in minibatch):
                 with trainer.precision():
                     old[id(part)] = detached(score(method, part, c.temperature))
-    gaps, metrics = [], {}
+    metrics: dict[str, Tensor] = {}
 
     def terms(part: Rollout, part_outcome_B: Tensor, fresh: bool) -> Terms:
         with trainer.precision():
@@ -152,9 +153,7 @@ def learn(trainer: Trainer, rolled: Rollout, outcome_B: Tensor, reference: Metho
         was = old.get(id(part)) or detached(now)
         losses, logged = c.algorithm.loss(now, was, part_outcome_B, (c.clip_low, c.clip_high), c.entropy)
         if fresh:
-            ratios = {name: m.value for name, m in logged.items() if isinstance(m, Extreme)}
-            limit = LARGEST_GAP_BF16 if trainer.record.run.model.bf16 else LARGEST_GAP
-            gaps.append(on_policy(ratios, was, part.all_decisions, limit))
+            logged = {**logged, "sampler_gap": Extreme(sampler_gap(was, part.all_decisions), 1)}
         if reference is None:
             return losses, logged
         with torch.no_grad(), engine.whole(reference), trainer.precision():
@@ -170,9 +169,10 @@ def learn(trainer: Trainer, rolled: Rollout, outcome_B: Tensor, reference: Metho
                 counts.append(sum(d.mask_BT.sum() for d in every if not d.density))
             fresh = epoch == i == 0
             parts = [partial(terms, part, part_outcome_B, fresh) for part, part_outcome_B in minibatch]
-            metrics = trainer.descend(parts, partial(list, counts))
-    (gap,) = engine.most([max(gaps)])
-    return {"sampler_gap": gap, **metrics}
+            limit = LARGEST_GAP_BF16 if trainer.record.run.model.bf16 else LARGEST_GAP
+            check = partial(check_on_policy, limit=limit) if fresh else (lambda metrics: None)
+            metrics |= trainer.descend(parts, partial(list, counts), check)
+    return metrics
 
 
 def judged(problems, rolled: Rollout, texts, verdicts, reward_B) -> list[Item]:
@@ -200,23 +200,29 @@ def detached(decisions: list[Decision]) -> list[Decision]:
     ]
 
 
-def on_policy(metrics: dict, scored: list[Decision], sampled: list[Decision], limit: float) -> float:
-    """Check the first update on fresh rollouts: the ratios are exactly 1, and sampler and trainer agree.
+def sampler_gap(scored: list[Decision], sampled: list[Decision]) -> Tensor:
+    """The largest gap (nats) between a decision's log-probability when sampled and when scored; NaN where one is.
 
-    Returns the largest gap (nats) between a decision's log-probability when sampled and when scored. For densities,
-    whose log-probability grows with their dimension, a gap is relative to its size where that is above 1 nat. Raises
-    RuntimeError where the gap exceeds `limit`: training would be off-policy.
+    For densities, whose log-probability grows with their dimension, a gap is relative to its size where that is above
+    1 nat.
     """
-    if not metrics["ratio_min"] == metrics["ratio_max"] == 1:
-        raise RuntimeError(f"ratio on fresh rollouts: {metrics}")
-    gap = 0.0
+    gaps = []
     for new, was in zip(scored, sampled, strict=True):
         size_BT = was.logp_BT.abs().clamp(min=1.0) if was.density else 1.0
-        gaps_BT = (new.logp_BT - was.logp_BT).abs() / size_BT
-        gap = max(gap, float((gaps_BT * was.mask_BT).max()), key=lambda x: (x != x, x))  # NaN is the largest
+        gaps.append(((new.logp_BT - was.logp_BT).abs() / size_BT * was.mask_BT).max())
+    return torch.stack(gaps).max()
+
+
+def check_on_policy(metrics: dict[str, Tensor], limit: float) -> None:
+    """Check the first update on fresh rollouts: the ratios are exactly 1, and sampler and trainer agree.
+
+    Raises RuntimeError where they do not, or differ by more than `limit` nats: training would be off-policy.
+    """
+    if not metrics["ratio_min"] == metrics["ratio_max"] == 1:
+        raise RuntimeError(f"ratio on fresh rollouts: {metrics['ratio_min']} to {metrics['ratio_max']}")
+    gap = float(metrics["sampler_gap"])
     if not gap <= limit:
         raise RuntimeError(f"sampler and trainer differ by {gap:.3g} nats on one decision")
-    return gap
 
 
 def check_reward_signal(trainer: Trainer, no_signal: bool, all_right: bool) -> None:

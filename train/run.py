@@ -14,7 +14,7 @@ from eval import environments
 from eval.cost import forward_flops, sequential_steps
 from eval.environments.base import Environment, Problem
 from eval.judge import Item, by_level, clusters, judge, summary
-from kernels.errors import UserError, mendable
+from kernels.errors import UserError, memory_for, mendable
 from latent import hub, lora
 from latent.codec import Codec
 from latent.files import PART, check_writable, put_folder
@@ -24,6 +24,7 @@ from train.checks import check
 from train.config import RLVR, Run
 from train.engine import Engine
 from train.loop import Trainer
+from train.memory import JUDGING
 from train.record import Record, check_lock_is_free, exclusive_lock
 from train.selection import Selection
 
@@ -74,7 +75,8 @@ def _execute(run: Run, root: Path, say, device: str, command: str | None, track:
     )
     for line in notes:
         say({"stage": "note", "said": line})
-    reasoner.method.to(engine.device)
+    with memory_for(f"moving the model to {engine.device}", "it needs a smaller model or more memory"):
+        reasoner.method.to(engine.device)
     trainer = Trainer(reasoner, record, engine, say)
     trainer.selection = Selection(env, run)
     resume.choose_start(trainer)
@@ -155,14 +157,14 @@ def final(run: Run, env: Environment, problems: list[Problem], trainer: Trainer)
         done += n
         say({"stage": "judge", "done": done, "total": total})
 
-    with trainer.precision():
+    with trainer.precision(), memory_for(*JUDGING):
         items: list[Item] = judge(reasoner, env, problems, run.judge.batch, tick=tick, among=engine)
     if engine.leads:
         trainer.record.samples([{"step": run.train.steps, "split": run.judge.split, **asdict(item)} for item in items])
     levels, at_main = by_level(items), summary(items[: len(main)])
     swept = {}
     for k in sorted(sweep):
-        with trainer.precision():
+        with trainer.precision(), memory_for(*JUDGING):
             judged = judge(reasoner, env, main, run.judge.batch, steps=k, tick=tick, among=engine)
         swept[str(k)] = summary(judged) | {"correct": [int(i.correct) for i in judged]}
     prompt = sum(prompt_tokens(reasoner.codec, env.turns_of(p)) for p in main) / len(main)

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from eval.environments.base import Environment, Problem
 from eval.judge import judge
-from kernels.errors import UserError
+from kernels.errors import UserError, memory_for
 from train.config import Run
+from train.memory import JUDGING
 
 if TYPE_CHECKING:
     from train.loop import Trainer
@@ -56,7 +57,7 @@ class Selection:
         them cheaper.
         """
         engine, counters = trainer.engine, trainer.counters
-        with engine.whole(), trainer.precision():
+        with engine.whole(), trainer.precision(), memory_for(*JUDGING):
             items = judge(trainer.reasoner, self.env, self.problems, self.batch, among=engine)
         accuracy = sum(i.correct for i in items) / len(self.problems)
         line = {"step": trainer.done, "valid": accuracy}

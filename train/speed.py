@@ -1,8 +1,8 @@
-"""The speed of training and generation in core-seconds: `python -m train.speed`.
+"""The speed of training and generation in core-seconds: `python -m train.speed`; on a GPU with `--device cuda`.
 
 It measures the tiny cups model and the GPT-2-small shape. Arms run side by side in one process and alternate from round
 to round, so that the drift of a shared machine affects all of them. Times are medians over rounds; ratios are medians
-of each round's ratio.
+of each round's ratio. On a GPU the arms are ours and what the same loop takes in transformers (`train/speed_gpu.py`).
 """
 
 import json
@@ -24,24 +24,31 @@ from train.process import configure_cpu_process, prepare_launch
 class Speed:
     """What to measure."""
 
-    what: Literal["all", "tiny", "gpt2", "engine"] = "all"
+    what: Literal["all", "tiny", "gpt2", "engine", "rivals"] = "all"
     """The tiny model of the preset cups, the GPT-2-small shape, or both; or the memory and time of an update in one
-    process, DDP or FSDP2, as the launcher sets it up."""
+    process, DDP or FSDP2, as the launcher sets it up; or a training step, rollouts and answers beside transformers'."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to compare with transformers; cuda measures nothing else."""
+    shape: Literal["tiny", "gpt2", "qwen3-0.6b"] = "gpt2"
+    """The model to compare with transformers, with random weights; tiny tries the comparison out."""
     rounds: int = 15
     """Rounds of the tiny model. The large one always has two or three."""
     run: str | None = None
     """A finished run of the preset cups, for rollouts. Those of an untrained policy never agree: the slowest case."""
     out: Path | None = None
-    """Append the numbers to this file as JSON lines."""
+    """Append the numbers to this file as JSON lines; of a comparison with transformers write them, as CSV if it ends
+    in .csv."""
 
 
-def main() -> int:
+def main(args: list[str] | None = None) -> int:
     """The command line."""
-    return guarded(lambda: measure(parse(Speed, None, "python -m train.speed", __doc__)))
+    return guarded(lambda: measure(parse(Speed, args, "python -m train.speed", __doc__)))
 
 
 def measure(options: Speed) -> int:
     """Measure, print, and append to a file."""
+    if options.device == "cuda" or options.what == "rivals":
+        return beside_transformers(options)
     if options.what == "engine":
         prepare_launch()
     else:
@@ -64,6 +71,32 @@ def measure(options: Speed) -> int:
 
         with options.out.open("a") as f:
             f.writelines(json.dumps({**row, "cpu": cpu(), "torch": torch.__version__}) + "\n" for row in rows)
+    return 0
+
+
+def beside_transformers(options: Speed) -> int:
+    """The same for a training step, rollouts and answers beside those of transformers."""
+    if options.device == "cpu":
+        configure_cpu_process()
+    import csv
+
+    import torch
+
+    from train import speed_gpu
+
+    rows = speed_gpu.compare(options.shape, options.device, options.rounds)
+    for row in rows:
+        print(f"{row['what']:66} {row['arm']:36} {row['value']:9.3g} {row['unit']}")
+    rows = [row | {"torch": torch.__version__} for row in rows]
+    if options.out is None:
+        return 0
+    with options.out.open("w", newline="") as f:
+        if options.out.suffix == ".csv":
+            table = csv.DictWriter(f, list(dict.fromkeys(name for row in rows for name in row)))
+            table.writeheader()
+            table.writerows(rows)
+        else:
+            f.writelines(json.dumps(row) + "\n" for row in rows)
     return 0
 
 

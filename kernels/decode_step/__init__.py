@@ -22,7 +22,7 @@ __all__ = ["LatentDecoder", "StaticCache"]
 
 Feed = Callable[[Tensor], Tensor] | None  # hidden state (B, D) -> the next input; None = as it is
 Past = Sequence[tuple[Tensor, Tensor]]
-MEMORY = 1 / 8  # of a GPU's memory, for the caches that graphs write
+MEMORY = 1 / 8  # of a GPU's memory, for the caches that graphs write and for the graphs' own
 MOST = 32  # of these caches
 _SPARE = 32  # positions of a cache beyond those asked for, for the text that follows
 _ROOMS = (*range(64, 512, 64), *(256 * n * 2**i for i in range(16) for n in (2, 3)))  # few sizes, so few graphs
@@ -39,7 +39,8 @@ class LatentDecoder:
         self.decoder, self.dtype, self.device = decoder, weight.dtype, weight.device
         amd = "it is made for NVIDIA's GPUs" if torch.version.hip else None
         self.asked = impl
-        self.impl = dispatch.choose("decode_step", impl, weight, amd or decoder.mixed())
+        unless = amd or decoder.mixed()
+        self.impl = dispatch.choose("decode_step", impl, weight, unless, called=False)
         self._workspaces: OrderedDict[tuple[int, int], _Workspace] = OrderedDict()  # by batch and room
         self._steps: dict[int, object] = {}  # what lies between launches, by batch
 
@@ -76,15 +77,21 @@ class LatentDecoder:
             dispatch.expect("decode_step", "add", add_KBD, (steps, *h_BD.shape))
         if steps == 0 or batch == 0:
             return h_BD.new_empty(batch, steps, h_BD.shape[1]), past
-        if self.impl == "triton":
+        if self.serves(h_BD):
             # buffers made here are written again in whatever mode the next call has; leaving it allows gradients
             mode = torch.inference_mode(False), torch.no_grad()
             with dispatch.launching("decode_step", self.asked, h_BD), mode[0], mode[1]:
                 workspace = self._workspace(past, batch, size, steps, visible_BS)
+                before = workspace.bytes
                 states_BKD = workspace.run(h_BD, feed, steps, add_KBD, ropes, tuple(x.data_ptr() for x in reads))
+                if workspace.bytes > before:  # a graph has been captured
+                    self._make_room()
                 return states_BKD, StaticCache(self, workspace, batch, visible_BS)
-            self.impl = "torch"  # for it does not compile
         return self._torch(past, h_BD, feed, steps, add_KBD, ropes, visible_BS)
+
+    def serves(self, h_BD: Tensor) -> bool:
+        """Whether kernels run for such states: not where theirs did not compile."""
+        return self.impl == "triton" and dispatch.choose("decode_step", self.asked, h_BD) == "triton"
 
     def _torch(self, past, h_BD, feed, steps, add_KBD, ropes, visible_BS) -> tuple[Tensor, Past]:
         states = []
@@ -126,7 +133,7 @@ class LatentDecoder:
 
     @property
     def limit(self) -> float:
-        """Bytes that caches may take together; one is always kept."""
+        """Bytes that caches may take together, with the memory of their graphs; one is always kept."""
         if self.device.type != "cuda":
             return 2.0**30
         return MEMORY * torch.cuda.get_device_properties(self.device).total_memory
@@ -193,9 +200,13 @@ class _Workspace:
         shape = (batch, decoder.kv_heads, room, decoder.d)
         self.kv = [tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in "kv") for _ in decoder.layers]
         self.hidden = torch.zeros(batch, room, dtype=torch.uint8, device=device)
-        self.bytes = 2 * len(self.kv) * self.kv[0][0].nbytes
         self.caches: weakref.WeakSet[StaticCache] = weakref.WeakSet()
         self._chains: dict[tuple, _Chain] = {}
+
+    @property
+    def bytes(self) -> int:
+        """Of K and V, and of what the graphs' launches hand to each other."""
+        return 2 * len(self.kv) * self.kv[0][0].nbytes + sum(chain.bytes for chain in self._chains.values())
 
     def load(self, past: Past, size: int, visible_BS: Tensor | None) -> None:
         """Make it hold K and V of `size` positions."""
@@ -230,7 +241,7 @@ class _Workspace:
         else:
             if chain.graph is None:
                 with _uncached(h_BD.device):
-                    chain.graph, _ = captured(lambda: chain.launch(self, feed))
+                    chain.graph, _, chain.bytes = captured(lambda: chain.launch(self, feed))
                 chain.load(self.filled, h_BD, add_KBD, ropes)
             chain.graph.replay()
         self.filled += steps
@@ -251,6 +262,7 @@ class _Chain:
         self.first = torch.arange(steps, dtype=torch.int32, device=h_BD.device)
         self.sizes = torch.zeros_like(self.first)
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.bytes = 0  # of the graph's own memory
 
     def load(self, size: int, h_BD: Tensor, add_KBD: Tensor | None, ropes) -> None:
         torch.add(self.first, size, out=self.sizes)
@@ -290,8 +302,11 @@ def _uncached(device: torch.device):
         yield
 
 
-def captured(run: Callable, warm: int = 1) -> tuple[torch.cuda.CUDAGraph, object]:
-    """A function in a CUDA graph, and what it returned, which every replay writes anew; run `warm` times before."""
+def captured(run: Callable, warm: int = 1) -> tuple[torch.cuda.CUDAGraph, object, int]:
+    """A function in a CUDA graph, what it returned, which every replay writes anew, and the bytes of the graph's pool.
+
+    The function runs `warm` times before.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):  # compiles, and lets libraries allocate, before the capture
@@ -300,5 +315,7 @@ def captured(run: Callable, warm: int = 1) -> tuple[torch.cuda.CUDAGraph, object
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # whatever other threads allocate meanwhile
+        before = torch.cuda.memory_reserved()
         out = run()
-    return graph, out
+        pool = torch.cuda.memory_reserved() - before
+    return graph, out, pool

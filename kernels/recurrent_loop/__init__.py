@@ -8,9 +8,11 @@ shared memory of all multiprocessors together (some 17 MB of an H100's 30), the 
 
 One layer at the sizes of GPT-2 or Qwen3-0.6B compiles for 15 to 22 s of a CPU, once; two of GPT-2 for 37 s (Triton 3.9,
 sm_90). Two thirds of that are a pass that orders memory accesses, and more of them with every chunk that is kept. So
-`auto` takes the kernel for one layer, as `kernels.bench` measures it, and leaves several to torch.
+`auto` takes the kernel for one layer, as `kernels.bench` measures it, and leaves several to torch. Torch also serves
+while that one is compiled: no answer waits for it.
 """
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -87,7 +89,9 @@ class RecurrentLoop:
             slices = [slice(i, i + ROWS // length) for i in range(0, batch, ROWS // length)]  # sequences at a time
             with dispatch.launching(op, self.impl, constant_BTD):
                 parts = [self._some(constant_BTD, steps, rope, visible_BT, some) for some in slices]
-                return parts[0] if len(parts) == 1 else torch.cat(parts)
+                states = [part for part in parts if part is not None]
+                if len(states) == len(parts):
+                    return states[0] if len(states) == 1 else torch.cat(states)
         decoder, norm = self.decoder, (self.norm, self.eps)
         return reference.run(decoder, self.carry, norm, constant_BTD, steps, ropes, visible_BT)
 
@@ -111,8 +115,8 @@ class RecurrentLoop:
                 return f"more than {ROWS} positions, all sequences together, are left to matrix products"
         return self.decoder.mixed()
 
-    def _some(self, constant_BTD, steps: int, ropes, visible_BT, rows: slice) -> Tensor:
-        """States of some of the sequences."""
+    def _some(self, constant_BTD, steps: int, ropes, visible_BT, rows: slice) -> Tensor | None:
+        """States of some of the sequences; None while the kernel is compiled."""
         from kernels.recurrent_loop.triton import Loop, Weights, chip
 
         constant_BTD = constant_BTD[rows].contiguous()
@@ -133,5 +137,9 @@ class RecurrentLoop:
                 self._weights.refresh()
             ropes = ropes and tuple(r[rows].contiguous() for r in ropes)
             visible_BT = None if visible_BT is None else visible_BT[rows]
-            states_RND = self._loops[key](constant_BTD, steps, ropes, visible_BT)
+            loop, given = self._loops[key], (constant_BTD, steps, ropes, visible_BT)
+            variant = tuple(loop.options(ropes is not None, visible_BT is not None).items())
+            if not dispatch.compiled("recurrent_loop", self.impl, constant_BTD, variant, partial(loop.compile, *given)):
+                return None
+            states_RND = loop(*given)
         return states_RND.unflatten(1, key).transpose(0, 1)

@@ -356,32 +356,48 @@ class Loop:
             left -= found[name].kept * chunk
         return found
 
+    def compile(self, *inputs) -> None:
+        """Compile what a call with these inputs launches, or fetch it from Triton's cache on disk."""
+        _, args, options = self._prepared(*inputs)
+        recurrent_kernel.warmup(*args, grid=(self.chip.programs,), **options)
+
     def __call__(self, constant_BTD: Tensor, steps: int, ropes, visible_BT: Tensor | None) -> Tensor:
         """States (R, B * T, D)."""
-        dec, n, width = self.decoder, len(self.qkv), constant_BTD.shape[-1]
-        states = self.qkv.new_empty(steps, n, width)
-        hidden = None if visible_BT is None else (~visible_BT).to(torch.uint8).contiguous()
+        states, args, options = self._prepared(constant_BTD, steps, ropes, visible_BT)
         self.parts[0].zero_()  # the state before the first recurrence
         self.counter.zero_()
-        programs = self.chip.programs
+        recurrent_kernel[(self.chip.programs,)](*args, **options)
+        return states
+
+    def _prepared(self, constant_BTD: Tensor, steps: int, ropes, visible_BT: Tensor | None) -> tuple:
+        """Where the states go, and the arguments and options of the launch."""
+        dec, n = self.decoder, len(self.qkv)
+        states = self.qkv.new_empty(steps, n, constant_BTD.shape[-1])
+        hidden = None if visible_BT is None else (~visible_BT).to(torch.uint8).contiguous()
+        args = (
+            self.weights.table, constant_BTD, self.carry, *self.carry.stride(),
+            *(ropes or (self.qkv, self.qkv)), hidden,
+            *self.norm, states, self.residual, *self.parts, self.qkv, self.a, self.inner,
+            self.counter, n, self.length, steps, self.chip.programs, dec.eps, self.eps, dec.d**-0.5,
+        )  # fmt: skip
+        return states, args, self.options(ropes is not None, hidden is not None)
+
+    def options(self, rope: bool, mask: bool) -> dict[str, object]:
+        """The kernel's constants, and how it is launched: it is compiled anew for others."""
+        dec, width = self.decoder, self.carry.shape[0]
+        first = dec.layers[0]
         tiles = {f"{name}_C": t.block_c for name, t in self.tiles.items()}
         tiles |= {f"{name}_KEPT": t.kept for name, t in self.tiles.items()}
         tiles |= {f"{name}_SPLITS": self.tiles[name].splits for name in ("CARRY", "OUT", "DOWN")}
         # with the 255 that there are, NVIDIA's assembler spills a few; AMD's has no such setting
         registers = {} if torch.version.hip or interpreted() else {"maxnreg": 248}
-        norm_weight, norm_bias = self.norm
-        recurrent_kernel[(programs,)](
-            self.weights.table, constant_BTD, self.carry, *self.carry.stride(),
-            *(ropes or (self.qkv, self.qkv)), hidden,
-            norm_weight, norm_bias, states, self.residual, *self.parts, self.qkv, self.a, self.inner,
-            self.counter, n, self.length, steps, programs, dec.eps, self.eps, dec.d**-0.5,
-            LAYERS=len(dec.layers), WIDTH=width, INNER=self.inner.shape[1], H=dec.heads,
-            H_KV=dec.kv_heads, D=dec.d, KIND=NORMS[dec.kind],
-            OWN_KIND=NORMS["rms" if norm_bias is None else "layer"], ACT=ACTS[dec.act],
-            GATED=len(dec.layers[0].up) == 2, BIAS=dec.layers[0].out[1] is not None,
-            QK_NORM=bool(dec.layers[0].qk_norm), ROPE=ropes is not None, MASK=hidden is not None,
-            OUT_MAJOR=self.weights.out_major, BLOCK_K=self.block_k, BLOCK_W=min(256, triton.next_power_of_2(width)),
-            BLOCK_D=max(16, triton.next_power_of_2(dec.d)), UPCAST=interpreted(),
-            num_warps=8, num_stages=2, launch_cooperative_grid=True, **tiles, **registers,
-        )  # fmt: skip
-        return states
+        return {
+            "LAYERS": len(dec.layers), "WIDTH": width, "INNER": self.inner.shape[1], "H": dec.heads,
+            "H_KV": dec.kv_heads, "D": dec.d, "KIND": NORMS[dec.kind],
+            "OWN_KIND": NORMS["rms" if self.norm[1] is None else "layer"], "ACT": ACTS[dec.act],
+            "GATED": len(first.up) == 2, "BIAS": first.out[1] is not None, "QK_NORM": bool(first.qk_norm),
+            "ROPE": rope, "MASK": mask, "OUT_MAJOR": self.weights.out_major, "BLOCK_K": self.block_k,
+            "BLOCK_W": min(256, triton.next_power_of_2(width)), "BLOCK_D": max(16, triton.next_power_of_2(dec.d)),
+            "UPCAST": interpreted(), "num_warps": 8, "num_stages": 2, "launch_cooperative_grid": True,
+            **tiles, **registers,
+        }  # fmt: skip

@@ -31,13 +31,14 @@ class Method(nn.Module, Generic[ConfigT]):
     where the text is written one by one. `critic`: in RL with one, what reads the expected reward off a hidden state.
     `made_from`: the config that `build` makes it from again; of a control it is not `config`. `fresh`: how names of
     parameters begin that may start afresh, or stay behind, where a run starts from the weights of another; all others
-    must be there in the same shape.
+    must be there in the same shape. `on_host`: buffers that stay on the CPU, for the host decides by them.
     """
 
     config: ConfigT
     made_from: MethodConfig
     stop: StopHead | Settled | None
     fresh: ClassVar[tuple[str, ...]] = ("stop.", "policy.", "critic.", "closing")
+    on_host: ClassVar[tuple[str, ...]] = ()
     __getattr__ = nn.Module.__getattr__  # the same, but a name that no one declares is an error to mypy
 
     def __init__(self, config: ConfigT, backbone: Backbone):
@@ -48,6 +49,15 @@ class Method(nn.Module, Generic[ConfigT]):
         self.parallel_answer: int | None = None
         self.stop = None
         self.critic: nn.Module | None = None
+
+    def _apply(self, fn, recurse=True):
+        kept = {name: self._buffers[name] for name in self.on_host}
+        super()._apply(fn, recurse)
+        for name, buffer in kept.items():
+            moved = self._buffers[name]
+            if buffer is not None and moved is not None and not buffer.is_meta:
+                self._buffers[name] = buffer.to(moved.dtype)
+        return self
 
     @property
     def title(self) -> str:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from latent.backbone import Backbone
 from latent.methods.terms import Mean
-from latent.text import Batch
+from latent.text import Batch, sent
 
 
 def reached(latent: int, k: int, steps: int) -> int:
@@ -21,7 +21,7 @@ def frontier_targets(batch: Batch, k: int, vocab: int, every: int = 1) -> Tensor
     assert batch.frontiers is not None  # `told` asks for them
     taught = range(every, k + 1, every)
     rows = [steps[reached(i, k, len(steps)) - 1] for steps in batch.frontiers for i in taught]
-    p_BKV = torch.stack(rows).unflatten(0, (-1, len(taught))).to(batch.prompt.ids_BT.device)
+    p_BKV = sent(torch.stack(rows).unflatten(0, (-1, len(taught))), batch.prompt.ids_BT.device)
     return F.pad(p_BKV, (0, vocab - p_BKV.shape[-1]))  # a pretrained head may have rows to spare
 
 

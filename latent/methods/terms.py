@@ -30,6 +30,8 @@ class Mean:
 
     def taken(self) -> Tensor:
         """The mean over this share alone; 0 of nothing."""
+        if isinstance(self.count, Tensor):  # which is not looked at: the host would wait for the device
+            return self.total / self.count.clamp(min=1)
         return self.total / self.count if self.count else self.total
 
 
@@ -66,14 +68,11 @@ def share(yes_N: Tensor) -> Mean:
 
 def token_loss(backbone: Backbone, h_BTD: Tensor, text: Text) -> tuple[Mean, Tensor]:
     """Cross-entropy of tokens given their hidden states, and where the most likely one is right (B, T)."""
-    if text.mask_BT is None:
-        h_ND, ids_N = h_BTD.flatten(0, 1), text.ids_BT.flatten()
-    else:
-        h_ND, ids_N = h_BTD[text.mask_BT], text.ids_BT[text.mask_BT]
+    h_ND, ids_N, at_N = h_BTD.flatten(0, 1), text.ids_BT.flatten(), text.places()
+    if at_N is not None:
+        h_ND, ids_N = h_ND.index_select(0, at_N), ids_N.index_select(0, at_N)
     logp_N, _, top_N = backbone.logprob(h_ND, ids_N, entropy=False)
     hit_N = top_N == ids_N
-    if text.mask_BT is None:
-        hit_BT = hit_N.view_as(text.ids_BT)
-    else:
-        hit_BT = torch.ones_like(text.mask_BT).masked_scatter(text.mask_BT, hit_N)
-    return Mean(-logp_N.sum(), len(logp_N)), hit_BT
+    if at_N is not None:
+        hit_N = hit_N.new_ones(text.ids_BT.numel()).index_copy(0, at_N, hit_N)
+    return Mean(-logp_N.sum(), len(logp_N)), hit_N.view_as(text.ids_BT)

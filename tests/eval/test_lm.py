@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from eval import harness
 from eval.environments import GSM8K, build
 from eval.lm import LatentLM
+from kernels.errors import UserError
 from latent import hub, load
 from latent.config import ModelConfig
 from latent.hf import LatentForCausalLM
@@ -201,3 +202,16 @@ def test_coconut_halfway_through_its_curriculum_thinks_as_far_as_it_has_come(tmp
     reasoner.method.stage.fill_(2)
     hub.save(reasoner, tmp_path)
     assert LatentLM(str(tmp_path)).num_latents == 2
+
+
+def test_out_of_memory_names_the_flag(folders, monkeypatch):
+    lm = LatentLM(str(folders["sim"]))
+
+    def full(*args, **how):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation")
+
+    monkeypatch.setattr(torch.nn.functional, "embedding", full)
+    for asks, what in ((likelihoods, "reading likelihoods"), (texts, "writing texts")):
+        said = rf"^out of memory in {what}: a smaller --batch_size needs less \(CUDA .*\)$"
+        with pytest.raises(UserError, match=said):
+            asks(lm)

@@ -10,6 +10,7 @@ from kernels import dispatch
 from kernels.decode_step import LatentDecoder
 from kernels.errors import UserError
 from kernels.exit_criterion import second_difference
+from kernels.exit_criterion import triton as exit_criterion
 from tests.kernels.decoders import make_decoder, make_past
 
 
@@ -32,9 +33,43 @@ def test_a_kernel_that_does_not_fit_goes_to_torch_with_one_line(monkeypatch, cap
     for found in got:
         assert all(torch.equal(a, b) for a, b in zip(found, second_difference(*states, impl="torch")))
     assert len(caplog.messages) == 1
-    assert "second_difference: its kernel does not compile here" in caplog.text and "shared memory" in caplog.text
-    with pytest.raises(UserError, match="second_difference: Triton asked for, but its kernel does not compile here"):
+    said = "its kernel for float32 of width 8, up to 2 rows does not compile here"
+    assert f"second_difference: {said}" in caplog.text and "shared memory" in caplog.text
+    with pytest.raises(UserError, match=f"second_difference: Triton asked for, but {said}"):
         second_difference(*states, impl="triton")
+
+
+def test_inputs_of_another_kind_keep_their_kernels(monkeypatch, caplog):
+    """What does not fit at one size says nothing of others: those run, and are not logged."""
+    fits = exit_criterion.second_difference
+
+    def wide_is_too_large(h, *others):
+        return too_large() if h.shape[-1] > 8 or len(h) > 64 or h.dtype == torch.bfloat16 else fits(h, *others)
+
+    monkeypatch.setattr(exit_criterion, "second_difference", wide_is_too_large)
+    launched = []
+    monkeypatch.setattr(dispatch, "choose", counted(dispatch.choose, launched))
+    shapes = [(2, 16), (2, 8), (65, 8), (300, 8), (64, 8), (2, 16)]
+    with caplog.at_level(logging.WARNING, logger="kernels"):
+        for shape in shapes:
+            states = torch.randn(3, *shape)
+            got, want = second_difference(*states), second_difference(*states, impl="torch")
+            torch.testing.assert_close(got[0], want[0], rtol=1e-5, atol=1e-5)
+    served = [chosen for chosen, impl in launched if impl is None]
+    # the second of a kind is not tried again
+    assert served == ["triton", "triton", "triton", "torch", "triton", "torch"]
+    assert [message.split(" does")[0] for message in caplog.messages] == [
+        "second_difference: its kernel for float32 of width 16, up to 2 rows",
+        "second_difference: its kernel for float32 of width 8, more than 64 rows",
+    ]
+
+
+def counted(choose, launched: list):
+    def chosen(op, impl, *args):
+        launched.append((choose(op, impl, *args), impl))
+        return launched[-1][0]
+
+    return chosen
 
 
 def test_an_error_of_another_kind_is_not_swallowed(monkeypatch):
@@ -56,4 +91,5 @@ def test_a_chain_whose_kernels_do_not_fit(monkeypatch, caplog):
         got, cache = latent.run(past, h, None, 2)
     want, kv = LatentDecoder(decoder, "torch").run(past, h, None, 2)
     assert torch.equal(got, want) and torch.equal(cache[0][1], kv[0][1])
-    assert latent.impl == "torch" and LatentDecoder(decoder).impl == "torch" and len(caplog.messages) == 1
+    assert not latent.serves(h) and not LatentDecoder(decoder).serves(h) and len(caplog.messages) == 1
+    assert latent.serves(torch.randn(3, 24))  # of another tile

@@ -128,6 +128,30 @@ def test_memory_is_bounded_and_nothing_is_kept_alive(decoder, monkeypatch):
         gc.enable()
 
 
+def test_the_memory_of_graphs_counts(decoder, monkeypatch):
+    """Caches of 64 and 128 positions take three units together; with a graph of one unit each they take five."""
+    from kernels import decode_step
+
+    class Replayed:
+        def __init__(self, run):
+            self.replay = run
+
+    for pool, kept in ((0, [64, 128]), (1, [128])):
+        latent = LatentDecoder(decoder, "triton")
+        one = latent.bytes(1, 64)
+        monkeypatch.setattr(LatentDecoder, "limit", 4 * one)
+        monkeypatch.setattr(decode_step, "_graphs_on", lambda x: True)
+        monkeypatch.setattr(decode_step, "captured", lambda run, n=pool * one: (Replayed(run), run(), n))
+        for size in (3, 40):
+            past, h = prompts(decoder, 1, size)
+            got, cache = latent.run(past, h, None, 1)
+            want, _ = LatentDecoder(decoder, "torch").run(past, h, None, 1)
+            torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+        assert [room for _, room in latent._workspaces] == kept
+        assert sum(w.bytes for w in latent._workspaces.values()) == 3 * one
+        assert torch.equal(latent.run(cache, h, None, 1)[0], latent.run(cache, h, None, 1)[0])  # the one kept serves
+
+
 def test_a_captured_graph_is_what_runs(decoder, monkeypatch):
     """On a GPU a second call replays: a recording graph that is never replayed would leave the states as they were."""
     from kernels import decode_step
@@ -142,7 +166,7 @@ def test_a_captured_graph_is_what_runs(decoder, monkeypatch):
             replayed.append(1)
             self.run()
 
-    monkeypatch.setattr(decode_step, "captured", lambda run: (Recorded(run), run()))
+    monkeypatch.setattr(decode_step, "captured", lambda run: (Recorded(run), run(), 0))
     monkeypatch.setattr(decode_step, "_graphs_on", lambda x: True)
     chain = decode_step._Chain.launch
     monkeypatch.setattr(decode_step._Chain, "launch", lambda *a: (launched.append(1), chain(*a))[1])

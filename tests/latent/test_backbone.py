@@ -19,8 +19,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from latent import families
+from latent import families, layers
 from latent.backbone import Backbone
+from latent.cache import LayerCache, visible
 from latent.config import ModelConfig
 from latent.make import from_scratch
 from tests.helpers import ragged_prompt, row_of
@@ -180,3 +181,47 @@ def test_the_last_states_of_a_pass_are_those_of_the_whole_and_of_embeddings_read
         more = torch.randn(3, 1, 32, dtype=torch.float64)
         a, b = (backbone.step(more, each)[0] for each in (ended, at_once))
         torch.testing.assert_close(a, b, atol=EXACT[family], rtol=0)
+
+
+@pytest.mark.parametrize("t, size", [(1, 6), (3, 6), (6, 6)])
+def test_attention_without_a_mask_is_causal_from_the_last_position(t, size):
+    """Against each query alone with the positions up to its own; a GPU gets no mask where no row is padded."""
+    q = torch.randn(2, 4, t, 8).double()
+    k, v = torch.randn(2, 2, 2, size, 8).double()
+    seen = visible(t, size, None, torch.device("cuda"))
+    assert seen == (None if t == 1 else "causal")
+    got = LayerCache(k, v).attend(q, seen, 0.0).unflatten(-1, (4, 8))
+    for i in range(t):
+        n = size - t + 1 + i
+        for head in range(4):
+            k_h, v_h = k[:, head // 2, :n], v[:, head // 2, :n]
+            weights = ((q[:, head, i, None] * k_h).sum(-1) / 8**0.5).softmax(-1)
+            torch.testing.assert_close(got[:, i, head], (weights[..., None] * v_h).sum(1), rtol=0, atol=1e-12)
+    torch.testing.assert_close(LayerCache(k, v).weigh(q, seen, 0.0)[0], got.flatten(2), rtol=0, atol=1e-12)
+
+
+def test_attention_without_a_mask_takes_what_autocast_leaves_in_fp32():
+    """Rotated queries and keys are in fp32 there, values in bfloat16; the last queries get what all of them get."""
+    q, k = torch.randn(2, 2, 4, 6, 8)
+    cache = LayerCache(k, torch.randn(2, 4, 6, 8).bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        whole = cache.attend(q, "causal", 0.0)
+        torch.testing.assert_close(cache.attend(q[:, :, -3:], "causal", 0.0), whole[:, -3:], rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_text_after_a_prompt_without_padding_needs_no_mask(family, grad, monkeypatch):
+    """Prompt, one position, five at once: as on a GPU, where each is attended without a mask."""
+    backbone, given, attended = make(family), [], LayerCache.attend
+    monkeypatch.setattr(layers, "visible", lambda t, size, mask, device: visible(t, size, mask, torch.device("cuda")))
+    monkeypatch.setattr(LayerCache, "attend", lambda *a: (given.append(a[2]), attended(*a))[1])
+    ids = torch.randint(17, (2, 12))
+    with torch.set_grad_enabled(grad):
+        whole = backbone.lm(ids, output_hidden_states=True).hidden_states[-1]
+        h_BD, context = backbone.read(ids[:, :6])
+        one_B1D, context = backbone.step(backbone.embed(ids[:, 6:7]), context)
+        rest_BTD, _ = backbone.step(backbone.embed(ids[:, 7:]), context)
+    parts = torch.cat([h_BD[:, None], one_B1D, rest_BTD], 1)
+    torch.testing.assert_close(parts, whole[:, 5:], rtol=0, atol=EXACT[family])
+    assert given and not any(isinstance(seen, torch.Tensor) for seen in given)

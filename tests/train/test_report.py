@@ -1,11 +1,16 @@
 """What a person sees at the end: every number beside what it is read with, on a terminal of 100 columns."""
 
 import pytest
+import torch
 
-from eval.environments import MNNS, Cups
+from eval import cost
+from eval.environments import MNNS, Cups, build
 from eval.stats import mcnemar, paired
+from latent import hub
 from latent.config import ModelConfig
+from latent.generate import Reasoner
 from latent.methods import CoT, CoT2, NoCoT
+from tests.helpers import small_reasoner
 from train import report
 from train.config import RLVR, SFT, Run
 
@@ -79,9 +84,9 @@ def test_what_an_arm_was_told_is_what_its_start_was_and_then_its_own():
 
 
 def test_a_selected_checkpoint_is_said():
-    said = report.notes([row("a", LEVELS, selected={"step": 160, "valid": 0.873})], 60)
+    said = report.notes([row("a", LEVELS, selected={"step": 160, "valid": 0.873})], 60, None)
     assert "a: weights of update 160, best on the validation split, 0.873" in said
-    assert not any("validation" in line for line in report.notes([row("a", LEVELS)], 60))
+    assert not any("validation" in line for line in report.notes([row("a", LEVELS)], 60, None))
 
 
 def test_notes_and_differences_count_clusters():
@@ -93,7 +98,47 @@ def test_notes_and_differences_count_clusters():
     d = paired(hits[::2], other[::2], n_boot=2000)
     assert f"{100 * d.low:+.1f} to {100 * d.high:+.1f} over clusters of items" in said
     assert f"McNemar p = {mcnemar(hits[::2], other[::2]):.2g}" in said
-    (condition,) = [line for line in report.notes([a], 60) if "Wilson" in line]
+    (condition,) = [line for line in report.notes([a], 60, None) if "Wilson" in line]
     assert "over 4 clusters of items that stand or fall together" in condition
-    (condition,) = [line for line in report.notes([row("a", LEVELS)], 60) if "Wilson" in line]
+    (condition,) = [line for line in report.notes([row("a", LEVELS)], 60, None) if "Wilson" in line]
     assert "held-out problems" in condition and "Wilson intervals over items, one training seed" in condition
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_latency_is_measured_where_it_is_said_to_be(device, tmp_path, monkeypatch):
+    """On a GPU every time is taken from idle to idle, in the dtype that the run is judged in; the note names it."""
+    run = Run(Cups(cups=5), ModelConfig(n_layer=1, n_embd=16, n_head=2, bf16=True), NoCoT(), SFT())
+    hub.save(small_reasoner(run.method, run.model, build(run.env)), tmp_path / run.id)
+    seen: list = []
+    move = torch.nn.Module.to
+
+    def moved(self, *to, **how):
+        if to in (("cuda",), ("cpu",)):  # there is no GPU here
+            seen.append(to[0])
+            return self
+        return move(self, *to, **how)
+
+    monkeypatch.setattr(torch.nn.Module, "to", moved)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA H100")
+    answer = Reasoner.answer
+
+    def answered(self, questions, **how):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return answer(self, questions, **how)
+
+    monkeypatch.setattr(Reasoner, "answer", answered)
+    made = report.Row("a", run, row("a", LEVELS).result)
+    where = report.measure([made], tmp_path, device)
+    assert seen == [device, *[True] * 20] and set(made.latency) == {1, 64}
+    (note,) = [line for line in report.notes([made], 60, where) if "ms:" in line]
+    said = {"cpu": "one thread", "cuda": "one NVIDIA H100, from idle to idle"}[device]
+    assert f"ms: wall time of a whole batch, {said};" in note
+    assert not any("ms:" in line for line in report.notes([made], 60, None))
+
+
+def test_a_device_is_waited_for_before_and_after(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
+    for device in (torch.device("cuda", 1), torch.device("cpu")):
+        cost.wait_for(device)
+    assert waited == [torch.device("cuda", 1)]

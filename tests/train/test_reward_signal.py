@@ -35,7 +35,7 @@ def test_a_sampler_that_is_not_the_trainers_policy_is_an_error(gap, said):
     """Where a decision was made; what is masked does not count."""
     logp, mask = torch.tensor([[-1.0, -2.0, -3.0]]), torch.tensor([[True, True, False]])
     sampled = Decision("token", torch.zeros_like(logp), logp, torch.zeros_like(logp), mask, torch.arange(3))
-    metrics = {"ratio_min": 1.0, "ratio_max": 1.0}
+    limit = rlvr.LARGEST_GAP
 
     def scored(place: int, more: float) -> Decision:
         other = logp.clone()
@@ -44,10 +44,19 @@ def test_a_sampler_that_is_not_the_trainers_policy_is_an_error(gap, said):
             "token", torch.zeros_like(logp), other, torch.zeros_like(logp), mask, torch.arange(logp.shape[1])
         )
 
+    def checked(place: int, more: float) -> float:
+        found = rlvr.sampler_gap([scored(place, more)], [sampled])
+        one = torch.tensor(1.0)
+        rlvr.check_on_policy({"ratio_min": one, "ratio_max": one, "sampler_gap": found}, limit)
+        return float(found)
+
     with pytest.raises(RuntimeError, match=f"sampler and trainer differ by {said} nats on one decision"):
-        rlvr.on_policy(metrics, [scored(1, gap)], [sampled], rlvr.LARGEST_GAP)
-    assert rlvr.on_policy(metrics, [scored(2, 0.02)], [sampled], rlvr.LARGEST_GAP) == 0.0
-    assert rlvr.on_policy(metrics, [scored(0, 5e-4)], [sampled], rlvr.LARGEST_GAP) == pytest.approx(5e-4, rel=1e-3)
+        checked(1, gap)
+    assert checked(2, 0.02) == 0.0
+    assert checked(0, 5e-4) == pytest.approx(5e-4, rel=1e-3)
+    with pytest.raises(RuntimeError, match=r"ratio on fresh rollouts: 1.0 to 1.5"):
+        ratios = {"ratio_min": torch.tensor(1.0), "ratio_max": torch.tensor(1.5)}
+        rlvr.check_on_policy({**ratios, "sampler_gap": torch.tensor(0.0)}, limit)
 
 
 def test_every_rollout_is_judged_by_its_own_problem(tmp_path):

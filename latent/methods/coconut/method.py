@@ -29,6 +29,7 @@ class CoconutMethod(AlongSequence[Coconut]):
     stage: Tensor
     in_stage: Tensor
     exact: Tensor  # the sum and the weight of a moving average
+    on_host = ("stage", "in_stage", "exact")
 
     def __init__(self, config: Coconut, backbone: Backbone):
         super().__init__(config, backbone)

@@ -26,7 +26,7 @@ from latent.methods.codi import Codi
 from latent.methods.sequence import AlongSequence, Taught
 from latent.methods.terms import Mean, text_loss
 from latent.taps import Call, join
-from latent.text import Batch, Text, pad_right, tokens_in
+from latent.text import Batch, Text, pad_right, sent, tokens_in
 from latent.thought import Greedy
 
 
@@ -76,7 +76,7 @@ class CodiMethod(AlongSequence[Codi]):
         before_answer = self.of_latent(student, self.config.n_latent) if self.closing is None else student[-1]
         student_LBD = before_answer.h_LBTD[:, :, 0]
         h_LBTD = join([teacher[0].at(-1), *teacher[1:]]).h_LBTD  # state i gives token i of the text
-        chain_B = torch.tensor(self.chain_lengths(batch), device=h_LBTD.device)
+        chain_B = sent(self.chain_lengths(batch), h_LBTD.device)
         teacher_LBD = h_LBTD[:, torch.arange(len(chain_B), device=h_LBTD.device), chain_B]
         apart_B = distance_of(student_LBD, teacher_LBD.detach())
         return {"distill": Mean(apart_B.sum(), len(apart_B), self.config.distill_weight)}

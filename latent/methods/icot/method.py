@@ -30,6 +30,7 @@ class ICoTMethod(AlongSequence[ICoT]):
 
     updates: Tensor
     gone: Tensor  # whether no row of the last batch had any chain left
+    on_host = ("updates", "gone")
 
     def __init__(self, config: ICoT, backbone: Backbone):
         super().__init__(config, backbone)
@@ -65,7 +66,7 @@ class ICoTMethod(AlongSequence[ICoT]):
         rows, device = self.left(batch), batch.prompt.ids_BT.device
         text = pad_right([chain + answer for chain, answer in zip(rows, batch.answers)], batch.pad, device)
         taught = self.without_latents(batch.prompt, text)
-        left = Mean(taught.terms[0].total.new_tensor(tokens_in(rows)), len(rows))
+        left = Mean(taught.terms[0].total.new_full((), tokens_in(rows)), len(rows))
         return replace(taught, logged={**taught.logged, "chain_left": left})
 
     def turn_counts(self, batch: Batch) -> list[int]:

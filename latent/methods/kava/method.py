@@ -32,7 +32,7 @@ from latent.methods.kava.eviction import importance, kept, unlikeness
 from latent.methods.pccot.method import PccotMethod
 from latent.methods.terms import Mean
 from latent.taps import Call, join
-from latent.text import Batch, tokens_in
+from latent.text import Batch, sent, tokens_in
 
 DISTANCES = {"smooth_l1": F.smooth_l1_loss, "l1": F.l1_loss, "mse": F.mse_loss}
 
@@ -77,8 +77,8 @@ class KavaMethod(PccotMethod):
         `text`: the call that read chain and answer, all but the last token of the longest row.
         """
         k_LBHTd, v_LBHTd, a_LBHTS, t = wide(text.k_LBHTd), wide(text.v_LBHTd), wide(text.a_LBHTS), text.length
-        chain_B1 = torch.tensor(self.chain_lengths(batch), device=k_LBHTd.device)[:, None]
-        last_B1 = chain_B1 + torch.tensor([tokens_in([a]) for a in batch.answers], device=k_LBHTd.device)[:, None] - 2
+        chain_B1 = sent(self.chain_lengths(batch), k_LBHTd.device)[:, None]
+        last_B1 = chain_B1 + sent([tokens_in([a]) for a in batch.answers], k_LBHTd.device)[:, None] - 2
         place_T = torch.arange(t, device=k_LBHTd.device)
         real_BT, asking_BT = place_T < chain_B1, (place_T >= chain_B1 - 1) & (place_T <= last_B1)
         weight = self.config.importance

@@ -24,7 +24,7 @@ from latent.methods.frontier import frontier_loss, frontier_targets, reached
 from latent.methods.sequence import AlongSequence, Taught
 from latent.methods.sim import Sim
 from latent.methods.terms import Mean, share, text_loss, token_loss
-from latent.text import Batch, Text, pad_right, tokens_in
+from latent.text import Batch, Text, pad_right, sent, tokens_in
 from latent.thought import Greedy
 
 
@@ -61,7 +61,7 @@ class SimMethod(AlongSequence[Sim]):
         step_loss.weight = self.config.step_weight
         terms, logged = [loss, step_loss], logged | more
         if self.config.stop_weight and isinstance(self.stop, StopHead):
-            first_B = torch.tensor([numbers[0] for numbers in self.at_last(batch)], device=device)
+            first_B = sent([numbers[0] for numbers in self.at_last(batch)], device)
             stopped = Mean(*stop_loss(self.stop, thought.states_UKD, first_B, k), self.config.stop_weight)
             terms, logged = [*terms, stopped], logged | {"stop_ce": stopped}
         return Taught(thought, text, terms, logged)
@@ -109,10 +109,10 @@ class SimMethod(AlongSequence[Sim]):
         """
         k = self.config.n_latent
         enough = self.at_rest(batch) if self.config.early_stops == "rest" else self.at_last(batch)
-        drawn_B = (batch.draw_rows() * torch.tensor([len(numbers) for numbers in enough], device=device)).long()
-        used_B = torch.tensor([numbers[i] for numbers, i in zip(enough, drawn_B.tolist())], device=device)
-        used_B[batch.draw_rows() < 0.5] = k
-        return used_B
+        drawn_B = (batch.draw_rows() * sent([len(numbers) for numbers in enough], device)).long()
+        number_BK = sent([numbers + [k] * (k - len(numbers)) for numbers in enough], device)
+        used_B = number_BK.gather(1, drawn_B[:, None])[:, 0]
+        return torch.where(batch.draw_rows() < 0.5, k, used_B)
 
     def at_rest(self, batch: Batch) -> list[list[int]]:
         """Of each row the numbers of latents from which on its chain changes no more."""
@@ -165,7 +165,7 @@ class SimMethod(AlongSequence[Sim]):
         k = self.config.n_latent
         rows, text = [b * k + i for b, i, _ in supervised], [tokens for *_, tokens in supervised]
         full = len(rows) == k * len(batch.steps)
-        return None if full else torch.tensor(rows, device=device), pad_right(text, batch.pad, device)
+        return None if full else sent(rows, device), pad_right(text, batch.pad, device)
 
 
 class StepDecoder(nn.Module):

@@ -1,0 +1,269 @@
+"""A training step, rollouts and an answer on one device, beside what the same loop takes in transformers.
+
+All arms think the same latents on the same weights, and are checked against each other before they are timed:
+
+* ours: `Method.think`, `rollout` and `decode`, with whatever kernels `auto` takes;
+* transformers, cached: the loop written with the library's own forward and cache, eager, as its users write it;
+* transformers, whole prefix: everything before a latent or a token is computed again for it, and answers are written
+  one row at a time, as published loops do it (github.com/facebookresearch/coconut: its `generate`);
+* transformers, generate: as many tokens as the loop has latents and tokens, by the library's own `generate`: a chain
+  of thought of that length.
+
+On a GPU training runs in fp32 weights under autocast to bfloat16, and what is only read is in bfloat16. Arms alternate
+from round to round; every time is taken from idle to idle, on a GPU between two events of its stream.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from statistics import median, quantiles
+from time import perf_counter
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.errors import UserError
+from latent import methods
+from latent.config import ModelConfig
+from latent.generate import decode, rollout
+from latent.make import config_from_scratch, from_config
+from latent.methods import Sim
+from latent.methods.sequence import AlongSequence
+from latent.methods.terms import text_loss
+from latent.text import Text
+from latent.thought import Greedy, Prompt
+from train.estimate import config_of_shape
+
+Shape = Literal["tiny", "gpt2", "qwen3-0.6b"]
+NAMES = {"gpt2": "gpt2", "qwen3-0.6b": "Qwen/Qwen3-0.6B"}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Tokens of a prompt and of a text, latents between them; rows in training, prompts and group of rollouts, rows of
+    answers. Those of GSM8K in Coconut's setting."""
+
+    prompt: int = 151
+    latents: int = 6
+    text: int = 17
+    train: int = 32
+    prompts: int = 16
+    group: int = 16
+    answers: tuple[int, ...] = (1, 64)
+
+
+TINY = Sizes(prompt=9, latents=2, text=3, train=4, prompts=2, group=3, answers=(1, 3))
+
+
+def compare(shape: Shape, device: str, rounds: int) -> list[dict]:
+    """The rows to print, of `rounds` rounds. Raises UserError without such a device, RuntimeError where arms differ."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: there is no GPU here; --device cpu --what rivals --shape tiny tries it out")
+    torch.manual_seed(0)
+    sizes, place = TINY if shape == "tiny" else Sizes(), torch.device(device)
+    method = methods.build(Sim(n_latent=sizes.latents, told="answer"), from_config(_config(shape))).to(place)
+    assert isinstance(method, AlongSequence)  # as Sim's is
+    method.eval()  # no dropout: the arms are to compute the same
+    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    told = {"shape": shape, "device": name, "dtype": "bf16" if device == "cuda" else "fp32"}
+    rows = [*training(method, sizes, rounds), *rollouts(method, sizes, rounds)]
+    for batch in sizes.answers:
+        rows += answers(method, sizes, batch, rounds)
+    return [row | told for row in rows]
+
+
+def _config(shape: Shape):
+    if shape != "tiny":
+        return config_of_shape(NAMES[shape])
+    return config_from_scratch(ModelConfig(n_layer=2, n_embd=32, n_head=2, n_positions=64), 61, 0, None)
+
+
+def ids_of(method: AlongSequence, rows: int, length: int) -> Tensor:
+    return torch.randint(1, method.backbone.vocab, (rows, length), device=method.backbone.device)
+
+
+def mixed(place: torch.device) -> torch.autocast:
+    """Autocast to bfloat16 on a GPU."""
+    return torch.autocast(place.type, torch.bfloat16, enabled=place.type == "cuda")
+
+
+class Theirs:
+    """The latent loop in transformers' own words. `cached`: with its cache; else the whole prefix is read each time."""
+
+    def __init__(self, lm: Any, feedback: Callable[[Tensor], Tensor] | None, cached: bool):
+        assert feedback is not None  # there are latents
+        self.lm, self.feedback, self.cached = lm, feedback, cached
+        self.past: Any = None
+        self.read_BTD: Tensor | None = None
+
+    def read(self, x_BTD: Tensor) -> Tensor:
+        """Final hidden states of further positions, given as embeddings."""
+        if self.cached:
+            out = self.lm.get_decoder()(inputs_embeds=x_BTD, past_key_values=self.past, use_cache=True)
+            self.past = out.past_key_values
+            return out.last_hidden_state
+        self.read_BTD = x_BTD if self.read_BTD is None else torch.cat([self.read_BTD, x_BTD], 1)
+        out = self.lm.get_decoder()(inputs_embeds=self.read_BTD, use_cache=False)
+        return out.last_hidden_state[:, -x_BTD.shape[1] :]
+
+    def think(self, ids_BT: Tensor, k: int) -> Tensor:
+        """The final hidden state (B, 1, D) after k latents."""
+        self.past = self.read_BTD = None
+        h_BTD = self.read(self.lm.get_input_embeddings()(ids_BT))
+        for _ in range(k):
+            h_BTD = self.read(self.feedback(h_BTD[:, -1]).to(h_BTD.dtype)[:, None])
+        return h_BTD[:, -1:]
+
+    def loss(self, ids_BT: Tensor, text_BT: Tensor, k: int) -> Tensor:
+        """Cross-entropy of a text after k latents."""
+        h_B1D = self.think(ids_BT, k)
+        h_BTD = torch.cat([h_B1D, self.read(self.lm.get_input_embeddings()(text_BT[:, :-1]))], 1)
+        logits_BTV = self.lm.get_output_embeddings()(h_BTD).float()
+        return F.cross_entropy(logits_BTV.flatten(0, 1), text_BT.flatten())
+
+    @torch.no_grad()
+    def write(self, ids_BT: Tensor, k: int, tokens: int, sampled: bool = False) -> Tensor:
+        """A text (B, T) after k latents, the likeliest token each time or a sampled one."""
+        h_B1D, text = self.think(ids_BT, k), []
+        for _ in range(tokens):
+            logits_BV = self.lm.get_output_embeddings()(h_B1D[:, -1]).float()
+            text.append(torch.multinomial(logits_BV.softmax(-1), 1) if sampled else logits_BV.argmax(-1, keepdim=True))
+            if len(text) < tokens:
+                h_B1D = self.read(self.lm.get_input_embeddings()(text[-1]))
+        return torch.cat(text, 1)
+
+
+def training(method: AlongSequence, sizes: Sizes, rounds: int) -> list[dict]:
+    """Forward, backward and AdamW of a text's loss after the latents."""
+    backbone, k, place = method.backbone, sizes.latents, method.backbone.device
+    ids_BT, text_BT = ids_of(method, sizes.train, sizes.prompt), ids_of(method, sizes.train, sizes.text)
+    feedback = method.feedback
+    optimizer = torch.optim.AdamW(method.parameters(), lr=0.0, fused=True)  # no arm changes what the next one reads
+
+    def ours() -> Tensor:
+        thought = method.think(Prompt(ids_BT), Greedy())
+        return text_loss(backbone, thought, Text(text_BT, None))[0].taken()
+
+    losses: dict[str, Callable[[], Tensor]] = {"ours": ours}
+    for name, cached in (("transformers, cached", True), ("transformers, whole prefix", False)):
+        losses[name] = partial(Theirs(backbone.lm, feedback, cached).loss, ids_BT, text_BT, k)
+
+    def update(loss: Callable[[], Tensor]) -> Tensor:
+        with mixed(place):
+            value = loss()
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return value.detach()
+
+    arms = {name: partial(update, loss) for name, loss in losses.items()}
+    found = {name: float(arm()) for name, arm in arms.items()}
+    limit = 0.05 if place.type == "cuda" else 1e-4
+    if not all(abs(loss - found["ours"]) <= limit * abs(found["ours"]) for loss in found.values()):
+        raise RuntimeError(f"the arms' losses differ: {found}")
+    what = f"training step, {sizes.train} rows, {sizes.prompt} + {k} + {sizes.text} positions"
+    return table(what, timed(arms, rounds, place))
+
+
+def reading(method: AlongSequence) -> Any:
+    """The language model as a user who only reads has it: on a GPU in bfloat16, which autocast need not convert."""
+    if method.backbone.device.type != "cuda":
+        return method.backbone.lm
+    lm = type(method.backbone.lm)(method.backbone.lm.config)
+    lm.load_state_dict(method.backbone.lm.state_dict())
+    return lm.to(method.backbone.device, torch.bfloat16).eval()
+
+
+def rollouts(method: AlongSequence, sizes: Sizes, rounds: int) -> list[dict]:
+    """Sampled texts after the latents, a group for each prompt."""
+    k, n, place, lm = sizes.latents, sizes.prompts * sizes.group, method.backbone.device, reading(method)
+    ids_PT = ids_of(method, sizes.prompts, sizes.prompt)
+    ids_BT = ids_PT.repeat_interleave(sizes.group, 0)
+
+    def ours() -> None:
+        with mixed(place):
+            rollout(method, Prompt(ids_PT), sizes.group, sizes.text, None, 1.0)
+
+    cached = Theirs(lm, method.feedback, True)
+    arms: dict[str, Callable[[], object]] = {
+        "ours": ours,
+        "transformers, cached": partial(cached.write, ids_BT, k, sizes.text, sampled=True),
+        "transformers, generate": partial(generated, lm, ids_BT, k + sizes.text, do_sample=True),
+    }
+    what = f"{n} rollouts of {sizes.prompts} prompts, {sizes.prompt} + {k} + {sizes.text} positions"
+    return table(what, timed(arms, rounds, place))
+
+
+def answers(method: AlongSequence, sizes: Sizes, batch: int, rounds: int) -> list[dict]:
+    """Greedy texts after the latents; by the whole prefix only one row, as they are written one at a time."""
+    k, place, lm = sizes.latents, method.backbone.device, reading(method)
+    ids_BT, feedback = ids_of(method, batch, sizes.prompt), method.feedback
+
+    def ours() -> Tensor:
+        with torch.inference_mode(), mixed(place):
+            return decode(method, method.think(Prompt(ids_BT), Greedy()), Greedy(), sizes.text, None)
+
+    arms: dict[str, Callable[[], Tensor]] = {"ours": ours}
+    for name, cached in (("transformers, cached", True), ("transformers, whole prefix", False)):
+        if cached or batch == 1:
+            arms[name] = partial(Theirs(lm, feedback, cached).write, ids_BT, k, sizes.text)
+    texts = {name: arm() for name, arm in arms.items()}
+    arms["transformers, generate"] = partial(generated, lm, ids_BT, k + sizes.text, do_sample=False)
+    what = f"answer, batch {batch}, {sizes.prompt} + {k} + {sizes.text} positions"
+    rows = table(what, timed(arms, rounds, place))
+    for name, text_BT in texts.items():
+        same = float((text_BT == texts["ours"]).float().mean())
+        if place.type == "cpu" and same < 1:  # in bfloat16 near ties fall otherwise: said, and judged by the reader
+            raise RuntimeError(f"{what}: {name} writes another text than ours")
+        rows.append({"what": what, "arm": name, "value": same, "unit": "of its tokens are ours"})
+    return rows
+
+
+@torch.no_grad()
+def generated(lm: Any, ids_BT: Tensor, tokens: int, do_sample: bool) -> Tensor:
+    """As many tokens by the library's own loop."""
+    mask_BT = torch.ones_like(ids_BT)
+    how = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": do_sample, "pad_token_id": 0}
+    return lm.generate(ids_BT, attention_mask=mask_BT, **how)
+
+
+def timed(arms: Mapping[str, Callable[[], object]], rounds: int, place: torch.device) -> dict[str, list[float]]:
+    """Seconds of each arm in each round, after two rounds to warm up. Every other round runs backwards."""
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    for i in range(rounds + 2):
+        for name in list(arms) if i % 2 else list(arms)[::-1]:
+            seconds = clocked(arms[name], place)
+            if i > 1:
+                times[name].append(seconds)
+    return times
+
+
+def clocked(call: Callable[[], object], place: torch.device) -> float:
+    """Seconds that a call takes, from idle to idle."""
+    if place.type != "cuda":
+        start = perf_counter()
+        call()
+        return perf_counter() - start
+    torch.cuda.synchronize(place)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in "be")
+    begin.record()
+    call()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1000
+
+
+def table(what: str, times: dict[str, list[float]]) -> list[dict]:
+    """Of each arm its median in milliseconds with quartiles, and its median ratio to ours, round by round."""
+    rows = []
+    for name, seconds in times.items():
+        low, _, high = quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
+        row = {"what": what, "arm": name, "value": 1000 * median(seconds), "unit": "ms"}
+        rows.append(row | {"low": 1000 * low, "high": 1000 * high, "rounds": len(seconds)})
+    for name, seconds in times.items():
+        if name != "ours":
+            ratio = median(theirs / ours for theirs, ours in zip(seconds, times["ours"], strict=True))
+            rows.append({"what": what, "arm": f"{name} / ours", "value": ratio, "unit": ""})
+    return rows

@@ -204,10 +204,12 @@ def comparison(names: tuple[str, str], runs: list[Recorded]) -> list[str]:
         out.append(f"{name}: {a.result['main'][name]:.3f} | {b.result['main'][name]:.3f}")
     for name in ("steps", "flops", "core_seconds"):
         out.append(f"{name}: {a.result[name]:.4g} | {b.result[name]:.4g}")
-    if _flat(a.config["env"]) != _flat(b.config["env"]) or len(a.result["correct"]) != len(b.result["correct"]):
+    split_a, split_b = (run.config.get("judge", {}).get("split", "test") for run in (a, b))
+    as_many = len(a.result["correct"]) == len(b.result["correct"])
+    if split_a != split_b or not as_many or _flat(a.config["env"]) != _flat(b.config["env"]):
         return [*out, "judged on different problems: no paired difference"]
     x, y = np.array(a.result["correct"]), np.array(b.result["correct"])
-    together = a.result.get("clusters")
+    together = a.result.get("clusters") or b.result.get("clusters")  # records were made before clusters were kept
     d = paired(x, y, n_boot=2000, clusters=together)
     over = "items" if together is None else f"items in {len(set(together))} clusters"
     return [

@@ -120,7 +120,8 @@ def read_whole(
 def rows_of(method: Method, config: LatentConfig, ids: list[list[int]], mask: list[list[bool]] | None) -> list[Row]:
     """Where each row's prompt ends, how often it thinks, and where its text is."""
     latent, think = config.latent_id, config.think_id
-    thinks = method.trained_steps > 0  # the text then keeps its trained positions even when nothing is thought
+    # the text then keeps its trained positions, and follows the closing embedding, even when nothing is thought
+    thinks = method.trained_steps > 0 or method.reserved(0) > 0
     rows = []
     for b, row in enumerate(ids):
         real = [c for c in range(len(row)) if mask is None or mask[b][c]]

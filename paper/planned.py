@@ -37,7 +37,7 @@ PLANNED: dict[str, Ablation] = {
     ),
     # CoT2's figure of accuracy by embedding dimension, with a tenth of its epochs and one split for all seeds
     "cot2": Ablation(
-        claim="Mixtures taught the frontier solve more than a chain at widths 24 and 32; at 16 they do not.",
+        claim="Mixtures taught the frontier solve more than a chain at widths 24 and 32.",
         base="cot2-mnns",
         axes=({f"width {d}": {**_REDUCED, "model.n_embd": d} for d in (16, 24, 32)},),
         seeds=(42, 43, 44, 45, 46),

@@ -59,12 +59,13 @@ class Row:
 
     def clusters(self, metric: str | None = None) -> list[int] | None:
         """The cluster of each problem behind a metric, of accuracies; None where each is alone, as in old records."""
-        part = self.lines[0]["result"]
-        for name in ITEMS.get(metric or self.metric, ("",))[:-1]:
-            part = part[name]
-        if (metric or self.metric) not in ITEMS or "clusters" not in part:
+        if (metric or self.metric) not in ITEMS:
             return None
-        return records.unpack_clusters(part["clusters"])
+        parts = [line["result"] for line in self.lines]
+        for name in ITEMS[metric or self.metric][:-1]:
+            parts = [part[name] for part in parts]
+        packed = next((part["clusters"] for part in parts if "clusters" in part), None)
+        return None if packed is None else records.unpack_clusters(packed)
 
     def level_items(self, level: str) -> slice:
         """Where the problems of a level are in the pooled results."""
@@ -230,7 +231,7 @@ def gather(
         a = rows[contrast.a].results(contrast.steps, contrast.metric)
         b = rows[contrast.b].results(contrast.steps_b or contrast.steps, contrast.metric)
         unit = rows[contrast.a].unit(contrast.metric or ablation.metric)
-        together = rows[contrast.a].clusters(contrast.metric)
+        together = rows[contrast.a].clusters(contrast.metric) or rows[contrast.b].clusters(contrast.metric)
         differences.append(paired(a, b, n_boot, unit=unit, clusters=together))
     table.contrasts = list(zip(ablation.contrasts, differences, holm([d.p for d in differences])))
     return table

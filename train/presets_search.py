@@ -6,8 +6,9 @@
 | order matters | `cups-one-token` | `modular` |
 
 In each, no-CoT, a chain, mixtures of tokens (CoT2) and their two controls, which are told the same, take about the same
-core-seconds of training, and each has the best of the same four learning rates on the validation split, at a seed that
-no table has. The claims are ablations (paper/ablations.py).
+core-seconds of training. On `mnns` each has the best of the same four learning rates on the validation split, on
+`modular` of the same two, at a seed that no table has; `cups-one-token` has not been searched. paper/LOG.md has what
+was tried, and where the best is at an edge. The claims are ablations (paper/ablations.py).
 """
 
 from dataclasses import replace
@@ -55,8 +56,8 @@ def mnns() -> Experiment:
 
     The claims are the ablations `search` and `search-rl`. Arms that start from `few` or `few-cot` are told of 12,800
     problems more: that many are drawn for rollouts, or have their gold answers told. The two starts have CoT2's rate
-    and no search of their own; each arm after them has the best of five settings from such a start, rates but for
-    `few-rl`, which has K = 8 at three rates and K = 3 at two.
+    and no search of their own; from such a start each arm of RL has the best of five settings (of `few-rl` K = 8 at
+    three rates and K = 3 at two), `few-sft` of four rates and `few-more` of three.
     """
     cot2 = CoT2(n_latent=4)
     answer = replace(cot2, told="answer")

@@ -206,7 +206,8 @@ def notes(rows: list[Row], seconds: float, timed_on: str | None) -> list[str]:
             swept = {**row.result["sweep"], str(round(row.result["main"]["used"])): row.result["main"]}
             by_k = ", ".join(f"{k}: {swept[k]['accuracy']:.3f}" for k in sorted(swept, key=int))
             remarks.append(f"{row.arm}, accuracy by latent steps when answering: {by_k}")
-    first, together = rows[0].run, rows[0].result.get("clusters")
+    first = rows[0].run
+    together = next((row.result["clusters"] for row in rows if row.result.get("clusters")), None)
     timed = f"ms: wall time of a whole batch, {timed_on}; " if timed_on else ""
     over = "items"
     if together is not None:
@@ -222,7 +223,8 @@ def notes(rows: list[Row], seconds: float, timed_on: str | None) -> list[str]:
 
 def compared(row: Row, other: Row) -> str:
     """The paired difference between two arms on the same problems."""
-    a, b, together = row.result["correct"], other.result["correct"], row.result.get("clusters")
+    a, b = row.result["correct"], other.result["correct"]
+    together = row.result.get("clusters") or other.result.get("clusters")
     d, p = paired(a, b, n_boot=2000, clusters=together), mcnemar(a, b, together)
     over = "items" if together is None else "clusters of items"
     return (

@@ -96,6 +96,8 @@ class MNNS(SignedDigits):
         super().__post_init__()
         if self.epochs is not None and self.epochs < 0:
             raise UserError(f"env.epochs must be at least 0, got {self.epochs}")
+        if self.epochs is not None and self.lengths != [self.digits]:
+            raise UserError(f"env.epochs has problems of env.digits alone, got env.other_digits {self.other_digits}")
         sequences = (self.largest - self.smallest + 1) ** self.digits
         if self.epochs is not None and sequences > MOST_SEQUENCES:
             raise UserError(
@@ -243,7 +245,7 @@ def partial_sums(digits: tuple[int, ...], signs: list[int]) -> list[int]:
     return sums
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=1 << 14)
 def ways_of(digits: tuple[int, ...]) -> Counter[int]:
     """How many sign vectors come to each sum, of digits in ascending order: no order matters."""
     if not digits:
@@ -304,7 +306,7 @@ def searched(digits: tuple[int, ...]) -> list[list[int]]:
     return steps
 
 
-@lru_cache(maxsize=1 << 16)
+@lru_cache(maxsize=1 << 12)
 def reachable(digits: tuple[int, ...]) -> tuple[tuple[str, float], ...]:
     """The sums of digits in ascending order, and the share of all sign vectors that come to each."""
     ways, whole = ways_of(digits), 2 ** len(digits)

@@ -64,6 +64,10 @@ class SignsEnvironment(Generated):
         self.answer_tokens, self.chain_tokens, self.chain_steps = config.digits, config.digits - 1, config.digits - 1
         self.main_level = config.digits
 
+    def cluster(self, problem):
+        digits, target = asked(problem.question)
+        return f"{sorted(digits)} {target}"
+
     def draw(self, rng: random.Random, level: int) -> Problem:
         digits = tuple(rng.choices(range(self.config.smallest, self.config.largest + 1), k=level))
         target = rng.choice(sorted(ways_of(tuple(sorted(digits)))))

@@ -25,6 +25,7 @@ from latent.files import PART, check_writable, put_folder
 if TYPE_CHECKING:
     from latent.convert.source import Source
 
+MOST = 1_000_000  # latents or tokens that anyone may ask for
 LAYOUTS: dict[str, str] = {
     "coconut": "Coconut's state dict, or SIM-CoT's of the same kind",
     "codi": "CODI's state dict with LoRA adapters and projection, or SIM-CoT's of the same kind",
@@ -46,8 +47,9 @@ class Asked:
     gpt2, or meta-llama/Llama-3.2-1B-Instruct."""
     n_latent: int | None = None
     """Latents of an answer."""
-    latents_per_step: int = 2
-    """Coconut's latents for a step of a chain (c_thought): 2 for GSM8K, 1 for ProsQA and ProntoQA."""
+    latents_per_step: int | None = None
+    """Coconut's latents for a step of a chain (c_thought): 2 for GSM8K, 1 for ProsQA and ProntoQA. None = 2, or 1 where
+    the latents are an odd number."""
     lora_alpha: float = 32.0
     """CODI's scale of the adapters, which its state dict does not hold."""
     top_k: int = 10
@@ -58,8 +60,8 @@ class Asked:
     def __post_init__(self):
         for name, least in (("n_latent", 0), ("latents_per_step", 1), ("top_k", 1), ("answer_tokens", 1)):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"{flag(name)} must be at least {least}, got {value}")
+            if value is not None and not least <= value <= MOST:
+                raise UserError(f"{flag(name)} must be in {least}..{MOST}, got {value}")
         if not self.lora_alpha > 0:
             raise UserError(f"--lora-alpha must be > 0, got {self.lora_alpha}")
         if self.layout is not None and self.layout not in LAYOUTS:

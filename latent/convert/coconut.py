@@ -19,7 +19,7 @@ from latent.convert import Asked, Converted
 from latent.convert.pretrained import check_no_think_token, filled, parts_of, retold
 from latent.convert.source import Source
 from latent.generate import Reasoner
-from latent.methods import Coconut, MethodConfig, Sim
+from latent.methods import Coconut, SequenceConfig, Sim
 from latent.methods.sequence import AlongSequence
 
 LINE_BREAK = r"{{ messages[0]['content'].rstrip('\n') + '\n' }}"
@@ -62,7 +62,7 @@ def read(source: Source, asked: Asked) -> Converted:
     tokenizer = retold(
         parts.tokenizer, {start: THINK, start + 1: "<|end-latent|>", start + 2: PAD}, template=LINE_BREAK
     )
-    config: MethodConfig
+    config: SequenceConfig
     if sim:
         k = 10 if asked.n_latent is None else asked.n_latent
         config = Sim(n_latent=k, told="answer", closing=True)
@@ -79,14 +79,17 @@ def read(source: Source, asked: Asked) -> Converted:
 
 def coconut(k: int, asked: Asked) -> Coconut:
     """Coconut after its curriculum, k latents."""
-    c = asked.latents_per_step if k % asked.latents_per_step == 0 else 1
+    c = asked.latents_per_step or (1 if k % 2 else 2)
+    if k % c:
+        raise UserError(f"--latents-per-step {c} does not divide the {k} latents")
     return Coconut(n_latent=k, latents_per_step=c, first_stage=k // c + 1, closing=True)
 
 
 def assembled(
-    config: MethodConfig, body: Backbone, tokenizer, closing: int, answer_tokens: int, chat: bool = True
+    config: SequenceConfig, body: Backbone, tokenizer, closing: int, answer_tokens: int, chat: bool = True
 ) -> Reasoner:
     """A reasoner of a method whose thoughts are closed by a token's embedding."""
+    check_room(config, body)
     method = methods.build(config, body)
     assert isinstance(method, AlongSequence) and method.closing is not None
     with torch.no_grad():
@@ -94,6 +97,14 @@ def assembled(
     codec = Codec(tokenizer, chat=chat)
     assert codec.size <= body.vocab, "a token has no embedding"
     return Reasoner(method.eval(), codec, answer_tokens, 0, 1)
+
+
+def check_room(config: SequenceConfig, body: Backbone) -> None:
+    """Raise UserError where latents leave no position for a prompt and a text."""
+    if config.stride * config.n_latent + config.closing + 2 > body.positions:
+        raise UserError(
+            f"--n-latent {config.n_latent} leaves no room for text: the backbone has {body.positions} positions"
+        )
 
 
 def title_of(reasoner: Reasoner) -> str:

@@ -16,7 +16,7 @@ from kernels.errors import UserError
 from latent import hub, methods
 from latent.codec import THINK, Codec
 from latent.convert import Asked, Converted
-from latent.convert.coconut import assembled, title_of
+from latent.convert.coconut import assembled, check_room, title_of
 from latent.convert.pretrained import filled, parts_of
 from latent.convert.source import Source
 from latent.generate import Reasoner
@@ -53,10 +53,15 @@ def read(source: Source, asked: Asked) -> Converted:
     if known:
         reasoner = assembled(config, body, tokenizer, vocab[END], longest, chat)
     else:
-        line_break = codec.step("\n")[-1]
-        with torch.no_grad():
-            table = body.lm.get_input_embeddings().weight
-            table[codec.think] = table[line_break]
+        check_room(config, body)
+        if THINK not in vocab:
+            line_break = codec.step("\n")
+            if not line_break:
+                raise UserError(f"the tokenizer of {parts.name} has no token for a line break, which {THINK} begins as")
+            with torch.no_grad():
+                table = body.lm.get_input_embeddings().weight
+                table[codec.think] = table[line_break[-1]]
         reasoner = Reasoner(methods.build(config, body).eval(), codec, longest, 0, 1)
-        notes.append(f"the tokenizer has no {THINK} and {END}: the prompt ends in a new token like a line break")
+        new = "" if THINK in vocab else f" and no {THINK}, so that the prompt ends in a new token like a line break"
+        notes.append(f"the tokenizer has no {END}, so that nothing follows the latents{new}")
     return Converted(title_of(reasoner), partial(hub.save, reasoner), notes)

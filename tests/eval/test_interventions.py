@@ -20,6 +20,9 @@ class Judged:
     def verify(self, problem, text):
         return Verdict(0.0, blake2b((problem.key + text).encode()).digest()[0] < 128, True)
 
+    def cluster(self, problem):
+        return problem.key
+
 
 def by_hand(reasoner, problem, inputs_KD) -> str:
     """The answer of one problem with the inputs of its latents given, through read and step alone."""

@@ -153,7 +153,7 @@ def test_a_damaged_or_foreign_checkpoint_is_one_line(kind, parts, tmp_path, capf
         (["COCO", "--layout", "pause"], "--layout must be one of coconut, codi, latenttts, soft, gguf, got 'pause'"),
         (["COCO"], "has no config.json: name the backbone that was trained by --base (such as gpt2)"),
         (["COCO", "--base", "COCO"], "no config and tokenizer of a backbone can be read from"),
-        (["COCO", "--base", "BASE", "--n-latent", "-1"], "--n-latent must be at least 0, got -1"),
+        (["COCO", "--base", "BASE", "--n-latent", "-1"], "--n-latent must be in 0..1000000, got -1"),
         (["COCO", "--base", "BASE", "--lora-alpha", "0"], "--lora-alpha must be > 0, got 0.0"),
         (["COCO", "--base", "BASE", "--lora-alpha", "16"], "--lora-alpha is not of layout coconut: it takes --base, "),
         (["some/where/else"], "is not a folder, a file, or a name on the hub"),

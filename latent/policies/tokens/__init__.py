@@ -7,6 +7,8 @@ from kernels.errors import UserError
 from latent.config import at_least, one_of
 from latent.policies.config import PolicyConfig
 
+MOST_TOKENS = 1024  # each is drawn, embedded and recorded
+
 
 @dataclass(frozen=True)
 class Tokens(PolicyConfig):
@@ -23,6 +25,8 @@ class Tokens(PolicyConfig):
 
     def __post_init__(self):
         at_least(self, "k", 1)
+        if self.k > MOST_TOKENS:
+            raise UserError(f"method.policy.k must be in 1..{MOST_TOKENS}, got {self.k}")
         one_of(self, "judged", ("method", "drawn"))
         if not self.temperature > 0:
             raise UserError(f"method.policy.temperature must be > 0, got {self.temperature}")

@@ -70,7 +70,10 @@ class LayerCache:
         if isinstance(visible_BTS, Tensor):
             mask = visible_BTS[..., -t:, :]
         elif isinstance(visible_BTS, str) and 1 < t < self.size:
-            mask = causal_lower_right(t, self.size)
+            if q.is_cuda:  # elsewhere no kernel takes a mask that is not written out
+                mask = causal_lower_right(t, self.size)
+            else:
+                mask = torch.ones(t, self.size, dtype=torch.bool, device=q.device).tril(self.size - t)
             q, k = q.to(v.dtype), k.to(v.dtype)  # autocast leaves rotated ones in fp32, and casts none for this mask
         if k.shape[1] != q.shape[1]:
             k, v = _a_head_each(q, k, v)

@@ -66,15 +66,15 @@ class LayerCache:
         """Scaled dot-product attention of queries (B, H, T, d), the last positions where T < S -> (B, T, H d)."""
         t, k, v = q.shape[2], self.k, self.v
         causal = isinstance(visible_BTS, str) and t == self.size
-        mask: Tensor | None
-        if isinstance(visible_BTS, str):
-            mask = None if causal or t == 1 else causal_lower_right(t, self.size)
-            q, k = (
-                q.to(v.dtype),
-                k.to(v.dtype),
-            )  # autocast leaves them in fp32, and does not reach such a mask's kernels
-        else:
-            mask = visible_BTS if visible_BTS is None else visible_BTS[..., -t:, :]
+        mask: Tensor | None = None
+        if isinstance(visible_BTS, Tensor):
+            mask = visible_BTS[..., -t:, :]
+        elif isinstance(visible_BTS, str) and 1 < t < self.size:
+            if q.is_cuda:  # elsewhere no kernel takes a mask that is not written out
+                mask = causal_lower_right(t, self.size)
+            else:
+                mask = torch.ones(t, self.size, dtype=torch.bool, device=q.device).tril(self.size - t)
+            q, k = q.to(v.dtype), k.to(v.dtype)  # autocast leaves rotated ones in fp32, and casts none for this mask
         if k.shape[1] != q.shape[1]:
             k, v = _a_head_each(q, k, v)
         a = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal)

@@ -162,15 +162,18 @@ def _arrangement(text: str) -> str:
     return rows[-1].replace(",", " ") if rows else ""
 
 
+TAIL = 10_000  # characters at the end of a text, in which its last number or signs are looked for
+
+
 def _sum(text: str) -> str:
     """The last whole number, as a sum is written."""
-    found = re.findall(r"-?\d+", answers.fold(text), re.ASCII)
+    found = re.findall(r"-?\d+", answers.fold(text[-TAIL:]), re.ASCII)
     return f"={found[-1]}" if found else ""
 
 
 def _signs(text: str) -> str:
     """The last signs that stand together, with or without commas."""
-    runs = re.findall(r"[+-](?:[\s,]*+[+-])*", answers.fold(text))
+    runs = re.findall(r"[+-](?:[\s,]*+[+-])*", answers.fold(text[-TAIL:]))
     return " ".join(c for c in runs[-1] if c in "+-") if runs else ""
 
 

@@ -62,7 +62,8 @@ def test_a_control_that_cannot_be_read_is_said_and_two_are_refused(tmp_path, cap
 
 def test_the_summary_says_used_only_where_the_interval_does():
     def found(intact, other):
-        return {"env": "E", "causal": {"intact": intact, "interventions": {"other problem": {"correct": other}}}}
+        causal = {"intact": intact, "interventions": {"other problem": {"correct": other}}, "clusters": [*range(100)]}
+        return {"env": "E", "causal": causal}
 
     assert "causally used" in diagnose.summary(found([1] * 100, [0] * 90 + [1] * 10))
     assert "not shown to be used" in diagnose.summary(found([1] * 50 + [0] * 50, [1] * 49 + [0] * 50 + [1]))

@@ -68,7 +68,7 @@ def mnns() -> Experiment:
         env=MNNS(digits=5, smallest=5, largest=16),
         model=_model(48),
         arms={
-            "no-cot": Arm(NoCoT(), _sft(5e-3, 2800)),
+            "no-cot": Arm(NoCoT(), _sft(2.5e-3, 2800)),
             "cot": Arm(CoT(), _sft(2e-2, 1800)),
             "cot2": Arm(cot2, _sft(1e-2, 1500)),
             "pause": Arm(Pause(cot2), _sft(1e-2, 1600)),

@@ -25,7 +25,7 @@ from kernels.errors import UserError
 
 MOST_NODES = 200
 ADDED = 8  # nodes, at most, that closing a graph adds
-TRIES = 1_000  # graphs that are grown for one problem, before there is said to be none
+TRIES = 5_000  # graphs that are grown for one problem, before there is said to be none
 
 
 @dataclass(frozen=True)

@@ -267,7 +267,7 @@ GROUPS = (
          r"\csname r@latents: seeds\endcsname{6}"),
     )),
     ("README.md", COMMITTED, (
-        ("the first table altered by hand", "| answers at once | 0.", "| answers at once | 1."),
+        ("the first table altered by hand", "branches, order matters | 0.", "branches, order matters | 1."),
         ("a claim's verdict altered by hand", "fewer latents, and than its controls. * | supported |",
          "fewer latents, and than its controls. * | not shown |"),
     )),

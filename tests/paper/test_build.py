@@ -223,7 +223,7 @@ def test_the_first_table_is_the_records_of_its_arms():
         name: tables.gather(name, ABLATIONS[name], cells(ABLATIONS[name], CONTROLS), lines, 200)
         for name in overview.TASKS
     }
-    rows = [row.strip("| ").split(" | ") for row in overview.lines(made)[2:]]
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in overview.lines(made)[2:]]
     classes = ("NoCoT", "CoT", "CoT2", "Pause", "FixedEmbedding")
     for env, accuracy, costs in zip(("Modular", "MNNS"), rows[::2], rows[1::2]):
         for i, method in enumerate(classes):

@@ -204,7 +204,7 @@ def comparison(names: tuple[str, str], runs: list[Recorded]) -> list[str]:
         out.append(f"{name}: {a.result['main'][name]:.3f} | {b.result['main'][name]:.3f}")
     for name in ("steps", "flops", "core_seconds"):
         out.append(f"{name}: {a.result[name]:.4g} | {b.result[name]:.4g}")
-    split_a, split_b = (run.config.get("judge", {}).get("split", "test") for run in (a, b))
+    split_a, split_b = (run.flat.get("judge.split", "test") for run in (a, b))
     as_many = len(a.result["correct"]) == len(b.result["correct"])
     if split_a != split_b or not as_many or _flat(a.config["env"]) != _flat(b.config["env"]):
         return [*out, "judged on different problems: no paired difference"]

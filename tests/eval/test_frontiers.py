@@ -215,6 +215,7 @@ def test_weights_of_tokens_are_the_frontiers_and_words_of_several_are_refused():
         (lambda: MNNS(other_digits=(3, 13)), r"env\.other_digits must be in 2\.\.12, got \(3, 13\)"),
         (lambda: MNNS(largest=200, other_digits=(11,)), "env.digits 11 up to env.largest 200 have 4401 partial sums"),
         (lambda: MNNS(epochs=-1), r"env\.epochs must be at least 0, got -1"),
+        (lambda: MNNS(epochs=1, other_digits=(5,)), r"env\.epochs has problems of env\.digits alone"),
         (lambda: MNNS(digits=6, largest=20, epochs=0), "64,000,000 are more than 1,000,000"),
         (lambda: MNNS(smallest=0), r"env\.smallest must be at least 1"),
         (lambda: MNNS(smallest=9, largest=9), r"below env\.largest"),

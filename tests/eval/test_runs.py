@@ -60,6 +60,14 @@ def test_two_runs_are_compared_on_the_same_problems(home, capsys):
     assert "has not finished" in "\n".join(shown(capsys, home, "--compare", "aaa", "ccc"))
 
 
+def test_runs_judged_on_other_splits_are_not_paired(home, capsys):
+    path = home / "bbb222" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"judge": config.get("judge", {}) | {"split": "valid"}}))
+    out = "\n".join(shown(capsys, home, "--compare", "aaa", "bbb"))
+    assert "judged on different problems: no paired difference" in out and "McNemar" not in out
+
+
 @pytest.mark.parametrize(
     "args, message",
     [
@@ -130,6 +138,10 @@ def test_runs_on_clustered_items_are_compared_by_cluster(home, capsys):
     out = "\n".join(shown(capsys, home, "--compare", "aaa", "bbb"))
     p = mcnemar([1] * 9 + [0], [0] * 5 + [1] * 5)  # each pair of items is one
     assert f"over 20 items in 10 clusters, McNemar p = {p:.2g}" in out
+    earlier = home / "aaa111" / "result.json"  # a record of before clusters were kept
+    earlier.write_text(json.dumps({k: v for k, v in json.loads(earlier.read_text()).items() if k != "clusters"}))
+    for names in (("aaa", "bbb"), ("bbb", "aaa")):
+        assert "over 20 items in 10 clusters" in "\n".join(shown(capsys, home, "--compare", *names))
     path.write_text(json.dumps(json.loads(path.read_text()) | {"clusters": [0, 1]}))
     assert runs.main(["--out", str(home), "--compare", "aaa", "bbb"]) == 2
     assert "'clusters' must hold a number from 0 for each of 'correct'" in capsys.readouterr().err

@@ -109,9 +109,19 @@ def test_codi_matches_the_states_at_the_closing_embedding():
     torch.testing.assert_close(method.loss(batch)[0], want, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("config", [Coconut(n_latent=2, first_stage=3), Sim(n_latent=3, step_tokens=6)])
+@pytest.mark.parametrize(
+    "config",
+    [
+        Coconut(n_latent=2, first_stage=3),
+        Coconut(n_latent=2, first_stage=0),  # a stage without latents, which is closed, too
+        Sim(n_latent=3, step_tokens=6),
+        Sim(n_latent=0, step_tokens=6),
+    ],
+)
 def test_a_checkpoint_with_one_answers_alike_everywhere(config, tmp_path):
     reasoner = small_reasoner(replace(config, closing=True))
+    with torch.no_grad():
+        reasoner.method.closing *= 300  # so that an answer without it is another one
     want = reasoner.answer(QUESTIONS)
     hub.save(reasoner, tmp_path)
     assert latent.load(tmp_path).answer(QUESTIONS) == want

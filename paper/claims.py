@@ -88,11 +88,14 @@ def write(found: Iterable[Registration], folder: Path = HERE) -> None:
 
 @cache
 def has_history() -> bool:
-    """Whether this is a checkout of the repository with its whole history."""
+    """Whether this is a checkout of the repository with its whole history: not one that was begun anew from a copy."""
     top = git("rev-parse", "--show-toplevel") if IN_CHECKOUT else None
     if top is None or Path(top.strip()).resolve() != HERE.parent.resolve():
         return False
-    return (git("rev-parse", "--is-shallow-repository") or "").strip() == "false"
+    if (git("rev-parse", "--is-shallow-repository") or "").strip() != "false":
+        return False
+    kept = {each.commit for each in read(HERE).values()}
+    return not kept or any(git("cat-file", "-e", f"{commit}^{{commit}}") is not None for commit in kept)
 
 
 def commit_of(name: str, registered: str) -> str:

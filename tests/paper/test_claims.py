@@ -92,14 +92,20 @@ def test_a_caption_says_where_the_claim_was_registered_and_how_it_read(repositor
 
 
 def test_a_copy_without_history_says_the_same(repository, monkeypatch):
-    """The committed file stands for git in a shallow clone and in a copy; what it lacks is an error."""
+    """The committed file stands for git in a shallow clone, in a copy and in one whose history was begun anew; what it
+    lacks is an error."""
     home, made = repository
     lines, first = ran_at(made["first"], made["reworded"]), made["first"][:9]
     want = captioned(first, lines, home / "paper")
     claims.write(claims.find({"mini": replace(FIVE, registered=first)}, lines).values(), home / "paper")
     shallow = home.parent / "shallow"
     subprocess.run(["git", "clone", "-q", "--depth", "1", home.as_uri(), shallow], check=True, capture_output=True)
-    for copy in (shallow, home.parent):
+    anew = home.parent / "anew"  # its history was made again, with the file in it
+    (anew / "paper").mkdir(parents=True)
+    (anew / "paper" / claims.FILE).write_text((home / "paper" / claims.FILE).read_text())
+    for args in (("init", "-q"), ("add", "."), ("-c", "user.name=A", "-c", "user.email=a@b.c", "commit", "-qm", "All")):
+        subprocess.run(["git", *args], cwd=anew, check=True, capture_output=True)
+    for copy in (shallow, home.parent, anew):
         see(copy, monkeypatch)
         assert not claims.has_history()
         assert captioned(first, lines, home / "paper") == want

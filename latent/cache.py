@@ -29,6 +29,11 @@ def visible(t: int, size: int, mask_BS: Tensor | None, device: torch.device) -> 
     return ((causal_TS & mask_BS[:, None]) | own_TS)[:, None]
 
 
+def _last_of(t: int, size: int, device: torch.device) -> Tensor:
+    """What the last t of `size` positions attend to, (t, size), where each sees itself and all before it."""
+    return torch.ones(t, size, dtype=torch.bool, device=device).tril(size - t)
+
+
 def _a_head_each(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
     """K and V of grouped queries (Ainslie et al. 2023), repeated for each head of `q`."""
     return tuple(x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
@@ -70,10 +75,8 @@ class LayerCache:
         if isinstance(visible_BTS, Tensor):
             mask = visible_BTS[..., -t:, :]
         elif isinstance(visible_BTS, str) and 1 < t < self.size:
-            if q.is_cuda:  # elsewhere no kernel takes a mask that is not written out
-                mask = causal_lower_right(t, self.size)
-            else:
-                mask = torch.ones(t, self.size, dtype=torch.bool, device=q.device).tril(self.size - t)
+            # beyond CUDA no kernel takes a mask that is not written out
+            mask = causal_lower_right(t, self.size) if q.is_cuda else _last_of(t, self.size, q.device)
             q, k = q.to(v.dtype), k.to(v.dtype)  # autocast leaves rotated ones in fp32, and casts none for this mask
         if k.shape[1] != q.shape[1]:
             k, v = _a_head_each(q, k, v)
@@ -83,10 +86,7 @@ class LayerCache:
     def weigh(self, q: Tensor, visible_BTS: Tensor | str | None, dropout: float) -> tuple[Tensor, Tensor]:
         """The same by way of the attention weights (B, H, T, S), which come back too, as they are before dropout."""
         t = q.shape[2]
-        if isinstance(visible_BTS, Tensor):
-            seen = visible_BTS[..., -t:, :]
-        else:
-            seen = torch.ones(t, self.size, dtype=torch.bool, device=q.device).tril(self.size - t)
+        seen = visible_BTS[..., -t:, :] if isinstance(visible_BTS, Tensor) else _last_of(t, self.size, q.device)
         k, v = _a_head_each(q, self.k, self.v)
         scores = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(~seen, float("-inf"))
         weights = scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)

@@ -37,9 +37,8 @@ def lines(made: dict[str, Table]) -> list[str]:
 
 
 def floor(table: Table) -> float:
-    """What always the same answer gets, or chance where nothing else is recorded."""
-    floors = table.rows["cot2"].lines[0]["result"]["floors"]
-    return floors.get("commonest answer", floors.get("chance", 0.0))
+    """What always the same answer gets."""
+    return table.rows["cot2"].lines[0]["result"]["floors"]["commonest answer"]
 
 
 def figure(made: dict[str, Table]):

@@ -8,7 +8,8 @@
 In each, no-CoT, a chain, mixtures of tokens (CoT2) and their two controls, which are told the same, take about the same
 core-seconds of training. On `mnns` each has the best of the same four learning rates on the validation split, on
 `modular` of the same two, at a seed that no table has; `cups-one-token` has not been searched. paper/LOG.md has what
-was tried, and where the best is at an edge. The claims are ablations (paper/ablations.py).
+was tried, and where the best is at an edge. The claims are ablations (paper/ablations.py, and paper/planned.py of what
+has not been run).
 """
 
 from dataclasses import replace

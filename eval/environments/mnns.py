@@ -158,12 +158,7 @@ class MNNSEnvironment(Generated):
         return reachable(tuple(sorted(digits[:step]))) if step < len(digits) else ()
 
     def verify(self, problem, text):
-        *_, last = text.split() or [""]
-        said = SAID.fullmatch(last)
-        if said is None:
-            return Verdict(0.0, False, False, "does not end in = and a number")
-        correct = f"={int(said[1])}" == problem.answer
-        return Verdict(float(correct), correct, True, "" if correct else f"expected {problem.answer}")
+        return value_verdict(problem, text, SAID)
 
     def codec(self, model):
         from latent.codec import word_codec
@@ -221,6 +216,16 @@ RULES: dict[str, Callable[[list[int]], int]] = {
     "larger half against the rest": two_halves,
 }
 """Rules over sorted digits that a model may learn instead of a search."""
+
+
+def value_verdict(problem: Problem, text: str, value: re.Pattern[str]) -> Verdict:
+    """The verdict on a text that ends in a value; `value`: what such a word matches, with its number as a group."""
+    *_, last = text.split() or [""]
+    said = value.fullmatch(last)
+    if said is None:
+        return Verdict(0.0, False, False, "does not end in = and a number")
+    correct = f"={int(said[1])}" == problem.answer
+    return Verdict(float(correct), correct, True, "" if correct else f"expected {problem.answer}")
 
 
 def spelt(value: int) -> str:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
-from eval.environments.base import EnvConfig, Generated, Problem, Verdict
+from eval.environments.base import EnvConfig, Generated, Problem
+from eval.environments.mnns import spelt, value_verdict
 from kernels.errors import UserError
 
 MOST_DIGITS = 12  # the ways are 2^12 then
@@ -118,12 +119,7 @@ class ModularEnvironment(Generated):
         return tuple((f"={value}", ways[value] / 2**step) for value in sorted(ways))
 
     def verify(self, problem, text):
-        *_, last = text.split() or [""]
-        said = SAID.fullmatch(last)
-        if said is None:
-            return Verdict(0.0, False, False, "does not end in = and a number")
-        correct = f"={int(said[1])}" == problem.answer
-        return Verdict(float(correct), correct, True, "" if correct else f"expected {problem.answer}")
+        return value_verdict(problem, text, SAID)
 
     def codec(self, model):
         from latent.codec import word_codec
@@ -171,8 +167,3 @@ def ways_of(start: int, digits: tuple[int, ...], prime: int) -> Counter[int]:
     for value in after(start, digits[0], prime):
         ways.update(ways_of(value, digits[1:], prime))
     return ways
-
-
-def spelt(value: int) -> str:
-    """A value as a piece of a chain."""
-    return f"={value} "

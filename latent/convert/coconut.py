@@ -16,7 +16,7 @@ from latent import hub, methods
 from latent.backbone import Backbone
 from latent.codec import PAD, THINK, Codec
 from latent.convert import Asked, Converted
-from latent.convert.pretrained import check_no_think_token, filled, parts_of, retold
+from latent.convert.pretrained import check_names, check_no_think_token, filled, parts_of, retold
 from latent.convert.source import Source
 from latent.generate import Reasoner
 from latent.methods import Coconut, SequenceConfig, Sim
@@ -48,9 +48,7 @@ def read(source: Source, asked: Asked) -> Converted:
     check_no_think_token(parts)
     sim = any(name.startswith(_DECODER) for name in source.names)
     weights = {n.removeprefix(_LM): x for n, x in source.tensors.items() if n.startswith(_LM)}
-    strange = [n for n in source.names if not n.startswith((_LM, _DECODER)) and n != "embedding.weight"]
-    if strange:
-        raise UserError(f"{source.place} has weights that Coconut has not: {', '.join(sorted(strange)[:3])}")
+    check_names(source, "Coconut", (_LM, _DECODER), ("embedding.weight",))
     body = filled(parts, weights, source)
     vocab = parts.tokenizer.get_vocab()
     start = vocab.get("<|start-latent|>", len(parts.tokenizer))

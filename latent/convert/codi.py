@@ -16,7 +16,7 @@ from latent import hub
 from latent.codec import PAD, THINK
 from latent.convert import Asked, Converted
 from latent.convert.coconut import ANSWER_TOKENS, assembled, title_of
-from latent.convert.pretrained import check_no_think_token, filled, merged, parts_of, put, retold, some
+from latent.convert.pretrained import check_names, check_no_think_token, filled, merged, parts_of, put, retold
 from latent.convert.source import Source
 from latent.generate import Reasoner
 from latent.methods import Codi
@@ -48,10 +48,7 @@ def matches(source: Source) -> bool:
 def read(source: Source, asked: Asked) -> Converted:
     parts = parts_of(source, asked)
     check_no_think_token(parts)
-    known = (_LM, _PROJECTION, *_DECODER)
-    strange = [n for n in source.names if not n.startswith(known)]
-    if strange:
-        raise UserError(f"{source.place} has weights that CODI has not: {some(sorted(strange))}")
+    check_names(source, "CODI", (_LM, _PROJECTION, *_DECODER))
     first = parts.config.vocab_size
     weights = {n.removeprefix(_LM).removeprefix(_PEFT): x for n, x in source.tensors.items() if n.startswith(_LM)}
     adapted = any(".lora_" in n for n in weights)

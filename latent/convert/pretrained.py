@@ -166,6 +166,13 @@ def check_no_think_token(parts: Parts) -> None:
         raise UserError(f"the tokenizer of {parts.name} has {THINK} already: it is no backbone of this layout")
 
 
+def check_names(source: Source, whose: str, begin: tuple[str, ...], whole: tuple[str, ...] = ()) -> None:
+    """Raise UserError for weights that a checkpoint of `whose` has not: its names are `whole`, or begin as `begin`."""
+    strange = [name for name in source.names if name not in whole and not name.startswith(begin)]
+    if strange:
+        raise UserError(f"{source.place} has weights that {whose} has not: {some(sorted(strange))}")
+
+
 def some(names) -> str:
     """The first names of many."""
     names = list(names)

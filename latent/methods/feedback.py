@@ -9,10 +9,16 @@ from latent.backbone import Backbone
 
 
 class Feeding(Protocol):
-    """What a loop along the sequence feeds back: last hidden state -> next input embedding, (B, D) -> (B, D)."""
+    """What a loop along the sequence feeds back: last hidden state -> next input embedding, (B, D) -> (B, D).
+
+    `waits`: whether, in answering, each latent is a pass of its own after the one before it. In training all latents
+    whose inputs are known are read in one pass.
+    """
+
+    waits: bool
 
     def known(self, k: int) -> Tensor | None:
-        """The inputs (K, D) of k latents where they do not depend on any state, and can be read in one pass."""
+        """The inputs (K, D) of k latents where they do not depend on any state."""
 
     def __call__(self, h_BD: Tensor) -> Tensor: ...
 
@@ -24,6 +30,8 @@ class Feedback(nn.Module):
     arXiv:2502.21074, sec. 3.2). `soft`: the mean input embedding under the next-token distribution (Soft Thinking,
     arXiv:2505.15778, sec. 3), of its `top_k` likeliest tokens at a `temperature`; None = of all.
     """
+
+    waits = True
 
     def __init__(self, kind: str, backbone: Backbone, top_k: int | None = None, temperature: float = 1.0):
         super().__init__()

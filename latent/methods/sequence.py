@@ -68,9 +68,9 @@ class AlongSequence(Method[ConfigT]):
         return prompt + self.stride * self.steps + self.closing_positions + answer - 1
 
     def passes(self, used: float, tokens: float) -> float:
-        """Reading, each latent step, each token after the first; latents whose inputs are known are one pass."""
-        parallel = self.feedback is not None and self.feedback.known(1) is not None
-        return 1 + (min(used, 1) if parallel else used) + self.closing_positions + tokens - 1
+        """Reading, each latent step, each token after the first; latents that do not wait are one pass."""
+        waits = self.feedback is None or self.feedback.waits
+        return 1 + (used if waits else min(used, 1)) + self.closing_positions + tokens - 1
 
     def flops(self, prompt: float, used: float, tokens: float) -> float:
         fed = self.feedback.flops if isinstance(self.feedback, Feedback) else 0
@@ -150,7 +150,9 @@ class AlongSequence(Method[ConfigT]):
             h_PD, context, group = h_PD[prompt_B], context.rows(prompt_B), 1
         states, tracker = [h_PD], halting.HaltTracker(stop, choose, len(h_PD), group, h_PD.device)
         feedback = self.feedback
-        known_KD = feedback.known(k) if k and feedback is not None else None
+        known_KD = None
+        if k and feedback is not None and (self.training or not feedback.waits):
+            known_KD = feedback.known(k)
         at_once = self._at_once(h_PD, context, k, known_KD, edit) if k and policy is None else None
         if at_once is not None:
             states_PKD, context = at_once

@@ -16,8 +16,7 @@ OF = Sim(n_latent=3, stride=4)
 
 
 def inputs_of(method, k):
-    known = method.feedback.known(k)
-    return known if known is not None else method.feedback.embedding.expand(k, -1)
+    return method.feedback.known(k)
 
 
 @pytest.mark.parametrize("config", [Pause(OF), FixedEmbedding(OF)])
@@ -67,7 +66,7 @@ def test_controls_are_trained_on_the_same_loss(of):
             calls.append(1)
             return fed[len(calls) - 1].expand_as(h_BD)
 
-        feed.known = lambda k: None
+        feed.known, feed.waits = lambda k: None, True
         del plain._modules["feedback"]
         plain.feedback = feed
         batch = cups_batch(control.codec)
@@ -104,6 +103,19 @@ def test_a_control_stops_early_as_a_method_does():
         for b, used in enumerate(thought.used_B.tolist()):
             alone = method.think(Prompt(prompt.ids_BT[b : b + 1]), Greedy(), steps=used)
             torch.testing.assert_close(thought.h_UTD[b], alone.h_UTD[0], rtol=0, atol=1e-10)
+
+
+def test_fixed_passes_are_one_in_training_and_wait_in_answering():
+    """The same states, counted by calls of the backbone."""
+    method = small_reasoner(FixedEmbedding(OF), dtype=torch.float64).method
+    prompt, step, calls = ragged_prompt(), method.backbone.step, []
+    method.backbone.step = lambda *a, **k: (calls.append(1), step(*a, **k))[1]
+    thoughts = []
+    for training, passes in ((True, 1), (False, 3)):
+        calls.clear()
+        thoughts.append(method.train(training).think(prompt, Greedy(), steps=3).states_UKD)
+        assert len(calls) == passes
+    torch.testing.assert_close(*thoughts, rtol=0, atol=1e-10)
 
 
 def test_what_an_answer_costs_in_sequence():

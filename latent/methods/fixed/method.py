@@ -2,8 +2,8 @@
 
 It separates what recycled states bring from what further passes bring. The embedding is drawn once and never trained.
 In a causal transformer the passes could be one, as in `pause`, and give the same answers: passes that carry no state
-over add nothing but their positions. They are run one after another all the same, so that latency and sequential steps
-are those of the thoughts they stand beside.
+over add nothing but their positions. In training they are one. In answering they are run one after another all the
+same, so that latency and sequential steps are those of the thoughts they stand beside.
 """
 
 import torch
@@ -25,6 +25,7 @@ class Fixed(Control):
 class Constant(nn.Module):
     """Any state -> the same embedding, (B, D) -> (B, D), drawn at the scale of the vocabulary's."""
 
+    waits = True
     embedding: Tensor
 
     def __init__(self, backbone: Backbone):
@@ -32,8 +33,9 @@ class Constant(nn.Module):
         scale = backbone.lm.get_input_embeddings().weight.detach().square().mean().sqrt()
         self.register_buffer("embedding", scale * torch.randn(backbone.width))
 
-    def known(self, k: int) -> None:
-        """None: every pass waits for the one before it."""
+    def known(self, k: int) -> Tensor:
+        """The inputs (K, D) of k latents."""
+        return self.embedding.expand(k, -1)
 
     def forward(self, h_BD: Tensor) -> Tensor:
         return self.embedding.expand_as(h_BD)

@@ -25,6 +25,8 @@ class Paused(Control):
 class PauseTokens(nn.Module):
     """k learned embeddings, drawn at the scale of the vocabulary's."""
 
+    waits = False
+
     def __init__(self, k: int, backbone: Backbone):
         super().__init__()
         scale = backbone.lm.get_input_embeddings().weight.detach().square().mean().sqrt()

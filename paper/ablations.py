@@ -60,7 +60,10 @@ NUMBERS: Axis = {
 CUT: Axis = {f"CoT, 1 step in {n}": {"method": CoT(every=n), "train.steps": 2300} for n in (2, 3, 4)}
 
 # searches over the settings of a preset's arms; their records make no other table
-SEARCHES: dict[str, Search] = {}
+RATES: Axis = over("train.lr", 2.5e-3, 5e-3, 1e-2, 2e-2)
+SEARCHES: dict[str, Search] = {
+    "one-token": Search("cups-one-token", dict.fromkeys(TRAINED_ON_ALL, RATES), seed=100, core_minutes=20),
+}
 
 ABLATIONS: dict[str, Ablation] = {
     "latents": Ablation(

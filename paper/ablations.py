@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from latent.config import LearnedStop
 from latent.methods import Coconut, CoT, FixedEmbedding, NoCoT, Pause, Recurrent, Sim
+from latent.plain import Change
 from paper.design import COSTS, Ablation, Axis, Contrast, Control, Search, over
 
 STEPWISE = Sim(n_latent=8, stride=4)
@@ -38,12 +39,22 @@ CONTROLS: dict[str, Control] = {
     "fixed, contiguous": Control({"method": FixedEmbedding(replace(STEPWISE, stride=1))}),
     "one recurrence": Control(ONCE, "recurrent"),
 }
+CONTROLS |= {
+    "one chain": Control({}, "modular", "cot"),
+    "mixtures, told the frontier": Control({}, "modular", "cot2"),
+    "answering at once": Control({}, "modular", "no-cot"),
+    "pause, told the frontier": Control({}, "modular", "pause"),
+    "fixed, told the frontier": Control({}, "modular", "fixed"),
+}
+for name in ("no-CoT", "CoT", "pause", "fixed"):
+    CONTROLS[f"{name}, pairs"] = Control({**CONTROLS[name].change, "env.rest": "pairs"})
 for name, kind in (("pause", Pause), ("fixed", FixedEmbedding)):  # trained first, and then by RL as the latents are
     stopping = {f"arms.{arm}.method": kind(STOPPING) for arm in ("latent", "latent-rlvr")}
     CONTROLS[f"{name}, cost 0.02"] = Control(stopping, "cups", "latent-rlvr")
     verified = {f"arms.{arm}.method": kind(STEPWISE) for arm in ("half-trained", "rlvr")}
     CONTROLS |= {f"{name}, {arm}": Control(verified, "cups-rlvr", arm) for arm in ("half-trained", "rlvr")}
 USUAL = ("no-CoT", "CoT", "pause", "fixed")
+ON_MODULAR = ("answering at once", "pause, told the frontier", "fixed, told the frontier")
 
 RECIPES: Axis = {
     "step decoder": {},
@@ -56,6 +67,36 @@ NUMBERS: Axis = {
     for k in (1, 2, 4, 8)
 }
 
+# a state of cups in one to four tokens, written by a chain or held by a latent
+STATES: Axis = {}
+for n in (1, 2, 3, 4):
+    words: Change = {"env.state_tokens": n % 4}  # 0 is one for each of the four cups
+    STATES[f"latents, {n} a state"] = {**words, "method.stride": n, "method.step_tokens": n}
+    STATES[f"chain, {n} a state"] = {**words, "method": CoT()}
+
+SUPERVISION: Axis = {
+    "weight 1": {},
+    "weight 0.1": {"method.step_weight": 0.1},
+    "weight 0": {"method.step_weight": 0.0},
+    "every second latent": {"method.supervise_every": 2},
+}
+
+# as many core-seconds as at width 64 with two layers; rates fall as the width grows
+SIZES: Axis = {
+    name: model
+    | {
+        f"arms.{arm}.train.steps": round(at * factor, -1)
+        for arm, at in (("cot", 1700), ("forced", 1200), ("cot2", 400))
+    }
+    | {f"arms.{arm}.train.lr": at * rate for arm, at in (("cot", 5e-3), ("forced", 5e-3), ("cot2", 2e-3))}
+    for name, model, factor, rate in (
+        ("width 32", {"model.n_embd": 32}, 1.4, 2.0),
+        ("width 64", {"model.n_embd": 64}, 1.0, 1.0),
+        ("width 128", {"model.n_embd": 128}, 0.57, 0.5),
+        ("4 layers", {"model.n_layer": 4}, 0.58, 1.0),
+    )
+}
+
 # chains cut to the sequential steps of latents, trained for as many core-seconds as 8 latents are, or more
 CUT: Axis = {f"CoT, 1 step in {n}": {"method": CoT(every=n), "train.steps": 2300} for n in (2, 3, 4)}
 
@@ -63,6 +104,12 @@ CUT: Axis = {f"CoT, 1 step in {n}": {"method": CoT(every=n), "train.steps": 2300
 RATES: Axis = over("train.lr", 2.5e-3, 5e-3, 1e-2, 2e-2)
 SEARCHES: dict[str, Search] = {
     "one-token": Search("cups-one-token", dict.fromkeys(TRAINED_ON_ALL, RATES), seed=100, core_minutes=20),
+    "told": Search(
+        "modular-told",
+        dict.fromkeys(("cot-ties", "cot-search", "sim", "answer"), over("train.lr", 5e-3, 1e-2)),  # as for `modular`
+        seed=100,
+        core_minutes=10,
+    ),
 }
 
 ABLATIONS: dict[str, Ablation] = {
@@ -289,5 +336,94 @@ ABLATIONS: dict[str, Ablation] = {
             Contrast("few-more", "few"),
             Contrast("few-cot-rl", "few-cot"),
         ),
+    ),
+    "one-token": Ablation(
+        claim="Where order matters and there is one branch, mixtures solve as much as a chain of as many steps, and "
+        "more than pause tokens and fixed passes.",
+        base="cups-one-token",
+        axes=(),
+        core_minutes=22,
+        contrasts=(
+            Contrast("cot2", "cot", claim="same"),
+            Contrast("cot2", "pause", claim="more"),
+            Contrast("cot2", "fixed", claim="more"),
+            Contrast("cot", "no-cot"),
+        ),
+        figure="costs",
+    ),
+    "supervision": Ablation(
+        claim="Every latent must be taught: with every second one, or none, taught, fewer problems are solved; a tenth "
+        "of the weight does as well.",
+        base="sim",
+        axes=(SUPERVISION,),
+        controls=USUAL,
+        core_minutes=22,
+        diagnose=True,
+        costs=("sooner", *COSTS),
+        contrasts=(
+            Contrast("every second latent", "weight 1", claim="less"),
+            Contrast("weight 0", "weight 1", claim="less"),
+            Contrast("weight 0.1", "weight 1", claim="same"),
+            Contrast("weight 0", "pause"),
+            Contrast("every second latent", "pause"),
+        ),
+    ),
+    "states": Ablation(
+        claim="However many tokens a state takes, latents solve as much as a chain; what they save in steps is the "
+        "tokens of a state beyond the first.",
+        base="sim",
+        axes=(STATES,),
+        controls=USUAL,
+        core_minutes=26,
+        costs=(*COSTS, "sooner"),
+        contrasts=tuple(Contrast(f"latents, {n} a state", f"chain, {n} a state", claim="same") for n in (1, 2, 3, 4)),
+        figure="costs",
+    ),
+    "cue": Ablation(
+        claim="Where moves cancel, so that nothing that is counted shows how many steps are needed, a stop taught by "
+        "the chain, and RL on verified answers with a cost on latents, use fewer latents than all and solve as much.",
+        base="cups-cue",
+        axes=(),
+        controls=tuple(f"{name}, pairs" for name in USUAL),
+        core_minutes=45,
+        metric="pooled.accuracy",
+        costs=("pooled.used", "core_seconds"),
+        contrasts=(
+            Contrast("taught", "all", metric="pooled.used", claim="less"),
+            Contrast("rl", "all", metric="pooled.used", claim="less"),
+            Contrast("taught", "all", claim="same"),
+            Contrast("rl", "all", claim="same"),
+            Contrast("settled", "all", metric="pooled.used"),
+            Contrast("rl", "taught", metric="pooled.used"),
+            Contrast("rl", "start"),
+        ),
+        figure="costs",
+    ),
+    "told": Ablation(
+        claim="Where a search branches and order matters, a chain that lists every branch solves more than a chain of "
+        "one, in more tokens; mixtures told the answer alone solve no more than answering at once.",
+        base="modular-told",
+        axes=(),
+        controls=("one chain", "mixtures, told the frontier", *ON_MODULAR),
+        core_minutes=24,
+        contrasts=(
+            Contrast("cot-search", "one chain", claim="more"),
+            Contrast("answer", "answering at once", claim="same"),
+            Contrast("cot-ties", "one chain"),
+            Contrast("sim", "mixtures, told the frontier"),
+            Contrast("cot-search", "mixtures, told the frontier"),
+        ),
+        figure="costs",
+    ),
+    "scale": Ablation(
+        claim="Where a search branches and order matters, mixtures solve more than a chain at every width and depth, "
+        "at equal compute.",
+        base="modular",
+        axes=(SIZES,),
+        arms=("cot", "cot2"),
+        controls=ON_MODULAR,
+        core_minutes=40,
+        contrasts=tuple(Contrast(f"{size}, cot2", f"{size}, cot", claim="more") for size in SIZES),
+        figure="costs",
     ),
 }

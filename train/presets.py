@@ -25,7 +25,7 @@ from latent.plain import changed
 from train.algorithms import GRPO
 from train.config import RLVR, SFT, Arm, Experiment, Judge, Run
 from train.presets_cot2 import cot2_mnns, cot2_mnns_rl
-from train.presets_search import cups_one_token, mnns, modular
+from train.presets_search import cups_cue, cups_one_token, mnns, modular, modular_told
 
 
 def cups() -> Experiment:
@@ -264,7 +264,9 @@ PRESETS: dict[str, Callable[[], Run | Experiment]] = {
     "cups": cups,
     "mnns": mnns,
     "modular": modular,
+    "modular-told": modular_told,
     "cups-one-token": cups_one_token,
+    "cups-cue": cups_cue,
     "cups-rlvr": cups_rlvr,
     "cups-turns": cups_turns,
     "prosqa": prosqa,

@@ -6,19 +6,18 @@
 | order matters | `cups-one-token` | `modular` |
 
 In each, no-CoT, a chain, mixtures of tokens (CoT2) and their two controls, which are told the same, take about the same
-core-seconds of training. On `mnns` each has the best of the same four learning rates on the validation split, on
-`modular` of the same two, at a seed that no table has; `cups-one-token` has not been searched. paper/LOG.md has what
-was tried, and where the best is at an edge. The claims are ablations (paper/ablations.py, and paper/planned.py of what
-has not been run).
+core-seconds of training. On `mnns` and `cups-one-token` each has the best of the same four learning rates on the
+validation split, on `modular` of the same two, at a seed that no table has. paper/LOG.md has what was tried, and where
+the best is at an edge. The claims are ablations (paper/ablations.py).
 """
 
 from dataclasses import replace
 
 from eval.environments import MNNS, Cups, Modular
-from latent.config import ModelConfig
-from latent.methods import CoT, CoT2, FixedEmbedding, NoCoT, Pause
+from latent.config import Converged, LearnedStop, ModelConfig
+from latent.methods import CoT, CoT2, FixedEmbedding, NoCoT, Pause, Sim
 from latent.policies import Tokens
-from train.algorithms import ExpertIteration
+from train.algorithms import GRPO, ExpertIteration
 from train.config import RLVR, SFT, Arm, Experiment
 
 
@@ -48,6 +47,24 @@ def modular() -> Experiment:
             "cot2": Arm(own, _sft(2e-3, 400, warmup=20), init="forced"),
             "pause": Arm(Pause(forced), _sft(5e-3, 1450)),
             "fixed": Arm(FixedEmbedding(forced), _sft(5e-3, 1400)),
+        },
+    )
+
+
+def modular_told() -> Experiment:
+    """What other arms are told of the search of `modular`: every best chain, every branch, or the answer alone.
+
+    Beside the arms of `modular` (the claim is the ablation `told`). `sim` is told the frontier as mixtures are, and
+    feeds back its hidden state.
+    """
+    return Experiment(
+        env=Modular(),
+        model=_model(64),
+        arms={
+            "cot-ties": Arm(CoT(told="chains"), _sft(5e-3, 1700)),
+            "cot-search": Arm(CoT(told="search"), _sft(5e-3, 1000)),
+            "sim": Arm(Sim(n_latent=3, told="frontier", head=True, feedback="norm"), _sft(5e-3, 1350)),
+            "answer": Arm(CoT2(n_latent=3, told="answer"), _sft(5e-3, 1500)),
         },
     )
 
@@ -88,16 +105,44 @@ def mnns() -> Experiment:
 
 
 def cups_one_token() -> Experiment:
-    """Chains and latents where order matters and there is one branch (the claim is the ablation `one-token`)."""
+    """Chains and latents where order matters and there is one branch (the claim is the ablation `one-token`).
+
+    Each arm has the best of the same four learning rates on the validation split, at a seed that no table has, and of
+    equally good ones the lowest (the search `one-token`).
+    """
     cot2 = CoT2(n_latent=8)
     return Experiment(
         env=Cups(state_tokens=1),
         model=_model(64),
         arms={
-            "no-cot": Arm(NoCoT(), _sft(5e-3, 3000)),
-            "cot": Arm(CoT(), _sft(5e-3, 1500)),
-            "cot2": Arm(cot2, _sft(5e-3, 1500)),
+            "no-cot": Arm(NoCoT(), _sft(2.5e-3, 3000)),
+            "cot": Arm(CoT(), _sft(2.5e-3, 1500)),
+            "cot2": Arm(cot2, _sft(2.5e-3, 1500)),
             "pause": Arm(Pause(cot2), _sft(5e-3, 1500)),
-            "fixed": Arm(FixedEmbedding(cot2), _sft(5e-3, 1500)),
+            "fixed": Arm(FixedEmbedding(cot2), _sft(2.5e-3, 1500)),
+        },
+    )
+
+
+def cups_cue() -> Experiment:
+    """When to stop where nothing that is counted shows how many steps are needed (the claim is the ablation `cue`).
+
+    Every problem has eight swaps, of which the last 0, 2, 4 or 6 cancel in pairs. `taught`: a stop head that the
+    chain teaches; `settled`: a rule that waits until states change no more; `rl`: verified answers and a cost on
+    latents, from a start whose answers were taught after any number of latents that suffices.
+    """
+    sim = Sim(n_latent=8, stride=4)
+    early = replace(sim, halt=LearnedStop(), early_stops="last")
+    settled = replace(sim, halt=Converged(), early_stops="last")
+    rl = RLVR(steps=400, lr=6e-4, stop_lr=10.0, latent_cost=0.02, algorithm=GRPO(std_floor=0.01))
+    return Experiment(
+        env=Cups(rest="pairs"),
+        model=ModelConfig(),
+        arms={
+            "all": Arm(sim, SFT(steps=1500)),
+            "settled": Arm(settled, SFT(steps=1500)),
+            "taught": Arm(replace(early, stop_weight=1.0), SFT(steps=1500)),
+            "start": Arm(early, SFT(steps=1500)),
+            "rl": Arm(early, rl, init="start"),
         },
     )

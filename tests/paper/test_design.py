@@ -104,7 +104,7 @@ def test_shipped_ablations_name_rows_that_are_there_and_stand_beside_their_contr
         for row in rows - {None}:
             assert sorted(c.seed for c in found if c.row == row) == list(ablation.seeds), (name, row)
         total += ablation.core_minutes
-    assert total <= 540
+    assert total <= 540  # nine core-hours
 
 
 def test_planned_ablations_name_rows_that_are_there(monkeypatch):
@@ -119,7 +119,6 @@ def test_planned_ablations_name_rows_that_are_there(monkeypatch):
         found = cells(ablation, ablations.CONTROLS)
         rows = {c.row for c in found}
         assert all({c.a, c.b} <= rows for c in ablation.contrasts) and any(c.claim for c in ablation.contrasts), name
-        assert {Pause, FixedEmbedding, NoCoT, CoT} <= {type(c.run.method) for c in found}, name
         assert all(sorted(c.seed for c in found if c.row == row) == list(ablation.seeds) for row in rows), name
         assert len({json.dumps(plain(c.run.env)) for c in found}) == 1, name  # one split: tables pair their problems
 

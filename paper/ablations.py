@@ -340,6 +340,7 @@ ABLATIONS: dict[str, Ablation] = {
     "one-token": Ablation(
         claim="Where order matters and there is one branch, mixtures solve as much as a chain of as many steps, and "
         "more than pause tokens and fixed passes.",
+        registered="5ff3e64",
         base="cups-one-token",
         axes=(),
         core_minutes=22,
@@ -354,6 +355,7 @@ ABLATIONS: dict[str, Ablation] = {
     "supervision": Ablation(
         claim="Every latent must be taught: with every second one, or none, taught, fewer problems are solved; a tenth "
         "of the weight does as well.",
+        registered="5ff3e64",
         base="sim",
         axes=(SUPERVISION,),
         controls=USUAL,
@@ -371,6 +373,7 @@ ABLATIONS: dict[str, Ablation] = {
     "states": Ablation(
         claim="However many tokens a state takes, latents solve as much as a chain; what they save in steps is the "
         "tokens of a state beyond the first.",
+        registered="5ff3e64",
         base="sim",
         axes=(STATES,),
         controls=USUAL,
@@ -382,6 +385,7 @@ ABLATIONS: dict[str, Ablation] = {
     "cue": Ablation(
         claim="Where moves cancel, so that nothing that is counted shows how many steps are needed, a stop taught by "
         "the chain, and RL on verified answers with a cost on latents, use fewer latents than all and solve as much.",
+        registered="5ff3e64",
         base="cups-cue",
         axes=(),
         controls=tuple(f"{name}, pairs" for name in USUAL),
@@ -402,6 +406,7 @@ ABLATIONS: dict[str, Ablation] = {
     "told": Ablation(
         claim="Where a search branches and order matters, a chain that lists every branch solves more than a chain of "
         "one, in more tokens; mixtures told the answer alone solve no more than answering at once.",
+        registered="5ff3e64",
         base="modular-told",
         axes=(),
         controls=("one chain", "mixtures, told the frontier", *ON_MODULAR),
@@ -418,6 +423,7 @@ ABLATIONS: dict[str, Ablation] = {
     "scale": Ablation(
         claim="Where a search branches and order matters, mixtures solve more than a chain at every width and depth, "
         "at equal compute.",
+        registered="5ff3e64",
         base="modular",
         axes=(SIZES,),
         arms=("cot", "cot2"),

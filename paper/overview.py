@@ -1,11 +1,12 @@
-"""The README's first table and its figure: the same five arms on two searches, with and without order."""
+"""The README's first table and figure: the same five arms where branches are many or one, and order matters or not."""
 
 from paper.figures import GREY, STYLES, pyplot
 from paper.tables import Table
 
-TASKS = {  # ablation -> what its task is
-    "order": ("`modular`", "many branches, order matters"),
-    "search": ("`mnns`", "many branches, order does not matter"),
+TASKS = {  # ablation -> its task, what that is, and what is right on some problems without solving any
+    "order": ("`modular`", "many branches, order matters", "commonest answer"),
+    "search": ("`mnns`", "many branches, order does not matter", "commonest answer"),
+    "one-token": ("`cups`", "one branch, order matters", "parity"),
 }
 ARMS = {  # row -> its name here
     "no-cot": "answers at once",
@@ -21,11 +22,11 @@ def lines(made: dict[str, Table]) -> list[str]:
 
     Of each arm: sequential steps of an answer, and core-seconds of training with those of its start.
     """
-    head = ["", "commonest answer", *ARMS.values()]
+    head = ["", "a floor", *ARMS.values()]
     out = [f"| {' | '.join(head)} |", "|---|" + "---|" * (len(head) - 1)]
-    for name, (task, what) in TASKS.items():
+    for name, (task, what, rule) in TASKS.items():
         table = made[name]
-        cells = [f"[{task}](paper/tables/{name}.md): {what}", f"{floor(table):.2f}"]
+        cells = [f"[{task}](paper/tables/{name}.md): {what}", f"{floor(table, rule):.2f} ({rule})"]
         for arm in ARMS:
             row = table.rows[arm]
             low, high = row.interval
@@ -36,15 +37,15 @@ def lines(made: dict[str, Table]) -> list[str]:
     return out
 
 
-def floor(table: Table) -> float:
-    """What always the same answer gets."""
-    return table.rows["cot2"].lines[0]["result"]["floors"]["commonest answer"]
+def floor(table: Table, rule: str) -> float:
+    """What a rule that solves nothing gets."""
+    return table.rows["cot2"].lines[0]["result"]["floors"][rule]
 
 
 def figure(made: dict[str, Table]):
     """A panel a task: a dot and an interval for each arm, a tick for each seed, and the floor as a line."""
-    fig, axes = pyplot().subplots(1, len(TASKS), figsize=(7.4, 2.3), layout="constrained", sharey=True, sharex=True)
-    for ax, (name, (task, what)) in zip(axes, TASKS.items()):
+    fig, axes = pyplot().subplots(1, len(TASKS), figsize=(8.6, 2.4), layout="constrained", sharey=True, sharex=True)
+    for ax, (name, (task, what, rule)) in zip(axes, TASKS.items()):
         table = made[name]
         for y, arm in enumerate(reversed(ARMS)):
             row = table.rows[arm]
@@ -53,8 +54,8 @@ def figure(made: dict[str, Table]):
             ax.plot([low, high], [y, y], color=colour, lw=2)
             ax.plot(row.results().mean(1), [y] * len(row.lines), "|", color=colour, ms=9, alpha=0.7)
             ax.plot(row.value, y, "o", color=colour, mfc="white" if "*" in ARMS[arm] else colour, ms=6)
-        ax.axvline(floor(table), color=GREY, lw=0.8, ls=(0, (1, 2)))
-        ax.set(title=f"{task.strip('`')}: {what}", xlabel="accuracy", xlim=(-0.02, 1.02))
+        ax.axvline(floor(table, rule), color=GREY, lw=0.8, ls=(0, (1, 2)))
+        ax.set(title=f"{task.strip('`')}\n{what}", xlabel="accuracy", xlim=(-0.02, 1.02))
         ax.title.set_fontsize(8)
         ax.grid(axis="x", color="#dddddd", lw=0.6)
     axes[0].set_yticks(range(len(ARMS)), [name.replace("*", "") for name in reversed(ARMS.values())])

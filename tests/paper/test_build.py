@@ -225,7 +225,7 @@ def test_the_first_table_is_the_records_of_its_arms():
     }
     rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in overview.lines(made)[2:]]
     classes = ("NoCoT", "CoT", "CoT2", "Pause", "FixedEmbedding")
-    for env, accuracy, costs in zip(("Modular", "MNNS"), rows[::2], rows[1::2]):
+    for env, accuracy, costs in zip(("Modular", "MNNS", "Cups"), rows[::2], rows[1::2]):
         for i, method in enumerate(classes):
             found = [
                 line for line in lines.values()

@@ -12,7 +12,7 @@ import pytest
 
 from paper import records, run
 from paper.design import cells
-from tests.paper.helpers import MINI, TINY
+from tests.paper.helpers import MINI, TINY, planted, written
 from train.record import exclusive_lock
 
 pytestmark = pytest.mark.slow  # commands with processes of their own
@@ -74,6 +74,20 @@ def test_an_ablation_is_run_recorded_and_not_repeated(mini, tmp_path, capsys):
     assert "line 4: not a whole record" in out and "1/1" in out and path.read_text() == before
     assert run.main(places(tmp_path)) == 0
     assert "mini  4 of 4 cells, done" in capsys.readouterr().out
+
+
+def test_records_of_ablations_that_are_not_registered_are_counted_in_a_line(mini, monkeypatch, tmp_path, capsys):
+    other = replace(MINI, seeds=(5, 6, 7))
+    hits = [[1, 0]] * 8
+    written(tmp_path / "records", planted({"1 latents": hits, "2 latents": hits}, other))
+    said = "6 of 6 records belong to no ablation known here"
+    assert run.main(places(tmp_path)) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "belong" in line]
+    assert line.startswith(said)
+    monkeypatch.setitem(run.ABLATIONS, "other", other)
+    assert run.main(places(tmp_path)) == 0
+    out = capsys.readouterr().out
+    assert "other  6 of 6 cells, done" in out and "belong" not in out
 
 
 LONGER = """

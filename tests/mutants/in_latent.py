@@ -129,7 +129,7 @@ GROUPS = (
         ("losses are means over rows", "Mean(-logp_N.sum(), len(logp_N))", "Mean(-logp_N.sum(), len(hit_BT))"),
     )),
     ("latent/methods/sequence.py", CONTROLS, (
-        ("known inputs cost a pass each", "(min(used, 1) if parallel else used)", "used"),
+        ("known inputs cost a pass each", "(used if waits else min(used, 1))", "used"),
     )),
     ("latent/methods/cot/method.py", CONTROLS, (
         ("every ignored in what is written", "sum(one_in(self.config.every, steps))", "sum(steps)"),

@@ -77,17 +77,17 @@ def lens(reasoner: Reasoner, env: Environment, states: States) -> list[dict]:
 
     Means over problems of: `top`, the probability of the likeliest token; `entropy` (nats); `support`, exp(entropy),
     the number of tokens in superposition. `oracle`: the share of problems whose likeliest token begins the chain's step
-    that the latent stands for; `elsewhere`: the share where it begins that step of the next problem. On graphs
-    `frontier`: the mean probability of the nodes that a breadth-first search reaches at that step, and
-    `frontier_share`, their share of all nodes that it reaches. Problems where the first tokens of these nodes also
-    begin other nodes are left out.
+    that the latent stands for; `elsewhere`: the share where it begins that step of the next problem. Where the
+    environment has a frontier, `frontier`: the mean probability of the words where a search may stand after that step,
+    and `frontier_share`, their share of the words of all steps. Problems where the first tokens of these words also
+    begin other words of the search are left out.
     """
     method, codec = reasoner.method, reasoner.codec
 
     def first_token(problem: Problem, latent: int) -> int:
         return codec.step(problem.steps[method.target_step(latent, len(problem.steps)) - 1])[0]
 
-    graphs = [frontiers(reasoner, env, p) for p in states.problems]
+    searches = [frontiers(reasoner, env, p) for p in states.problems]
     rows = []
     for i in range(states.states_NKD.shape[1]):
         h_ND, which = states.after(i)
@@ -110,20 +110,21 @@ def lens(reasoner: Reasoner, env: Environment, states: States) -> list[dict]:
                 if problem.steps and other.steps:
                     own.append(best[b] == first_token(problem, i))
                     elsewhere.append(best[b] == first_token(other, i))
-                levels = graphs[n]
                 depth = method.target_step(i, max(i, len(problem.steps))) - 1
-                if depth < len(levels) and not levels[depth] & set().union(*levels[:depth], *levels[depth + 1 :]):
-                    mass.append(p_NV[b, sorted(levels[depth])].sum().item())
-                    share.append(len(levels[depth]) / sum(map(len, levels)))
+                if depth < len(searches[n]):
+                    here, anywhere = searches[n][depth], {w: t for each in searches[n] for w, t in each.items()}
+                    if not set(here.values()) & {token for word, token in anywhere.items() if word not in here}:
+                        mass.append(p_NV[b, sorted(set(here.values()))].sum().item())
+                        share.append(len(here) / len(anywhere))
             row |= {"oracle": fmean(own), "elsewhere": fmean(elsewhere)} if own else {}
             row |= {"frontier": fmean(mass), "frontier_share": fmean(share)} if mass else {}
         rows.append(row)
     return rows
 
 
-def frontiers(reasoner: Reasoner, env: Environment, problem: Problem) -> list[set[int]]:
-    """The first tokens of the nodes that a breadth-first search reaches, level by level; none without a graph."""
-    return [{reasoner.codec.step(f" {word}")[0] for word, _ in words} for words in env.frontiers(problem)]
+def frontiers(reasoner: Reasoner, env: Environment, problem: Problem) -> list[dict[str, int]]:
+    """The words where a search may stand after each step, with their first tokens; none where there is no search."""
+    return [{word: reasoner.codec.step(f" {word}")[0] for word, _ in words} for words in env.frontiers(problem)]
 
 
 @torch.inference_mode()

@@ -67,7 +67,7 @@ def build(options: Options) -> None:
     all_cells = {name: cells(ablation, CONTROLS, options.smoke) for name, ablation in ABLATIONS.items()}
     asked = {name: all_cells[name] for name in options.names or ABLATIONS}
     every = {c.run.id for each in all_cells.values() for c in each}
-    left_out += [f"record {id} belongs to no cell: left out" for id in lines if id not in every]
+    left_out += records.unlisted(lines, every)
     print(*left_out, sep="\n", end="\n" if left_out else "")
     n_boot = 200 if options.smoke else N_BOOT
     found = claims.find({name: ABLATIONS[name] for name in asked}, lines)

@@ -128,6 +128,13 @@ def read(folder: Path, file: str = FILE) -> tuple[dict[str, dict], list[str]]:
     return lines, left_out
 
 
+def unlisted(lines: dict[str, dict], known: set[str]) -> list[str]:
+    """A line that says how many records are of runs other than those `known`, by id; none where all are known."""
+    n = len(lines.keys() - known)
+    said = f"{n} of {len(lines)} records belong to no ablation known here (LATENT_IMPORT names modules with more)"
+    return [said] if n else []
+
+
 def _read(path: Path) -> tuple[dict[str, dict], list[str], list[str]]:
     """The same, and the text of complete lines that were left out."""
     lines, left_out, others = {}, [], []

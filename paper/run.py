@@ -105,8 +105,7 @@ def listing(options: Options) -> list[str]:
         lines.append(f"{name:>10}  {sum(c.done(tried) for c in every)} of {len(every)} cells of a search")
     left_out += odd
     known = {c.run.id for each in cells_of.values() for c in each}
-    lines += left_out + [f"record {id} belongs to no cell" for id in done if id not in known]
-    return lines
+    return lines + left_out + records.unlisted(done, known)
 
 
 def shares() -> dict[str, float]:

@@ -170,7 +170,7 @@ class Environment:
         return None
 
     def floors(self, problems: list[Problem]) -> dict[str, float]:
-        """Scores that need no reasoning, measured or derived: chance, shortcuts."""
+        """Scores that need no reasoning: chance, shortcuts. Of no problems, only those that are derived."""
         return {}
 
 

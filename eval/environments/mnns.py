@@ -168,6 +168,8 @@ class MNNSEnvironment(Generated):
     def floors(self, problems):
         """What always the same answer gets at best, and one for each parity of the digits' sum, on these problems; and
         how often rules that search for nothing are right."""
+        if not problems:
+            return {}
         common = Counter(p.answer for p in problems)
         by_parity = [Counter(p.answer for p in problems if sum(digits_of(p)) % 2 == odd) for odd in (0, 1)]
         most = [max(answers.values(), default=0) for answers in (common, *by_parity)]

@@ -129,8 +129,10 @@ class ModularEnvironment(Generated):
 
     def floors(self, problems):
         """What the commonest answer gets, and rules that follow one way only."""
+        if not problems:
+            return {}
         p, n = self.config.prime, len(problems)
-        found = {"commonest answer": max(Counter(x.answer for x in problems).values(), default=0) / n}
+        found = {"commonest answer": max(Counter(x.answer for x in problems).values()) / n}
         rules = {
             "always add": lambda value, digit: (value + digit) % p,
             "always multiply": lambda value, digit: value * digit % p,

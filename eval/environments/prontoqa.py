@@ -60,6 +60,8 @@ class _ProntoQA(Environment):
         return Verdict(float(correct), correct, True, "" if correct else f"expected {problem.answer[4:]}")
 
     def floors(self, problems):
+        if not problems:
+            return {"chance": 0.5}
         yes = sum(p.answer == "### True" for p in problems) / len(problems)
         return {"chance": 0.5, "always the same": max(yes, 1 - yes)}
 

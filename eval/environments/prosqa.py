@@ -263,7 +263,7 @@ def shortcuts(graph: Graph) -> dict[str, float]:
 def shares(graphs: list[Graph]) -> dict[str, float]:
     """How often chance, and each shortcut, picks the target."""
     rights = list(map(shortcuts, graphs))
-    return {"chance": 0.5} | {name: sum(r[name] for r in rights) / len(rights) for name in rights[0]}
+    return {"chance": 0.5} | {name: sum(r[name] for r in rights) / len(rights) for name in (rights or [{}])[0]}
 
 
 def shortest_path(graph: Graph) -> list[int]:

@@ -114,6 +114,8 @@ class SignsEnvironment(Generated):
 
     def floors(self, problems):
         """How often signs at random are right, always the same signs at best, and rules that search for nothing."""
+        if not problems:
+            return {}
         rights, common = dict.fromkeys(("random signs", "towards the target", "largest first"), 0.0), Counter[str]()
         differences = 0
         for p in problems:

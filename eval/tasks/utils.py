@@ -156,10 +156,17 @@ def _marked(answer: str) -> str:
     return f"### {' '.join(answer.split())}" if answer else ""
 
 
-def _arrangement(text: str) -> str:
-    """The last row of numbers, with or without commas."""
-    rows = re.findall(r"(?<!\d)\d++(?:(?:,\s*|\s+)\d++)+", text, re.ASCII)
+def _arrangement(text: str, answer: str) -> str:
+    """The last row of numbers, with or without commas; of an answer of one word, the last number of its length."""
+    marked, one = answer.startswith("="), len(answer.split()) == 1
+    number = rf"\d{{{len(answer)}}}(?!\d)" if one else r"\d++(?:(?:,\s*|\s+)\d++)+"
+    rows = re.findall(rf"(?<!\d){number}", text.replace("=", " ") if marked else text, re.ASCII)
     return rows[-1].replace(",", " ") if rows else ""
+
+
+def last_arrangement(resps: list[list[str]], docs: list[dict]) -> list[list[str]]:
+    """An lm-eval filter: the last arrangement in each completion, in as many words as the task's answers have."""
+    return [[_arrangement(text, doc["answer"]) for text in texts] for texts, doc in zip(resps, docs)]
 
 
 TAIL = 10_000  # characters at the end of a text, in which its last number or signs are looked for
@@ -208,7 +215,6 @@ def _expression(text: str) -> str:
 
 
 last_number = _filter(lambda text: _marked(answers.last_number(text)))
-last_arrangement = _filter(_arrangement)
 last_sum = _filter(_sum)
 last_signs = _filter(_signs)
 last_node = _filter(_node)

@@ -83,7 +83,9 @@ class AlongSequence(Method[ConfigT]):
         k = trained if steps is None else steps
         if k and self.feedback is None:
             raise UserError(f"{self.title} has no latents: the number of latent steps must be 0, got {k}")
-        return self.closed(self.loop(prompt, choose, group, k, max(k, trained), self.stop, edit, drawn=True))
+        if self.policy is not None and not choose.random:
+            choose = self.policy.greedy(choose, prompt, k)
+        return self.closed(self.loop(prompt, choose, group, k, max(k, trained), self.stop, edit))
 
     def closed(self, thought: Thought) -> Thought:
         """The thought with the closing embedding read after it, where there is one."""
@@ -132,19 +134,12 @@ class AlongSequence(Method[ConfigT]):
         room: int,
         stop: StopHead | Settled | None,
         edit: Edit | None = None,
-        drawn: bool = False,
     ) -> Thought:
-        """Think for at most k latents; the text begins where `room` latents would end, whatever was used.
-
-        `drawn`: whether a chooser that takes modes draws thoughts where the policy has noise for it.
-        """
+        """Think for at most k latents; the text begins where `room` latents would end, whatever was used."""
         before = prompt.after.reach if prompt.after else 0
         self.backbone.check_length(before + prompt.ids_BT.shape[1] + self.stride * room)
         h_PD, context = self.backbone.read(prompt.ids_BT, prompt.mask_BT, prompt.after)
-        policy, noise_PK = self.policy, None
-        if policy is not None and not choose.random:
-            noise_PK = policy.noise(prompt, k) if drawn else None
-            policy = None if noise_PK is None else policy
+        policy = self.policy if choose.random else None
         if policy is not None and k and group > 1:  # no two rollouts of a prompt think alike
             prompt_B = torch.arange(len(h_PD), device=h_PD.device).repeat_interleave(group)
             h_PD, context, group = h_PD[prompt_B], context.rows(prompt_B), 1
@@ -160,7 +155,7 @@ class AlongSequence(Method[ConfigT]):
         for i in range(k):
             if not tracker.advance(states[i]):
                 # none is made, and said so: every share of a batch has every kind
-                if policy is not None and noise_PK is None and i == 0:
+                if policy is not None and i == 0:
                     choose("thought", policy(h_PD, h_PD), tracker.live_B, h_PD)
                 break
             if at_once is not None:
@@ -173,11 +168,7 @@ class AlongSequence(Method[ConfigT]):
                 assert feedback is not None  # as there is wherever there are latents
                 x_PD = feedback(states[-1])
             if policy is not None:
-                dist = policy(x_PD, states[-1])
-                if noise_PK is None:
-                    value_P = choose("thought", dist, tracker.live_B, states[-1])
-                else:
-                    value_P = policy.drawn(dist, noise_PK[:, i])
+                value_P = choose("thought", policy(x_PD, states[-1]), tracker.live_B, states[-1])
                 x_PD = policy.fed(value_P, states[-1])
             if edit is not None:
                 x_PD = edit(i, x_PD)

@@ -140,6 +140,18 @@ def test_cups_parity_floor_is_the_best_guess_that_knows_the_parity():
     assert floors == {"chance": 1 / 24, "parity": 1 / len(even)}
 
 
+@pytest.mark.parametrize(
+    "config, derived",
+    [
+        (Cups(), {"chance": 1 / 24, "parity": 1 / 12}),
+        *((graphs, {"chance": 0.5}) for graphs in (ProsQA(graphs=4), Reach(graphs=4), ProntoQA())),
+        *((search, {}) for search in (MNNS(), Modular(), Signs())),
+    ],
+)
+def test_of_no_problems_only_floors_that_are_derived_are_left(config, derived):
+    assert build(config).floors([]) == derived
+
+
 def test_cups_levels_have_so_many_live_swaps():
     env = build(Cups())
     for level in env.levels():

@@ -1,6 +1,7 @@
 """Our tasks in lm-eval: their data and scores, caches, other models, and errors of one line."""
 
 import json
+from itertools import permutations
 
 import pytest
 from lm_eval import simple_evaluate
@@ -123,6 +124,25 @@ def test_every_task_scores_its_gold_answers_and_no_others(name, tmp_path):
                 flt.apply([instance])
                 scores.append(task.process_results(doc, [instance.filtered_resps[kind]])["exact_match"])
             assert scores == [1.0, 0.0], (kind, doc)
+
+
+@pytest.mark.parametrize(
+    "cups, tokens, cuts", [(4, 0, ()), (4, 1, (4,)), (4, 2, (2, 4)), (4, 3, (2, 3, 4)), (5, 2, (3, 5))]
+)
+def test_cups_of_several_a_word_are_found_in_a_sentence(cups, tokens, cuts):
+    """Every arrangement, its words cut by hand: the right one alone counts, as the model writes it or with commas."""
+    task = ours({"items": 1, "cups": {"cups": cups, "state_tokens": tokens}}).load(["cups"])["tasks"]["cups"]
+    (doc,) = task.test_docs()
+    (flexible,) = [f for f in task._filters if f.name == "flexible-extract"]
+    right = "".join(c for c in doc["answer"] if c.isdigit())
+    for digits in map("".join, permutations("12345"[:cups])):
+        words = [digits[a:b] for a, b in zip((0, *cuts), cuts)] if cuts else list(digits)
+        marked = [f"={word}" for word in words] if len(cuts) > 1 else words
+        for said in (f"After 8 moves: {' '.join(marked)} .", f"They end as **{', '.join(words)}**."):
+            instance = Instance("generate_until", doc, ("", {}), 0, resps=[said])
+            flexible.apply([instance])
+            scores = task.process_results(doc, [instance.filtered_resps["flexible-extract"]])
+            assert scores["exact_match"] == float(digits == right), said
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from eval import readings
-from eval.environments import ProsQA, build
+from eval.environments import MNNS, ProsQA, Reach, build
 from eval.environments.prosqa import Graph, distances
 from kernels.errors import UserError
 from latent.config import Fixed, LearnedStop, ModelConfig
-from latent.methods import Recurrent, Sim
+from latent.methods import CoT2, Recurrent, Sim
 from tests.eval.lively import ENV, OF, PROBLEMS, lively
 from tests.helpers import small_reasoner
 
@@ -156,6 +156,26 @@ def test_frontier_mass_is_probability_on_its_nodes():
     reached = [len(distances(Graph(**p.data).out, p.data["root"])) - 1 for p in problems]
     shares = [len(env.frontier(p, step[n])) / reached[n] for n, p in enumerate(problems)]
     assert row["frontier_share"] == pytest.approx(sum(shares) / 6)
+
+
+@pytest.mark.parametrize("config", [Reach(), MNNS(digits=5)], ids=["reach", "mnns"])
+def test_words_of_a_frontier_may_have_been_there_before(config):
+    """The nodes that so many edges reach hold those of fewer; a sum may come up again."""
+    env = build(config)
+    problems = env.problems("test", env.main_level, 6)
+    reasoner = small_reasoner(CoT2(n_latent=4), ModelConfig(n_layer=1, n_embd=32, n_head=2, n_positions=256), env)
+    states = readings.trace(reasoner, problems, 6)
+    vocab = reasoner.codec.tokenizer.get_vocab()
+    for i in (1, 2):  # whose states say the next step: the second and the third
+        p_NV = reasoner.method.backbone.head(states.states_NKD[:, i].clone()).softmax(-1).detach()
+        mass, share = [], []
+        for n, problem in enumerate(problems):
+            words = [{w for w, _ in env.frontier(problem, step)} for step in range(1, 5)]
+            mass.append(sum(float(p_NV[n, vocab[w]]) for w in words[i]))
+            share.append(len(words[i]) / len(set().union(*words)))
+        row = readings.lens(reasoner, env, states)[i]
+        assert row["frontier"] == pytest.approx(sum(mass) / 6, rel=1e-5)
+        assert row["frontier_share"] == pytest.approx(sum(share) / 6)
 
 
 def test_collapse_is_measured_on_shapes_that_are_known():

@@ -83,7 +83,7 @@ def problem_of(task: str, gold: str) -> Problem:
 def judged(env: Environment, task: str, gold: str, text: str) -> tuple[bool, bool]:
     """Strict and flexible, as lm-eval's tasks score a completion."""
     problem = problem_of(task, gold)
-    [[flexible]] = FILTERS[task]([[text]], [{}])
+    [[flexible]] = FILTERS[task]([[text]], [{"answer": problem.answer}])
     return env.verify(problem, text).correct, env.verify(problem, flexible).correct
 
 
@@ -186,8 +186,9 @@ def test_no_verifier_takes_long_over_a_hundred_kilobytes(envs):
         for size, head, tail, tasks in cases:
             text = head + (piece * (size // len(piece)))[: size - len(head) - 1] + tail
             for task in tasks:
-                problem = problem_of(task, "\\frac{1}{2}" if task == "math_500" else "12")
-                calls = {"verify": (envs[task].verify, problem, text), "filter": (FILTERS[task], [[text]], [{}])}
+                problem = problem_of(task, {"math_500": "\\frac{1}{2}", "cups": "1 2 3 4"}.get(task, "12"))
+                docs = [{"answer": problem.answer}]
+                calls = {"verify": (envs[task].verify, problem, text), "filter": (FILTERS[task], [[text]], docs)}
                 for what, call in calls.items():
                     seconds = timed(*call)
                     if seconds > 0.02:  # the machine may be busy
@@ -308,7 +309,7 @@ def test_every_filter_hands_on_the_gold_answer(envs):
         if task in ("gsm8k", "math_500"):
             continue
         for problem in env.problems("test", env.main_level, 20):
-            [[said]] = FILTERS[task]([[f"I think.\n{problem.answer}"]], [{}])
+            [[said]] = FILTERS[task]([[f"I think.\n{problem.answer}"]], [{"answer": problem.answer}])
             assert env.verify(problem, said).correct, (task, problem.answer, said)
 
 

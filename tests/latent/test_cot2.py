@@ -13,6 +13,7 @@ from latent.config import LearnedStop, ModelConfig
 from latent.generate import decode, rollout, score
 from latent.methods import CoT, CoT2, FixedEmbedding, NoCoT, Pause, Sim
 from latent.policies import Gaussian, Tokens
+from latent.policies.tokens.policy import DrawnThoughts
 from latent.text import Batch
 from latent.thought import Greedy, Sample, Share
 from tests.helpers import ragged_prompt, row_of, small_reasoner
@@ -319,8 +320,9 @@ def test_drawn_tokens_are_as_frequent_as_the_head_says():
     prompt = ragged_prompt(vocab=10)
     h_BD, _ = made.backbone.read(prompt.ids_BT[:1])
     dist = made.policy(h_BD, h_BD)
-    u_N = (torch.arange(10_000) + 0.5)[None] / 10_000
-    counts_V = torch.bincount(made.policy.drawn(dist, u_N)[0], minlength=made.backbone.vocab)
+    u_N = (torch.arange(10_000) + 0.5) / 10_000
+    ids_BN = DrawnThoughts(Greedy(), u_N[None, None])("thought", dist, torch.ones(1, dtype=torch.bool))
+    counts_V = torch.bincount(ids_BN[0], minlength=made.backbone.vocab)
     p_V = (made.backbone.head(h_BD)[0] / 2).softmax(0)
     assert bool(((counts_V - 10_000 * p_V).abs() < 1.01).all())
 

@@ -83,15 +83,16 @@ def test_thoughts_and_answers(config, family, kernels, called):
 
 @pytest.mark.parametrize("room", [2**30, 0])
 @pytest.mark.parametrize(
-    "config, family",
-    [(Sim(n_latent=2), "gpt2"), (NoCoT(), "qwen3"), (Sim(n_latent=3, halt=LearnedStop(bias=-0.5)), "qwen3")],
+    "config, family, layers",
+    [(Sim(n_latent=2), "gpt2", 2), (NoCoT(), "qwen3", 1), (Sim(n_latent=3, halt=LearnedStop(bias=-0.5)), "qwen3", 1)],
 )
-def test_rollouts_that_share_a_prompt(config, family, room, kernels, called, monkeypatch):
+def test_rollouts_that_share_a_prompt(config, family, layers, room, kernels, called, monkeypatch):
     """Each has a copy of the prompt's K and V where there is room for it, else they read the same."""
     from kernels.decode_step import LatentDecoder
 
     monkeypatch.setattr(LatentDecoder, "limit", room)
-    method = small_reasoner(config, ModelConfig(family=family, n_layer=2, n_embd=32, n_head=2, n_positions=64)).method
+    model = ModelConfig(family=family, n_layer=layers, n_embd=32, n_head=2, n_positions=64)
+    method = small_reasoner(config, model).method
     seen = {}
     for which in ("torch", "triton"):
         kernels(which)

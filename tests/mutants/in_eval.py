@@ -172,6 +172,13 @@ GROUPS = (
         ("edges come as they were grown", "rng.sample(graph.edges, len(graph.edges))", "graph.edges"),
         ("closed problems have shortcuts", "if c.closed else asked(", "if False else asked("),
     )),
+    ("eval/readings.py", "tests/eval/test_readings.py::test_words_of_a_frontier_may_have_been_there_before", (
+        ("words of other steps hide a frontier", "if word not in here}", "}"),
+    )),
+    ("eval/tasks/utils.py", "tests/eval/test_lm_tasks.py::test_cups_of_several_a_word_are_found_in_a_sentence", (
+        ("the mark of a word is left", 'text.replace("=", " ") if marked else text', "text"),
+        ("a word of any length", r'rf"\d{{{len(answer)}}}(?!\d)" if one', r'r"\d+" if one'),
+    )),
     ("eval/environments/mnns_epochs.py", FRONTIERS, (
         ("tested multisets are trained on", '"train": multisets[:cut]', '"train": multisets'),
         ("every epoch in one order", 'f"epoch {seed} {epoch}"', 'f"epoch {seed}"'),

@@ -27,11 +27,11 @@ GROUPS = (
         ("one token", "expand(-1, self.config.k, -1)", "expand(-1, 1, -1)"),
         ("greedy answers never draw", 'if self.config.judged == "method":', "if True:"),
         ("padding is part of a prompt's seed", "real in zip(row, mask) if real]", "real in zip(row, mask)]"),
-        ("the token before", "noise_B.to(upto_BV.dtype) * upto_BV[:, -1:], right=True)",
-         "noise_B.to(upto_BV.dtype) * upto_BV[:, -1:], right=True) - 1"),
+        ("the token before", "noise_BK, right=True)", "noise_BK, right=True).sub(1)"),
+        ("a stop is drawn as a thought", 'if kind != "thought":', "if False:"),
     )),
     ("latent/methods/sequence.py", COT2, (
-        ("supervised training draws", "drawn: bool = False,", "drawn: bool = True,"),
+        ("supervised training asks the policy", "self.policy if choose.random else None", "self.policy"),
     )),
     ("latent/cache.py", "tests/latent/test_backbone.py", (
         ("of a longer pass the last positions see all", "isinstance(visible_BTS, str) and 1 < t < self.size", "False"),
@@ -129,7 +129,7 @@ GROUPS = (
         ("losses are means over rows", "Mean(-logp_N.sum(), len(logp_N))", "Mean(-logp_N.sum(), len(hit_BT))"),
     )),
     ("latent/methods/sequence.py", CONTROLS, (
-        ("known inputs cost a pass each", "(min(used, 1) if parallel else used)", "used"),
+        ("known inputs cost a pass each", "(used if waits else min(used, 1))", "used"),
     )),
     ("latent/methods/cot/method.py", CONTROLS, (
         ("every ignored in what is written", "sum(one_in(self.config.every, steps))", "sum(steps)"),

@@ -24,6 +24,10 @@ MINI = Ablation(
     contrasts=(Contrast("2 latents", "1 latents", claim="more"),),
 )
 
+FEW = replace(MINI, seeds=(0,))
+_LONGER = {**MINI.axes[0]["1 latents"], "train.steps": 60, "train.log_every": 20, "train.save_every": 4}
+LONG = replace(MINI, axes=({"long": _LONGER},), seeds=(0,), contrasts=())
+
 
 def planted(correct: dict[str, list[list[int]]], ablation: Ablation = MINI) -> dict[str, dict]:
     """Records of an ablation by run id, each row's results given seed by seed."""

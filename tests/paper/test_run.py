@@ -11,18 +11,21 @@ import psutil
 import pytest
 
 from paper import records, run
-from paper.design import cells
-from tests.paper.helpers import MINI, TINY
+from paper.ablations import ABLATIONS, CONTROLS
+from paper.design import Cell, cells
+from tests.paper.helpers import FEW, LONG, MINI, TINY, planted, written
 from train.record import exclusive_lock
+from train.run import execute as train
 
 pytestmark = pytest.mark.slow  # commands with processes of their own
 
 ROOT = Path(__file__).parent.parent.parent
+SMOKED = "search"
 SCRIPT = """
 import resource, sys
 from paper import run
-from tests.paper.helpers import MINI
-run.ABLATIONS["mini"] = MINI
+from tests.paper.helpers import FEW
+run.ABLATIONS["few"] = FEW
 if sys.argv[1] != "-":
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
 sys.exit(run.main(sys.argv[2:]))
@@ -39,17 +42,46 @@ def mini(monkeypatch):
     monkeypatch.setitem(run.ABLATIONS, "mini", MINI)
 
 
+@pytest.fixture
+def few(monkeypatch):
+    """The same of one seed, where two cells tell as much as four."""
+    monkeypatch.setitem(run.ABLATIONS, "few", FEW)
+
+
 def places(tmp_path, jobs=1):
     return ["--out", str(tmp_path / "out"), "--records", str(tmp_path / "records"), "--jobs", str(jobs)]
 
 
-def test_the_smoke_of_everything_ends_in_the_paper():
+def test_the_smoke_of_an_ablation_ends_in_its_table():
     done = subprocess.run(
-        [sys.executable, "-m", "paper.run", "--smoke"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "paper.run", SMOKED, "--smoke"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "main.pdf" in done.stdout or "no PDF: install" in done.stdout
-    assert "depth: always 8 in training, seed 1: finished" in done.stdout and "eta" in done.stdout
+    assert "search: cot2, seed 2: finished" in done.stdout and "eta" in done.stdout and "1 tables in" in done.stdout
+
+
+def kind(cell: Cell) -> tuple:
+    """What runs of one kind share: the classes that they are of, what is told, and whether latents are swept."""
+    method, learn = cell.run.method, cell.run.train
+    classes = cell.run.env, method, getattr(method, "of", None), learn, getattr(learn, "algorithm", None)
+    return *map(type, classes), method.told, bool(cell.run.judge.sweep)
+
+
+def test_a_run_of_every_kind_in_the_ablations_is_trained_judged_and_recorded(tmp_path):
+    """Of a few updates, beside what it starts from; kinds that the smoke above has are left out."""
+    every = {c.run.id: c for ablation in ABLATIONS.values() for c in cells(ablation, CONTROLS, smoke=True)}
+    ids, kinds = set(), {kind(c) for c in cells(ABLATIONS[SMOKED], CONTROLS, smoke=True)}
+    for id, cell in every.items():
+        if kind(cell) not in kinds:
+            kinds.add(kind(cell))
+            ids |= {id, cell.run.init} - {None}
+    assert kinds == {kind(c) for c in every.values()} and not any(every[id].run.init not in {None, *ids} for id in ids)
+    some = {"kinds": [c for id, c in every.items() if id in ids]}
+    options = run.Options(out=tmp_path / "out", records=tmp_path / "records", jobs=2, smoke=True)
+    assert run.execute(some, {}, options, records.FILE) == 0
+    lines, left_out = records.read(options.records)
+    assert set(lines) == ids and not left_out
+    assert {id for id in ids if "diagnosis" in lines[id]} == {id for id in ids if every[id].diagnose} != set()
 
 
 def test_an_ablation_is_run_recorded_and_not_repeated(mini, tmp_path, capsys):
@@ -76,19 +108,32 @@ def test_an_ablation_is_run_recorded_and_not_repeated(mini, tmp_path, capsys):
     assert "mini  4 of 4 cells, done" in capsys.readouterr().out
 
 
+def test_records_of_ablations_that_are_not_registered_are_counted_in_a_line(mini, monkeypatch, tmp_path, capsys):
+    other = replace(MINI, seeds=(5, 6, 7))
+    hits = [[1, 0]] * 8
+    written(tmp_path / "records", planted({"1 latents": hits, "2 latents": hits}, other))
+    said = "6 of 6 records belong to no ablation known here"
+    assert run.main(places(tmp_path)) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "belong" in line]
+    assert line.startswith(said)
+    monkeypatch.setitem(run.ABLATIONS, "other", other)
+    assert run.main(places(tmp_path)) == 0
+    out = capsys.readouterr().out
+    assert "other  6 of 6 cells, done" in out and "belong" not in out
+
+
 LONGER = """
 import sys
 from paper import run
-from tests.paper.helpers import MINI, replace
-axis = {"long": {**MINI.axes[0]["1 latents"], "train.steps": 60, "train.log_every": 20}}
-run.ABLATIONS["mini"] = replace(MINI, axes=(axis,), contrasts=())
+from tests.paper.helpers import LONG
+run.ABLATIONS["long"] = LONG
 sys.exit(run.main(sys.argv[1:]))
 """
 
 
 def test_a_killed_command_ends_its_workers_and_goes_on_inside_a_cell(tmp_path):
-    args = [sys.executable, "-c", LONGER, "mini"]
-    process = subprocess.Popen([*args, *places(tmp_path)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    args = [sys.executable, "-c", LONGER, "long", *places(tmp_path)]
+    process = subprocess.Popen(args, cwd=ROOT, stdout=subprocess.DEVNULL)
     while not list((tmp_path / "out").glob("*/checkpoint/step-*/manifest.json")):
         assert process.poll() is None
         time.sleep(0.02)
@@ -98,59 +143,56 @@ def test_a_killed_command_ends_its_workers_and_goes_on_inside_a_cell(tmp_path):
     _, alive = psutil.wait_procs(workers, timeout=30)
     assert not alive
     assert not records.read(tmp_path / "records")[0]
-    for home in (tmp_path, tmp_path / "other"):
-        done = subprocess.run([*args, *places(home)], cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-    ids = set(records.read(tmp_path / "records")[0])
-    assert len(ids) == 2 and ids == set(records.read(tmp_path / "other" / "records")[0])
-    for id in ids:  # the same losses, to the bit, as never killed
-        logs = [
-            (home / "out" / id / "metrics.jsonl").read_text().splitlines() for home in (tmp_path, tmp_path / "other")
-        ]
-        losses = [[json.loads(line)["loss"] for line in log] for log in logs]
-        assert losses[0] == losses[1] and len(losses[0]) == 3
+    done = subprocess.run(args, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (cell,) = cells(LONG, {})
+    assert set(records.read(tmp_path / "records")[0]) == {cell.run.id}
+    train(cell.run, tmp_path / "other", device="cpu")  # the same losses, to the bit, as never killed
+    logs = [(tmp_path / home / cell.run.id / "metrics.jsonl").read_text().splitlines() for home in ("out", "other")]
+    losses = [[json.loads(line)["loss"] for line in log] for log in logs]
+    assert losses[0] == losses[1] and len(losses[0]) == 3
 
 
-def test_two_commands_do_not_write_the_same_run(mini, tmp_path, capsys):
-    (first, *_) = cells(MINI, {})
+def test_two_commands_do_not_write_the_same_run(few, tmp_path, capsys):
+    (first, *_) = cells(FEW, {})
     with exclusive_lock(tmp_path / "out" / f"{first.run.id}.lock"):
-        assert run.main(["mini", *places(tmp_path)]) == 1
+        assert run.main(["few", *places(tmp_path)]) == 1
     err = capsys.readouterr().err
-    assert f"another process is at {tmp_path}/out/{first.run.id}" in err and "1 of 4 cells failed" in err
+    assert f"another process is at {tmp_path}/out/{first.run.id}" in err and "1 of 2 cells failed" in err
 
 
-def test_a_record_that_cannot_be_written_fails_its_cell(mini, tmp_path, capsys):
+def test_a_record_that_cannot_be_written_fails_its_cell(few, tmp_path, capsys):
     (tmp_path / "records").write_text("a file where a folder should be")
-    assert run.main(["mini", *places(tmp_path)]) == 1
+    assert run.main(["few", *places(tmp_path)]) == 1
     err = capsys.readouterr().err
-    assert "failed: mini: 1 latents, seed 0: its record could not be written" in err and "4 of 4 cells failed" in err
+    assert "failed: few: 1 latents, seed 0: its record could not be written" in err and "2 of 2 cells failed" in err
 
 
 def test_a_full_disk_fails_cells_and_they_can_be_run_again(tmp_path):
-    done = command("mini", *places(tmp_path), limit="20000")
+    done = command("few", *places(tmp_path), limit="20000")
     assert done.returncode == 1
-    assert "failed: mini: 1 latents, seed 0: " in done.stderr and "4 of 4 cells failed" in done.stderr
+    assert "failed: few: 1 latents, seed 0: " in done.stderr and "2 of 2 cells failed" in done.stderr
     assert "Traceback" not in done.stderr
-    done = command("mini", *places(tmp_path))
+    done = command("few", *places(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert len(records.read(tmp_path / "records")[0]) == 4
+    assert len(records.read(tmp_path / "records")[0]) == 2
 
 
 def broken():
     """One row whose problems do not fit the model's positions."""
-    return replace(MINI, axes=(MINI.axes[0] | {"broken": {**TINY, "model.n_positions": 12}},))
+    return replace(FEW, axes=(FEW.axes[0] | {"broken": {**TINY, "model.n_positions": 12}},))
 
 
 def test_failed_cells_are_named_and_the_others_are_kept(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(run.ABLATIONS, "mini", broken())
     assert run.main(["mini", *places(tmp_path)]) == 1
     err = capsys.readouterr().err
-    assert "failed: mini: broken, seed 0: problem" in err and "failed: mini: broken, seed 1: problem" in err
-    assert "2 of 6 cells failed" in err and len(records.read(tmp_path / "records")[0]) == 4
+    assert "failed: mini: broken, seed 0: problem" in err
+    assert "1 of 3 cells failed" in err and len(records.read(tmp_path / "records")[0]) == 2
 
 
 def test_cells_go_through_submitit(monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(run.ABLATIONS, "mini", replace(broken(), seeds=(0,)))
+    monkeypatch.setitem(run.ABLATIONS, "mini", broken())
     assert run.main(["mini", *places(tmp_path, jobs=3), "--launcher", "local"]) == 1
     told = capsys.readouterr()
     assert "mini: 2 latents, seed 0: finished" in told.out and "failed: mini: broken, seed 0: problem" in told.err

@@ -20,7 +20,7 @@ from torch.distributions import Categorical, Distribution, Independent
 from latent.backbone import Backbone
 from latent.policies.base import Policy
 from latent.policies.tokens import Tokens
-from latent.thought import Prompt
+from latent.thought import Chooser, Greedy, Prompt
 
 
 class TokensPolicy(Policy):
@@ -38,25 +38,43 @@ class TokensPolicy(Policy):
         logits_BKV = logits_BV[:, None].expand(-1, self.config.k, -1)
         return Independent(Categorical(logits=logits_BKV, validate_args=False), 1, validate_args=False)
 
-    def noise(self, prompt: Prompt, k: int) -> Tensor | None:
-        """Uniform numbers (B, k, K), from a generator that each row's ids seed; None unless `judged` is drawn."""
+    def greedy(self, choose: Chooser, prompt: Prompt, k: int) -> Chooser:
+        """Where thoughts are `judged` drawn, by uniform numbers from a generator that each row's ids seed."""
         if self.config.judged == "method":
-            return None
+            return choose
         rows = prompt.ids_BT.tolist()
         masks = [[True] * len(row) for row in rows] if prompt.mask_BT is None else prompt.mask_BT.tolist()
         read = [[i for i, real in zip(row, mask) if real] for row, mask in zip(rows, masks)]
         noise = [torch.rand(k, self.config.k, generator=torch.Generator().manual_seed(seed_of(ids))) for ids in read]
-        return torch.stack(noise).to(prompt.ids_BT.device)
-
-    def drawn(self, dist: Distribution, noise_B: Tensor) -> Tensor:
-        """K tokens (B, K): the first of the vocabulary up to which more than so much of the probability lies."""
-        assert isinstance(dist, Independent)  # as `forward` makes it
-        upto_BV = dist.base_dist.probs[:, 0].cumsum(-1)
-        ids_BK = torch.searchsorted(upto_BV, noise_B.to(upto_BV.dtype) * upto_BV[:, -1:], right=True)
-        return ids_BK.clamp(max=upto_BV.shape[-1] - 1)
+        return DrawnThoughts(choose, torch.stack(noise, 1).to(prompt.ids_BT.device))
 
     def fed(self, value_B: Tensor, h_BD: Tensor) -> Tensor:
         return self.backbone[0].embed(value_B).mean(1)
+
+
+class DrawnThoughts(Greedy):
+    """Draws thoughts by numbers that are given, and leaves all else to a greedy chooser. Records nothing.
+
+    `noise_kBK`: for each of k thoughts K uniform numbers a row.
+    """
+
+    random = True
+
+    def __init__(self, greedy: Chooser, noise_kBK: Tensor):
+        super().__init__()
+        self._greedy, self._noise = greedy, iter(noise_kBK)
+
+    def __call__(self, kind: str, dist: Distribution, live_B: Tensor, h_UD: Tensor | None = None) -> Tensor:
+        """Of a thought K tokens (B, K): the first of the vocabulary up to which more than so much probability lies."""
+        if kind != "thought":
+            return self._greedy(kind, dist, live_B, h_UD)
+        assert isinstance(dist, Independent)  # as the policy makes it
+        upto_BV = dist.base_dist.probs[:, 0].cumsum(-1)
+        noise_BK = next(self._noise).to(upto_BV.dtype) * upto_BV[:, -1:]
+        return torch.searchsorted(upto_BV, noise_BK, right=True).clamp(max=upto_BV.shape[-1] - 1)
+
+    def settled(self, stop_B: Tensor) -> Tensor:
+        return self._greedy.settled(stop_B)
 
 
 def seed_of(ids: list[int]) -> int:

@@ -12,6 +12,7 @@ SOONER = (
     "never is. "
 )
 EXCHANGES = ("mean", "shuffled", "other problem")  # interventions that change nothing where all inputs are equal
+SAME_INPUTS = ("Pause", "FixedEmbedding")  # methods that feed all problems the same
 
 
 def effect(d: Difference, p: float, metric: str = ACCURACY) -> str:
@@ -194,7 +195,7 @@ def used(table: Table) -> dict[str, str]:
     lost = {}
     for row in table.rows.values():
         if row.diagnosed:
-            same = row.lines[0]["config"]["method"]["class"] in ("Pause", "FixedEmbedding")
+            same = row.lines[0]["config"]["method"]["class"] in SAME_INPUTS
             causal = [line["diagnosis"]["causal"] for line in row.lines]
             intact = [records.unpack(c["intact"]) for c in causal]
             for kind in causal[0]["interventions"]:

@@ -22,7 +22,7 @@ from kernels.errors import UserError
 from latent import plugins
 from latent.cli import guarded, parse, program
 from latent.files import write_text
-from paper import claims, figures, latents, markup, overview, records, search, tables
+from paper import claims, figures, latents, markup, method_figure, overview, records, search, tables
 from paper.ablations import ABLATIONS, CONTROLS, SEARCHES
 from paper.design import cells, search_cells
 from paper.records import OUT
@@ -87,6 +87,8 @@ def build(options: Options) -> None:
             latents.draw(table, stage / "figures")
         if overview.TASKS.keys() <= asked.keys():
             figures.save(overview.figure({table.name: table for table in made}), stage / "figures", "overview")
+        if whole:
+            figures.save(method_figure.figure(), stage / "figures", "method")
         known = numbers(made, [lines[id] for id in sorted(every) if id in lines]) if whole else None
         searched = searches(options.records) if whole and not options.smoke else {}
         for name, text in (texts(made, known) | searched).items():

@@ -123,6 +123,9 @@ def texts(made: list[tables.Table], known: dict[str, str] | None) -> dict[str, s
     files = {f"tables/{table.name}.md": markup.markdown(table) for table in made}
     files |= {f"tables/{table.name}.tex": markup.latex(table) for table in made}
     files |= {file: text for table in made for file, text in latents.texts(table).items()}
+    known_tables = {table.name: table for table in made}
+    if overview.TASKS.keys() <= known_tables.keys():
+        files["tables/main.tex"] = overview.latex(known_tables)
     return files if known is None else files | {"numbers.tex": macros(known), "tables/contrasts.md": contrasts(made)}
 
 

@@ -238,7 +238,7 @@ def latex(table: Table, found: list[Latents]) -> str:
     """The table in LaTeX."""
     controls = {each.row.label for each in found if each.row.control}
     head, *rows = body(table, found)
-    out = ["\\begin{table}[tp]", "\\centering\\small\\setlength{\\tabcolsep}{4pt}"]
+    out = ["\\begin{table}[!htb]", "\\centering\\small\\setlength{\\tabcolsep}{4pt}"]
     out += [f"\\caption{{{tex(caption(table, found))}}}", f"\\label{{tab:{table.name}-latents}}"]
     out += [f"\\sbox0{{\\begin{{tabular}}{{ll{'r' * (len(head) - 2)}}}", "\\toprule"]
     out += [" & ".join(head) + " \\\\", "\\midrule"]

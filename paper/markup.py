@@ -1,6 +1,7 @@
 """Tables as text: captions, Markdown, LaTeX, and every number that a text may quote."""
 
 import re
+import textwrap
 
 from eval.stats import Difference, holm, interval, over_items, over_seeds, paired, unanimous
 from paper import records
@@ -147,7 +148,7 @@ def latex(table: Table) -> str:
     rows, below = body(table)
     controls = {row.label for row in table.rows.values() if row.control}
     out = [
-        "\\begin{table}[t]",
+        "\\begin{table}[!htb]",
         "\\centering\\small\\setlength{\\tabcolsep}{4pt}",
         f"\\caption{{{tex(caption(table))}}}",
     ]
@@ -156,7 +157,7 @@ def latex(table: Table) -> str:
         if len(part) == 1:
             continue
         out += [f"\\sbox0{{\\begin{{tabular}}{{l{'r' * (len(part[0]) - 1)}}}", "\\toprule"]
-        out += [" & ".join(map(tex, part[0])) + " \\\\", "\\midrule"]
+        out += [" & ".join(map(tex_head, part[0])) + " \\\\", "\\midrule"]
         for r in part[1:]:
             first = f"\\emph{{{tex(r[0])}}}" if r[0] in controls else tex(r[0])
             out.append(" & ".join([first, *map(tex, r[1:])]) + " \\\\")
@@ -168,6 +169,13 @@ def tex(text: str) -> str:
     """Text as LaTeX: special characters are escaped, minus and less-than signs are set as mathematics."""
     text = re.sub(r"[%&_#$]", lambda match: "\\" + match[0], text.replace("\\", "\\textbackslash "))
     return re.sub(r"(?<![\w.])-(?=[\d ])", "$-$", text.replace("< ", "$<$ "))
+
+
+def tex_head(text: str) -> str:
+    """The head of a column as LaTeX, in lines of a few words, so that no column is much wider than its numbers."""
+    lines = textwrap.wrap(text, 14, break_long_words=False)
+    stacked = " \\\\ ".join(map(tex, lines))
+    return f"\\shortstack[r]{{{stacked}}}" if len(lines) > 1 else stacked
 
 
 def numbers(table: Table) -> dict[str, str]:

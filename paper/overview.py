@@ -1,7 +1,6 @@
-"""The first table of the README and of the paper, and its figure: the same five arms on two searches."""
+"""The README's first table and its figure: the same five arms on two searches, with and without order."""
 
 from paper.figures import GREY, STYLES, pyplot
-from paper.markup import between, tex, tex_head
 from paper.tables import Table
 
 TASKS = {  # ablation -> what its task is
@@ -15,11 +14,6 @@ ARMS = {  # row -> its name here
     "pause": "*pause*, told the same",
     "fixed": "*fixed*, told the same",
 }
-CAPTION = (
-    "Two searches. Means of {seeds} training seeds on {items:,} held-out problems, greedy, with 95 % intervals of a "
-    "two-level bootstrap over seeds and problems (those that stand or fall together count as one). Sequential steps: "
-    "forward passes one after another that an answer takes; core-s: core-seconds of training, with those of a start."
-)
 
 
 def lines(made: dict[str, Table]) -> list[str]:
@@ -40,26 +34,6 @@ def lines(made: dict[str, Table]) -> list[str]:
         costs = (f"{table.rows[arm].mean('steps'):.0f}, {table.rows[arm].mean('core_seconds'):.0f}" for arm in ARMS)
         out.append(f"| steps, core-s | | {' | '.join(costs)} |")
     return out
-
-
-def latex(made: dict[str, Table]) -> str:
-    """The table in LaTeX, an arm a row: accuracy with its interval, steps and core-seconds on each task."""
-    tasks = [(made[name], task.strip("`"), what) for name, (task, what) in TASKS.items()]
-    head = ["", *(text for _ in tasks for text in ("accuracy", "95 % interval", "sequential steps", "core-s"))]
-    above = " & ".join(f"\\multicolumn{{4}}{{c}}{{\\emph{{{task}}}: {what}}}" for _, task, what in tasks)
-    out = ["\\begin{table}[!htb]", "\\centering\\small\\setlength{\\tabcolsep}{4pt}"]
-    out += [f"\\caption{{{tex(CAPTION.format(seeds=tasks[0][0].seeds, items=tasks[0][0].items))}}}"]
-    out += ["\\label{tab:main}", f"\\begin{{tabular}}{{l{'rrrr' * len(tasks)}}}", "\\toprule", f" & {above} \\\\"]
-    out += [" & ".join(map(tex_head, head)) + " \\\\", "\\midrule"]
-    out += [" & ".join(["commonest answer", *(f"{floor(table):.2f} & & & " for table, *_ in tasks)]) + " \\\\"]
-    for arm, called in ARMS.items():
-        cells = [f"\\emph{{{called.split('*')[1]}}}{called.split('*')[2]}" if "*" in called else called]
-        for table, *_ in tasks:
-            row = table.rows[arm]
-            costs = (f"{row.mean('steps'):.0f}", f"{row.mean('core_seconds'):.0f}")
-            cells += [f"{row.value:.3f}", between(row.interval), *costs]
-        out.append(" & ".join(cells) + " \\\\")
-    return "\n".join([*out, "\\bottomrule", "\\end{tabular}", "\\end{table}", ""])
 
 
 def floor(table: Table) -> float:

@@ -280,8 +280,8 @@ def draw(table: Table, folder: Path) -> None:
     references = [(axes[0], commonest(found), "-", "commonest token")]
     if (steps := other_step(found)) is not None:
         references.append((axes[1], placed(steps, longest), "--", "donor at another step"))
-    for ax, shares, dash, name in references:
-        ax.plot(list(shares), list(shares.values()), color="black", lw=0.8, ls=dash, zorder=0, label=name)
+    for ax, line, dash, name in references:
+        ax.plot(list(line), list(line.values()), color="black", lw=0.8, ls=dash, zorder=0, label=name)
     for ax, name in zip(axes, ("decoded: accuracy of the probe", "flipped: share of answers changed")):
         ax.set(ylabel=name, xlabel="state (0: before any latent)", ylim=(-0.03, 1.05))
         ax.set_xticks(range(longest + 1))

@@ -22,7 +22,7 @@ from kernels.errors import UserError
 from latent import plugins
 from latent.cli import guarded, parse, program
 from latent.files import write_text
-from paper import claims, figures, markup, overview, records, search, tables
+from paper import claims, figures, latents, main_table, markup, method_figure, overview, records, search, tables
 from paper.ablations import ABLATIONS, CONTROLS, SEARCHES
 from paper.design import cells, search_cells
 from paper.records import OUT
@@ -84,8 +84,11 @@ def build(options: Options) -> None:
             (stage / folder).mkdir()
         for table in made:
             figures.draw(table, stage / "figures")
+            latents.draw(table, stage / "figures")
         if overview.TASKS.keys() <= asked.keys():
             figures.save(overview.figure({table.name: table for table in made}), stage / "figures", "overview")
+        if whole:
+            figures.save(method_figure.figure(), stage / "figures", "method")
         known = numbers(made, [lines[id] for id in sorted(every) if id in lines]) if whole else None
         searched = searches(options.records) if whole and not options.smoke else {}
         for name, text in (texts(made, known) | searched).items():
@@ -110,13 +113,19 @@ def build(options: Options) -> None:
 
 def numbers(made: list[tables.Table], lines: list[dict]) -> dict[str, str]:
     """Every number that the paper may quote, by key: those of its tables, and those of all runs together."""
-    return {k: v for table in made for k, v in markup.numbers(table).items()} | about(lines)
+    of_tables = {k: v for table in made for k, v in (markup.numbers(table) | latents.numbers(table)).items()}
+    return of_tables | about(lines)
 
 
 def texts(made: list[tables.Table], known: dict[str, str] | None) -> dict[str, str]:
-    """The text files by name: two for each table; and where all tables are made (`known`), numbers and contrasts."""
+    """The text files by name: two for each table, and for its latents where they were diagnosed; and where all tables
+    are made (`known`), numbers and contrasts."""
     files = {f"tables/{table.name}.md": markup.markdown(table) for table in made}
     files |= {f"tables/{table.name}.tex": markup.latex(table) for table in made}
+    files |= {file: text for table in made for file, text in latents.texts(table).items()}
+    by_name = {table.name: table for table in made}
+    if overview.TASKS.keys() <= by_name.keys():
+        files["tables/main.tex"] = main_table.latex(overview.lines(by_name), by_name[next(iter(overview.TASKS))])
     return files if known is None else files | {"numbers.tex": macros(known), "tables/contrasts.md": contrasts(made)}
 
 

@@ -49,9 +49,9 @@ def pyplot():
     import matplotlib.pyplot as plt
     from matplotlib.font_manager import fontManager
 
-    # only matplotlib's own font: a system's version of it may differ, and so would the files
+    # only matplotlib's own fonts: a system's versions of them may differ, and so would the files
     fontManager.ttflist = []
-    for path in sorted(Path(matplotlib.get_data_path(), "fonts", "ttf").glob("DejaVuSans*.ttf")):
+    for path in sorted(Path(matplotlib.get_data_path(), "fonts", "ttf").glob("*.ttf")):
         fontManager.addfont(path)
     plt.rcParams.update({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42})
     return plt

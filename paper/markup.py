@@ -1,6 +1,7 @@
 """Tables as text: captions, Markdown, LaTeX, and every number that a text may quote."""
 
 import re
+import textwrap
 
 from eval.stats import Difference, holm, interval, over_items, over_seeds, paired, unanimous
 from paper import records
@@ -12,6 +13,7 @@ SOONER = (
     "never is. "
 )
 EXCHANGES = ("mean", "shuffled", "other problem")  # interventions that change nothing where all inputs are equal
+SAME_INPUTS = ("Pause", "FixedEmbedding")  # methods that feed all problems the same
 
 
 def effect(d: Difference, p: float, metric: str = ACCURACY) -> str:
@@ -146,7 +148,7 @@ def latex(table: Table) -> str:
     rows, below = body(table)
     controls = {row.label for row in table.rows.values() if row.control}
     out = [
-        "\\begin{table}[t]",
+        "\\begin{table}[!htb]",
         "\\centering\\small\\setlength{\\tabcolsep}{4pt}",
         f"\\caption{{{tex(caption(table))}}}",
     ]
@@ -155,7 +157,7 @@ def latex(table: Table) -> str:
         if len(part) == 1:
             continue
         out += [f"\\sbox0{{\\begin{{tabular}}{{l{'r' * (len(part[0]) - 1)}}}", "\\toprule"]
-        out += [" & ".join(map(tex, part[0])) + " \\\\", "\\midrule"]
+        out += [" & ".join(map(tex_head, part[0])) + " \\\\", "\\midrule"]
         for r in part[1:]:
             first = f"\\emph{{{tex(r[0])}}}" if r[0] in controls else tex(r[0])
             out.append(" & ".join([first, *map(tex, r[1:])]) + " \\\\")
@@ -167,6 +169,13 @@ def tex(text: str) -> str:
     """Text as LaTeX: special characters are escaped, minus and less-than signs are set as mathematics."""
     text = re.sub(r"[%&_#$]", lambda match: "\\" + match[0], text.replace("\\", "\\textbackslash "))
     return re.sub(r"(?<![\w.])-(?=[\d ])", "$-$", text.replace("< ", "$<$ "))
+
+
+def tex_head(text: str) -> str:
+    """The head of a column as LaTeX, in lines of a few words, so that no column is much wider than its numbers."""
+    lines = textwrap.wrap(text, 14, break_long_words=False)
+    stacked = " \\\\ ".join(map(tex, lines))
+    return f"\\shortstack[r]{{{stacked}}}" if len(lines) > 1 else stacked
 
 
 def numbers(table: Table) -> dict[str, str]:
@@ -194,7 +203,7 @@ def used(table: Table) -> dict[str, str]:
     lost = {}
     for row in table.rows.values():
         if row.diagnosed:
-            same = row.lines[0]["config"]["method"]["class"] in ("Pause", "FixedEmbedding")
+            same = row.lines[0]["config"]["method"]["class"] in SAME_INPUTS
             causal = [line["diagnosis"]["causal"] for line in row.lines]
             intact = [records.unpack(c["intact"]) for c in causal]
             for kind in causal[0]["interventions"]:

@@ -167,6 +167,7 @@ RESULTS = ("main.accuracy", "main.used", "pooled.accuracy", "pooled.used", "soon
            "parameters", "steps_written", "latents", "used_mean")  # fmt: skip
 Kind = type | tuple[type, ...]
 OTHERS: dict[str, Kind] = {
+    "config.env.class": str,
     "config.judge": dict,
     "config.method.class": str,
     "config.train.log_every": int,
@@ -176,6 +177,7 @@ OTHERS: dict[str, Kind] = {
     "env.packages": dict,
 }
 PACKED = ("result.correct", "result.pooled.correct")
+BY_STATE = {"diagnosis.probe": ("accuracy", "majority"), "diagnosis.causal.patches": ("flipped",)}
 
 
 def check(line: dict, place: str) -> None:
@@ -197,6 +199,10 @@ def check(line: dict, place: str) -> None:
         packed += [f"diagnosis.causal.sweep.{k}" for k in field(line, "diagnosis.causal.sweep", dict, place)]
         kinds = field(line, "diagnosis.causal.interventions", dict, place)
         packed += [f"diagnosis.causal.interventions.{kind}.correct" for kind in kinds]
+        for name, numbers in BY_STATE.items():
+            for i, each in enumerate(field(line, name, list, place)):
+                if not all(math.isfinite(field(each, number, NUMBER, f"{place}, {name}, {i}")) for number in numbers):
+                    raise UserError(f"{place}: field {name!r} must have finite numbers")
     for name in packed:
         try:
             unpack(field(line, name, str, place))

@@ -143,7 +143,7 @@ def test_records_are_read_but_for_what_is_broken(tmp_path):
     found, left_out = records.read(tmp_path)
     assert set(found) == {json.loads(text[0])["id"], json.loads(text[3])["id"]}
     assert [w.partition(": ")[2][:15] for w in left_out] == [f"run {other['id']}"[:15]] + ["not a whole rec"] * 3
-    diagnosis = {"causal": {"intact": records.pack([1]), "sweep": {}, "interventions": {}}}
+    diagnosis = {"causal": {"intact": records.pack([1]), "sweep": {}, "interventions": {}, "patches": []}, "probe": []}
     records.add(tmp_path, lines[other["id"]] | {"diagnosis": diagnosis})
     records.add(tmp_path, lines[other["id"]])
     assert records.read(tmp_path)[0][other["id"]]["diagnosis"] == diagnosis
@@ -190,12 +190,17 @@ def test_sooner_is_the_first_line_of_the_last_stage_that_is_good_enough(tmp_path
         ("env", None, "no field 'env.cpu'"),
         ("env.packages", {}, "no field 'env.packages.torch'"),
         ("diagnosis", 1, "no field 'diagnosis.causal'"),
+        ("diagnosis.probe", [{"accuracy": 1.0}], "diagnosis.probe, 0 has no field 'majority'"),
+        ("diagnosis.causal.patches", [{"flipped": None}], "field 'flipped' must be int or float, got None"),
     ],
 )
 def test_a_record_of_the_wrong_shape_is_named_and_left_out(name, wrong, said, tmp_path):
     """Whatever stands in it, by file, line and field; the others are read."""
     lines = planted({"1 latents": [[1, 0], [1, 1]], "2 latents": [[1, 1], [0, 1]]})
     first = copy.deepcopy(next(iter(lines.values())))
+    if name.startswith("diagnosis."):
+        causal = {"intact": records.pack([1]), "sweep": {}, "interventions": {}, "patches": []}
+        first["diagnosis"] = {"causal": causal, "probe": []}
     *inside, last = name.split(".")
     at = first
     for part in inside:

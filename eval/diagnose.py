@@ -191,11 +191,12 @@ def lines(diagnoses: dict[str, dict]) -> list[str]:
     out += [*aligned(rows), ""]
     parts = {name: (f["causal"]["patches"], f["collapse"], f["probe"]) for name, f in diagnoses.items()}
     names = ("flipped", "donor", "moved", "cosine", "dimensions", "accuracy", "selectivity")
-    heads = ("input: flipped", "to donor", "state: moved", "cosine", "dims", "probe", "selective")
+    heads = ("fed back: flipped", "to donor", "state: moved", "cosine", "dims", "probe", "selective")
     nothing: dict[str, Any] = {}
-    for name, each in parts.items():
-        merged = [{k: v for d in at for k, v in d.items()} for at in zip_longest(*each, fillvalue=nothing)]
-        out += [*aligned([[f"latent, {name}", *heads], *rows_of(merged, names, first=1)]), ""]
+    for name, (patches, *read) in parts.items():  # the state before any latent is fed back, and is not read
+        at_states = zip_longest(patches, *([nothing, *rows] for rows in read), fillvalue=nothing)
+        merged = [{k: v for d in at for k, v in d.items()} for at in at_states]
+        out += [*aligned([[f"state, {name}", *heads], *rows_of(merged, names, first=0)]), ""]
     names = ("top", "entropy", "support", "oracle", "elsewhere", "frontier", "frontier_share")
     for name, f in diagnoses.items():
         out += [*aligned([[f"lens, {name}", *names], *rows_of(f["lens"], names, first=0)]), ""]

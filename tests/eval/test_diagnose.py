@@ -38,7 +38,12 @@ def test_a_run_is_diagnosed_beside_its_controls(tmp_path, capsys):
     first = out.splitlines()[0]
     assert f"cost {100 * lost:.1f} points of accuracy" in first and "10 problems" in first
     assert ("causally used" in first) == (low > 0)
-    assert "latents of another problem" in out and "latent, pause" in out and "lens, run" in out
+    assert "latents of another problem" in out and "lens, run" in out
+    at_states = [line.split() for line in out[out.index("state, pause") :].splitlines()[1:5]]
+    patches, probe = found["pause"]["causal"]["patches"], found["pause"]["probe"]
+    assert [row[0] for row in at_states] == ["0", "1", "2", "3"]  # state 0 is fed back, states 1 to 3 are read
+    assert [row[1] for row in at_states] == [*(f"{at['flipped']:.2f}" for at in patches), "-"]
+    assert [row[6] for row in at_states] == ["-", *(f"{at['accuracy']:.2f}" for at in probe)]
     assert "layer whose states are read" not in out and "layer" not in found["run"]
     assert diagnose.main([str(home), *args, "--layer", "-2"]) == 0
     inner = json.loads((home / "diagnostics.json").read_text())

@@ -41,7 +41,7 @@ def methods_one_token() -> Experiment:
         start=(CoT(), 600),
         coconut=(Coconut(n_latent=8, feedback="norm", first_stage=1, stage_steps=40), 420),
         sim=(Sim(n_latent=8, step_tokens=1, feedback="norm"), 660),
-        codi=(Codi(n_latent=8), 370),
+        codi=(Codi(n_latent=8), 400),
         pccot=(Pccot(n_latent=8), 360),
         kava=(Kava(n_latent=8), 340),
         soft=(Soft(n_latent=8), 1400),

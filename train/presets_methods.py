@@ -4,11 +4,12 @@ Order matters in both tasks, a state is one token, and chains and latents are as
 branch, `methods-modular` many. Numbers of updates follow from the milliseconds that an update takes; those of a start
 count. The claims, and the search for every arm's rate, are in paper/planned.py.
 
-The methods' settings are the published ones where these have a meaning here, but for four. Coconut and SIM-CoT bring
-the state that is fed back to the embeddings' scale, which is small in these models. Coconut begins with a chain that is
-learned, as published, but a stage has 40 or 80 updates at most. HRPO, which learns by RL, has its supervised form, and
-its gates the rate of all else: 20 and 200 times as much is published beside 5e-6. CoLaR answers with a latent for every
-token, and has the squared error that its code has. Soft Thinking is trained (Latent-SFT).
+The methods' settings are the published ones where these have a meaning here, the weights of losses those for GPT-2, but
+for four. Coconut and SIM-CoT bring the state that is fed back to the embeddings' scale, which is small in these models.
+Coconut begins with a chain that is learned, as published, but a stage has 40 or 80 updates at most. HRPO, which learns
+by RL, has its supervised form, and its gates the rate of all else: 20 and 200 times as much is published beside 5e-6.
+CoLaR answers with a latent for every token, and has the squared error that its code has. Soft Thinking is trained
+(Latent-SFT).
 """
 
 from dataclasses import replace

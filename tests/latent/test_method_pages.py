@@ -1,5 +1,5 @@
 """The pages of the methods: their commands parse, their hyper-parameters are those of the presets, their links lead
-somewhere."""
+somewhere, and numbers of ours are in what they link."""
 
 import re
 import shlex
@@ -88,3 +88,13 @@ def test_its_hyperparameters_are_all_there_and_those_of_the_preset(path):
 def test_its_links_lead_somewhere(path):
     for link in LINK.findall(path.read_text()):
         assert (path.parent / link).resolve().exists(), link
+
+
+@EVERY_PAGE
+def test_its_numbers_of_ours_are_in_the_table_or_log_that_it_links(path):
+    """A row of ours without a link has no number."""
+    for row in re.findall(r"^\| ours.*$", path.read_text(), re.MULTILINE):
+        sources = [(path.parent / link).read_text() for link in LINK.findall(row)]
+        for said in re.findall(r"(?<![\d.])[01]?\.\d{2,3}(?![\d])", row):
+            there = rf"(?<![\d.])0?{re.escape(said)}(?!\d)"
+            assert any(re.search(there, source) for source in sources), row

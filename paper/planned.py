@@ -1,10 +1,40 @@
-"""Ablations whose claim is written and whose runs are not all made: no table of the paper is of them.
+"""Ablations whose claim is written and whose runs are not all made, with their searches: no table of the paper is of
+them.
 
-`LATENT_IMPORT=paper.planned python -m paper.run NAME` runs one. When its records are there it moves to `ABLATIONS`.
+`LATENT_IMPORT=paper.planned python -m paper.run NAME` runs one. Where it has a search that comes first (`--search NAME`
+instead), and what that chose goes into the preset. When its records are there it moves to `ABLATIONS`, a search to
+`SEARCHES`; to be registered, a claim must stand there before the runs.
 """
 
-from paper.ablations import ABLATIONS
-from paper.design import Ablation, Contrast
+from paper.ablations import ABLATIONS, SEARCHES
+from paper.design import Ablation, Axis, Contrast, Search, over
+
+METHODS = ("icot", "coconut", "sim", "cot2", "codi", "pccot", "kava", "soft", "hrpo", "colar")
+BESIDE = ("no-cot", "cot", "pause", "fixed")
+RATES: Axis = over("train.lr", 2.5e-3, 5e-3, 1e-2)
+OWN_RATES: Axis = over("train.lr", 1e-3, 2e-3, 4e-3)  # of mixtures that start from forced ones: at .4 of their rate
+
+
+def beside_controls(**claims: dict) -> tuple[Contrast, ...]:
+    """Every method against pause tokens and against the chain. `claims`: of either, by method."""
+    return tuple(Contrast(a, b, claim=claims.get(b, {}).get(a)) for a in METHODS for b in ("pause", "cot"))
+
+
+PLANNED_SEARCHES: dict[str, Search] = {
+    "methods-one-token": Search(
+        base="methods-one-token",
+        axes=dict.fromkeys((*BESIDE, "start", *METHODS), RATES),
+        seed=100,
+        core_minutes=43,
+    ),
+    "methods-modular": Search(
+        base="methods-modular",
+        axes=dict.fromkeys((*BESIDE, "forced", "start", *METHODS), RATES) | {"cot2": OWN_RATES},
+        seed=100,
+        core_minutes=45,
+    ),
+}
+SEARCHES |= PLANNED_SEARCHES
 
 PLANNED: dict[str, Ablation] = {
     # CoT2's comparison at width 24, at its own 1,000 epochs; one split for all seeds
@@ -15,6 +45,33 @@ PLANNED: dict[str, Ablation] = {
         seeds=(42, 43, 44, 45, 46),
         core_minutes=330,
         contrasts=(Contrast("continuous", "discrete", claim="more"),),
+    ),
+    "methods-one-token": Ablation(
+        claim="At equal compute, where order matters and there is one branch, methods that teach every latent its step "
+        "(SIM-CoT, CoT2, Latent-SFT, HRPO, CoLaR), or come to it by a curriculum (Coconut), solve more than pause "
+        "tokens; CODI and PCCoT, which teach where thoughts must end, solve no more than they do.",
+        base="methods-one-token",
+        axes=(),
+        arms=(*BESIDE, *METHODS),
+        core_minutes=45,
+        contrasts=beside_controls(
+            pause=dict.fromkeys(("sim", "cot2", "soft", "hrpo", "colar", "coconut"), "more")
+            | dict.fromkeys(("codi", "pccot"), "same"),
+        ),
+        figure="costs",
+    ),
+    "methods-modular": Ablation(
+        claim="At equal compute, where a search branches and order matters, mixtures told the frontier solve more than "
+        "a chain, and methods whose latents take the place of one chain without being its tokens (Coconut, SIM-CoT, "
+        "CODI, PCCoT, KaVa), or that leave it out (iCoT), solve less.",
+        base="methods-modular",
+        axes=(),
+        arms=(*BESIDE, *METHODS),
+        core_minutes=45,
+        contrasts=beside_controls(
+            cot={"cot2": "more"} | dict.fromkeys(("coconut", "sim", "codi", "pccot", "kava", "icot"), "less"),
+        ),
+        figure="costs",
     ),
 }
 ABLATIONS |= PLANNED

@@ -25,6 +25,7 @@ from latent.plain import changed
 from train.algorithms import GRPO
 from train.config import RLVR, SFT, Arm, Experiment, Judge, Run
 from train.presets_cot2 import cot2_mnns, cot2_mnns_rl
+from train.presets_methods import methods_modular, methods_one_token
 from train.presets_search import cups_cue, cups_one_token, mnns, modular, modular_told
 
 
@@ -267,6 +268,8 @@ PRESETS: dict[str, Callable[[], Run | Experiment]] = {
     "modular-told": modular_told,
     "cups-one-token": cups_one_token,
     "cups-cue": cups_cue,
+    "methods-one-token": methods_one_token,
+    "methods-modular": methods_modular,
     "cups-rlvr": cups_rlvr,
     "cups-turns": cups_turns,
     "prosqa": prosqa,

@@ -11,8 +11,8 @@ import pytest
 from latent.methods import CoT, FixedEmbedding, NoCoT, Pause
 from latent.plain import plain
 from paper import records
-from paper.ablations import ABLATIONS, CONTROLS
-from paper.design import Ablation, Control, cells, changed, over
+from paper.ablations import ABLATIONS, CONTROLS, SEARCHES
+from paper.design import Ablation, Control, candidate, cells, changed, over, search_cells
 from tests.paper.helpers import MINI, planted, written
 from train.presets import PRESETS
 
@@ -110,16 +110,24 @@ def test_shipped_ablations_name_rows_that_are_there_and_stand_beside_their_contr
 def test_planned_ablations_name_rows_that_are_there(monkeypatch):
     from paper import ablations
 
-    for name in ("ABLATIONS", "CONTROLS"):
+    for name in ("ABLATIONS", "CONTROLS", "SEARCHES"):
         monkeypatch.setattr(ablations, name, dict(getattr(ablations, name)))
     planned = importlib.import_module("paper.planned")
     del sys.modules["paper.planned"]
+    assert set(ablations.SEARCHES) == {*SEARCHES, *planned.PLANNED_SEARCHES} != set(SEARCHES)
+    for name, search in planned.PLANNED_SEARCHES.items():
+        preset = PRESETS[search.base]()
+        assert {c.row for c in search_cells(name, search, ablations.ABLATIONS)} >= {
+            candidate(arm, choice) for arm, axis in search.axes.items() for choice in axis
+        }
+        assert set(search.axes) == set(preset.arms), name  # no arm of the tables has fewer settings tried than another
     assert set(ablations.ABLATIONS) == {*ABLATIONS, *planned.PLANNED} != set(ABLATIONS)
     for name, ablation in planned.PLANNED.items():
         found = cells(ablation, ablations.CONTROLS)
         rows = {c.row for c in found}
         assert all({c.a, c.b} <= rows for c in ablation.contrasts) and any(c.claim for c in ablation.contrasts), name
-        assert all(sorted(c.seed for c in found if c.row == row) == list(ablation.seeds) for row in rows), name
+        for row in rows - {None}:
+            assert sorted(c.seed for c in found if c.row == row) == list(ablation.seeds), (name, row)
         assert len({json.dumps(plain(c.run.env)) for c in found}) == 1, name  # one split: tables pair their problems
 
 

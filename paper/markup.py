@@ -108,7 +108,7 @@ def registered(table: Table) -> str:
 def body(table: Table) -> tuple[list[list[str]], list[list[str]]]:
     """Rows and contrasts as text, each with its head first."""
     level = table.telling_level
-    head = ["", table.metric, "95 % interval", "latents", *(named(c)[0] for c in table.ablation.costs)]
+    head = ["", "told", table.metric, "95 % interval", "latents", *(named(c)[0] for c in table.ablation.costs)]
     head += [f"accuracy at level {level}, 95 % interval"] if level else []
     rows = [head]
     for row in table.rows.values():
@@ -118,7 +118,7 @@ def body(table: Table) -> tuple[list[list[str]], list[list[str]]]:
             together = together and together[row.level_items(level)]
             costs.append(f"{hits.mean():.3f} ({between(interval(hits, table.n_boot, together))})")
         used = f"{row.mean('main.used'):.1f}"
-        rows.append([row.label, f"{row.value:.3f}", between(row.interval), used, *costs])
+        rows.append([row.label, row.told, f"{row.value:.3f}", between(row.interval), used, *costs])
     below = [["contrast", "difference", "95 % interval", "Holm p", ""]]
     for contrast, d, p in table.contrasts:
         metric = contrast.metric or table.ablation.metric

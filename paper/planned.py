@@ -6,13 +6,29 @@ instead), and what that chose goes into the preset. When its records are there i
 `SEARCHES`; to be registered, a claim must stand there before the runs.
 """
 
-from paper.ablations import ABLATIONS, SEARCHES
+from paper.ablations import ABLATIONS, ON_MODULAR, SEARCHES
 from paper.design import Ablation, Axis, Contrast, Search, over
 
 METHODS = ("icot", "coconut", "sim", "cot2", "codi", "pccot", "kava", "soft", "hrpo", "colar")
 BESIDE = ("no-cot", "cot", "pause", "fixed")
 RATES: Axis = over("train.lr", 2.5e-3, 5e-3, 1e-2)
 OWN_RATES: Axis = over("train.lr", 1e-3, 2e-3, 4e-3)  # of mixtures that start from forced ones: at .4 of their rate
+
+# as many core-seconds as at width 64 with two layers; rates fall as the width grows
+SIZES: Axis = {
+    name: model
+    | {
+        f"arms.{arm}.train.steps": round(at * factor, -1)
+        for arm, at in (("cot", 1700), ("forced", 1200), ("cot2", 400))
+    }
+    | {f"arms.{arm}.train.lr": at * rate for arm, at in (("cot", 5e-3), ("forced", 5e-3), ("cot2", 2e-3))}
+    for name, model, factor, rate in (
+        ("width 32", {"model.n_embd": 32}, 1.4, 2.0),
+        ("width 64", {"model.n_embd": 64}, 1.0, 1.0),
+        ("width 128", {"model.n_embd": 128}, 0.57, 0.5),
+        ("4 layers", {"model.n_layer": 4}, 0.58, 1.0),
+    )
+}
 
 
 def beside_controls(**claims: dict) -> tuple[Contrast, ...]:
@@ -45,6 +61,18 @@ PLANNED: dict[str, Ablation] = {
         seeds=(42, 43, 44, 45, 46),
         core_minutes=330,
         contrasts=(Contrast("continuous", "discrete", claim="more"),),
+    ),
+    "scale": Ablation(
+        claim="Where a search branches and order matters, mixtures solve more than a chain at every width and depth, "
+        "at equal compute.",
+        registered="5ff3e64",
+        base="modular",
+        axes=(SIZES,),
+        arms=("cot", "cot2"),
+        controls=ON_MODULAR,
+        core_minutes=40,
+        contrasts=tuple(Contrast(f"{size}, cot2", f"{size}, cot", claim="more") for size in SIZES),
+        figure="costs",
     ),
     "methods-one-token": Ablation(
         claim="At equal compute, where order matters and there is one branch, methods that teach every latent its step "

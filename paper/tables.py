@@ -9,6 +9,7 @@ from kernels.errors import UserError
 from paper import records
 from paper.claims import Registration
 from paper.design import MARGIN, Ablation, Cell, Contrast
+from train.report import told
 
 ACCURACY = "main.accuracy"
 ITEMS = {ACCURACY: ("correct",), "pooled.accuracy": ("pooled", "correct")}  # the path of per-item results
@@ -28,12 +29,13 @@ NAMES = {  # of a result: its name in tables, and the factor to multiply by
 
 @dataclass
 class Row:
-    """A row of a table: the records of its runs, one for each seed."""
+    """A row of a table: the records of its runs, one for each seed. `told`: what training told of a problem."""
 
     label: str
     control: bool
     metric: str
     diagnosed: bool
+    told: str
     lines: list[dict]
     interval: tuple[float, float] = (0.0, 0.0)
 
@@ -204,12 +206,14 @@ def gather(
             f"more; python -m paper.run {name}"
         )
     rows: dict[str, Row] = {}
+    runs = {c.run.id: c.run for c in cells}
     for c in cells:
         if c.row is None:
             continue
         line = lines[c.run.id]
         line = line | {"result": line["result"] | {"core_seconds": seconds(line, lines)}}
-        rows.setdefault(c.row, Row(c.row, c.control, ablation.metric, c.diagnose, [])).lines.append(line)
+        row = Row(c.row, c.control, ablation.metric, c.diagnose, told(c.run, runs), [])
+        rows.setdefault(c.row, row).lines.append(line)
     judged = [line for row in rows.values() for line in row.lines]
     if searched := [x for x in judged if x["config"]["judge"].get("split") == "valid"]:
         raise UserError(f"table {name}: run {searched[0]['id']} was judged on the validation split")

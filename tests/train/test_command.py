@@ -136,7 +136,7 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(out, capfd, monkeypa
     assert said.startswith("error: --out")
 
 
-LONG = ["sim", *TINY, "--train.steps", 100, "--train.batch", 8, "--train.log-every", 10, "--no-latency"]
+LONG = ["sim", *TINY, "--train.batch", 8, "--train.log-every", 10, "--no-latency", "--train.steps"]
 
 
 def told_to_end(args: list, out: Path, number: int, begun: str) -> tuple[subprocess.CompletedProcess, float]:
@@ -160,21 +160,21 @@ def losses(out: Path) -> list[tuple]:
     return [(row["step"], row["loss"]) for row in map(json.loads, log.read_text().splitlines())]
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_says_how_to_go_on(number, code, tmp_path):
+@pytest.mark.parametrize("number, code, updates", [(signal.SIGTERM, 143, 200), (signal.SIGINT, 130, 2000)])
+def test_a_signal_saves_and_says_how_to_go_on(number, code, updates, tmp_path):
     """It is gone within ten seconds, and the run of the command that it names ends as one that was never stopped."""
-    args = [sys.executable, "-m", "train.latent", *LONG]
+    args = [sys.executable, "-m", "train.latent", *LONG, updates]
     done, seconds = told_to_end(args, tmp_path / "a", number, "[sim] train 10/")
     assert done.returncode == code and seconds < 10, done.stderr
     (said,) = done.stderr.splitlines()
     again = shlex.split(said.partition("this goes on from the last checkpoint: ")[2])
     assert again[:3] == ["python", "-m", "train.latent"]
     _, run, options = main_job.parse(again[3:])
-    assert list((options.out / run.id / "checkpoint").glob("step-*/manifest.json"))  # none is due before step 500
+    assert list((options.out / run.id / "checkpoint").glob("step-*/manifest.json"))  # none was due
     if number == signal.SIGTERM:
         for out in (options.out, tmp_path / "b"):
             runs.execute(run, out, device="cpu")
-        assert losses(tmp_path / "a") == losses(tmp_path / "b") and losses(tmp_path / "a")[-1][0] == 100
+        assert losses(tmp_path / "a") == losses(tmp_path / "b") and losses(tmp_path / "a")[-1][0] == updates
 
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "train.latent"]

@@ -364,7 +364,6 @@ ABLATIONS: dict[str, Ablation] = {
         core_minutes=26,
         costs=(*COSTS, "sooner"),
         contrasts=tuple(Contrast(f"latents, {n} a state", f"chain, {n} a state", claim="same") for n in (1, 2, 3, 4)),
-        figure="costs",
     ),
     "cue": Ablation(
         claim="Where moves cancel, so that nothing that is counted shows how many steps are needed, a stop taught by "

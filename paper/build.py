@@ -21,7 +21,7 @@ import tyro
 from kernels.errors import UserError
 from latent import plugins
 from latent.cli import guarded, parse, program
-from latent.files import write_text
+from latent.files import check_writable, write_text
 from paper import claims, figures, latents, main_table, markup, method_figure, overview, records, search, tables
 from paper.ablations import ABLATIONS, CONTROLS, SEARCHES
 from paper.design import cells, search_cells
@@ -56,6 +56,7 @@ def main(args: list[str] | None = None) -> int:
         options = parse(Options, args, program("paper.build", "latent-paper-build"), __doc__)
         if unknown := [name for name in options.names if name not in ABLATIONS]:
             raise UserError(f"no ablation {unknown[0]!r}; there are {', '.join(ABLATIONS)}")
+        check_writable(options.out, "--out", folder=True)
         build(options)
 
     return guarded(body)

@@ -296,7 +296,13 @@ def test_text_is_made_safe_for_latex():
 
 
 @pytest.mark.parametrize(
-    "args, message", [(["nothing"], "no ablation 'nothing'"), (["--records"], "--records"), (["mini"], "no record of")]
+    "args, message",
+    [
+        (["nothing"], "no ablation 'nothing'"),
+        (["--records"], "--records"),
+        (["mini"], "no record of"),
+        (["mini", "--out", __file__], f"--out {__file__} cannot be written"),
+    ],
 )
 def test_bad_input_is_one_line(args, message, home, tmp_path, capsys):
     (home / "runs.jsonl").unlink()

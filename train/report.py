@@ -177,7 +177,7 @@ def lines(rows: list[Row]) -> list[list[str]]:
 
 def told(run: Run, by_id: Mapping[str, Run]) -> str:
     """What training told of a problem beside its question, first in the run that it starts from."""
-    own = "a verifier" if isinstance(run.train, RLVR) else TOLD[run.method.told]
+    own = "a verifier" if isinstance(run.train, RLVR) else TOLD[run.method.learns_from]
     own += f" of {run.train.problems}" if run.train.problems else ""
     start = by_id.get(run.init or "")
     return f"{told(start, by_id)}, then {own}" if start else own

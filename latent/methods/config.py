@@ -64,6 +64,11 @@ class MethodConfig:
         return "answer"
 
     @property
+    def learns_from(self) -> Told:
+        """What of that its loss takes: the answer alone where the weight of the rest is 0."""
+        return self.told
+
+    @property
     def chain_share(self) -> float:
         """Share of a chain's steps that the model writes in tokens by design."""
         return 0.0
@@ -134,6 +139,10 @@ class ControlConfig(MethodConfig):
     @property
     def told(self):
         return self.of.told
+
+    @property
+    def learns_from(self):
+        return self.of.learns_from
 
     @property
     def latents(self):

@@ -7,9 +7,9 @@ from eval import cost
 from eval.environments import MNNS, Cups, build
 from eval.stats import mcnemar, paired
 from latent import hub
-from latent.config import ModelConfig
+from latent.config import LearnedStop, ModelConfig
 from latent.generate import Reasoner
-from latent.methods import CoT, CoT2, NoCoT
+from latent.methods import CoT, CoT2, NoCoT, Pause, Sim
 from tests.helpers import small_reasoner
 from train import report
 from train.config import RLVR, SFT, Run
@@ -81,6 +81,21 @@ def test_what_an_arm_was_told_is_what_its_start_was_and_then_its_own():
     assert report.told(rl, by_id) == "the frontier of 500, then a verifier"
     assert report.told(more, by_id) == "the frontier of 500, then a verifier, then all best chains"
     assert report.told(rl, {}) == "a verifier"
+
+
+@pytest.mark.parametrize(
+    "method, told",
+    [
+        (Sim(step_weight=0.0), "the answer"),
+        (Sim(step_weight=0.1), "one chain"),
+        (Sim(step_weight=0.0, halt=LearnedStop()), "one chain"),  # says when to answer early
+        (Pause(Sim(step_weight=0.0)), "the answer"),
+        (CoT2(step_weight=0.0), "the frontier"),  # of which its teacher makes the latents
+        (CoT2(step_weight=0.0, teacher=False), "the answer"),
+    ],
+)
+def test_a_loss_without_weight_tells_nothing(method, told):
+    assert report.told(Run(MNNS(), ModelConfig(), method, SFT()), {}) == told
 
 
 def test_a_selected_checkpoint_is_said():

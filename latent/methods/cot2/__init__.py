@@ -40,6 +40,10 @@ class CoT2(SequenceConfig):
                 "latent should be, also those that are not taught"
             )
 
+    @property
+    def learns_from(self):
+        return self.told if self.step_weight or self.teacher else "answer"  # a teacher feeds what latents should be
+
     def method_class(self):
         from latent.methods.cot2.method import CoT2Method
 

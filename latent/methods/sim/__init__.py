@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from kernels.errors import UserError
-from latent.config import LearnedStop, at_least, one_of
+from latent.config import Fixed, LearnedStop, at_least, one_of
 from latent.methods.config import SequenceConfig, check_supervised
 
 
@@ -46,6 +46,11 @@ class Sim(SequenceConfig):
             raise UserError(f"method.head reads a frontier (method.told frontier), told is {self.told}")
 
     sizes: ClassVar[tuple[str, ...]] = ("n_latent", "step_tokens")
+
+    @property
+    def learns_from(self):
+        stops = not isinstance(self.halt, Fixed)  # when to stop early is told by the chain
+        return self.told if self.step_weight or stops else "answer"
 
     @property
     def decoder_tokens(self) -> int:

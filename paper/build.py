@@ -195,8 +195,10 @@ def readme(path: Path, made: list[tables.Table]) -> str:
     """
     out = ["| ablation | claim | by these runs |", "|---|---|---|"]
     for table in made:
-        claim = table.ablation.claim + (" *" if table.reworded else "")
-        out.append(f"| [{table.name}](paper/tables/{table.name}.md) | {claim} | {table.verdict} |")
+        claim, verdict = table.ablation.claim, table.verdict
+        if table.reworded:
+            claim, verdict = f"{claim} *", f"{verdict}, as reworded"
+        out.append(f"| [{table.name}](paper/tables/{table.name}.md) | {claim} | {verdict} |")
     text = between(path, path.read_text(), MARKS, out)
     known = {table.name: table for table in made}
     return between(path, text, MAIN_MARKS, overview.lines(known)) if overview.TASKS.keys() <= known.keys() else text

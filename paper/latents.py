@@ -97,8 +97,8 @@ def other_step(found: list[Latents]) -> list[float] | None:
     """The share of problems whose donor is at another step, after 0, 1, ... steps; None but for `cups`.
 
     A swap is one to one: from another arrangement the same swaps lead to another answer. So many answers change if a
-    model has all that was before from the state that is fed back, and nothing else. Donors are those of
-    `eval.interventions` where all answers are right.
+    model has all that was before from the state that is fed back, and nothing else. It is no bound: a state that says
+    nothing may change more. Donors are those of `eval.interventions` where all answers are right.
     """
     env = found[0].row.lines[0]["config"]["env"]
     return _other_step(json.dumps(env), found[0].items) if env["class"] == "Cups" and env.get("turns", 1) == 1 else None
@@ -116,6 +116,12 @@ def _other_step(env: str, items: int) -> list[float]:
     return np.mean(differs, 0).tolist()
 
 
+def says_its_step(each: Latents) -> bool:
+    """Whether state i is taught to say the step of latent i: by a step decoder, and not by the head."""
+    method = each.row.lines[0]["config"]["method"]
+    return method["class"] == "Sim" and method.get("told", "chain") == "chain" and not method.get("head")
+
+
 def expected(each: Latents, steps: list[float]) -> np.ndarray:
     """That share at states 0 to k - 1, whose steps are dealt evenly over the latents."""
     return np.array([steps[place] for place in each.places(len(steps) - 1)[:-1]])
@@ -125,8 +131,8 @@ def contrasts(table: Table) -> dict[str, tuple[Difference, float]]:
     """Differences by key, with p-values corrected for their number (Holm); paired over seeds, which alone are drawn.
 
     Means over states: of the ablation's contrasts whose rows have as many latents, what decodes (states 1 to k) and
-    what flips (1 to k - 1); of each row that feeds states back, what flips less what would from the state alone
-    (`other_step`), and less where state 0 is patched.
+    what flips (1 to k - 1); of each row that feeds states back, what flips less where state 0 is patched, and, where
+    each is taught its step, less what would from the state alone (`other_step`).
     """
     found = {each.row.label: each for each in gather(table)}
     pairs = {}
@@ -144,7 +150,7 @@ def contrasts(table: Table) -> dict[str, tuple[Difference, float]]:
             continue
         flipped_S = each.flipped_SK[:, 1:].mean(1)
         pairs[f"{table.name}: {label}: flipped - before"] = flipped_S, each.flipped_SK[:, 0], each.items
-        if steps is not None:
+        if steps is not None and says_its_step(each):
             all_S = np.full_like(flipped_S, expected(each, steps)[1:].mean())
             pairs[f"{table.name}: {label}: flipped - other step"] = flipped_S, all_S, each.items
     made = {key: paired(a[:, None], b[:, None], table.n_boot, unit=1 / n) for key, (a, b, n) in pairs.items()}
@@ -169,7 +175,9 @@ def caption(table: Table, found: list[Latents]) -> str:
     """What the numbers of a table are, and what they leave open."""
     reference = (
         " Donor at another step: the share of problems whose donor's arrangement differs there. Swaps are one to one: "
-        "so many answers change if a model has all that was before from the state that is fed back, and nothing else."
+        "so many answers change if a model has all that was before from the state that is fed back, and nothing else. "
+        "It is no bound (a broken state changes answers, too), and of states that are taught to say their own step; "
+        "after a curriculum a state may be a step ahead."
         if other_step(found) is not None
         else ""
     )

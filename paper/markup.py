@@ -47,11 +47,24 @@ def caption(table: Table) -> str:
         "contrasts on the same problems, p-values corrected for their number (Holm). Core-seconds include those of a "
         "run's start. "
         + (SOONER if "sooner" in table.ablation.costs else "")
-        + "Controls are in italics."
+        + ("Controls are in italics." if any(row.control for row in table.rows.values()) else "")
+        + processors(table)
         + end_of_scale(table)
         + agreement(table)
         + (f" Note: {still}." if still else "")
     )
+
+
+def processors(table: Table) -> str:
+    """A sentence where core-seconds are of several processors, by row."""
+    by_row = {row.label: frozenset(str(line["env"]["cpu"]) for line in row.lines) for row in table.rows.values()}
+    if len(frozenset().union(*by_row.values())) == 1:
+        return ""
+    rows: dict[frozenset, list[str]] = {}
+    for label, cpus in by_row.items():
+        rows.setdefault(cpus, []).append(label)
+    said = "; ".join(f"{' / '.join(labels)}: {', '.join(sorted(cpus))}" for cpus, labels in rows.items())
+    return f" Core-seconds of different processors are not to be compared: {said}."
 
 
 def end_of_scale(table: Table) -> str:
@@ -157,10 +170,11 @@ def latex(table: Table) -> str:
         if len(part) == 1:
             continue
         out += [f"\\sbox0{{\\begin{{tabular}}{{l{'r' * (len(part[0]) - 1)}}}", "\\toprule"]
-        out += [" & ".join(map(tex_head, part[0])) + " \\\\", "\\midrule"]
+        out += [" & ".join(map(stacked, part[0])) + " \\\\", "\\midrule"]
         for r in part[1:]:
             first = f"\\emph{{{tex(r[0])}}}" if r[0] in controls else tex(r[0])
-            out.append(" & ".join([first, *map(tex, r[1:])]) + " \\\\")
+            second = stacked(r[1], 24) if part is rows else tex(r[1])
+            out.append(" & ".join([first, second, *map(tex, r[2:])]) + " \\\\")
         out += ["\\bottomrule", "\\end{tabular}}%", FITTED, "\\medskip", ""]
     return "\n".join([*out, "\\end{table}", ""])
 
@@ -171,11 +185,11 @@ def tex(text: str) -> str:
     return re.sub(r"(?<![\w.])-(?=[\d ])", "$-$", text.replace("< ", "$<$ "))
 
 
-def tex_head(text: str) -> str:
-    """The head of a column as LaTeX, in lines of a few words, so that no column is much wider than its numbers."""
-    lines = textwrap.wrap(text, 14, break_long_words=False)
-    stacked = " \\\\ ".join(map(tex, lines))
-    return f"\\shortstack[r]{{{stacked}}}" if len(lines) > 1 else stacked
+def stacked(text: str, width: int = 14) -> str:
+    """A cell as LaTeX, in lines of so many characters, so that no column is much wider than its numbers."""
+    lines = textwrap.wrap(text, width, break_long_words=False)
+    joined = " \\\\ ".join(map(tex, lines))
+    return f"\\shortstack[r]{{{joined}}}" if len(lines) > 1 else joined
 
 
 def numbers(table: Table) -> dict[str, str]:

@@ -92,17 +92,17 @@ def main(args: list[str] | None = None) -> int:
 def listing(options: Options) -> list[str]:
     """The lines that list every ablation with its claim, and how much of it is done."""
     done, left_out = records.read(options.records)
-    share = shares()
+    share, wide = shares(), max(map(len, (*ABLATIONS, *SEARCHES)))
     lines, cells_of = [], {name: cells(ablation, CONTROLS) for name, ablation in ABLATIONS.items()}
     for name, ablation in ABLATIONS.items():
         missing = [c for c in cells_of[name] if not c.done(done)]
         state = f"{len(cells_of[name]) - len(missing)} of {len(cells_of[name])} cells"
         left = f", {sum(minutes(missing, done, share)):.0f} core-min left" if missing else ", done"
-        lines.append(f"{name:>10}  {state}{left}. {ablation.claim}")
+        lines.append(f"{name:>{wide}}  {state}{left}. {ablation.claim}")
     tried, odd = records.read(options.records, records.SEARCH_FILE)
     for name, search in SEARCHES.items():
         every = search_cells(name, search, ABLATIONS)
-        lines.append(f"{name:>10}  {sum(c.done(tried) for c in every)} of {len(every)} cells of a search")
+        lines.append(f"{name:>{wide}}  {sum(c.done(tried) for c in every)} of {len(every)} cells of --search {name}")
     left_out += odd
     known = {c.run.id for each in cells_of.values() for c in each}
     return lines + left_out + records.unlisted(done, known)

@@ -138,9 +138,12 @@ class Table:
 
     @property
     def verdict(self) -> str:
-        """Whether the contrasts support the claim: supported, contradicted or not shown."""
-        verdicts = {judged(c.claim, d, p) for c, d, p in self.contrasts if c.claim}
-        return next((worst for worst in ("contradicted", "not shown") if worst in verdicts), "supported")
+        """Whether the contrasts support the claim: supported, contradicted or not shown, by the worst of them; and of
+        how many it is not the worst, where they differ."""
+        verdicts = [judged(c.claim, d, p) for c, d, p in self.contrasts if c.claim]
+        worst = next((worst for worst in ("contradicted", "not shown") if worst in verdicts), "supported")
+        n = verdicts.count("supported")
+        return f"{worst} ({n} of {len(verdicts)} differences as claimed)" if n and worst != "supported" else worst
 
     @property
     def end(self) -> str | None:

@@ -156,7 +156,7 @@ def environment() -> dict:
 
     return {
         "git": git("rev-parse", "HEAD"),
-        "diff": git("diff", "HEAD"),
+        "diff": git("diff", "HEAD", "--", ".", ":(exclude)paper/records"),  # which runs add to, and none reads
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "machine": platform.machine(),

@@ -37,7 +37,7 @@ def test_a_table_is_the_mean_and_the_interval_of_its_records():
     (contrast, difference, p) = table.contrasts[0]
     assert contrast.name == "2 latents - 1 latents" and difference.mean == pytest.approx(1 - half.mean()) and p < 0.05
     text = markup.markdown(table)
-    assert f"| 1 latents | {half.mean():.3f} | {row.interval[0]:.3f} to {row.interval[1]:.3f} |" in text
+    assert f"| 1 latents | one chain | {half.mean():.3f} | {row.interval[0]:.3f} to {row.interval[1]:.3f} |" in text
     assert "over 5 seeds and 200 held-out problems" in text and "no effect shown" not in text
     known = markup.numbers(table)
     assert known["mini: 1 latents"].startswith(f"{half.mean():.3f} (")
@@ -56,7 +56,7 @@ def test_a_claim_is_supported_contradicted_or_not_shown():
     more, less = (replace(FIVE, contrasts=(Contrast("2 latents", "1 latents", claim=c),)) for c in ("more", "less"))
     assert gathered(BETTER, more).verdict == "supported" and gathered(BETTER, less).verdict == "contradicted"
     both = replace(more, contrasts=(*more.contrasts, Contrast("1 latents", "1 latents", claim="more")))
-    assert gathered(BETTER, both).verdict == "not shown"
+    assert gathered(BETTER, both).verdict == "not shown (1 of 2 differences as claimed)"
     open_end = replace(more, contrasts=(*more.contrasts, Contrast("1 latents", "1 latents")))
     assert gathered(BETTER, open_end).verdict == "supported"
 
@@ -209,6 +209,8 @@ def test_the_readmes_block_is_replaced_and_nothing_else(tmp_path):
     block, _, after = rest.partition(build.MARKS[1])
     assert (before, after) == ("before\n", "\nafter\n") and "old" not in block
     assert f"| {MINI.claim} | supported |" in block
+    table.registration = claims.Registration("mini", "0" * 40, "Another claim.", ())
+    assert f"| {MINI.claim} * | supported, as reworded |" in build.readme(path, [table])
     (contrast, d, p) = table.contrasts[0]
     assert f"| {contrast.name} | {markup.effect(d, p)} |" in build.contrasts([table])
     path.write_text("no marks")

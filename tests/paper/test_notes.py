@@ -52,7 +52,7 @@ def test_arms_at_a_ceiling_are_said_and_shown_where_they_differ(tmp_path, monkey
     text = markup.markdown(table)
     assert f"| {np.mean(SOME):.3f} ({low:.3f} to {high:.3f}) |" in text
     assert "| accuracy at level 2, 95 % interval |" in text
-    assert "accuracy at level 2, 95 \\% interval" in markup.latex(table)
+    assert r"\shortstack[r]{accuracy at \\ level 2, 95 \% \\ interval}" in markup.latex(table)
     monkeypatch.setattr(build, "ABLATIONS", {"mini": FIVE})
     home = written(tmp_path / "records", lines)
     assert build.main(["mini", "--records", str(home), "--out", str(tmp_path / "out")]) == 0

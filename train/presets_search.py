@@ -6,7 +6,7 @@
 | order matters | `cups-one-token` | `modular` |
 
 In each, no-CoT, a chain, mixtures of tokens (CoT2) and their two controls, which are told the same, take about the same
-core-seconds of training (fixed passes less than they did when updates were chosen: they train in one pass now). On `mnns` and `cups-one-token` each has the best of the same four learning rates on the
+core-seconds of training. On `mnns` and `cups-one-token` each has the best of the same four learning rates on the
 validation split, on `modular` of the same two, at a seed that no table has. paper/LOG.md has what was tried, and where
 the best is at an edge. The claims are ablations (paper/ablations.py).
 """

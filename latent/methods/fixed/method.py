@@ -2,8 +2,8 @@
 
 It separates what recycled states bring from what further passes bring. The embedding is drawn once and never trained.
 In a causal transformer the passes could be one, as in `pause`, and give the same answers: passes that carry no state
-over add nothing but their positions. In supervised training they are one. In answering they are run one after another all the
-same, so that latency and sequential steps are those of the thoughts they stand beside.
+over add nothing but their positions. In supervised training they are one. In answering they are run one after another
+all the same, so that latency and sequential steps are those of the thoughts they stand beside.
 """
 
 import torch

@@ -275,10 +275,11 @@ GROUPS = (
     )),
     ("README.md", COMMITTED, (
         ("the first table altered by hand", "branches, order matters | 0.", "branches, order matters | 1."),
-        ("a claim's verdict altered by hand", "fewer latents, and than its controls. * | supported |",
-         "fewer latents, and than its controls. * | not shown |"),
+        ("a claim's verdict altered by hand", "fewer latents, and than its controls. * | supported, as reworded |",
+         "fewer latents, and than its controls. * | not shown, as reworded |"),
     )),
     ("paper/tables/rl.md", COMMITTED, (
-        ("a table altered by hand", "| start at 0.5, rlvr | 0.", "| start at 0.5, rlvr | 1."),
+        ("a table altered by hand", "| start at 0.5, rlvr | one chain, then a verifier | 0.",
+         "| start at 0.5, rlvr | one chain, then a verifier | 1."),
     )),
 )  # fmt: skip

@@ -61,7 +61,7 @@ CHOSEN = {  # settings that use more of a method than its defaults, and the micr
     "pccot": (Pccot(n_latent=4, iterations=2), 2),
     "icot": (ICoT(whole=1, remove_every=2, smoothing=0.5), 3),
     "soft": (Soft(n_latent=5), 1),
-    "hrpo": (Hrpo(n_latent=45, halt=LearnedStop()), 2),
+    "hrpo": (Hrpo(n_latent=64, halt=LearnedStop()), 2),
     "colar": (Colar(n_latent=16, halt=LearnedStop()), 3),
 }
 BY_RL = {

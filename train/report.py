@@ -176,11 +176,14 @@ def lines(rows: list[Row]) -> list[list[str]]:
 
 
 def told(run: Run, by_id: Mapping[str, Run]) -> str:
-    """What training told of a problem beside its question, first in the run that it starts from."""
+    """What training told of a problem beside its question, first in the run that it starts from; the same once."""
     own = "a verifier" if isinstance(run.train, RLVR) else TOLD[run.method.learns_from]
     own += f" of {run.train.problems}" if run.train.problems else ""
     start = by_id.get(run.init or "")
-    return f"{told(start, by_id)}, then {own}" if start else own
+    if start is None:
+        return own
+    before = told(start, by_id)
+    return before if before.split(", then ")[-1] == own else f"{before}, then {own}"
 
 
 HELD_OUT = {"test": "held-out", "valid": "validation"}

@@ -81,6 +81,8 @@ def test_what_an_arm_was_told_is_what_its_start_was_and_then_its_own():
     assert report.told(rl, by_id) == "the frontier of 500, then a verifier"
     assert report.told(more, by_id) == "the frontier of 500, then a verifier, then all best chains"
     assert report.told(rl, {}) == "a verifier"
+    on = Run(MNNS(), ModelConfig(), CoT2(n_latent=3, teacher=False), SFT(problems=500), init=start.id)
+    assert report.told(on, by_id) == "the frontier of 500"
 
 
 @pytest.mark.parametrize(

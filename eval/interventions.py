@@ -36,6 +36,21 @@ class StopAfter(Greedy):
         return self.settled(live_B).to(dist.logits.dtype)
 
 
+def donors_of(texts: list[str], used: list[int]) -> list[int]:
+    """The donor of each row: the next row, cyclically, with as many latents and another text.
+
+    Failing that, the next with another text and any latents; failing that, the next row.
+    """
+    n, donors = len(texts), []
+    for b in range(n):
+        others = [d for d in ((b + j) % n for j in range(1, n)) if texts[d] != texts[b]]
+        donor = next((d for d in others if used[d] >= used[b]), None)
+        if donor is None:
+            donor = next((d for d in others if used[d]), (b + 1) % n)
+        donors.append(donor)
+    return donors
+
+
 @dataclass
 class Baseline:
     """A batch answered as trained: texts, verdicts, the thought, and the input of each latent step."""
@@ -48,19 +63,8 @@ class Baseline:
 
     @cached_property
     def donors(self) -> Tensor:
-        """The donor of each row: the next row, cyclically, with as many latents and another text.
-
-        Failing that, the next with another text and any latents; failing that, the next row.
-        """
-        n, texts, used = len(self.texts), self.texts, self.thought.used_B.tolist()
-        donors = []
-        for b in range(n):
-            others = [d for d in ((b + j) % n for j in range(1, n)) if texts[d] != texts[b]]
-            donor = next((d for d in others if used[d] >= used[b]), None)
-            if donor is None:
-                donor = next((d for d in others if used[d]), (b + 1) % n)
-            donors.append(donor)
-        return torch.tensor(donors)
+        """The donor of each row, as `donors_of` says."""
+        return torch.tensor(donors_of(self.texts, self.thought.used_B.tolist()))
 
     def donated(self, latent: int) -> Tensor:
         """The donors' inputs of a latent; of a donor that thought fewer, the input of its last."""

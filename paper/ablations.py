@@ -26,6 +26,7 @@ TRAINED_ON_ALL = ("no-cot", "cot", "cot2", "pause", "fixed")
 UNSEEN = (1, 2, 3, 4, 5)  # seed 0 of mnns had been looked at before its claims were worded
 
 # what latents are read beside
+USUAL = ("no-CoT", "CoT", "pause", "fixed")
 CONTROLS: dict[str, Control] = {
     "no-CoT": Control({"method": NoCoT()}),
     "CoT": Control({"method": CoT()}),
@@ -38,22 +39,19 @@ CONTROLS: dict[str, Control] = {
     "pause, contiguous": Control({"method": Pause(replace(STEPWISE, stride=1))}),
     "fixed, contiguous": Control({"method": FixedEmbedding(replace(STEPWISE, stride=1))}),
     "one recurrence": Control(ONCE, "recurrent"),
-}
-CONTROLS |= {
     "one chain": Control({}, "modular", "cot"),
     "mixtures, told the frontier": Control({}, "modular", "cot2"),
     "answering at once": Control({}, "modular", "no-cot"),
     "pause, told the frontier": Control({}, "modular", "pause"),
     "fixed, told the frontier": Control({}, "modular", "fixed"),
 }
-for name in ("no-CoT", "CoT", "pause", "fixed"):
+for name in USUAL:
     CONTROLS[f"{name}, pairs"] = Control({**CONTROLS[name].change, "env.rest": "pairs"})
 for name, kind in (("pause", Pause), ("fixed", FixedEmbedding)):  # trained first, and then by RL as the latents are
     stopping = {f"arms.{arm}.method": kind(STOPPING) for arm in ("latent", "latent-rlvr")}
     CONTROLS[f"{name}, cost 0.02"] = Control(stopping, "cups", "latent-rlvr")
     verified = {f"arms.{arm}.method": kind(STEPWISE) for arm in ("half-trained", "rlvr")}
     CONTROLS |= {f"{name}, {arm}": Control(verified, "cups-rlvr", arm) for arm in ("half-trained", "rlvr")}
-USUAL = ("no-CoT", "CoT", "pause", "fixed")
 ON_MODULAR = ("answering at once", "pause, told the frontier", "fixed, told the frontier")
 
 RECIPES: Axis = {

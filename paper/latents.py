@@ -21,7 +21,7 @@ from eval.stats import Difference, half_width, holm, paired
 from latent.plain import unpack
 from paper import records
 from paper.figures import GREY, STYLES, pyplot, save
-from paper.markup import FITTED, SAME_INPUTS, effect, tex
+from paper.markup import SAME_INPUTS, effect, markdown_rows, tabular, tex
 from paper.tables import Row, Table
 
 MARKS = "osDvP^X<"
@@ -106,13 +106,13 @@ def other_step(found: list[Latents]) -> list[float] | None:
 
 @cache
 def _other_step(env: str, items: int) -> list[float]:
+    from eval.interventions import donors_of  # it loads torch
+
     made = unpack(json.loads(env), [Cups], "env").make()
     differs = []
     for part in iterate(made.problems("test", made.main_level, items), Options.batch):
-        for b, problem in enumerate(part):
-            others = part[b + 1 :] + part[:b]
-            donor = next((p for p in others if p.answer != problem.answer), others[0] if others else problem)
-            differs.append([0, *(a != b for a, b in zip(problem.steps, donor.steps))])
+        for problem, d in zip(part, donors_of([p.answer for p in part], [1] * len(part))):
+            differs.append([0, *(a != b for a, b in zip(problem.steps, part[d].steps))])
     return np.mean(differs, 0).tolist()
 
 
@@ -234,7 +234,7 @@ def markdown(table: Table, found: list[Latents]) -> str:
     head, *rows = body(table, found)
     lines = [f"{caption(table, found).replace('in italics', 'in *italics*')}\n"]
     lines += ["| " + " | ".join(head) + " |", "|---" * 2 + "|" + "---|" * (len(head) - 2)]
-    lines += ["| " + " | ".join([f"*{r[0]}*" if r[0] in controls else r[0], *r[1:]]) + " |" for r in rows]
+    lines += markdown_rows(rows, controls)
     differences = contrasts(table)
     if differences:
         lines += ["", "Differences, means over states, paired over seeds (p-values corrected by Holm):", ""]
@@ -248,12 +248,8 @@ def latex(table: Table, found: list[Latents]) -> str:
     head, *rows = body(table, found)
     out = ["\\begin{table}[!htb]", "\\centering\\small\\setlength{\\tabcolsep}{4pt}"]
     out += [f"\\caption{{{tex(caption(table, found))}}}", f"\\label{{tab:{table.name}-latents}}"]
-    out += [f"\\sbox0{{\\begin{{tabular}}{{ll{'r' * (len(head) - 2)}}}", "\\toprule"]
-    out += [" & ".join(head) + " \\\\", "\\midrule"]
-    for r in rows:
-        first = f"\\emph{{{tex(r[0])}}}" if r[0] in controls else tex(r[0])
-        out.append(" & ".join([first, *map(tex, r[1:])]) + " \\\\")
-    return "\n".join([*out, "\\bottomrule", "\\end{tabular}}%", FITTED, "\\end{table}", ""])
+    out += tabular("ll" + "r" * (len(head) - 2), head, [[r[0], *map(tex, r[1:])] for r in rows], controls)
+    return "\n".join([*out, "\\end{table}", ""])
 
 
 def texts(table: Table) -> dict[str, str]:

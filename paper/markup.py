@@ -151,7 +151,7 @@ def markdown(table: Table) -> str:
         if len(part) == 1:
             continue
         lines += ["| " + " | ".join(part[0]) + " |", "|" + "---|" * len(part[0])]
-        lines += ["| " + " | ".join([f"*{r[0]}*" if r[0] in controls else r[0], *r[1:]]) + " |" for r in part[1:]]
+        lines += markdown_rows(part[1:], controls)
         lines.append("")
     return "\n".join(lines)
 
@@ -169,14 +169,24 @@ def latex(table: Table) -> str:
     for part in (rows, below):
         if len(part) == 1:
             continue
-        out += [f"\\sbox0{{\\begin{{tabular}}{{l{'r' * (len(part[0]) - 1)}}}", "\\toprule"]
-        out += [" & ".join(map(stacked, part[0])) + " \\\\", "\\midrule"]
-        for r in part[1:]:
-            first = f"\\emph{{{tex(r[0])}}}" if r[0] in controls else tex(r[0])
-            second = stacked(r[1], 24) if part is rows else tex(r[1])
-            out.append(" & ".join([first, second, *map(tex, r[2:])]) + " \\\\")
-        out += ["\\bottomrule", "\\end{tabular}}%", FITTED, "\\medskip", ""]
+        cells = [[r[0], stacked(r[1], 24) if part is rows else tex(r[1]), *map(tex, r[2:])] for r in part[1:]]
+        out += tabular("l" + "r" * (len(part[0]) - 1), list(map(stacked, part[0])), cells, controls)
+        out += ["\\medskip", ""]
     return "\n".join([*out, "\\end{table}", ""])
+
+
+def markdown_rows(rows: list[list[str]], controls: set[str]) -> list[str]:
+    """Rows of a table in Markdown, those of controls in italics."""
+    return ["| " + " | ".join([f"*{r[0]}*" if r[0] in controls else r[0], *r[1:]]) + " |" for r in rows]
+
+
+def tabular(columns: str, head: list[str], rows: list[list[str]], controls: set[str]) -> list[str]:
+    """A table's body in LaTeX, no wider than a line; cells are LaTeX but for a row's first, its plain label."""
+    out = [f"\\sbox0{{\\begin{{tabular}}{{{columns}}}", "\\toprule", " & ".join(head) + " \\\\", "\\midrule"]
+    for label, *cells in rows:
+        first = f"\\emph{{{tex(label)}}}" if label in controls else tex(label)
+        out.append(" & ".join([first, *cells]) + " \\\\")
+    return [*out, "\\bottomrule", "\\end{tabular}}%", FITTED]
 
 
 def tex(text: str) -> str:

@@ -177,13 +177,16 @@ def lines(rows: list[Row]) -> list[list[str]]:
 
 def told(run: Run, by_id: Mapping[str, Run]) -> str:
     """What training told of a problem beside its question, first in the run that it starts from; the same once."""
+    return ", then ".join(tellings(run, by_id))
+
+
+def tellings(run: Run, by_id: Mapping[str, Run]) -> list[str]:
+    """The same, one by one."""
     own = "a verifier" if isinstance(run.train, RLVR) else TOLD[run.method.learns_from]
     own += f" of {run.train.problems}" if run.train.problems else ""
     start = by_id.get(run.init or "")
-    if start is None:
-        return own
-    before = told(start, by_id)
-    return before if before.split(", then ")[-1] == own else f"{before}, then {own}"
+    before = tellings(start, by_id) if start else []
+    return before if before[-1:] == [own] else [*before, own]
 
 
 HELD_OUT = {"test": "held-out", "valid": "validation"}

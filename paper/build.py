@@ -22,7 +22,7 @@ from kernels.errors import UserError
 from latent import plugins
 from latent.cli import guarded, parse, program
 from latent.files import check_writable, write_text
-from paper import claims, figures, latents, main_table, markup, method_figure, overview, records, search, tables
+from paper import claims, figures, latents, markup, method_figure, overview, records, search, tables
 from paper.ablations import ABLATIONS, CONTROLS, SEARCHES
 from paper.design import cells, search_cells
 from paper.records import OUT
@@ -126,7 +126,7 @@ def texts(made: list[tables.Table], known: dict[str, str] | None) -> dict[str, s
     files |= {file: text for table in made for file, text in latents.texts(table).items()}
     by_name = {table.name: table for table in made}
     if overview.TASKS.keys() <= by_name.keys():
-        files["tables/main.tex"] = main_table.latex(overview.lines(by_name), by_name[next(iter(overview.TASKS))])
+        files["tables/main.tex"] = overview.latex(by_name)
     return files if known is None else files | {"numbers.tex": macros(known), "tables/contrasts.md": contrasts(made)}
 
 

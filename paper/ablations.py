@@ -3,56 +3,21 @@
 To add one: an entry in `ABLATIONS`. Methods, environments and presets are named as `python -m train.latent` names them.
 """
 
-from dataclasses import replace
-
-from latent.config import LearnedStop
-from latent.methods import Coconut, CoT, FixedEmbedding, NoCoT, Pause, Recurrent, Sim
+from latent.methods import CoT
 from latent.plain import Change
-from paper.design import COSTS, Ablation, Axis, Contrast, Control, Search, over
+from paper.controls import ANSWER_ONLY, CURRICULUM, LONG, ON_MODULAR, USUAL
+from paper.design import COSTS, Ablation, Axis, Contrast, over
 
-STEPWISE = Sim(n_latent=8, stride=4)
-CURRICULUM = Coconut(n_latent=8, stride=4, stage_steps=400)  # controls must go through its stages, too
-ANSWER_ONLY = Coconut(n_latent=8, stride=4, first_stage=9, earlier=0.0)
-LONG = {"train.steps": 4400}  # nine stages before the last one
-STOPPING = replace(STEPWISE, halt=LearnedStop())
-ONCE = {"method": Recurrent(n_recurrence=1, r_min=1, r_max=1, supervise="answer"), "judge.sweep": ()}
 # starts of RL, and updates of SFT that take as many core-seconds as RL from there (seed 0)
 STARTS: Axis = {
     f"start at {a:g}": {"arms.half-trained.train.stop_at": a, "arms.sft.train.steps": steps}
     for a, steps in ((0.25, 860), (0.5, 620), (0.75, 540), (0.9, 540))
 }
 
+METHODS = ("icot", "coconut", "sim", "cot2", "codi", "pccot", "kava", "soft", "hrpo", "colar")  # along the sequence
+BESIDE = ("no-cot", "cot", "pause", "fixed")
 TRAINED_ON_ALL = ("no-cot", "cot", "cot2", "pause", "fixed")
 UNSEEN = (1, 2, 3, 4, 5)  # seed 0 of mnns had been looked at before its claims were worded
-
-# what latents are read beside
-USUAL = ("no-CoT", "CoT", "pause", "fixed")
-CONTROLS: dict[str, Control] = {
-    "no-CoT": Control({"method": NoCoT()}),
-    "CoT": Control({"method": CoT()}),
-    "pause": Control({"method": Pause(STEPWISE)}),
-    "fixed": Control({"method": FixedEmbedding(STEPWISE)}),
-    "pause, curriculum": Control({"method": Pause(CURRICULUM), **LONG}),
-    "fixed, curriculum": Control({"method": FixedEmbedding(CURRICULUM), **LONG}),
-    "pause, answer only": Control({"method": Pause(ANSWER_ONLY), **LONG}),
-    "pause, 4 latents": Control({"method": Pause(Sim(n_latent=4, stride=8, step_tokens=8))}),
-    "pause, contiguous": Control({"method": Pause(replace(STEPWISE, stride=1))}),
-    "fixed, contiguous": Control({"method": FixedEmbedding(replace(STEPWISE, stride=1))}),
-    "one recurrence": Control(ONCE, "recurrent"),
-    "one chain": Control({}, "modular", "cot"),
-    "mixtures, told the frontier": Control({}, "modular", "cot2"),
-    "answering at once": Control({}, "modular", "no-cot"),
-    "pause, told the frontier": Control({}, "modular", "pause"),
-    "fixed, told the frontier": Control({}, "modular", "fixed"),
-}
-for name in USUAL:
-    CONTROLS[f"{name}, pairs"] = Control({**CONTROLS[name].change, "env.rest": "pairs"})
-for name, kind in (("pause", Pause), ("fixed", FixedEmbedding)):  # trained first, and then by RL as the latents are
-    stopping = {f"arms.{arm}.method": kind(STOPPING) for arm in ("latent", "latent-rlvr")}
-    CONTROLS[f"{name}, cost 0.02"] = Control(stopping, "cups", "latent-rlvr")
-    verified = {f"arms.{arm}.method": kind(STEPWISE) for arm in ("half-trained", "rlvr")}
-    CONTROLS |= {f"{name}, {arm}": Control(verified, "cups-rlvr", arm) for arm in ("half-trained", "rlvr")}
-ON_MODULAR = ("answering at once", "pause, told the frontier", "fixed, told the frontier")
 
 RECIPES: Axis = {
     "step decoder": {},
@@ -82,17 +47,27 @@ SUPERVISION: Axis = {
 # chains cut to the sequential steps of latents, trained for as many core-seconds as 8 latents are, or more
 CUT: Axis = {f"CoT, 1 step in {n}": {"method": CoT(every=n), "train.steps": 2300} for n in (2, 3, 4)}
 
-# searches over the settings of a preset's arms; their records make no other table
-RATES: Axis = over("train.lr", 2.5e-3, 5e-3, 1e-2, 2e-2)
-SEARCHES: dict[str, Search] = {
-    "one-token": Search("cups-one-token", dict.fromkeys(TRAINED_ON_ALL, RATES), seed=100, core_minutes=20),
-    "told": Search(
-        "modular-told",
-        dict.fromkeys(("cot-ties", "cot-search", "sim", "answer"), over("train.lr", 5e-3, 1e-2)),  # as for `modular`
-        seed=100,
-        core_minutes=10,
-    ),
+# as many core-seconds as at width 64 with two layers; rates fall as the width grows
+SIZES: Axis = {
+    name: model
+    | {
+        f"arms.{arm}.train.steps": round(at * factor, -1)
+        for arm, at in (("cot", 1700), ("forced", 1200), ("cot2", 400))
+    }
+    | {f"arms.{arm}.train.lr": at * rate for arm, at in (("cot", 5e-3), ("forced", 5e-3), ("cot2", 2e-3))}
+    for name, model, factor, rate in (
+        ("width 32", {"model.n_embd": 32}, 1.4, 2.0),
+        ("width 64", {"model.n_embd": 64}, 1.0, 1.0),
+        ("width 128", {"model.n_embd": 128}, 0.57, 0.5),
+        ("4 layers", {"model.n_layer": 4}, 0.58, 1.0),
+    )
 }
+
+
+def beside_controls(**claims: dict) -> tuple[Contrast, ...]:
+    """Every method against pause tokens and against the chain. `claims`: of either, by method."""
+    return tuple(Contrast(a, b, claim=claims.get(b, {}).get(a)) for a in METHODS for b in ("pause", "cot"))
+
 
 ABLATIONS: dict[str, Ablation] = {
     "latents": Ablation(
@@ -399,6 +374,45 @@ ABLATIONS: dict[str, Ablation] = {
             Contrast("cot-ties", "one chain"),
             Contrast("sim", "mixtures, told the frontier"),
             Contrast("cot-search", "mixtures, told the frontier"),
+        ),
+        figure="costs",
+    ),
+    "scale": Ablation(
+        claim="Where a search branches and order matters, mixtures solve more than a chain at every width and depth, "
+        "at equal compute.",
+        registered="5ff3e64",
+        base="modular",
+        axes=(SIZES,),
+        arms=("cot", "cot2"),
+        controls=ON_MODULAR,
+        core_minutes=40,
+        contrasts=tuple(Contrast(f"{size}, cot2", f"{size}, cot", claim="more") for size in SIZES),
+        figure="costs",
+    ),
+    "methods-one-token": Ablation(
+        claim="At equal compute, where order matters and there is one branch, methods that teach every latent its step "
+        "(SIM-CoT, CoT2, Latent-SFT, HRPO, CoLaR), or come to it by a curriculum (Coconut), solve more than pause "
+        "tokens; CODI, PCCoT and KaVa, which teach where thoughts must end, solve no more than they do.",
+        base="methods-one-token",
+        axes=(),
+        arms=(*BESIDE, *METHODS),
+        core_minutes=45,
+        contrasts=beside_controls(
+            pause=dict.fromkeys(("sim", "cot2", "soft", "hrpo", "colar", "coconut"), "more")
+            | dict.fromkeys(("codi", "pccot", "kava"), "not more"),
+        ),
+        figure="costs",
+    ),
+    "methods-modular": Ablation(
+        claim="At equal compute, where a search branches and order matters, mixtures told the frontier solve more than "
+        "a chain, and methods whose latents take the place of one chain without being its tokens (Coconut, SIM-CoT, "
+        "CODI, PCCoT, KaVa), or that leave it out (iCoT), solve less.",
+        base="methods-modular",
+        axes=(),
+        arms=(*BESIDE, *METHODS),
+        core_minutes=45,
+        contrasts=beside_controls(
+            cot={"cot2": "more"} | dict.fromkeys(("coconut", "sim", "codi", "pccot", "kava", "icot"), "less"),
         ),
         figure="costs",
     ),

@@ -23,9 +23,11 @@ from latent import plugins
 from latent.cli import guarded, parse, program
 from latent.files import check_writable, write_text
 from paper import claims, figures, latents, markup, method_figure, overview, records, search, tables
-from paper.ablations import ABLATIONS, CONTROLS, SEARCHES
+from paper.ablations import ABLATIONS
+from paper.controls import CONTROLS
 from paper.design import cells, search_cells
 from paper.records import OUT
+from paper.searches import SEARCHES
 
 HERE = Path(__file__).parent
 MARKS = "<!-- results: made by python -m paper.build -->", "<!-- end of results -->"

@@ -11,7 +11,7 @@ from train.config import Experiment, Run
 from train.presets import PRESETS
 
 COSTS = ("steps", "flops", "core_seconds")  # columns beside the metric: two of an answer, one of training
-MARGIN = 0.03  # differences of accuracies that count as none where a claim says "same"
+MARGIN = 0.03  # differences of accuracies that count as none where a claim says "same" or "not more"
 Axis = dict[str, Change]  # the name of a choice in tables -> the fields that it sets
 
 
@@ -20,8 +20,8 @@ class Contrast:
     """The difference a - b between two rows on the same problems.
 
     `steps`: with this number of latent steps, from the judge's sweep; `steps_b`: that of `b`, None = as `a`. `metric`:
-    of another metric than the ablation's. `claim`: the sign that the ablation claims, or that the difference is within
-    `MARGIN` of none; None = nothing.
+    of another metric than the ablation's. `claim`: the sign that the ablation claims, that the difference is within
+    `MARGIN` of none, or that it is not above it; None = nothing.
     """
 
     a: str
@@ -29,7 +29,7 @@ class Contrast:
     steps: int | None = None
     metric: str | None = None
     steps_b: int | None = None
-    claim: Literal["more", "less", "same"] | None = None
+    claim: Literal["more", "less", "same", "not more"] | None = None
 
     @property
     def name(self) -> str:

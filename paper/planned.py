@@ -1,56 +1,11 @@
-"""Ablations whose claim is written and whose runs are not all made, with their searches: no table of the paper is of
-them.
+"""Ablations whose claim is written and whose runs are not all made: no table of the paper is of them.
 
-`LATENT_IMPORT=paper.planned python -m paper.run NAME` runs one. Where it has a search that comes first (`--search NAME`
-instead), and what that chose goes into the preset. When its records are there it moves to `ABLATIONS`, a search to
-`SEARCHES`; to be registered, a claim must stand there before the runs.
+`LATENT_IMPORT=paper.planned python -m paper.run NAME` runs one. When its records are there it moves to `ABLATIONS`; to
+be registered, a claim must stand there before the runs.
 """
 
-from paper.ablations import ABLATIONS, ON_MODULAR, SEARCHES
-from paper.design import Ablation, Axis, Contrast, Search, over
-
-METHODS = ("icot", "coconut", "sim", "cot2", "codi", "pccot", "kava", "soft", "hrpo", "colar")
-BESIDE = ("no-cot", "cot", "pause", "fixed")
-RATES: Axis = over("train.lr", 2.5e-3, 5e-3, 1e-2)
-OWN_RATES: Axis = over("train.lr", 1e-3, 2e-3, 4e-3)  # of mixtures that start from forced ones: at .4 of their rate
-
-# as many core-seconds as at width 64 with two layers; rates fall as the width grows
-SIZES: Axis = {
-    name: model
-    | {
-        f"arms.{arm}.train.steps": round(at * factor, -1)
-        for arm, at in (("cot", 1700), ("forced", 1200), ("cot2", 400))
-    }
-    | {f"arms.{arm}.train.lr": at * rate for arm, at in (("cot", 5e-3), ("forced", 5e-3), ("cot2", 2e-3))}
-    for name, model, factor, rate in (
-        ("width 32", {"model.n_embd": 32}, 1.4, 2.0),
-        ("width 64", {"model.n_embd": 64}, 1.0, 1.0),
-        ("width 128", {"model.n_embd": 128}, 0.57, 0.5),
-        ("4 layers", {"model.n_layer": 4}, 0.58, 1.0),
-    )
-}
-
-
-def beside_controls(**claims: dict) -> tuple[Contrast, ...]:
-    """Every method against pause tokens and against the chain. `claims`: of either, by method."""
-    return tuple(Contrast(a, b, claim=claims.get(b, {}).get(a)) for a in METHODS for b in ("pause", "cot"))
-
-
-PLANNED_SEARCHES: dict[str, Search] = {
-    "methods-one-token": Search(
-        base="methods-one-token",
-        axes=dict.fromkeys((*BESIDE, "start", *METHODS), RATES),
-        seed=100,
-        core_minutes=43,
-    ),
-    "methods-modular": Search(
-        base="methods-modular",
-        axes=dict.fromkeys((*BESIDE, "forced", "start", *METHODS), RATES) | {"cot2": OWN_RATES},
-        seed=100,
-        core_minutes=45,
-    ),
-}
-SEARCHES |= PLANNED_SEARCHES
+from paper.ablations import ABLATIONS
+from paper.design import Ablation, Contrast
 
 PLANNED: dict[str, Ablation] = {
     # CoT2's comparison at width 24, at its own 1,000 epochs; one split for all seeds
@@ -61,45 +16,6 @@ PLANNED: dict[str, Ablation] = {
         seeds=(42, 43, 44, 45, 46),
         core_minutes=330,
         contrasts=(Contrast("continuous", "discrete", claim="more"),),
-    ),
-    "scale": Ablation(
-        claim="Where a search branches and order matters, mixtures solve more than a chain at every width and depth, "
-        "at equal compute.",
-        registered="5ff3e64",
-        base="modular",
-        axes=(SIZES,),
-        arms=("cot", "cot2"),
-        controls=ON_MODULAR,
-        core_minutes=40,
-        contrasts=tuple(Contrast(f"{size}, cot2", f"{size}, cot", claim="more") for size in SIZES),
-        figure="costs",
-    ),
-    "methods-one-token": Ablation(
-        claim="At equal compute, where order matters and there is one branch, methods that teach every latent its step "
-        "(SIM-CoT, CoT2, Latent-SFT, HRPO, CoLaR), or come to it by a curriculum (Coconut), solve more than pause "
-        "tokens; CODI and PCCoT, which teach where thoughts must end, solve no more than they do.",
-        base="methods-one-token",
-        axes=(),
-        arms=(*BESIDE, *METHODS),
-        core_minutes=45,
-        contrasts=beside_controls(
-            pause=dict.fromkeys(("sim", "cot2", "soft", "hrpo", "colar", "coconut"), "more")
-            | dict.fromkeys(("codi", "pccot"), "same"),
-        ),
-        figure="costs",
-    ),
-    "methods-modular": Ablation(
-        claim="At equal compute, where a search branches and order matters, mixtures told the frontier solve more than "
-        "a chain, and methods whose latents take the place of one chain without being its tokens (Coconut, SIM-CoT, "
-        "CODI, PCCoT, KaVa), or that leave it out (iCoT), solve less.",
-        base="methods-modular",
-        axes=(),
-        arms=(*BESIDE, *METHODS),
-        core_minutes=45,
-        contrasts=beside_controls(
-            cot={"cot2": "more"} | dict.fromkeys(("coconut", "sim", "codi", "pccot", "kava", "icot"), "less"),
-        ),
-        figure="costs",
     ),
 }
 ABLATIONS |= PLANNED

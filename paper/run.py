@@ -25,9 +25,11 @@ from latent.cli import at_least, guarded, parse, program
 from latent.files import write_json
 from latent.plain import id_of, identity
 from paper import claims, records
-from paper.ablations import ABLATIONS, CONTROLS, SEARCHES
+from paper.ablations import ABLATIONS
+from paper.controls import CONTROLS
 from paper.design import Cell, cells, search_cells
 from paper.records import OUT
+from paper.searches import SEARCHES
 from train.config import Run
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

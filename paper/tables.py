@@ -254,11 +254,12 @@ def judged(claim: str, d: Difference, p: float) -> str:
     """Whether a difference supports what is claimed of it.
 
     "same" is supported where the whole interval is within `MARGIN` of none, which is the test of equivalence at half of
-    the interval's level or less (Schuirmann 1987, J. Pharmacokinet. Biopharm. 15:657).
+    the interval's level or less (Schuirmann 1987, J. Pharmacokinet. Biopharm. 15:657); "not more" is one side of it.
     """
-    if claim == "same":
-        within = d.low >= -MARGIN and d.high <= MARGIN
-        beyond = d.low > MARGIN or d.high < -MARGIN
+    if claim in ("same", "not more"):
+        least = -MARGIN if claim == "same" else -float("inf")
+        within = d.low >= least and d.high <= MARGIN
+        beyond = d.low > MARGIN or d.high < least
         return "supported" if within else "contradicted" if beyond else "not shown"
     if none_shown(d, p):
         return "not shown"

@@ -2,7 +2,7 @@
 
 Order matters in both tasks, a state is one token, and chains and latents are as long: `methods-one-token` has one
 branch, `methods-modular` many. Numbers of updates follow from the milliseconds that an update takes; those of a start
-count. The claims, and the search for every arm's rate, are in paper/planned.py.
+count. The claims, and the search for every arm's rate, are in paper/ablations.py and paper/searches.py.
 
 The methods' settings are the published ones where these have a meaning here, the weights of losses those for GPT-2, but
 for four. Coconut and SIM-CoT bring the state that is fed back to the embeddings' scale, which is small in these models.

@@ -14,7 +14,8 @@ import pytest
 from eval.stats import bootstrap, interval
 from paper import build, claims, markup, overview, records, tables
 from paper import run as paper_run
-from paper.ablations import ABLATIONS, CONTROLS
+from paper.ablations import ABLATIONS
+from paper.controls import CONTROLS
 from paper.design import Contrast, cells
 from tests.paper.helpers import MINI, planted, seeds, written
 
@@ -69,6 +70,16 @@ def test_no_difference_is_claimed_within_a_margin_and_not_because_none_was_found
     many = np.ones((5, 2000), int)
     many[:, :20] = 0
     assert gathered({"1 latents": many.tolist(), "2 latents": many[:, ::-1].tolist()}, same).verdict == "supported"
+
+
+def test_no_more_may_be_less_but_not_beyond_the_margin():
+    up, down = (
+        replace(FIVE, contrasts=(Contrast(a, b, claim="not more"),))
+        for a, b in (("2 latents", "1 latents"), ("1 latents", "2 latents"))
+    )
+    assert gathered(BETTER, up).verdict == "contradicted" and gathered(BETTER, down).verdict == "supported"
+    few = {"1 latents": RNG.integers(2, size=(5, 50)).tolist(), "2 latents": RNG.integers(2, size=(5, 50)).tolist()}
+    assert gathered(few, up).verdict == "not shown"  # its interval reaches beyond the margin
 
 
 def test_training_counts_with_what_it_started_from():

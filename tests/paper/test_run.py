@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from paper import records, run
-from paper.ablations import ABLATIONS, CONTROLS
+from paper.ablations import ABLATIONS
+from paper.controls import CONTROLS
 from paper.design import Cell, cells
 from tests.paper.helpers import FEW, LONG, MINI, TINY, planted, written
 from train.record import exclusive_lock

@@ -6,8 +6,9 @@ import pytest
 
 from latent.plain import identity, plain
 from paper import build, records, run, search
-from paper.ablations import ABLATIONS, SEARCHES
+from paper.ablations import ABLATIONS
 from paper.design import Search, over, search_cells
+from paper.searches import SEARCHES
 from tests.paper.helpers import MINI, planted
 from train.presets import PRESETS
 

@@ -13,7 +13,8 @@ from latent.methods import METHODS, Coconut, FixedEmbedding, Pause, Recurrent, S
 from latent.plain import HOW, id_of, identity, plain, unlike, unpack
 from latent.policies import POLICIES
 from paper import records
-from paper.ablations import ABLATIONS, CONTROLS
+from paper.ablations import ABLATIONS
+from paper.controls import CONTROLS
 from paper.design import cells
 from train.algorithms import ALGORITHMS
 from train.config import RLVR, SFT, Judge, Run

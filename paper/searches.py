@@ -1,0 +1,28 @@
+"""The searches over the settings of presets' arms, on the validation split; their records make no other table.
+
+To add one: an entry in `SEARCHES`. `python -m paper.run --search NAME` runs it (`paper/search.py` reads what it found).
+"""
+
+from paper.ablations import BESIDE, METHODS, TRAINED_ON_ALL
+from paper.design import Axis, Search, over
+
+FOUR: Axis = over("train.lr", 2.5e-3, 5e-3, 1e-2, 2e-2)
+THREE: Axis = over("train.lr", 2.5e-3, 5e-3, 1e-2)
+TWO: Axis = over("train.lr", 5e-3, 1e-2)
+LOWER: Axis = over("train.lr", 1e-3, 2e-3, 4e-3)  # of mixtures that start from forced ones: at .4 of their rate
+
+SEARCHES: dict[str, Search] = {
+    "one-token": Search("cups-one-token", dict.fromkeys(TRAINED_ON_ALL, FOUR), seed=100, core_minutes=20),
+    "told": Search(  # the candidates of `modular`
+        "modular-told", dict.fromkeys(("cot-ties", "cot-search", "sim", "answer"), TWO), seed=100, core_minutes=10
+    ),
+    "methods-one-token": Search(
+        "methods-one-token", dict.fromkeys((*BESIDE, "start", *METHODS), THREE), seed=100, core_minutes=43
+    ),
+    "methods-modular": Search(
+        "methods-modular",
+        dict.fromkeys((*BESIDE, "forced", "start", *METHODS), THREE) | {"cot2": LOWER},
+        seed=100,
+        core_minutes=45,
+    ),
+}

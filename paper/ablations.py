@@ -397,6 +397,7 @@ ABLATIONS: dict[str, Ablation] = {
         axes=(),
         arms=(*BESIDE, *METHODS),
         core_minutes=45,
+        costs=(*COSTS, "parameters"),
         contrasts=beside_controls(
             pause=dict.fromkeys(("sim", "cot2", "soft", "hrpo", "colar", "coconut"), "more")
             | dict.fromkeys(("codi", "pccot", "kava"), "not more"),
@@ -411,6 +412,7 @@ ABLATIONS: dict[str, Ablation] = {
         axes=(),
         arms=(*BESIDE, *METHODS),
         core_minutes=45,
+        costs=(*COSTS, "parameters"),
         contrasts=beside_controls(
             cot={"cot2": "more"} | dict.fromkeys(("coconut", "sim", "codi", "pccot", "kava", "icot"), "less"),
         ),

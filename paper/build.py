@@ -1,4 +1,4 @@
-"""Rebuild the paper from its records: `python -m paper.build` makes tables, figures, numbers, README blocks and PDF.
+"""Rebuild the paper from its records: `python -m paper.build` makes tables, figures, numbers, blocks of pages and PDF.
 
 Only paper/records is read, so that the same records give the same files, byte for byte.
 """
@@ -30,8 +30,7 @@ from paper.records import OUT
 from paper.searches import SEARCHES
 
 HERE = Path(__file__).parent
-MARKS = "<!-- results: made by python -m paper.build -->", "<!-- end of results -->"
-MAIN_MARKS = "<!-- main: made by python -m paper.build -->", "<!-- end of main -->"
+PAGES = {"README.md": ("main", "results"), "latent/README.md": ("methods",)}  # their blocks that are made here
 N_BOOT = 4000  # bootstrap resamples of each interval
 ENGINES = ("latexmk", "tectonic", "pdflatex")
 
@@ -96,18 +95,20 @@ def build(options: Options) -> None:
         searched = searches(options.records) if whole and not options.smoke else {}
         for name, text in (texts(made, known) | searched).items():
             (stage / name).write_text(text)
-        new_readme = None
+        new_pages: dict[Path, str] = {}
         if known is not None:
             check_quoted(HERE / "main.tex", known)
-            new_readme = readme(HERE.parent / "README.md", made) if out == HERE and records.IN_CHECKOUT else None
+            if out == HERE and records.IN_CHECKOUT:
+                new_pages = {HERE.parent / name: page(HERE.parent / name, PAGES[name], blocks(made)) for name in PAGES}
             for name in ("main.tex", "references.bib") if out != HERE else ():
                 shutil.copy(HERE / name, stage / name)
         for path in [p for p in sorted(stage.rglob("*")) if p.is_file()]:
             place = out / path.relative_to(stage)
             place.parent.mkdir(exist_ok=True)
             path.replace(place)
-    if new_readme is not None:
-        write_text(HERE.parent / "README.md", new_readme)
+    for path, text in new_pages.items():
+        write_text(path, text)
+    if new_pages:
         claims.write(found.values())
     print(f"{len(made)} tables in {out}/tables, figures beside them")
     if whole:
@@ -129,6 +130,8 @@ def texts(made: list[tables.Table], known: dict[str, str] | None) -> dict[str, s
     by_name = {table.name: table for table in made}
     if overview.TASKS.keys() <= by_name.keys():
         files["tables/main.tex"] = overview.latex(by_name)
+    if overview.METHODS_ON.keys() <= by_name.keys():
+        files["tables/methods.tex"] = overview.methods_latex(by_name)
     return files if known is None else files | {"numbers.tex": macros(known), "tables/contrasts.md": contrasts(made)}
 
 
@@ -190,28 +193,34 @@ def macros(known: dict[str, str]) -> str:
     return "\n".join(out) + "\n"
 
 
-def readme(path: Path, made: list[tables.Table]) -> str:
-    """The README's text with new blocks between its marks: the first table, and the claims with their verdicts.
-
-    Raises UserError where it lacks a mark.
-    """
-    out = ["| ablation | claim | by these runs |", "|---|---|---|"]
+def blocks(made: list[tables.Table]) -> dict[str, list[str]]:
+    """The lines of each block of the repository's pages by its name, of those whose tables are made: the first table,
+    the methods side by side, and the claims with their verdicts."""
+    rows = ["| ablation | claim | by these runs |", "|---|---|---|"]
     for table in made:
         claim, verdict = table.ablation.claim, table.verdict
         if table.reworded:
             claim, verdict = f"{claim} *", f"{verdict}, as reworded"
-        out.append(f"| [{table.name}](paper/tables/{table.name}.md) | {claim} | {verdict} |")
-    text = between(path, path.read_text(), MARKS, out)
-    known = {table.name: table for table in made}
-    return between(path, text, MAIN_MARKS, overview.lines(known)) if overview.TASKS.keys() <= known.keys() else text
+        rows.append(f"| [{table.name}](paper/tables/{table.name}.md) | {claim} | {verdict} |")
+    found, known = {"results": rows}, {table.name: table for table in made}
+    if overview.TASKS.keys() <= known.keys():
+        found["main"] = overview.lines(known)
+    if overview.METHODS_ON.keys() <= known.keys():
+        found["methods"] = overview.methods(known)
+    return found
 
 
-def between(path: Path, text: str, marks: tuple[str, str], lines: list[str]) -> str:
-    """A text with `lines` in place of what is between two marks. Raises UserError where it lacks a mark."""
-    if not all(mark in text for mark in marks):
-        raise UserError(f"{path} has no block between {marks[0]} and {marks[1]}")
-    before, _, rest = text.partition(marks[0])
-    return before + "\n".join([marks[0], *lines, marks[1]]) + rest.partition(marks[1])[2]
+def page(path: Path, names: tuple[str, ...], found: dict[str, list[str]]) -> str:
+    """A page's text with new lines in those of its blocks that are found. Raises UserError where it lacks a mark."""
+    text = path.read_text()
+    for name in names:
+        if name in found:
+            marks = f"<!-- {name}: made by python -m paper.build -->", f"<!-- end of {name} -->"
+            if not all(mark in text for mark in marks):
+                raise UserError(f"{path} has no block between {marks[0]} and {marks[1]}")
+            before, _, rest = text.partition(marks[0])
+            text = before + "\n".join([marks[0], *found[name], marks[1]]) + rest.partition(marks[1])[2]
+    return text
 
 
 def compile(folder: Path) -> str:

@@ -14,6 +14,7 @@ SOONER = (
 )
 EXCHANGES = ("mean", "shuffled", "other problem")  # interventions that change nothing where all inputs are equal
 SAME_INPUTS = ("Pause", "FixedEmbedding")  # methods that feed all problems the same
+COUNTS = ("sooner", "parameters")
 
 
 def effect(d: Difference, p: float, metric: str = ACCURACY) -> str:
@@ -32,8 +33,8 @@ def points(x: float, metric: str = ACCURACY) -> str:
 
 
 def amount(row: Row, name: str) -> str:
-    """A mean over seeds as text: accuracies with three decimals, counts of updates with none, others with one."""
-    return f"{row.mean(name) * named(name)[1]:,.{3 if name in ITEMS else 0 if name == 'sooner' else 1}f}"
+    """A mean over seeds as text: accuracies with three decimals, counts with none, others with one."""
+    return f"{row.mean(name) * named(name)[1]:,.{3 if name in ITEMS else 0 if name in COUNTS else 1}f}"
 
 
 def caption(table: Table) -> str:

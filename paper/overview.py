@@ -1,4 +1,7 @@
-"""The README's first table and figure: the same five arms where branches are many or one, and order matters or not."""
+"""Tables over several ablations: the README's first, with its figure, and every method beside the controls.
+
+The first has the same five arms where branches are many or one, and order matters or not.
+"""
 
 import re
 
@@ -23,6 +26,14 @@ CAPTION = (
     "{seeds} training seeds on {items:,} held-out problems, greedy, with 95 % intervals of a two-level bootstrap over "
     "seeds and problems (those that stand or fall together count as one). Steps: forward passes in sequence that an "
     "answer takes; core-s: core-seconds of training, with those of a start. Controls are in italics."
+)
+METHODS_ON = {"methods-one-token": "`cups`, one branch", "methods-modular": "`modular`, many branches"}
+METHODS_CAPTION = (
+    "Every method along the sequence where there is one branch (cups, one token a state, eight swaps) and where there "
+    "are many (modular), at equal compute: {least:.0f} to {most:.0f} core-seconds of training in the mean of "
+    "{seeds} seeds, those of a start included, and the best of the same number of learning rates on the validation "
+    "split. Accuracy on {items:,} held-out problems, greedy, with 95 % intervals over seeds and problems; steps: "
+    "forward passes in sequence that an answer takes; updates: of training, without those of a start."
 )
 
 
@@ -87,3 +98,43 @@ def figure(made: dict[str, Table]):
         ax.grid(axis="x", color="#dddddd", lw=0.6)
     axes[0].set_yticks(range(len(ARMS)), [name.replace("*", "") for name in reversed(ARMS.values())])
     return fig
+
+
+def methods(made: dict[str, Table]) -> list[str]:
+    """The table of all methods in Markdown, as lines."""
+    columns = ["", "told", *(f"{task}: accuracy | steps | updates" for task in METHODS_ON.values())]
+    out = [f"| {' | '.join(columns)} |", "|---|---|" + "---|---|---|" * len(METHODS_ON)]
+    out += [f"| {' | '.join([f'`{label}`', *cells])} |" for label, *cells in _methods(made)]
+    return [methods_caption(made), "", *out]
+
+
+def methods_latex(made: dict[str, Table]) -> str:
+    """The same in LaTeX."""
+    out = ["\\begin{table}[!htb]", "\\centering\\small\\setlength{\\tabcolsep}{4pt}"]
+    out += [f"\\caption{{{tex(methods_caption(made))}}}", "\\label{tab:methods}"]
+    out += ["\\begin{tabular}{ll" + "rrr" * len(METHODS_ON) + "}", "\\toprule"]
+    heads = (f"\\multicolumn{{3}}{{c}}{{{tex(task.replace('`', ''))}}}" for task in METHODS_ON.values())
+    out.append(" & & " + " & ".join(heads) + " \\\\")
+    out += [" & told" + " & accuracy & steps & updates" * len(METHODS_ON) + " \\\\", "\\midrule"]
+    out += [" & ".join(map(tex, row)) + " \\\\" for row in _methods(made)]
+    return "\n".join([*out, "\\bottomrule", "\\end{tabular}", "\\end{table}", ""])
+
+
+def methods_caption(made: dict[str, Table]) -> str:
+    """What the table of all methods is of."""
+    first = made[next(iter(METHODS_ON))]
+    spent = [row.mean("core_seconds") for name in METHODS_ON for row in made[name].rows.values()]
+    return METHODS_CAPTION.format(least=min(spent), most=max(spent), seeds=first.seeds, items=first.items)
+
+
+def _methods(made: dict[str, Table]) -> list[list[str]]:
+    """Name and what it is told, then of each task: accuracy with its interval, steps, and updates of training."""
+    found = []
+    for label, first in made[next(iter(METHODS_ON))].rows.items():
+        cells = [label, first.told]
+        for name in METHODS_ON:
+            row = made[name].rows[label]
+            cells.append(f"{row.value:.3f} ({between(row.interval)})")
+            cells += [f"{row.mean('steps'):.0f}", f"{row.mean('updates'):,.0f}"]
+        found.append(cells)
+    return found

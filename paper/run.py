@@ -182,7 +182,10 @@ def execute(every: dict[str, list[Cell]], share: dict[str, float], options: Opti
     if not todo:
         print("nothing is missing")
         return 0
+    from train.start import check_starts  # here, because it loads torch
+
     runs = {label: cell.run for label, cell in todo.items()}
+    check_starts(runs.values(), options.out)
     diagnosed = frozenset(cell.run.id for cell in todo.values() if cell.diagnose)
     work = partial(one, out=options.out, diagnosed=diagnosed, smoke=options.smoke)
     unrecorded: dict[str, str] = {}

@@ -79,12 +79,15 @@ def check_same_model(run: Run, folder: Path) -> None:
 def inherited(method: Method, start: Method, name: str) -> dict[str, Tensor]:
     """The weights that a method takes over from the finished method `start`: those of equal name and shape.
 
-    Raises UserError where others are missing or differ than those that either class lets start afresh. Only names and
-    shapes are compared, so that both may be on the meta device.
+    Raises UserError where others are missing or differ than those that either class lets start afresh; what feeds
+    latents back may after a start without latents. Only names and shapes are compared, so that both may be on the meta
+    device.
     """
     old, new = start.state_dict(), method.state_dict()
     same = {k: v for k, v in old.items() if k in new and v.shape == new[k].shape}
     fresh = (*method.fresh, *start.fresh, *(n for m in (start, method) for n, _ in m.named_buffers()))
+    if not start.config.thinks:
+        fresh += ("feedback.",)
     odd = sorted(k for k in old.keys() | new.keys() if k not in same and not k.startswith(fresh))
     if odd:
         raise UserError(f"the weights of {name} do not fit {method.title}: {', '.join(odd[:3])}")

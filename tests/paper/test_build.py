@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 from eval.stats import bootstrap, interval
+from latent.plain import plain
 from paper import build, claims, markup, overview, records, tables
 from paper import run as paper_run
 from paper.ablations import ABLATIONS
 from paper.controls import CONTROLS
 from paper.design import Contrast, cells
 from tests.paper.helpers import MINI, planted, seeds, written
+from train.presets import PRESETS
 
 PAPER = Path(build.__file__).parent
 RNG = np.random.default_rng(0)
@@ -213,26 +215,32 @@ def test_the_same_records_give_the_same_files(home, tmp_path):
     assert not list((tmp_path / "c").iterdir())  # nothing half made
 
 
-def test_the_readmes_block_is_replaced_and_nothing_else(tmp_path):
+def test_a_pages_block_is_replaced_and_nothing_else(tmp_path):
     path = tmp_path / "README.md"
-    path.write_text(f"before\n{build.MARKS[0]}\nold\n{build.MARKS[1]}\nafter\n")
+    begins, ends = "<!-- results: made by python -m paper.build -->", "<!-- end of results -->"
+    path.write_text(f"before\n{begins}\nold\n{ends}\nafter\n")
     table = gathered(BETTER)
-    before, _, rest = build.readme(path, [table]).partition(build.MARKS[0])
-    block, _, after = rest.partition(build.MARKS[1])
+
+    def page() -> str:
+        return build.page(path, build.PAGES["README.md"], build.blocks([table]))
+
+    before, _, rest = page().partition(begins)
+    block, _, after = rest.partition(ends)
     assert (before, after) == ("before\n", "\nafter\n") and "old" not in block
     assert f"| {MINI.claim} | supported |" in block
     table.registration = claims.Registration("mini", "0" * 40, "Another claim.", ())
-    assert f"| {MINI.claim} * | supported, as reworded |" in build.readme(path, [table])
+    assert f"| {MINI.claim} * | supported, as reworded |" in page()
     (contrast, d, p) = table.contrasts[0]
     assert f"| {contrast.name} | {markup.effect(d, p)} |" in build.contrasts([table])
     path.write_text("no marks")
     with pytest.raises(ValueError, match="has no block between"):
-        build.readme(path, [table])
+        page()
 
 
 def test_the_first_table_is_the_records_of_its_arms():
     """Accuracies and costs of the README's rows against means taken here from the records, task by task."""
     lines, _ = records.read(PAPER / "records")
+    ids = {c.run.id for name in overview.TASKS for c in cells(ABLATIONS[name], CONTROLS)}
     made = {
         name: tables.gather(name, ABLATIONS[name], cells(ABLATIONS[name], CONTROLS), lines, 200)
         for name in overview.TASKS
@@ -242,8 +250,8 @@ def test_the_first_table_is_the_records_of_its_arms():
     for env, accuracy, costs in zip(("Modular", "MNNS", "Cups"), rows[::2], rows[1::2]):
         for i, method in enumerate(classes):
             found = [
-                line for line in lines.values()
-                if line["config"]["env"]["class"] == env and line["config"]["method"]["class"] == method
+                line for line in lines.values() if line["id"] in ids
+                and line["config"]["env"]["class"] == env and line["config"]["method"]["class"] == method
                 and line["config"]["train"]["batch"] == 128 and not line["config"]["train"]["problems"]
                 and (method != "CoT2" or env != "Modular" or not line["config"]["method"]["teacher"])
                 and line["config"]["method"].get("told", "chain") in ("chain", "frontier")
@@ -252,6 +260,30 @@ def test_the_first_table_is_the_records_of_its_arms():
             assert accuracy[2 + i].startswith(f"{np.mean([x['result']['main']['accuracy'] for x in found]):.3f} (")
             spent = np.mean([x["result"]["core_seconds"] + before(x, lines) for x in found])
             assert costs[2 + i] == f"{found[0]['result']['steps']:.0f}, {spent:.0f}"
+
+
+def test_the_table_of_methods_is_the_records_of_its_arms():
+    """Each method's accuracy and updates against means taken here from the records; starts are no rows."""
+    lines, _ = records.read(PAPER / "records")
+    made = {
+        name: tables.gather(name, ABLATIONS[name], cells(ABLATIONS[name], CONTROLS), lines, 200)
+        for name in overview.METHODS_ON
+    }
+    said = "\n".join(overview.methods(made))
+    for name in overview.METHODS_ON:
+        for label, arm in PRESETS[name]().arms.items():
+            if label in ("start", "forced"):
+                assert f"| `{label}` |" not in said
+                continue
+            (row,) = (row for row in said.splitlines() if row.startswith(f"| `{label}` |"))
+            found = [
+                line["result"] for line in lines.values()
+                if line["config"]["method"] == plain(arm.method) and line["config"]["train"] == plain(arm.train)
+                and line["config"]["env"] == plain(PRESETS[name]().env) and line["config"]["judge"]["split"] == "test"
+            ]  # fmt: skip
+            assert len(found) == 5, label
+            accuracy = np.mean([result["main"]["accuracy"] for result in found])
+            assert f"| {accuracy:.3f} (" in row and f"| {arm.train.steps:,} |" in row, label
 
 
 def before(line: dict, lines: dict[str, dict]) -> float:
@@ -340,6 +372,7 @@ def test_what_is_committed_is_what_the_records_make():
     assert {f"tables/{p.name}" for p in (PAPER / "tables").iterdir()} | {"numbers.tex"} == set(want)
     for name, text in want.items():
         assert (PAPER / name).read_text() == text, f"{name} is not what python -m paper.build makes"
-    readme = PAPER.parent / "README.md"
-    assert readme.read_text() == build.readme(readme, made), "the README's block is not what paper.build makes"
+    for name, blocks in build.PAGES.items():
+        path = PAPER.parent / name
+        assert path.read_text() == build.page(path, blocks, build.blocks(made)), f"{name}: not what paper.build makes"
     build.check_quoted(PAPER / "main.tex", known)

@@ -11,7 +11,7 @@ from eval.environments import Cups, Verdict
 from kernels.errors import UserError
 from latent import load
 from latent.config import LearnedStop, ModelConfig
-from latent.methods import Coconut, Colar, CoT, Hrpo, ICoT, Recurrent, Sim
+from latent.methods import Coconut, Colar, CoT, FixedEmbedding, Hrpo, ICoT, Pause, Recurrent, Sim
 from latent.policies import Gaussian
 from train import rlvr
 from train import run as runs
@@ -310,6 +310,9 @@ def test_what_an_arm_cannot_start_from_is_said_before_anything_is_trained(tmp_pa
     for method in fits:
         asked = Experiment(Cups(), MODEL, {"a": Arm(Sim(), SMALL_SFT), "b": Arm(method, SMALL_RL, init="a")}, JUDGE)
         check_starts(asked.runs().values(), tmp_path)
+    for method in (Coconut(feedback="norm"), Sim(feedback="project"), Pause(Sim()), FixedEmbedding(Sim())):
+        asked = Experiment(Cups(), MODEL, {"a": Arm(CoT(), SMALL_SFT), "b": Arm(method, SMALL_SFT, init="a")}, JUDGE)
+        check_starts(asked.runs().values(), tmp_path)  # nothing fed latents back that could be lost
     start = sft(Sim(n_latent=8, stride=4))
     runs.execute(start, tmp_path, device="cpu")
     for method in (Recurrent(), Sim(feedback="project"), Sim(feedback="norm")):

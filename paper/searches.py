@@ -7,9 +7,9 @@ from paper.ablations import BESIDE, METHODS, TRAINED_ON_ALL
 from paper.design import Axis, Search, over
 
 FOUR: Axis = over("train.lr", 2.5e-3, 5e-3, 1e-2, 2e-2)
-THREE: Axis = over("train.lr", 2.5e-3, 5e-3, 1e-2)
+THREE: Axis = over("train.lr", 1.5e-3, 3e-3, 6e-3)
 TWO: Axis = over("train.lr", 5e-3, 1e-2)
-LOWER: Axis = over("train.lr", 1e-3, 2e-3, 4e-3)  # of mixtures that start from forced ones: at .4 of their rate
+LOWER: Axis = over("train.lr", 6e-4, 1.2e-3, 2.4e-3)  # of mixtures that start from forced ones: at .4 of their rate
 
 SEARCHES: dict[str, Search] = {
     "one-token": Search("cups-one-token", dict.fromkeys(TRAINED_ON_ALL, FOUR), seed=100, core_minutes=20),
@@ -17,7 +17,7 @@ SEARCHES: dict[str, Search] = {
         "modular-told", dict.fromkeys(("cot-ties", "cot-search", "sim", "answer"), TWO), seed=100, core_minutes=10
     ),
     "methods-one-token": Search(
-        "methods-one-token", dict.fromkeys((*BESIDE, "start", *METHODS), THREE), seed=100, core_minutes=43
+        "methods-one-token", dict.fromkeys((*BESIDE, "start", *METHODS), THREE), seed=100, core_minutes=42
     ),
     "methods-modular": Search(
         "methods-modular",

@@ -396,7 +396,7 @@ ABLATIONS: dict[str, Ablation] = {
         base="methods-one-token",
         axes=(),
         arms=(*BESIDE, *METHODS),
-        core_minutes=66,
+        core_minutes=75,
         costs=(*COSTS, "parameters"),
         contrasts=beside_controls(
             pause=dict.fromkeys(("sim", "cot2", "soft", "hrpo", "colar", "coconut"), "more")
@@ -405,16 +405,21 @@ ABLATIONS: dict[str, Ablation] = {
         figure="costs",
     ),
     "methods-modular": Ablation(
-        claim="At equal compute, where a search branches and order matters, mixtures told the frontier solve more than "
-        "a chain, and methods whose latents take the place of one chain without being its tokens (Coconut, SIM-CoT, "
-        "CODI, PCCoT, KaVa), or that leave it out (iCoT), solve less.",
+        claim="At equal compute, where a search branches and order matters, mixtures and hidden states that are told "
+        "the frontier (CoT2, SIM-CoT) solve more than a chain, and methods whose latents take the place of one chain "
+        "without being its tokens (Coconut, SIM-CoT, CODI, PCCoT, KaVa), or that leave it out (iCoT), solve less.",
         base="methods-modular",
         axes=(),
-        arms=(*BESIDE, *METHODS),
-        core_minutes=66,
+        arms=(*BESIDE, *METHODS, "sim-frontier"),
+        core_minutes=75,
         costs=(*COSTS, "parameters"),
-        contrasts=beside_controls(
-            cot={"cot2": "more"} | dict.fromkeys(("coconut", "sim", "codi", "pccot", "kava", "icot"), "less"),
+        contrasts=(
+            *beside_controls(
+                cot={"cot2": "more"} | dict.fromkeys(("coconut", "sim", "codi", "pccot", "kava", "icot"), "less"),
+            ),
+            Contrast("sim-frontier", "cot", claim="more"),
+            Contrast("sim-frontier", "pause"),
+            Contrast("sim-frontier", "cot2"),
         ),
         figure="costs",
     ),

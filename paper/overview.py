@@ -129,12 +129,14 @@ def methods_caption(made: dict[str, Table]) -> str:
 
 def _methods(made: dict[str, Table]) -> list[list[str]]:
     """Name and what it is told, then of each task: accuracy with its interval, steps, and updates of training."""
+    told = {label: row.told for name in METHODS_ON for label, row in made[name].rows.items()}
     found = []
-    for label, first in made[next(iter(METHODS_ON))].rows.items():
-        cells = [label, first.told]
+    for label in told:
+        cells = [label, told[label]]
         for name in METHODS_ON:
-            row = made[name].rows[label]
-            cells.append(f"{row.value:.3f} ({between(row.interval)})")
-            cells += [f"{row.mean('steps'):.0f}", f"{row.mean('updates'):,.0f}"]
+            row = made[name].rows.get(label)
+            cells += ["", "", ""] if row is None else [
+                f"{row.value:.3f} ({between(row.interval)})", f"{row.mean('steps'):.0f}", f"{row.mean('updates'):,.0f}"
+            ]  # fmt: skip
         found.append(cells)
     return found

@@ -21,7 +21,7 @@ SEARCHES: dict[str, Search] = {
     ),
     "methods-modular": Search(
         "methods-modular",
-        dict.fromkeys((*BESIDE, "forced", "start", *METHODS), THREE) | {"cot2": LOWER},
+        dict.fromkeys((*BESIDE, "forced", "start", *METHODS, "sim-frontier"), THREE) | {"cot2": LOWER},
         seed=100,
         core_minutes=45,
     ),

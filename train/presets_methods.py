@@ -81,8 +81,9 @@ def methods_one_token() -> Experiment:
 def methods_modular() -> Experiment:
     """Every method on the search of `modular`; mixtures as there, forced first.
 
-    The answer is no step of a chain: CODI, PCCoT and KaVa keep the last one. PCCoT and KaVa refresh their three latents
-    twice, for three times would be CODI. All but mixtures and their controls are told one chain. No method is missing.
+    All but mixtures and their controls are told one chain; `sim-frontier` is told what they are, and feeds back its
+    hidden state. The answer is no step of a chain: CODI, PCCoT and KaVa keep the last one. PCCoT and KaVa refresh their
+    three latents twice, for three times would be CODI. No method is missing.
     """
     forced = CoT2(n_latent=3)
     return _trained(
@@ -99,6 +100,7 @@ def methods_modular() -> Experiment:
             "sim": (Sim(n_latent=3, step_tokens=1, feedback="norm"), 3000),
             "forced": (forced, 2300),
             "cot2": (replace(forced, teacher=False), 1000),
+            "sim-frontier": (Sim(n_latent=3, told="frontier", head=True, feedback="norm"), 2400),
             "codi": (Codi(n_latent=3, keep_last=True), 1800),
             "pccot": (Pccot(n_latent=3, iterations=2, keep_last=True), 1150),
             "kava": (Kava(n_latent=3, iterations=2, keep_last=True), 1000),

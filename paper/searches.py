@@ -9,9 +9,7 @@ from paper.design import Axis, Search, over
 TWO: Axis = over("train.lr", 5e-3, 1e-2)
 FOUR: Axis = over("train.lr", 2.5e-3, 5e-3, 1e-2, 2e-2)
 OURS: Axis = over("train.lr", 1.5e-3, 3e-3, 6e-3, 1.2e-2)  # from our own initialisation
-OWN: Axis = over(
-    "train.lr", 6e-4, 1.2e-3, 2.4e-3, 4.8e-3
-)  # of mixtures that start from forced ones: at .4 of their rate
+OWN: Axis = over("train.lr", 6e-4, 1.2e-3, 2.4e-3, 4.8e-3)  # .4 of that, for mixtures that start from forced ones
 
 SEARCHES: dict[str, Search] = {
     "one-token": Search("cups-one-token", dict.fromkeys(TRAINED_ON_ALL, FOUR), seed=100, core_minutes=20),

@@ -35,16 +35,14 @@ from latent.methods import (
 from train.config import SFT, Arm, Experiment
 from train.presets_search import cups_one_token, modular
 
-RATE = 3e-3  # of arms whose rate is not searched yet: the middle one
 
-
-def _trained(base: Experiment, init: dict[str, str], arms: dict[str, tuple[MethodConfig, int]]) -> Experiment:
-    """Arms on the task of `base`, each a method and its updates. `init`: what an arm starts from, by its name."""
-    how = SFT(batch=64, lr=RATE, warmup=100, decay=1.0, decay_to=0.1)
+def _trained(base: Experiment, init: dict[str, str], arms: dict[str, tuple[MethodConfig, float, int]]) -> Experiment:
+    """Arms on the task of `base`: of each the method, learning rate and updates. `init`: what an arm starts from."""
+    how = SFT(batch=64, warmup=100, decay=1.0, decay_to=0.1)
     made = {}
-    for name, (method, steps) in arms.items():
+    for name, (method, lr, steps) in arms.items():
         warmup = 20 if name in init else how.warmup  # some weights are trained already
-        made[name] = Arm(method, replace(how, steps=steps, warmup=warmup), init.get(name))
+        made[name] = Arm(method, replace(how, lr=lr, steps=steps, warmup=warmup), init.get(name))
     return replace(base, arms=made, model=replace(base.model, stock=False))
 
 
@@ -59,21 +57,21 @@ def methods_one_token() -> Experiment:
         cups_one_token(),
         {"coconut": "start"},
         {
-            "no-cot": (NoCoT(), 6000),
-            "cot": (CoT(), 2700),
-            "pause": (Pause(mixtures), 2800),
-            "fixed": (FixedEmbedding(mixtures), 2700),
-            "icot": (ICoT(whole=600, remove_every=200), 2500),
-            "start": (CoT(), 700),
-            "coconut": (Coconut(n_latent=8, feedback="norm", first_stage=1, stage_steps=120), 1200),
-            "sim": (Sim(n_latent=8, step_tokens=1, feedback="norm"), 1600),
-            "cot2": (mixtures, 3100),
-            "codi": (Codi(n_latent=8), 1100),
-            "pccot": (Pccot(n_latent=8), 730),
-            "kava": (Kava(n_latent=8), 730),
-            "soft": (Soft(n_latent=8), 2700),
-            "hrpo": (Hrpo(n_latent=8, gate_lr=1.0, decay_lr=1.0), 1150),
-            "colar": (Colar(n_latent=8, r=1, latent_loss="mse"), 2700),
+            "no-cot": (NoCoT(), 3e-3, 6000),
+            "cot": (CoT(), 3e-3, 2700),
+            "pause": (Pause(mixtures), 3e-3, 2800),
+            "fixed": (FixedEmbedding(mixtures), 3e-3, 2700),
+            "icot": (ICoT(whole=600, remove_every=200), 3e-3, 2500),
+            "start": (CoT(), 3e-3, 700),
+            "coconut": (Coconut(n_latent=8, feedback="norm", first_stage=1, stage_steps=120), 3e-3, 1200),
+            "sim": (Sim(n_latent=8, step_tokens=1, feedback="norm"), 3e-3, 1600),
+            "cot2": (mixtures, 3e-3, 3100),
+            "codi": (Codi(n_latent=8), 3e-3, 1100),
+            "pccot": (Pccot(n_latent=8), 3e-3, 730),
+            "kava": (Kava(n_latent=8), 3e-3, 730),
+            "soft": (Soft(n_latent=8), 3e-3, 2700),
+            "hrpo": (Hrpo(n_latent=8, gate_lr=1.0, decay_lr=1.0), 3e-3, 1150),
+            "colar": (Colar(n_latent=8, r=1, latent_loss="mse"), 3e-3, 2700),
         },
     )
 
@@ -90,22 +88,22 @@ def methods_modular() -> Experiment:
         modular(),
         {"coconut": "start", "cot2": "forced"},
         {
-            "no-cot": (NoCoT(), 5600),
-            "cot": (CoT(), 2600),
-            "pause": (Pause(forced), 2300),
-            "fixed": (FixedEmbedding(forced), 2300),
-            "icot": (ICoT(whole=800, remove_every=350), 2500),
-            "start": (CoT(), 600),
-            "coconut": (Coconut(n_latent=3, feedback="norm", first_stage=1, stage_steps=350), 1450),
-            "sim": (Sim(n_latent=3, step_tokens=1, feedback="norm"), 3000),
-            "forced": (forced, 2300),
-            "cot2": (replace(forced, teacher=False), 1000),
-            "sim-frontier": (Sim(n_latent=3, told="frontier", head=True, feedback="norm"), 2400),
-            "codi": (Codi(n_latent=3, keep_last=True), 1800),
-            "pccot": (Pccot(n_latent=3, iterations=2, keep_last=True), 1150),
-            "kava": (Kava(n_latent=3, iterations=2, keep_last=True), 1000),
-            "soft": (Soft(n_latent=3), 2500),
-            "hrpo": (Hrpo(n_latent=3, gate_lr=1.0, decay_lr=1.0), 2300),
-            "colar": (Colar(n_latent=3, r=1, r_max=3, latent_loss="mse"), 3300),
+            "no-cot": (NoCoT(), 1.5e-3, 5600),
+            "cot": (CoT(), 6e-3, 2600),
+            "pause": (Pause(forced), 3e-3, 2300),
+            "fixed": (FixedEmbedding(forced), 3e-3, 2300),
+            "icot": (ICoT(whole=800, remove_every=350), 6e-3, 2500),
+            "start": (CoT(), 1.2e-2, 600),
+            "coconut": (Coconut(n_latent=3, feedback="norm", first_stage=1, stage_steps=350), 3e-3, 1450),
+            "sim": (Sim(n_latent=3, step_tokens=1, feedback="norm"), 3e-3, 3000),
+            "forced": (forced, 1.2e-2, 2300),
+            "cot2": (replace(forced, teacher=False), 6e-4, 1000),
+            "sim-frontier": (Sim(n_latent=3, told="frontier", head=True, feedback="norm"), 6e-3, 2400),
+            "codi": (Codi(n_latent=3, keep_last=True), 3e-3, 1800),
+            "pccot": (Pccot(n_latent=3, iterations=2, keep_last=True), 6e-3, 1150),
+            "kava": (Kava(n_latent=3, iterations=2, keep_last=True), 1.2e-2, 1000),
+            "soft": (Soft(n_latent=3), 1.2e-2, 2500),
+            "hrpo": (Hrpo(n_latent=3, gate_lr=1.0, decay_lr=1.0), 1.2e-2, 2300),
+            "colar": (Colar(n_latent=3, r=1, r_max=3, latent_loss="mse"), 6e-3, 3300),
         },
     )

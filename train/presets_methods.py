@@ -31,7 +31,7 @@ def _beside(base: Experiment, **arms: tuple[MethodConfig, int]) -> Experiment:
 
 
 def methods_one_token() -> Experiment:
-    """Every method on cups of one token a state, eight swaps, beside the arms of `cups-one-token`.
+    """Every method along the sequence beside the arms of `cups-one-token`: one branch, eight swaps.
 
     The last step of a chain is the answer: CODI, PCCoT and KaVa leave it out, and KaVa keeps the seven tokens before.
     No method is missing.
@@ -52,7 +52,7 @@ def methods_one_token() -> Experiment:
 
 
 def methods_modular() -> Experiment:
-    """Every method on the search of `modular`, beside its arms.
+    """Every method along the sequence beside the arms of `modular`: a search.
 
     The answer is no step of a chain: CODI, PCCoT and KaVa keep the last one. PCCoT and KaVa refresh their three latents
     twice, for three times would be CODI. All but mixtures and their controls are told one chain. No method is missing.

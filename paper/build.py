@@ -126,7 +126,7 @@ def texts(made: list[tables.Table], known: dict[str, str] | None) -> dict[str, s
     files |= {file: text for table in made for file, text in latents.texts(table).items()}
     by_name = {table.name: table for table in made}
     if overview.TASKS.keys() <= by_name.keys():
-        files["tables/main.tex"] = overview.latex(by_name)
+        files |= {"tables/main.tex": overview.latex(by_name), "tables/setup.tex": overview.setup(by_name)}
     return files if known is None else files | {"numbers.tex": macros(known), "tables/contrasts.md": contrasts(made)}
 
 

@@ -25,9 +25,9 @@ def made() -> dict:
         rows[arm] = SimpleNamespace(value=value, interval=ends, lines=lines, mean=means, told=f"what {arm} is told")
     rows["cot2"].lines[0]["config"]["init"] = "forced"
     differences = [
+        (Contrast("cot2", "cot", metric="pooled.accuracy"), Difference(0.5, 0.4, 0.6, 0.001), 0.001),
         (Contrast("cot2", "cot", claim="more"), Difference(0.129, 0.071, 0.19, 0.004), 0.012),
         (Contrast("cot2", "pause"), Difference(0.13, -0.062, 0.321, 0.2), 0.529),
-        (Contrast("cot2", "cot", metric="pooled.accuracy"), Difference(0.5, 0.4, 0.6, 0.001), 0.001),
         (Contrast("cot", "no-cot"), Difference(0.3, 0.2, 0.4, 0.001), 0.001),
     ]
     return {name: SimpleNamespace(rows=rows, seeds=5, items=1000, contrasts=differences) for name in overview.TASKS}

@@ -145,7 +145,7 @@ def figure(made: dict[str, Table]):
             ax.plot(row.value, y, "o", color=colour, mfc="white" if "*" in ARMS[arm] else colour, ms=6)
         ax.axvline(floor(table)[1], color=GREY, lw=0.8, ls=(0, (1, 2)))
         title = "\n".join([task.strip("`"), *what.replace(", ", ",|").split("|")])
-        ax.set(title=title, xlabel="accuracy", xlim=(-0.02, 1.02))
+        ax.set(title=title, xlabel="accuracy", xlim=(-0.03, 1.05))
         ax.title.set_fontsize(8)
         ax.grid(axis="x", color="#dddddd", lw=0.6)
     axes[0].set_yticks(range(len(ARMS)), [name.replace("*", "") for name in reversed(ARMS.values())])

@@ -185,7 +185,7 @@ sys.exit(build.main(sys.argv[2:]))
 def test_the_same_records_give_the_same_files(home, tmp_path):
     source = tmp_path / "source"
     source.mkdir()
-    text = r"\documentclass{article}\usepackage{booktabs,graphicx}\pdftrailerid{}\input{numbers}\begin{document}"
+    text = r"\documentclass{article}\usepackage{booktabs,float,graphicx}\pdftrailerid{}\input{numbers}\begin{document}"
     text += "\n" + r"\result{mini: 2 latents}\input{tables/mini}\includegraphics{figures/mini}\cite{x}"
     text += "\n" + r"\bibliographystyle{plain}\bibliography{references}\end{document}" + "\n"
     (source / "main.tex").write_text(text)

@@ -47,22 +47,6 @@ SUPERVISION: Axis = {
 # chains cut to the sequential steps of latents, trained for as many core-seconds as 8 latents are, or more
 CUT: Axis = {f"CoT, 1 step in {n}": {"method": CoT(every=n), "train.steps": 2300} for n in (2, 3, 4)}
 
-# as many core-seconds as at width 64 with two layers; rates fall as the width grows
-SIZES: Axis = {
-    name: model
-    | {
-        f"arms.{arm}.train.steps": round(at * factor, -1)
-        for arm, at in (("cot", 1700), ("forced", 1200), ("cot2", 400))
-    }
-    | {f"arms.{arm}.train.lr": at * rate for arm, at in (("cot", 5e-3), ("forced", 5e-3), ("cot2", 2e-3))}
-    for name, model, factor, rate in (
-        ("width 32", {"model.n_embd": 32}, 1.4, 2.0),
-        ("width 64", {"model.n_embd": 64}, 1.0, 1.0),
-        ("width 128", {"model.n_embd": 128}, 0.57, 0.5),
-        ("4 layers", {"model.n_layer": 4}, 0.58, 1.0),
-    )
-}
-
 
 def beside_controls(**claims: dict) -> tuple[Contrast, ...]:
     """Every method against pause tokens and against the chain. `claims`: of either, by method."""
@@ -377,37 +361,11 @@ ABLATIONS: dict[str, Ablation] = {
         ),
         figure="costs",
     ),
-    "scale": Ablation(
-        claim="Where a search branches and order matters, mixtures solve more than a chain at every width and depth, "
-        "at equal compute.",
-        registered="5ff3e64",
-        base="modular",
-        axes=(SIZES,),
-        arms=("cot", "cot2"),
-        controls=ON_MODULAR,
-        core_minutes=40,
-        contrasts=tuple(Contrast(f"{size}, cot2", f"{size}, cot", claim="more") for size in SIZES),
-        figure="costs",
-    ),
-    "methods-one-token": Ablation(
-        claim="At equal compute, where order matters and there is one branch, methods that teach every latent its step "
-        "(SIM-CoT, CoT2, Latent-SFT, HRPO, CoLaR), or come to it by a curriculum (Coconut), solve more than pause "
-        "tokens; CODI, PCCoT and KaVa, which teach where thoughts must end, solve no more than they do.",
-        base="methods-one-token",
-        axes=(),
-        arms=(*BESIDE, *METHODS),
-        core_minutes=75,
-        costs=(*COSTS, "parameters"),
-        contrasts=beside_controls(
-            pause=dict.fromkeys(("sim", "cot2", "soft", "hrpo", "colar", "coconut"), "more")
-            | dict.fromkeys(("codi", "pccot", "kava"), "not more"),
-        ),
-        figure="costs",
-    ),
     "methods-modular": Ablation(
         claim="At equal compute, where a search branches and order matters, mixtures and hidden states that are told "
         "the frontier (CoT2, SIM-CoT) solve more than a chain, and methods whose latents take the place of one chain "
         "without being its tokens (Coconut, SIM-CoT, CODI, PCCoT, KaVa), or that leave it out (iCoT), solve less.",
+        registered="85dcda8",
         base="methods-modular",
         axes=(),
         arms=(*BESIDE, *METHODS, "sim-frontier"),

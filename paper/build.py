@@ -129,8 +129,8 @@ def texts(made: list[tables.Table], known: dict[str, str] | None) -> dict[str, s
     files |= {file: text for table in made for file, text in latents.texts(table).items()}
     by_name = {table.name: table for table in made}
     if overview.TASKS.keys() <= by_name.keys():
-        files["tables/main.tex"] = overview.latex(by_name)
-    if overview.METHODS_ON.keys() <= by_name.keys():
+        files |= {"tables/main.tex": overview.latex(by_name), "tables/setup.tex": overview.setup(by_name)}
+    if overview.METHODS_ON.keys() & by_name.keys():
         files["tables/methods.tex"] = overview.methods_latex(by_name)
     return files if known is None else files | {"numbers.tex": macros(known), "tables/contrasts.md": contrasts(made)}
 
@@ -205,7 +205,7 @@ def blocks(made: list[tables.Table]) -> dict[str, list[str]]:
     found, known = {"results": rows}, {table.name: table for table in made}
     if overview.TASKS.keys() <= known.keys():
         found["main"] = overview.lines(known)
-    if overview.METHODS_ON.keys() <= known.keys():
+    if overview.METHODS_ON.keys() & known.keys():
         found["methods"] = overview.methods(known)
     return found
 

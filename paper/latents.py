@@ -21,7 +21,7 @@ from eval.stats import Difference, half_width, holm, paired
 from latent.plain import unpack
 from paper import records
 from paper.figures import GREY, STYLES, pyplot, save
-from paper.markup import SAME_INPUTS, effect, markdown_rows, tabular, tex
+from paper.markup import SAME_INPUTS, brief, effect, markdown_rows, tabular, tex
 from paper.tables import Row, Table
 
 MARKS = "osDvP^X<"
@@ -166,9 +166,12 @@ def numbers(table: Table) -> dict[str, str]:
                 low, high = interval(x_S, each.items)
                 key = f"{table.name}: {each.row.label}: state {i}: {kind.replace('_', ' ')}"
                 values[key] = f"{x_S.mean():.3f} ({low:.3f} to {high:.3f})"
+                values[f"{key}: value"] = f"{x_S.mean():.3f}"
     steps = other_step(found) if found else None
     values |= {f"{table.name}: other step: after {i}": f"{x:.3f}" for i, x in enumerate(steps or ())}
-    return values | {key: effect(d, p) for key, (d, p) in contrasts(table).items()}
+    for key, (d, p) in contrasts(table).items():
+        values[key], values[f"{key}: brief"] = effect(d, p), brief(d, p)
+    return values
 
 
 def caption(table: Table, found: list[Latents]) -> str:
@@ -181,19 +184,22 @@ def caption(table: Table, found: list[Latents]) -> str:
         if other_step(found) is not None
         else ""
     )
-    fewer = (
-        " A state of fewer latents stands where as much of the chain is behind it."
-        if len({each.k for each in found}) > 1
-        else ""
-    )
     return (
-        f"Decoded against used, state by state (0: before any latent; i: of latent i); means over {table.seeds} seeds, "
-        f"{found[0].items} problems each at the hardest level.{fewer} Decoded: accuracy of a linear probe, fitted on "
-        "training problems, for the tokens of the step that a state stands for; control task: of a probe for tokens "
-        "given to steps at random, which is high where few different steps occur; commonest token: without a state. "
+        f"{short_caption(table, found)} Decoded: accuracy of a linear probe, fitted on training problems, for the "
+        "tokens of the step that a state stands for; control task: of a probe for tokens given to steps at random, "
+        "which is high where few different steps occur; commonest token: without a state. "
         "Flipped: the share of answers that change where another problem's state is fed back in a state's place. The "
         "last state is fed back to nothing, and controls (in italics) feed back nothing of a problem. A patch leaves "
         "the prompt and earlier positions to attention, so that a state may be used and not flip an answer." + reference
+    )
+
+
+def short_caption(table: Table, found: list[Latents]) -> str:
+    """What a table is of, without what its numbers are: the paper's text says that once."""
+    fewer = " A state of fewer latents stands where as much of the chain is behind it."
+    return (
+        f"Decoded against used, state by state (0: before any latent; i: of latent i); means over {table.seeds} seeds, "
+        f"{found[0].items} problems each at the hardest level.{fewer if len({each.k for each in found}) > 1 else ''}"
     )
 
 
@@ -246,8 +252,8 @@ def latex(table: Table, found: list[Latents]) -> str:
     """The table in LaTeX."""
     controls = {each.row.label for each in found if each.row.control}
     head, *rows = body(table, found)
-    out = ["\\begin{table}[!htb]", "\\centering\\small\\setlength{\\tabcolsep}{4pt}"]
-    out += [f"\\caption{{{tex(caption(table, found))}}}", f"\\label{{tab:{table.name}-latents}}"]
+    out = ["\\begin{table}[H]", "\\centering\\footnotesize\\setlength{\\tabcolsep}{4pt}"]
+    out += [f"\\caption{{{tex(short_caption(table, found))}}}", f"\\label{{tab:{table.name}-latents}}"]
     out += tabular("ll" + "r" * (len(head) - 2), head, [[r[0], *map(tex, r[1:])] for r in rows], controls)
     return "\n".join([*out, "\\end{table}", ""])
 

@@ -12,6 +12,9 @@ SOONER = (
     "Updates to .9: until exact match in training is that high, in a curriculum's last stage; all of them where it "
     "never is. "
 )
+UNANIMOUS = (
+    " Where {0} of {0} seeds agree, the share of seeds that would is only known to be above {1:.2f} (Clopper-Pearson)."
+)
 EXCHANGES = ("mean", "shuffled", "other problem")  # interventions that change nothing where all inputs are equal
 SAME_INPUTS = ("Pause", "FixedEmbedding")  # methods that feed all problems the same
 COUNTS = ("sooner", "parameters")
@@ -26,6 +29,13 @@ def effect(d: Difference, p: float, metric: str = ACCURACY) -> str:
     return f"{numbers}, Holm p {'<' if p < 0.001 else '='} {max(p, 0.001):.2g}"
 
 
+def brief(d: Difference, p: float, metric: str = ACCURACY) -> str:
+    """The same without its level and its p-value, for texts that say once what stands in brackets."""
+    unit = " points" if metric in ITEMS else f" {named(metric)[0]}"
+    mean, low, high = (points(x, metric) for x in (d.mean, d.low, d.high))
+    return ("no effect shown: " if none_shown(d, p) else "") + f"{mean}{unit} [{low}, {high}]"
+
+
 def points(x: float, metric: str = ACCURACY) -> str:
     """A difference as text, of accuracies in percentage points; never a negative zero."""
     text = f"{100 * x:+.1f}" if metric in ITEMS else f"{x:+.3g}" if abs(x) < 100 else f"{x:+.0f}"
@@ -38,9 +48,7 @@ def amount(row: Row, name: str) -> str:
 
 
 def caption(table: Table) -> str:
-    """The caption: claim, verdict, metric, numbers of problems and seeds, and curricula that did not end."""
-    left = {row.label: row.mean("steps_written") for row in table.rows.values() if row.unfinished}
-    still = "; ".join(f"{label} still writes {steps:.1f} steps of the chain" for label, steps in left.items())
+    """The caption: claim, verdict, metric, numbers of problems and seeds, what all tables share, and `particulars`."""
     what = table.metric[0].upper() + table.metric[1:]
     return (
         f"Claim: {table.ablation.claim} By these runs: {table.verdict}. {registered(table)} {what}, greedy, with "
@@ -49,11 +57,25 @@ def caption(table: Table) -> str:
         "run's start. "
         + (SOONER if "sooner" in table.ablation.costs else "")
         + ("Controls are in italics." if any(row.control for row in table.rows.values()) else "")
-        + processors(table)
-        + end_of_scale(table)
-        + agreement(table)
-        + (f" Note: {still}." if still else "")
+        + particulars(table)
+        + (UNANIMOUS.format(table.seeds, unanimous(table.seeds)) if any_agree(table) else "")
     )
+
+
+def short_caption(table: Table) -> str:
+    """The caption in the paper, whose appendix says once what all tables share."""
+    what = table.metric[0].upper() + table.metric[1:]
+    return (
+        f"Claim: {table.ablation.claim} By these runs: {table.verdict}. {registered(table)} {what}; {table.seeds} "
+        f"seeds, {table.problems}.{particulars(table)}"
+    )
+
+
+def particulars(table: Table) -> str:
+    """Sentences on this table alone: processors, ends of the scale, seeds that agree, curricula that did not end."""
+    left = {row.label: row.mean("steps_written") for row in table.rows.values() if row.unfinished}
+    still = "; ".join(f"{label} still writes {steps:.1f} steps of the chain" for label, steps in left.items())
+    return processors(table) + end_of_scale(table) + agreement(table) + (f" Note: {still}." if still else "")
 
 
 def processors(table: Table) -> str:
@@ -96,9 +118,13 @@ def agreement(table: Table) -> str:
     rows = "; ".join(f"{' / '.join(labels)}: {both}" for both, labels in alike.items())
     return (
         f" Seeds that agree to a point have 95 % intervals over seeds alone (Student) and over items alone (Wilson): "
-        f"{rows}. Where {table.seeds} of {table.seeds} seeds agree, the share of seeds that would is only known to be "
-        f"above {unanimous(table.seeds):.2f} (Clopper-Pearson)."
+        f"{rows}."
     )
+
+
+def any_agree(table: Table) -> bool:
+    """Whether the seeds of any row agree to a point."""
+    return any(row.seeds_agree for row in table.rows.values())
 
 
 def between(interval: tuple[float, float]) -> str:
@@ -162,9 +188,9 @@ def latex(table: Table) -> str:
     rows, below = body(table)
     controls = {row.label for row in table.rows.values() if row.control}
     out = [
-        "\\begin{table}[!htb]",
-        "\\centering\\small\\setlength{\\tabcolsep}{4pt}",
-        f"\\caption{{{tex(caption(table))}}}",
+        "\\begin{table}[H]",
+        "\\centering\\footnotesize\\setlength{\\tabcolsep}{4pt}",
+        f"\\caption{{{tex(short_caption(table))}}}",
     ]
     out.append(f"\\label{{tab:{table.name}}}")
     for part in (rows, below):
@@ -206,10 +232,16 @@ def stacked(text: str, width: int = 14) -> str:
 def numbers(table: Table) -> dict[str, str]:
     """Every number that a text may quote from a table, by key."""
     values = {f"{table.name}: seeds": str(table.seeds), f"{table.name}: items": f"{table.items:,}"}
+    values[f"{table.name}: unanimous"] = f"{unanimous(table.seeds):.2f}"
+    counts = [line["result"]["parameters"] for row in table.rows.values() for line in row.lines]
+    values[f"{table.name}: parameters"] = f"{min(counts):,} to {max(counts):,}"
     for row in table.rows.values():
         low, high = row.interval
         key = f"{table.name}: {row.label}"
         values[key] = f"{row.value:.3f} ({low:.3f} to {high:.3f})"
+        values[f"{key}: value"] = f"{row.value:.3f}"
+        by_seed = sorted(row.results().mean(1))
+        values[f"{key}: by seed"] = f"{by_seed[0]:.3f} to {by_seed[-1]:.3f}"
         values[f"{key}: latents"] = f"{row.mean('main.used'):.1f}"
         for cost in dict.fromkeys((*NAMES, *table.ablation.costs)):
             values[f"{key}: {cost}"] = amount(row, cost)
@@ -218,7 +250,7 @@ def numbers(table: Table) -> dict[str, str]:
     for contrast, d, p in table.contrasts:
         metric = contrast.metric or table.ablation.metric
         key = f"{table.name}: {contrast.name}" + (f": {contrast.metric}" if contrast.metric else "")
-        values[key] = effect(d, p, metric)
+        values[key], values[f"{key}: brief"] = effect(d, p, metric), brief(d, p, metric)
     values |= used(table)
     return values
 
@@ -241,4 +273,5 @@ def used(table: Table) -> dict[str, str]:
         return {}
     corrected = holm([d.p for d in lost.values()])
     effects = {key: effect(d, p) for (key, d), p in zip(lost.items(), corrected)}
+    effects |= {f"{key}: brief": brief(d, p) for (key, d), p in zip(lost.items(), corrected)}
     return effects | {f"{table.name}: items diagnosed": f"{len(intact[0])}"}

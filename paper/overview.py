@@ -1,18 +1,20 @@
-"""Tables over several ablations: the README's first, with its figure, and every method beside the controls.
+"""Tables over several ablations, for pages and the paper.
 
-The first has the same five arms where branches are many or one, and order matters or not.
+The first table and figure have the same five arms on three tasks, in which branches are many or one, and order matters
+or not; another says what these arms are told and how they were trained; the last has every method beside the controls.
 """
 
 import re
 
+from paper.design import Contrast
 from paper.figures import GREY, STYLES, pyplot
-from paper.markup import between, tex
-from paper.tables import Table
+from paper.markup import FITTED, between, points, tex
+from paper.tables import ACCURACY, Row, Table, none_shown
 
-TASKS = {  # ablation -> its task, what that is, and what is right on some problems without solving any
-    "order": ("`modular`", "many branches, order matters", "commonest answer"),
-    "search": ("`mnns`", "many branches, order does not matter", "commonest answer"),
-    "one-token": ("`cups`", "one branch, order matters", "parity"),
+TASKS = {  # ablation -> its task, and what that is
+    "order": ("`modular`", "many branches, order matters"),
+    "search": ("`mnns`", "many branches, order does not matter"),
+    "one-token": ("`cups`", "one branch, order matters"),
 }
 ARMS = {  # row -> its name here
     "no-cot": "answers at once",
@@ -21,19 +23,30 @@ ARMS = {  # row -> its name here
     "pause": "*pause*, told the same",
     "fixed": "*fixed*, told the same",
 }
+INPUTS = {  # row -> what a latent's input is in training, and in answering
+    "no-cot": ("-", "-"),
+    "cot": ("-", "-"),
+    "cot2": ("that it should be; on modular, then its own", "its own"),
+    "pause": ("a learned vector a place", "the same"),
+    "fixed": ("one untrained vector", "the same, a pass each"),
+}
 CAPTION = (
-    "What latents are worth where a search branches and where it does not, at one token a step for everybody. Means of "
-    "{seeds} training seeds on {items:,} held-out problems, greedy, with 95 % intervals of a two-level bootstrap over "
-    "seeds and problems (those that stand or fall together count as one). Steps: forward passes in sequence that an "
-    "answer takes; core-s: core-seconds of training, with those of a start. Controls are in italics."
+    "Latents where a search branches and where it does not, a token a state for every arm. Accuracies are means of "
+    "{seeds} training seeds on {items:,} held-out problems, greedy. Mixtures less arm: the difference on the same "
+    "problems, in points, with its p-value corrected within the ablation (Holm); none: no effect is shown. Best rule: "
+    "what is right without a search. Steps: forward passes in sequence that an answer takes; MFLOP: of an answer; "
+    "core-s: core-seconds of training, with those of a start. Controls are in italics."
+)
+SETUP = (
+    "What each arm is told of a problem beside its question; which mixture, or vector, is the input of a latent; and "
+    "the updates of its training at its peak rate (batches of {batch} problems)."
 )
 METHODS_ON = {"methods-one-token": "`cups`, one branch", "methods-modular": "`modular`, many branches"}
 METHODS_CAPTION = (
-    "Every method along the sequence where there is one branch (cups, one token a state, eight swaps) and where there "
-    "are many (modular), at equal compute: {least:.0f} to {most:.0f} core-seconds of training in the mean of "
-    "{seeds} seeds, those of a start included, and the best of the same number of learning rates on the validation "
-    "split. Accuracy on {items:,} held-out problems, greedy, with 95 % intervals over seeds and problems; steps: "
-    "forward passes in sequence that an answer takes; updates: of training, without those of a start."
+    "Every method along the sequence, at equal compute: {least:.0f} to {most:.0f} core-seconds of training in the mean "
+    "of {seeds} seeds, those of a start included, and the best of as many learning rates on the validation split. "
+    "Accuracy on {items:,} held-out problems, greedy, with 95 % intervals over seeds and problems; steps: forward "
+    "passes in sequence that an answer takes; updates: of training, without those of a start."
 )
 
 
@@ -42,11 +55,12 @@ def lines(made: dict[str, Table]) -> list[str]:
 
     Of each arm: sequential steps of an answer, and core-seconds of training with those of its start.
     """
-    head = ["", "a floor", *ARMS.values()]
+    head = ["", "best rule", *ARMS.values()]
     out = [f"| {' | '.join(head)} |", "|---|" + "---|" * (len(head) - 1)]
-    for name, (task, what, rule) in TASKS.items():
+    for name, (task, what) in TASKS.items():
         table = made[name]
-        cells = [f"[{task}](paper/tables/{name}.md): {what}", f"{floor(table, rule):.2f} ({rule})"]
+        rule, right = floor(table)
+        cells = [f"[{task}](paper/tables/{name}.md): {what}", f"{right:.2f} ({rule})"]
         for arm in ARMS:
             row = table.rows[arm]
             cells.append(f"{row.value:.3f} ({between(row.interval)})")
@@ -57,33 +71,80 @@ def lines(made: dict[str, Table]) -> list[str]:
 
 
 def latex(made: dict[str, Table]) -> str:
-    """The same in LaTeX, an arm a row, the tasks one below the other."""
+    """The same in LaTeX, an arm a row, the tasks one below the other, with what mixtures are above each arm."""
     first = made[next(iter(TASKS))]
-    out = ["\\begin{table}[!htb]", "\\centering\\small"]
+    out = ["\\begin{table}[t]", "\\centering\\small\\setlength{\\tabcolsep}{4pt}"]
     out += [f"\\caption{{{tex(CAPTION.format(seeds=first.seeds, items=first.items))}}}", "\\label{tab:main}"]
-    out += ["\\begin{tabular}{lrrrr}", "\\toprule", " & accuracy & 95\\,\\% interval & steps & core-s \\\\"]
-    for name, (task, what, rule) in TASKS.items():
+    out += ["\\sbox0{\\begin{tabular}{lrrrrrrr}", "\\toprule"]
+    out.append(" & accuracy & 95\\,\\% interval & mixtures less arm & $p$ & steps & MFLOP & core-s \\\\")
+    for name, (task, what) in TASKS.items():
         table = made[name]
-        title = f"\\textbf{{{tex(task.strip('`'))}}}: {tex(what)}"
-        out += ["\\midrule", f"\\multicolumn{{5}}{{l}}{{{title}}} \\\\"]
-        out.append(f"{tex(rule)} & {floor(table, rule):.2f} & & & \\\\")
+        rule, right = floor(table)
+        out += ["\\midrule", f"\\multicolumn{{8}}{{l}}{{\\textbf{{{tex(task.strip('`'))}}}: {tex(what)}}} \\\\"]
+        out.append(f"best rule: {tex(rule)} & {right:.2f} & & & & & & \\\\")
         for arm, called in ARMS.items():
             row = table.rows[arm]
-            costs = (f"{row.mean(cost):.0f}" for cost in ("steps", "core_seconds"))
-            cells = [re.sub(r"\*(.*?)\*", r"\\emph{\1}", called), f"{row.value:.3f}", between(row.interval), *costs]
+            costs = [f"{row.mean('steps'):.0f}", f"{row.mean('flops') / 1e6:.1f}", f"{row.mean('core_seconds'):.0f}"]
+            cells = [italics(called), f"{row.value:.3f}", between(row.interval), *less(table, arm), *costs]
             out.append(" & ".join(cells) + " \\\\")
-    return "\n".join([*out, "\\bottomrule", "\\end{tabular}", "\\end{table}", ""])
+    return "\n".join([*out, "\\bottomrule", "\\end{tabular}}%", FITTED, "\\end{table}", ""])
 
 
-def floor(table: Table, rule: str) -> float:
-    """What a rule that solves nothing gets."""
-    return table.rows["cot2"].lines[0]["result"]["floors"][rule]
+def less(table: Table, arm: str) -> list[str]:
+    """What mixtures solve more than an arm, and its p-value, as LaTeX; nothing without such a contrast."""
+    for contrast, d, p in table.contrasts:
+        if contrast == Contrast("cot2", arm, claim=contrast.claim):
+            mean, low, high = (tex(points(x, ACCURACY)) for x in (d.mean, d.low, d.high))
+            small = "none" if none_shown(d, p) else tex("< 0.001") if p < 0.001 else f"{p:.3f}"
+            return [f"{mean} ({low} to {high})", small]
+    return ["", ""]
+
+
+def setup(made: dict[str, Table]) -> str:
+    """What each arm is told, its latents' inputs, and how it was trained on each task, in LaTeX."""
+    first = made[next(iter(TASKS))].rows["cot"].lines[0]
+    out = ["\\begin{table}[t]", "\\centering\\small\\setlength{\\tabcolsep}{4pt}"]
+    out += [f"\\caption{{{tex(SETUP.format(batch=first['config']['train']['batch']))}}}", "\\label{tab:setup}"]
+    out += ["\\sbox0{\\begin{tabular}{l*{3}{>{\\raggedright\\arraybackslash}p{25mm}}rrr}", "\\toprule"]
+    out.append(" & told & input in training & in answering & modular & mnns & cups \\\\\n\\midrule")
+    for arm, called in ARMS.items():
+        told = made[next(iter(TASKS))].rows[arm].told
+        cells = [
+            italics(called.partition(",")[0]),
+            told,
+            *INPUTS[arm],
+            *(training(made[name].rows[arm]) for name in TASKS),
+        ]
+        out.append(" & ".join(cells) + " \\\\")
+    forced = made["order"].rows["forced"]
+    cells = ["mixtures, forced", forced.told, "that it should be", "its own", training(forced), "", ""]
+    out.append(" & ".join(cells) + " \\\\")
+    return "\n".join([*out, "\\bottomrule", "\\end{tabular}}%", FITTED, "\\end{table}", ""])
+
+
+def training(row: Row) -> str:
+    """Updates and peak rate of a row's training, after those of its start."""
+    how = row.lines[0]["config"]["train"]
+    after = "+ " if row.lines[0]["config"].get("init") else ""
+    return f"{after}{how['steps']:,} at {how['lr']:g}"
+
+
+def italics(name: str) -> str:
+    """An arm's name as LaTeX."""
+    return re.sub(r"\*(.*?)\*", r"\\emph{\1}", name)
+
+
+def floor(table: Table) -> tuple[str, float]:
+    """The best of the rules that solve a problem without search, and what it gets."""
+    floors = table.rows["cot2"].lines[0]["result"]["floors"]
+    best = max(floors, key=floors.__getitem__)
+    return best, floors[best]
 
 
 def figure(made: dict[str, Table]):
-    """A panel a task: a dot and an interval for each arm, a tick for each seed, and the floor as a line."""
-    fig, axes = pyplot().subplots(1, len(TASKS), figsize=(8.6, 2.4), layout="constrained", sharey=True, sharex=True)
-    for ax, (name, (task, what, rule)) in zip(axes, TASKS.items()):
+    """A panel a task: a dot and an interval for each arm, a tick for each seed, and the best rule as a line."""
+    fig, axes = pyplot().subplots(1, len(TASKS), figsize=(6.6, 2.2), layout="constrained", sharey=True, sharex=True)
+    for ax, (name, (task, what)) in zip(axes, TASKS.items()):
         table = made[name]
         for y, arm in enumerate(reversed(ARMS)):
             row = table.rows[arm]
@@ -92,8 +153,9 @@ def figure(made: dict[str, Table]):
             ax.plot([low, high], [y, y], color=colour, lw=2)
             ax.plot(row.results().mean(1), [y] * len(row.lines), "|", color=colour, ms=9, alpha=0.7)
             ax.plot(row.value, y, "o", color=colour, mfc="white" if "*" in ARMS[arm] else colour, ms=6)
-        ax.axvline(floor(table, rule), color=GREY, lw=0.8, ls=(0, (1, 2)))
-        ax.set(title=f"{task.strip('`')}\n{what}", xlabel="accuracy", xlim=(-0.02, 1.02))
+        ax.axvline(floor(table)[1], color=GREY, lw=0.8, ls=(0, (1, 2)))
+        title = "\n".join([task.strip("`"), *what.replace(", ", ",|").split("|")])
+        ax.set(title=title, xlabel="accuracy", xlim=(-0.03, 1.05))
         ax.title.set_fontsize(8)
         ax.grid(axis="x", color="#dddddd", lw=0.6)
     axes[0].set_yticks(range(len(ARMS)), [name.replace("*", "") for name in reversed(ARMS.values())])
@@ -101,40 +163,46 @@ def figure(made: dict[str, Table]):
 
 
 def methods(made: dict[str, Table]) -> list[str]:
-    """The table of all methods in Markdown, as lines."""
-    columns = ["", "told", *(f"{task}: accuracy | steps | updates" for task in METHODS_ON.values())]
-    out = [f"| {' | '.join(columns)} |", "|---|---|" + "---|---|---|" * len(METHODS_ON)]
-    out += [f"| {' | '.join([f'`{label}`', *cells])} |" for label, *cells in _methods(made)]
-    return [methods_caption(made), "", *out]
+    """The table of all methods in Markdown, as lines, on those of its tasks that are made."""
+    tasks = methods_on(made)
+    columns = ["", "told", *(f"{METHODS_ON[name]}: accuracy | steps | updates" for name in tasks)]
+    out = [f"| {' | '.join(columns)} |", "|---|---|" + "---|---|---|" * len(tasks)]
+    out += [f"| {' | '.join([f'`{label}`', *cells])} |" for label, *cells in _methods(tasks)]
+    return [methods_caption(tasks), "", *out]
 
 
 def methods_latex(made: dict[str, Table]) -> str:
     """The same in LaTeX."""
+    tasks = methods_on(made)
     out = ["\\begin{table}[!htb]", "\\centering\\small\\setlength{\\tabcolsep}{4pt}"]
-    out += [f"\\caption{{{tex(methods_caption(made))}}}", "\\label{tab:methods}"]
-    out += ["\\begin{tabular}{ll" + "rrr" * len(METHODS_ON) + "}", "\\toprule"]
-    heads = (f"\\multicolumn{{3}}{{c}}{{{tex(task.replace('`', ''))}}}" for task in METHODS_ON.values())
+    out += [f"\\caption{{{tex(methods_caption(tasks))}}}", "\\label{tab:methods}"]
+    out += ["\\begin{tabular}{ll" + "rrr" * len(tasks) + "}", "\\toprule"]
+    heads = (f"\\multicolumn{{3}}{{c}}{{{tex(METHODS_ON[name].replace('`', ''))}}}" for name in tasks)
     out.append(" & & " + " & ".join(heads) + " \\\\")
-    out += [" & told" + " & accuracy & steps & updates" * len(METHODS_ON) + " \\\\", "\\midrule"]
-    out += [" & ".join(map(tex, row)) + " \\\\" for row in _methods(made)]
+    out += [" & told" + " & accuracy & steps & updates" * len(tasks) + " \\\\", "\\midrule"]
+    out += [" & ".join(map(tex, row)) + " \\\\" for row in _methods(tasks)]
     return "\n".join([*out, "\\bottomrule", "\\end{tabular}", "\\end{table}", ""])
 
 
-def methods_caption(made: dict[str, Table]) -> str:
+def methods_on(made: dict[str, Table]) -> dict[str, Table]:
+    """The tables of all methods, of the tasks that are made."""
+    return {name: made[name] for name in METHODS_ON if name in made}
+
+
+def methods_caption(tasks: dict[str, Table]) -> str:
     """What the table of all methods is of."""
-    first = made[next(iter(METHODS_ON))]
-    spent = [row.mean("core_seconds") for name in METHODS_ON for row in made[name].rows.values()]
+    first = next(iter(tasks.values()))
+    spent = [row.mean("core_seconds") for table in tasks.values() for row in table.rows.values()]
     return METHODS_CAPTION.format(least=min(spent), most=max(spent), seeds=first.seeds, items=first.items)
 
 
-def _methods(made: dict[str, Table]) -> list[list[str]]:
+def _methods(tasks: dict[str, Table]) -> list[list[str]]:
     """Name and what it is told, then of each task: accuracy with its interval, steps, and updates of training."""
-    told = {label: row.told for name in METHODS_ON for label, row in made[name].rows.items()}
     found = []
-    for label in told:
-        cells = [label, told[label]]
-        for name in METHODS_ON:
-            row = made[name].rows.get(label)
+    for label, told in {label: row.told for table in tasks.values() for label, row in table.rows.items()}.items():
+        cells = [label, told]
+        for table in tasks.values():
+            row = table.rows.get(label)
             cells += ["", "", ""] if row is None else [
                 f"{row.value:.3f} ({between(row.interval)})", f"{row.mean('steps'):.0f}", f"{row.mean('updates'):,.0f}"
             ]  # fmt: skip

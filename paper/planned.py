@@ -1,11 +1,38 @@
-"""Ablations whose claim is written and whose runs are not all made: no table of the paper is of them.
+"""Ablations whose claim is written and whose runs are not all made, with their searches: no table of the paper is of
+them.
 
-`LATENT_IMPORT=paper.planned python -m paper.run NAME` runs one. When its records are there it moves to `ABLATIONS`; to
-be registered, a claim must stand there before the runs.
+`LATENT_IMPORT=paper.planned python -m paper.run NAME` runs one. Where it has a search that comes first (`--search NAME`
+instead), and what that chose goes into the preset. When its records are there it moves to `ABLATIONS`, a search to
+`SEARCHES`; to be registered, a claim must stand there before the runs.
 """
 
-from paper.ablations import ABLATIONS
-from paper.design import Ablation, Contrast
+from paper.ablations import ABLATIONS, BESIDE, METHODS, beside_controls
+from paper.controls import ON_MODULAR
+from paper.design import COSTS, Ablation, Axis, Contrast, Search
+from paper.searches import OURS, SEARCHES
+
+# as many core-seconds as at width 64 with two layers; rates fall as the width grows
+SIZES: Axis = {
+    name: model
+    | {
+        f"arms.{arm}.train.steps": round(at * factor, -1)
+        for arm, at in (("cot", 1700), ("forced", 1200), ("cot2", 400))
+    }
+    | {f"arms.{arm}.train.lr": at * rate for arm, at in (("cot", 5e-3), ("forced", 5e-3), ("cot2", 2e-3))}
+    for name, model, factor, rate in (
+        ("width 32", {"model.n_embd": 32}, 1.4, 2.0),
+        ("width 64", {"model.n_embd": 64}, 1.0, 1.0),
+        ("width 128", {"model.n_embd": 128}, 0.57, 0.5),
+        ("4 layers", {"model.n_layer": 4}, 0.58, 1.0),
+    )
+}
+
+PLANNED_SEARCHES: dict[str, Search] = {
+    "methods-one-token": Search(
+        "methods-one-token", dict.fromkeys((*BESIDE, "start", *METHODS), OURS), seed=100, core_minutes=56
+    ),
+}
+SEARCHES |= PLANNED_SEARCHES
 
 PLANNED: dict[str, Ablation] = {
     # CoT2's comparison at width 24, at its own 1,000 epochs; one split for all seeds
@@ -16,6 +43,34 @@ PLANNED: dict[str, Ablation] = {
         seeds=(42, 43, 44, 45, 46),
         core_minutes=330,
         contrasts=(Contrast("continuous", "discrete", claim="more"),),
+    ),
+    "scale": Ablation(
+        claim="Where a search branches and order matters, mixtures solve more than a chain at every width and depth, "
+        "at equal compute.",
+        registered="5ff3e64",
+        base="modular",
+        axes=(SIZES,),
+        arms=("cot", "cot2"),
+        controls=ON_MODULAR,
+        core_minutes=40,
+        contrasts=tuple(Contrast(f"{size}, cot2", f"{size}, cot", claim="more") for size in SIZES),
+        figure="costs",
+    ),
+    "methods-one-token": Ablation(
+        claim="At equal compute, where order matters and there is one branch, methods that teach every latent its step "
+        "(SIM-CoT, CoT2, Latent-SFT, HRPO, CoLaR), or come to it by a curriculum (Coconut), solve more than pause "
+        "tokens; CODI, PCCoT and KaVa, which teach where thoughts must end, solve no more than they do.",
+        registered="9ad3c2a",
+        base="methods-one-token",
+        axes=(),
+        arms=(*BESIDE, *METHODS),
+        core_minutes=75,
+        costs=(*COSTS, "parameters"),
+        contrasts=beside_controls(
+            pause=dict.fromkeys(("sim", "cot2", "soft", "hrpo", "colar", "coconut"), "more")
+            | dict.fromkeys(("codi", "pccot", "kava"), "not more"),
+        ),
+        figure="costs",
     ),
 }
 ABLATIONS |= PLANNED

@@ -16,9 +16,6 @@ SEARCHES: dict[str, Search] = {
     "told": Search(  # the candidates of `modular`
         "modular-told", dict.fromkeys(("cot-ties", "cot-search", "sim", "answer"), TWO), seed=100, core_minutes=10
     ),
-    "methods-one-token": Search(
-        "methods-one-token", dict.fromkeys((*BESIDE, "start", *METHODS), OURS), seed=100, core_minutes=56
-    ),
     "methods-modular": Search(
         "methods-modular",
         dict.fromkeys((*BESIDE, "forced", "start", *METHODS, "sim-frontier"), OURS) | {"cot2": OWN},

@@ -7,6 +7,8 @@ one: `--method coconut`, `--method.halt learned`, `--arms.latent.train rlvr`.
 """
 
 import os
+import shutil
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from pathlib import Path
@@ -25,7 +27,7 @@ from latent.plain import changed
 from latent.policies import POLICIES, PolicyConfig
 from train.algorithms import ALGORITHMS, Algorithm
 from train.config import RLVR, SFT, Experiment, Run
-from train.presets import PRESETS
+from train.presets import GROUPS, PRESETS
 
 TRAINING = {"sft": SFT, "rlvr": RLVR}
 TABLES = (
@@ -67,6 +69,7 @@ def parse(args: list[str]) -> tuple[str, Run | Experiment, Options]:
     Raises UserError for unknown names and flags, and for values that a config's class refuses.
     """
     check_flags(args)
+    alone = set(args) <= {"--help", "-h"}
     name, config, args = _named_config(args)
     if args and args[0].startswith(("--tyro-print-completion", "--tyro-write-completion")):
         forms = {n: _command(preset()) for n, preset in PRESETS.items()}
@@ -75,7 +78,7 @@ def parse(args: list[str]) -> tuple[str, Run | Experiment, Options]:
         tyro.cli(any_of, args=args, prog=_program(), config=PLAIN)  # prints the completion script and exits
     config, args = choose(config, args)
     if "--help" in args or "-h" in args:
-        _help(name, config, args)
+        _help(name, config, args, alone)
     command: Any = parse_flags(_command(config), args, prog=_program(name), description="", config=PLAIN)
     at_least(command.options, jobs=1)
     return name, command.config, command.options
@@ -198,8 +201,9 @@ def _program(name: str = "") -> str:
     return command if command == "latent-train" else f"{command} {name}".strip()
 
 
-def _help(name: str, config: Run | Experiment, args: list[str]) -> None:
-    """Print one screen; or the flags of a part, `--help PART`; or all flags, `--help all`. Exits."""
+def _help(name: str, config: Run | Experiment, args: list[str], alone: bool) -> None:
+    """Print one screen, and where help is asked for `alone` the presets; or the flags of a part, `--help PART`; or all
+    flags, `--help all`. Exits."""
     groups = {f.name: getattr(config, f.name) for f in fields(config) if is_dataclass(getattr(config, f.name))}
     if isinstance(config, Experiment):
         groups |= {f"arms.{arm}": part for arm, part in config.arms.items()}
@@ -212,9 +216,8 @@ def _help(name: str, config: Run | Experiment, args: list[str]) -> None:
         tyro.cli(form, args=["--help"], prog=_program(name), description="", config=PLAIN)
     if asked is not None:
         raise UserError(f"--help {asked}: there are {', '.join(groups)} and all")
-    about = PRESETS.get(name, config).__doc__
-    assert about is not None  # presets and dataclasses have a docstring
-    lines = [f"{name}: {about.splitlines()[0]}", "", "Parts, and what each can be:"]
+    lines = _presets() if alone else []
+    lines += [f"{name}: {_about(PRESETS.get(name, config))}", "", "Parts, and what each can be:"]
     shown: dict[str, dict[str, type]] = {}
     for path, _, table in parts(config):
         top, _, rest = path.partition(".")
@@ -222,6 +225,26 @@ def _help(name: str, config: Run | Experiment, args: list[str]) -> None:
         shown.setdefault(general, table)
     lines += [f"  --{path.replace('_', '-')} {{{','.join(table)}}}" for path, table in shown.items()]
     lines += ["", "Flags of one part: --help PART, of " + ", ".join(groups) + "; of all: --help all.", ""]
-    lines += [f"Presets: {', '.join(PRESETS)}; or --config FILE.py:NAME, a Run or an Experiment of your own."]
+    lines += [] if alone else [f"All presets: {_program()} --help."]
     form = _form(options=("", Options()))
-    tyro.cli(form, args=["--help"], prog=_program(name), description="\n".join(lines), config=PLAIN)
+    prog = _program("[PRESET | --config FILE.py:NAME]" if alone else name)
+    tyro.cli(form, args=["--help"], prog=prog, description="\n".join(lines), config=PLAIN)
+
+
+def _presets() -> list[str]:
+    """The presets by group, a line each, folded to the width of the terminal."""
+    width = min(shutil.get_terminal_size((120, 24)).columns, 120)
+    column = 4 + max(map(len, PRESETS))
+    lines = ["Presets (PRESET --help shows the parts of one; --config: a Run or an Experiment of your own):"]
+    for title, group in GROUPS.items():
+        lines += ["", f"{title}:"]
+        for name, preset in group.items():
+            first = f"  {name}".ljust(column)
+            lines += textwrap.wrap(_about(preset), width, initial_indent=first, subsequent_indent=" " * column)
+    return [*lines, ""]
+
+
+def _about(documented) -> str:
+    """The first line of the docstring of a preset or a config."""
+    assert documented.__doc__  # they have one
+    return documented.__doc__.splitlines()[0]

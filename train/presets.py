@@ -1,4 +1,4 @@
-"""What `python -m train.latent NAME` runs: a function a preset."""
+"""What `python -m train.latent NAME` runs: a function a preset, of whose docstring `--help` shows the first line."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,7 +30,7 @@ from train.presets_search import cups_cue, cups_one_token, mnns, modular, modula
 
 
 def cups() -> Experiment:
-    """Latents against no-CoT, CoT and two controls on cups, then RLVR that learns when to stop."""
+    """One branch, four tokens a state: no-CoT, CoT, latents, controls; then RL with a cost on latents."""
     sim = Sim(n_latent=8, stride=4, halt=LearnedStop())
     return Experiment(
         env=Cups(),
@@ -51,7 +51,7 @@ def cups() -> Experiment:
 
 
 def cups_rlvr() -> Experiment:
-    """RLVR alone on half-trained latents, beside SFT of equal compute."""
+    """Cups: RLVR alone on half-trained latents, beside SFT of equal compute."""
     sim = Sim(n_latent=8, stride=4)
     return Experiment(
         env=Cups(),
@@ -65,7 +65,7 @@ def cups_rlvr() -> Experiment:
 
 
 def prosqa(closed: bool = False) -> Experiment:
-    """Coconut's curriculum on generated ProsQA, beside no-CoT, CoT, its two controls and the five shortcuts."""
+    """Coconut's curriculum on generated ProsQA, beside no-CoT, CoT, two controls and five shortcuts."""
     coconut, how = Coconut(n_latent=6, stage_steps=75), SFT(steps=600, batch=16, lr=1e-3, log_every=20)
     return Experiment(
         env=ProsQA(closed=closed),
@@ -82,12 +82,12 @@ def prosqa(closed: bool = False) -> Experiment:
 
 
 def prosqa_closed() -> Experiment:
-    """The same on problems in which none of the five shortcuts works."""
+    """As `prosqa`, on problems in which none of the five shortcuts works."""
     return prosqa(closed=True)
 
 
 def gsm8k() -> Run:
-    """Coconut on GSM8K text: 6 latents, 2 a step, 3 stages; `--model.pretrained gpt2` for a pretrained backbone."""
+    """Coconut on GSM8K text, from scratch or with `--model.pretrained gpt2`: 6 latents, 3 stages."""
     return Run(
         env=GSM8K(),
         model=ModelConfig(n_layer=4, n_embd=128, n_head=4, n_positions=512),
@@ -122,7 +122,7 @@ _EPOCH = 385_620 // 128  # updates an epoch of GSM8K-Aug at batch 128
 
 
 def coconut_gpt2_gsm8k() -> Experiment:
-    """Coconut's own setting on GSM8K-Aug: 6 epochs of CoT, then 3 an epoch a stage, 25 in all. For a GPU."""
+    """Coconut's own setting on GSM8K-Aug: 6 epochs of CoT, then 3 a stage, 25 in all."""
     coconut = Coconut(
         n_latent=6, latents_per_step=2, first_stage=1, advance_at=1.0, stage_steps=3 * _EPOCH, earlier=0.0
     )
@@ -131,7 +131,7 @@ def coconut_gpt2_gsm8k() -> Experiment:
 
 
 def coconut_gpt2_prosqa() -> Experiment:
-    """Coconut's own setting on ProsQA: 5 epochs a stage, 50 in all, on the official files. For a GPU."""
+    """Coconut's own setting on ProsQA, on the official files: 5 epochs a stage, 50 in all."""
     epoch = 17_886 // 128
     env = ProsQA(train="prosqa_train.json", test="prosqa_test.json")
     coconut = Coconut(n_latent=6, first_stage=1, advance_at=1.0, stage_steps=5 * epoch, earlier=0.0)
@@ -140,14 +140,14 @@ def coconut_gpt2_prosqa() -> Experiment:
 
 
 def sim_gpt2_gsm8k() -> Experiment:
-    """SIM-CoT's setting on GSM8K-Aug with GPT-2: 6 latents with a step decoder. For a GPU."""
+    """SIM-CoT's setting on GSM8K-Aug with GPT-2: 6 latents with a step decoder."""
     sim = Sim(n_latent=6, step_tokens=48)
     model = ModelConfig(pretrained="openai-community/gpt2", bf16=True)
     return _published(AUG, model, sim, 1e-4, _EPOCH, 6, 25)
 
 
 def sim_llama1b_gsm8k() -> Experiment:
-    """SIM-CoT's setting on GSM8K-Aug with Llama 3.2 1B and adapters. For a GPU."""
+    """SIM-CoT's setting on GSM8K-Aug with Llama 3.2 1B and adapters: 6 latents with a step decoder."""
     sim = Sim(n_latent=6, step_tokens=48)
     model = ModelConfig(pretrained="meta-llama/Llama-3.2-1B", bf16=True, recompute=True, lora_rank=128, lora_alpha=32.0)
     return _published(AUG, model, sim, 8e-4, _EPOCH, 3, 10)
@@ -170,33 +170,37 @@ def _codi(model: str, weight: float, lr: float, epochs: int) -> Experiment:
 
 
 def codi_gpt2_gsm8k() -> Experiment:
-    """CODI's setting on GSM8K-Aug with GPT-2: 40 epochs at 3e-3, distillation weighed 1. For a GPU."""
+    """CODI's setting on GSM8K-Aug with GPT-2: 40 epochs at 3e-3, distillation weighed 1."""
     return _codi("openai-community/gpt2", 1.0, 3e-3, 40)
 
 
 def codi_llama1b_gsm8k() -> Experiment:
-    """CODI's setting on GSM8K-Aug with Llama 3.2 1B: 10 epochs at 8e-4, distillation weighed 20. For a GPU."""
+    """CODI's setting on GSM8K-Aug with Llama 3.2 1B: 10 epochs at 8e-4, distillation weighed 20."""
     return _codi("meta-llama/Llama-3.2-1B-Instruct", 20.0, 8e-4, 10)
 
 
 def pccot_gpt2_gsm8k() -> Experiment:
-    """PCCoT's setting on GSM8K-Aug with GPT-2: CODI's with 24 latents, refreshed 3 times. For a GPU."""
+    """PCCoT's setting on GSM8K-Aug with GPT-2: CODI's with 24 latents, refreshed 3 times."""
     codi = codi_gpt2_gsm8k()
     how = changed(codi.arms["latent"].train, {"weight_decay": 0.01, "clip": 1.0})
     return replace(codi, arms={"latent": Arm(Pccot(n_latent=24, iterations=3), how)})
 
 
 def kava_llama1b_gsm8k() -> Experiment:
-    """KaVa's setting on GSM8K-Aug with Llama 3.2 1B: CODI's, weighed 10, with 24 latents, refreshed 3 times.
-    From one reimplementation's quotation of the paper's table 6, which was not at hand. For a GPU."""
+    """KaVa's setting on GSM8K-Aug with Llama 3.2 1B: CODI's, weighed 10, 24 latents, refreshed 3 times.
+
+    From one reimplementation's quotation of the paper's table 6, which was not at hand.
+    """
     codi = codi_llama1b_gsm8k()
     kava = Kava(n_latent=24, iterations=3, distill_weight=10.0, kv_weight=1.0)
     return replace(codi, arms={"latent": Arm(kava, codi.arms["latent"].train)})
 
 
 def icot_gpt2_gsm8k() -> Experiment:
-    """iCoT's setting on GSM8K-Aug with GPT-2: 8 tokens an epoch, all beyond 39. Deviates: 25 epochs, as Coconut has for
-    its baselines, rather than up to 200. For a GPU."""
+    """iCoT's setting on GSM8K-Aug with GPT-2: 8 tokens an epoch, all beyond 39.
+
+    Deviates: 25 epochs, as Coconut has for its baselines, rather than up to 200.
+    """
     epoch = 385_620 // 32
     how: dict[str, Any] = {"batch": 32, "lr": 5e-5, "beta2": 0.999, "warmup": 0, "decay": 0.0, "log_every": 100}
     return Experiment(
@@ -208,7 +212,7 @@ def icot_gpt2_gsm8k() -> Experiment:
 
 
 def huginn() -> Run:
-    """Huginn's shape from scratch (prelude 2, core 4, coda 2, up to 32 recurrences): 5 cups, 16 swaps. For a GPU."""
+    """Huginn's shape from scratch on 5 cups, 16 swaps: prelude 2, core 4, coda 2, up to 32 recurrences."""
     return Run(
         env=Cups(cups=5, swaps=16),
         model=ModelConfig(family="llama", n_layer=8, n_embd=256, n_head=4, n_positions=64),
@@ -237,7 +241,7 @@ PAPERS: dict[str, tuple[str, dict[str, float]]] = {
 
 
 def cups_turns() -> Experiment:
-    """Half of the swaps, an answer, the other half: episodes of two turns, learned from the last answer alone by RL."""
+    """Cups in two turns, half of the swaps in each: RL on the last answer alone."""
     sim = Sim(n_latent=4, stride=4)
     return Experiment(
         env=Cups(turns=2),
@@ -257,35 +261,41 @@ def of_method(config: type[MethodConfig]) -> Callable[[], Run]:
     def preset() -> Run:
         return changed(Run(env=env, model=ModelConfig(), method=method, train=SFT()), config.recipe)
 
-    preset.__doc__ = f"On {env.name}. {config.__doc__}"
+    preset.__doc__ = config.__doc__
     return preset
 
 
-PRESETS: dict[str, Callable[[], Run | Experiment]] = {
-    "cups": cups,
-    "mnns": mnns,
-    "modular": modular,
-    "modular-told": modular_told,
-    "cups-one-token": cups_one_token,
-    "cups-cue": cups_cue,
-    "methods-one-token": methods_one_token,
-    "methods-modular": methods_modular,
-    "cups-rlvr": cups_rlvr,
-    "cups-turns": cups_turns,
-    "prosqa": prosqa,
-    "prosqa-closed": prosqa_closed,
-    "gsm8k": gsm8k,
-    **{name: of_method(config) for name, config in METHODS.items()},
-    "cot2-mnns": cot2_mnns,
-    "cot2-mnns-rl": cot2_mnns_rl,
-    "coconut-gpt2-gsm8k": coconut_gpt2_gsm8k,
-    "coconut-gpt2-prosqa": coconut_gpt2_prosqa,
-    "sim-gpt2-gsm8k": sim_gpt2_gsm8k,
-    "sim-llama1b-gsm8k": sim_llama1b_gsm8k,
-    "codi-gpt2-gsm8k": codi_gpt2_gsm8k,
-    "codi-llama1b-gsm8k": codi_llama1b_gsm8k,
-    "pccot-gpt2-gsm8k": pccot_gpt2_gsm8k,
-    "kava-llama1b-gsm8k": kava_llama1b_gsm8k,
-    "icot-gpt2-gsm8k": icot_gpt2_gsm8k,
-    "huginn": huginn,
+GROUPS: dict[str, dict[str, Callable[[], Run | Experiment]]] = {  # as --help lists them
+    "Comparisons of several arms, on a CPU": {
+        "modular": modular,
+        "modular-told": modular_told,
+        "mnns": mnns,
+        "cups-one-token": cups_one_token,
+        "cups": cups,
+        "cups-cue": cups_cue,
+        "cups-rlvr": cups_rlvr,
+        "cups-turns": cups_turns,
+        "methods-one-token": methods_one_token,
+        "methods-modular": methods_modular,
+        "prosqa": prosqa,
+        "prosqa-closed": prosqa_closed,
+    },
+    "One method alone, by its own recipe, on cups (cot2: on mnns)": {
+        name: of_method(config) for name, config in METHODS.items()
+    },
+    "Text": {"gsm8k": gsm8k},
+    "CoT2's own settings, on a CPU": {"cot2-mnns": cot2_mnns, "cot2-mnns-rl": cot2_mnns_rl},
+    "Published settings, for a GPU": {
+        "coconut-gpt2-gsm8k": coconut_gpt2_gsm8k,
+        "coconut-gpt2-prosqa": coconut_gpt2_prosqa,
+        "sim-gpt2-gsm8k": sim_gpt2_gsm8k,
+        "sim-llama1b-gsm8k": sim_llama1b_gsm8k,
+        "codi-gpt2-gsm8k": codi_gpt2_gsm8k,
+        "codi-llama1b-gsm8k": codi_llama1b_gsm8k,
+        "pccot-gpt2-gsm8k": pccot_gpt2_gsm8k,
+        "kava-llama1b-gsm8k": kava_llama1b_gsm8k,
+        "icot-gpt2-gsm8k": icot_gpt2_gsm8k,
+        "huginn": huginn,
+    },
 }
+PRESETS = {name: preset for group in GROUPS.values() for name, preset in group.items()}

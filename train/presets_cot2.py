@@ -18,9 +18,10 @@ WHOLE = Judge(items=2000)  # all that are tested
 
 
 def cot2_mnns() -> Experiment:
-    """CoT2's chain and its mixtures on MNNS, 1,000 epochs each; `--model.n-embd 16` and 32 are its other widths.
+    """CoT2's chain and its mixtures on MNNS, 1,000 epochs each.
 
-    A seed is given twice, as `--seed` and `--env.epochs`: 42 to 46 in the paper.
+    `--model.n-embd 16` and 32 are its other widths. A seed is given twice, as `--seed` and `--env.epochs`: 42 to 46 in
+    the paper.
 
     Deviates: a prompt is four digits and the think token, where CoT2 has BOS and four digits, and the arrow after them
     for its chain alone; its chain is also trained on the prompt's own tokens and on an end token; an epoch's last batch
@@ -37,9 +38,10 @@ def cot2_mnns() -> Experiment:
 
 
 def cot2_mnns_rl() -> Experiment:
-    """GRPO over K merged tokens from a mixture model of one layer and one head, 100 epochs, as CoT2's script has it.
+    """CoT2's GRPO over 1, 2, 3 or 6 merged tokens, 100 epochs, from a mixture model.
 
-    Judged as there: tokens drawn at temperature K, the answer greedy. The start is judged by its mixtures.
+    The model has one layer and one head, as in CoT2's script. Judged as there: tokens drawn at temperature K, the
+    answer greedy. The start is judged by its mixtures.
 
     Deviates: nothing is dropped out in RL, where CoT2's policy keeps dropout and its sampler has none, so that ratios
     there are noisy before any update; what `cot2-mnns` deviates in. The paper's table of K has a start of 39.8 %, which

@@ -47,7 +47,8 @@ def _trained(base: Experiment, init: dict[str, str], arms: dict[str, tuple[Metho
 
 
 def methods_one_token() -> Experiment:
-    """Every method on cups of one token a state, eight swaps.
+    """Every method along the sequence beside the controls, on cups of one token a state: one branch.
+
 
     The last step of a chain is the answer: CODI, PCCoT and KaVa leave it out, and KaVa keeps the seven tokens before.
     No method is missing.
@@ -77,7 +78,8 @@ def methods_one_token() -> Experiment:
 
 
 def methods_modular() -> Experiment:
-    """Every method on the search of `modular`; mixtures as there, forced first.
+    """Every method along the sequence beside the controls, on the search of `modular`; mixtures as there, forced first.
+
 
     All but mixtures and their controls are told one chain; `sim-frontier` is told what they are, and feeds back its
     hidden state. The answer is no step of a chain: CODI, PCCoT and KaVa keep the last one. PCCoT and KaVa refresh their

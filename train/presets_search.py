@@ -30,10 +30,11 @@ def _model(width: int) -> ModelConfig:
 
 
 def modular() -> Experiment:
-    """Chains and latents on a search in which order matters (the claim is the ablation `order`).
+    """The default: a search in which order matters: no-CoT, a chain, mixtures, their two controls.
 
-    Mixtures are first made from what they should be (`forced`), then from what they are: taught the first way alone,
-    they drift in answering; the second way alone, they are hardly learned (paper/LOG.md).
+    The claim is the ablation `order`. Mixtures are first made from what they should be (`forced`), then from what they
+    are: taught the first way alone, they drift in answering; the second way alone, they are hardly learned
+    (paper/LOG.md).
     """
     forced = CoT2(n_latent=3)
     own = replace(forced, teacher=False)
@@ -52,7 +53,7 @@ def modular() -> Experiment:
 
 
 def modular_told() -> Experiment:
-    """What other arms are told of the search of `modular`: every best chain, every branch, or the answer alone.
+    """The search of `modular`, told otherwise: every best chain, every branch, or the answer alone.
 
     Beside the arms of `modular` (the claim is the ablation `told`). `sim` is told the frontier as mixtures are, and
     feeds back its hidden state. Each arm has the best of the same two learning rates on the validation split, at a seed
@@ -71,7 +72,7 @@ def modular_told() -> Experiment:
 
 
 def mnns() -> Experiment:
-    """Chains and latents on a search in which order does not matter, then RL after few solved problems.
+    """A search in which order does not matter: the same arms; then RL after few solved problems.
 
     The claims are the ablations `search` and `search-rl`. Arms that start from `few` or `few-cot` are told of 12,800
     problems more: that many are drawn for rollouts, or have their gold answers told. The two starts have CoT2's rate
@@ -106,10 +107,10 @@ def mnns() -> Experiment:
 
 
 def cups_one_token() -> Experiment:
-    """Chains and latents where order matters and there is one branch (the claim is the ablation `one-token`).
+    """One branch, a token a state, order matters: the same arms.
 
-    Each arm has the best of the same four learning rates on the validation split, at a seed that no table has, and of
-    equally good ones the lowest (the search `one-token`).
+    The claim is the ablation `one-token`. Each arm has the best of the same four learning rates on the validation
+    split, at a seed that no table has, and of equally good ones the lowest (the search `one-token`).
     """
     cot2 = CoT2(n_latent=8)
     return Experiment(
@@ -126,11 +127,12 @@ def cups_one_token() -> Experiment:
 
 
 def cups_cue() -> Experiment:
-    """When to stop where nothing that is counted shows how many steps are needed (the claim is the ablation `cue`).
+    """When to stop where nothing that is counted shows how many steps are needed.
 
-    Every problem has eight swaps, of which the last 0, 2, 4 or 6 cancel in pairs. `taught`: a stop head that the
-    chain teaches; `settled`: a rule that waits until states change no more; `rl`: verified answers and a cost on
-    latents, from a start whose answers were taught after any number of latents that suffices.
+    The claim is the ablation `cue`. Every problem has eight swaps, of which the last 0, 2, 4 or 6 cancel in pairs.
+    `taught`: a stop head that the chain teaches; `settled`: a rule that waits until states change no more; `rl`:
+    verified answers and a cost on latents, from a start whose answers were taught after any number of latents that
+    suffices.
     """
     sim = Sim(n_latent=8, stride=4)
     early = replace(sim, halt=LearnedStop(), early_stops="last")

@@ -269,6 +269,13 @@ GROUPS = (
         ("the text goes on after its end", "row = row[: row.index(end)] if done else row", "row = row"),
         ("a request's steps ignored", "num_latents=first.steps,", "num_latents=self.num_latents,"),
     )),
+    ("paper/overview.py", "tests/paper/test_overview.py", (
+        ("another rule than the best", "max(floors, key=floors.__getitem__)", "min(floors, key=floors.__getitem__)"),
+        ("an effect where none is shown", '"none" if none_shown(d, p) else', '"none" if p > 1 else'),
+        ("a difference of another metric", 'contrast == Contrast("cot2", arm, claim=contrast.claim)',
+         '(contrast.a, contrast.b) == ("cot2", arm)'),
+        ("a start is not said", 'after = "+ "', 'after = ""'),
+    )),
     ("paper/numbers.tex", COMMITTED, (
         ("a number altered by hand", r"\csname r@latents: seeds\endcsname{5}",
          r"\csname r@latents: seeds\endcsname{6}"),

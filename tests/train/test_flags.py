@@ -63,7 +63,7 @@ def test_a_method_keeps_what_both_have_and_a_control_is_of_the_method_before_it(
 @pytest.mark.parametrize(
     "args, said",
     [
-        (["nonsense"], "no preset 'nonsense'; there are cups"),
+        (["nonsense"], "no preset 'nonsense'; there are modular"),
         (["sim", "--method", "soup"], "--method must be one of no-cot, cot, .*, got 'soup'"),
         (["sim", "--method"], "--method needs a value"),
         (["sim", "--method", "--seed", "1"], "--method needs a value"),
@@ -105,6 +105,17 @@ def test_help_is_one_screen_and_the_rest_by_group(capsys):
     assert all(flag in whole for flag in ("--method.n-latent", "--train.lr", "--env.swaps", "--out", "--seed"))
     assert "--method.stage-steps" in shown(capsys, "sim", "--method", "coconut", "--help", "method")
     assert "--arms.latent-rlvr.train.latent-cost" in shown(capsys, "cups", "--help", "arms.latent-rlvr")
+
+
+def test_help_alone_says_what_each_preset_is_in_one_line(capsys):
+    """At the usual width; each line begins with the name and is the first line of the docstring it comes from."""
+    listed, _, about_default = shown(capsys, "--help").partition("\nmodular: ")
+    assert about_default.startswith("The default: a search in which order matters")
+    lines = listed.splitlines()
+    for name, preset in PRESETS.items():
+        (line,) = [line for line in lines if line.split()[:1] == [name]]
+        assert line.removeprefix(f"  {name}").strip() == preset.__doc__.splitlines()[0]
+    assert "SIM-CoT (arXiv:2509.20317)" in listed and "cups-cue " not in shown(capsys, "sim")
 
 
 MINE = '''

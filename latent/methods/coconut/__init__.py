@@ -10,7 +10,7 @@ from latent.methods.config import SequenceConfig
 
 @dataclass(frozen=True)
 class Coconut(SequenceConfig):
-    """Coconut (arXiv:2412.06769): a curriculum replaces the chain's steps by latents, one stage at a time."""
+    """Coconut (arXiv:2412.06769): a curriculum replaces the chain's steps by latents, stage by stage."""
 
     name: ClassVar[str] = "coconut"
     recipe: ClassVar = {"method.stride": 4, "train.steps": 4000}

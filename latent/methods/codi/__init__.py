@@ -9,7 +9,7 @@ from latent.methods.config import SequenceConfig
 
 @dataclass(frozen=True)
 class Codi(SequenceConfig):
-    """CODI (arXiv:2502.21074): the model writes chains, too, and its latents must lead to the same hidden states."""
+    """CODI (arXiv:2502.21074): the model writes chains, too, and latents must lead to the same states."""
 
     name: ClassVar[str] = "codi"
     recipe: ClassVar = {"method.stride": 4, "train.steps": 1600}

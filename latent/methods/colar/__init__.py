@@ -11,7 +11,7 @@ from latent.policies import Deterministic, Gaussian, PolicyConfig
 
 @dataclass(frozen=True)
 class Colar(SequenceConfig):
-    """CoLaR (arXiv:2505.16552): a Gaussian head predicts the next r tokens' pooled embedding; r may change."""
+    """CoLaR (arXiv:2505.16552): a Gaussian head predicts the pooled embedding of the next r tokens."""
 
     name: ClassVar[str] = "colar"
     recipe: ClassVar = {"train.steps": 1600}

@@ -10,7 +10,7 @@ from latent.methods.config import SequenceConfig, check_supervised
 
 @dataclass(frozen=True)
 class CoT2(SequenceConfig):
-    """CoT2 (arXiv:2505.23648): feed back mixtures of tokens, taught where a search may stand after each step."""
+    """CoT2 (arXiv:2505.23648): mixtures of tokens, taught where a search may stand after each step."""
 
     name: ClassVar[str] = "cot2"
     recipe: ClassVar = {"method.n_latent": 3, "train.steps": 3000, "train.batch": 128}

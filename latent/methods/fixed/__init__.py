@@ -10,7 +10,7 @@ from latent.methods.sim import Sim
 
 @dataclass(frozen=True)
 class FixedEmbedding(ControlConfig):
-    """Control: as many passes in sequence as a method has thoughts, a constant embedding fed back in each."""
+    """Control: as many passes in sequence as a method has thoughts, one constant fed back."""
 
     name: ClassVar[str] = "fixed"
     recipe: ClassVar = {"method.of": Sim(stride=4), "train.steps": 1600}

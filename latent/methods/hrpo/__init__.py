@@ -10,7 +10,7 @@ from latent.policies import Deterministic
 
 @dataclass(frozen=True)
 class Hrpo(SequenceConfig):
-    """HRPO (arXiv:2505.18454): thinks in sampled tokens, each gated with the mixture of all; learns by RL."""
+    """HRPO (arXiv:2505.18454): sampled tokens, each gated with the mixture of all; learns by RL."""
 
     name: ClassVar[str] = "hrpo"
     # supervised, at a rate that is 600 times that of the authors' RL: the gates' multiples are for that

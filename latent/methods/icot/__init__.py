@@ -10,7 +10,7 @@ from latent.methods.config import MethodConfig
 
 @dataclass(frozen=True)
 class ICoT(MethodConfig):
-    """Control: a chain loses one token after another in training, and nothing takes their place (arXiv:2405.14838)."""
+    """iCoT (arXiv:2405.14838): in training a chain loses one token after another; none takes its place."""
 
     name: ClassVar[str] = "icot"
     recipe: ClassVar = {"train.steps": 2400}

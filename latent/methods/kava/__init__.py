@@ -9,7 +9,7 @@ from latent.methods.pccot import Pccot
 
 @dataclass(frozen=True)
 class Kava(Pccot):
-    """KaVa (arXiv:2510.02312): PCCoT's latents, with K and V near the teacher's, compressed to as many positions."""
+    """KaVa (arXiv:2510.02312): PCCoT's latents, with K and V near those of the chain, compressed."""
 
     name: ClassVar[str] = "kava"
     kv_weight: float = 1.0

@@ -10,7 +10,7 @@ from latent.methods.sim import Sim
 
 @dataclass(frozen=True)
 class Pause(ControlConfig):
-    """Control: learned tokens where a method has thoughts, all read in one pass (pause tokens, arXiv:2310.02226)."""
+    """Control: learned tokens where a method has thoughts, read in one pass (arXiv:2310.02226)."""
 
     name: ClassVar[str] = "pause"
     recipe: ClassVar = {"method.of": Sim(stride=4), "train.steps": 1600}

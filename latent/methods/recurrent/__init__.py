@@ -9,7 +9,7 @@ from latent.methods.config import MethodConfig
 
 @dataclass(frozen=True)
 class Recurrent(MethodConfig):
-    """Recurrent depth (Huginn, arXiv:2502.05171): prelude -> core, looped with the input injected again -> coda."""
+    """Recurrent depth (Huginn, arXiv:2502.05171): prelude, core looped with the input injected, coda."""
 
     name: ClassVar[str] = "recurrent"
     recipe: ClassVar = {"train.steps": 2400, "judge.sweep": tuple(range(1, 17))}

@@ -10,7 +10,7 @@ from latent.methods.config import SequenceConfig
 
 @dataclass(frozen=True)
 class Soft(SequenceConfig):
-    """Mixtures of likely tokens as latents: free of training (arXiv:2505.15778), or trained (arXiv:2510.15522)."""
+    """Soft Thinking (arXiv:2505.15778): mixtures of likely tokens; or trained (arXiv:2510.15522)."""
 
     name: ClassVar[str] = "soft"
     recipe: ClassVar = {"method.n_latent": 32, "train.steps": 1200}

@@ -78,12 +78,12 @@ def methods_one_token() -> Experiment:
 
 
 def methods_modular() -> Experiment:
-    """Every method along the sequence beside the controls, on the search of `modular`; mixtures as there, forced first.
-
+    """Every method along the sequence beside the controls, on the search of `modular`.
 
     All but mixtures and their controls are told one chain; `sim-frontier` is told what they are, and feeds back its
-    hidden state. The answer is no step of a chain: CODI, PCCoT and KaVa keep the last one. PCCoT and KaVa refresh their
-    three latents twice, for three times would be CODI. No method is missing.
+    hidden state. Mixtures are forced first, as in `modular`. The answer is no step of a chain: CODI, PCCoT and KaVa
+    keep the last one. PCCoT and KaVa refresh their three latents twice, for three times would be CODI. No method is
+    missing.
     """
     forced = CoT2(n_latent=3)
     return _trained(

@@ -191,7 +191,7 @@ GROUPS = (
     ("latent/backbone.py", TAPS, (
         ("the training chain runs under a tap", "torch.is_grad_enabled() and not self._taps and",
          "torch.is_grad_enabled() and"),
-        ("kernels run under a tap", "or self._taps or not self.fused", "or not self.fused"),
+        ("kernels run under a tap", "if not k or self._taps:", "if not k:"),
         ("a copy's taps are open", 'self.__dict__ | {"_taps": []}', "self.__dict__"),
         ("an error leaves the tap open", "        try:\n            yield tap\n        finally:\n",
          "        yield tap\n        if True:\n"),

@@ -262,9 +262,12 @@ class Backbone(nn.Module):
         """The same for k tokens of text: `text` chooses each from the state before, and embeds it.
 
         Also returns what it carries on, (B, ...) each, and what it made, (B, K, ...) each. `given`, (K, B, ...) each,
-        is asked for where kernels run.
+        is asked for where kernels run. None also where the embedding or the head is more than a weight.
         """
-        return self._scan(h_BD, context, text, k, 1, self.lm.get_output_embeddings(), given, carry)
+        table, head = self.lm.get_input_embeddings(), self.lm.get_output_embeddings()
+        if type(table) is not nn.Embedding or type(head) is not nn.Linear:
+            return None  # what a graph has captured of adapters would not see that they are switched
+        return self._scan(h_BD, context, text, k, 1, head, given, carry)
 
     def _scan(self, h_BD: Tensor, context: Context, scan: Scan, k: int, stride: int, *args):
         if not k or self._taps:

@@ -184,3 +184,18 @@ def test_a_writer_is_known_by_what_it_computes():
     one, same = (Writer(body, drawn, 0.7, 4, True).key for _ in range(2))
     others = {Writer(body, *how).key for how in ((drawn, 0.8, 4, True), (drawn, 0.7, None, True), (len, 0.7, 4, True))}
     assert one == same and one not in others and len(others) == 3
+
+
+@pytest.mark.parametrize("end", ["input", "output"])
+def test_adapters_at_an_end_are_not_captured(end, monkeypatch):
+    """They may be switched: such a model is asked for every token. So is one with any other module there."""
+    monkeypatch.setenv("LATENT_KERNELS", "triton")
+    body = small().backbone
+    was = getattr(body.lm, f"get_{end}_embeddings")()
+    adapted, (v, d) = type("Adapted", (type(was),), {}), was.weight.shape
+    new = adapted(v, d) if end == "input" else adapted(d, v, bias=False)
+    getattr(body.lm, f"set_{end}_embeddings")(new.to(DEVICE))
+    with torch.no_grad():
+        h_BD, context = body.read(torch.tensor([[1, 2, 3]], device=DEVICE))
+        writer = Writer(body, Greedy.on_device, 1.0, None, False)
+        assert body.write(h_BD, context, writer, 2, tuple, (torch.ones(1, dtype=torch.bool),)) is None

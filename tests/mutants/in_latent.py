@@ -55,7 +55,7 @@ GROUPS = (
          "return (dist.probs * noise_BV).argmax(-1)"),
     )),
     ("latent/backbone.py", GRAPHS, (
-        ("a text's graph reads no weights", "text, k, 1, self.lm.get_output_embeddings(),", "text, k, 1, None,"),
+        ("a text's graph reads no weights", "text, k, 1, head,", "text, k, 1, None,"),
     )),
     ("latent/thought.py", COT2, (
         ("a share draws for itself", "return self.sample(dist.base_dist)", "return dist.sample()"),

@@ -1,33 +1,47 @@
-"""CUDA graphs on a CPU: what is captured is run again at every replay, and is counted."""
+"""CUDA graphs that are counted; on a CPU what was captured is run again at every replay."""
 
 from collections import Counter
 
 import torch
 
 from kernels.decode_step import cache
+from tests.kernels.check import DEVICE
 
 
 class Graph:
     """What the function returned when it was captured is what every replay writes into."""
 
-    def __init__(self, run, counts: Counter):
-        self.run, self.out, self.counts = run, run(), counts
+    def __init__(self, run):
+        self.run, self.out = run, run()
 
     def replay(self) -> None:
-        self.counts["replayed"] += 1
         leaves = torch.utils._pytree.tree_leaves
         for kept, new in zip(leaves(self.out), leaves(self.run()), strict=True):
             kept.copy_(new)
 
 
-def on_cpu(monkeypatch) -> Counter:
-    """Have graphs captured and replayed on the CPU. Returns how often each was done, counted as it goes on."""
+class Counted:
+    def __init__(self, graph, counts: Counter):
+        self.graph, self.counts = graph, counts
+
+    def replay(self) -> None:
+        self.counts["replayed"] += 1
+        self.graph.replay()
+
+
+def counted(monkeypatch) -> Counter:
+    """How often graphs are captured and replayed from now on, on whatever device runs kernels."""
     counts: Counter = Counter()
+    real = cache.captured
 
     def captured(run):
         counts["captured"] += 1
-        graph = Graph(run, counts)
-        return graph, graph.out, 0
+        if DEVICE == "cuda":
+            graph, out, pool = real(run)
+        else:
+            graph, pool = Graph(run), 0
+            out = graph.out
+        return Counted(graph, counts), out, pool
 
     monkeypatch.setattr(cache, "captured", captured)
     monkeypatch.setattr(cache, "_graphs_on", lambda x: True)

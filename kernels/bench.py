@@ -3,6 +3,7 @@
     python -m kernels.bench --compile-only    # first, in parallel: what the second half would wait for
     python -m kernels.bench --half 1          # half of the cases, and then the other: at most 5 minutes each
     python -m kernels.bench --half 2
+    python -m kernels.bench --missing         # or, in place of the halves, what this GPU's table lacks
 
 appends to `kernels/bench.csv` and writes `kernels/README.md` anew from it. The floor is the larger of two times: the
 bytes that must move over this GPU's measured copy bandwidth, and the products over its measured bf16 rate; share is
@@ -129,6 +130,12 @@ def read() -> list[dict]:
     return list(rows.values())
 
 
+def lacking(plans: list[Plan], gpu: str) -> list[Plan]:
+    """Those whose kernel has not been measured on a GPU of this name."""
+    done = {(r["op"], r["shape"], r["batch"], r["dtype"]) for r in read() if (r["impl"], r["gpu"]) == ("triton", gpu)}
+    return [p for p in plans if (p.op, p.shape.name, str(p.batch), p.dtype) not in done]
+
+
 @contextmanager
 def the_gpu() -> Iterator[None]:
     """Within, no other case of this benchmark uses the GPU; a process that keeps it longer than LIMIT is ended."""
@@ -218,6 +225,7 @@ def main() -> int:
     parser.add_argument("--ops", nargs="*", help="only these ops")
     parser.add_argument("--shapes", nargs="*", help="only these models' sizes")
     parser.add_argument("--half", type=int, choices=(1, 2), help="only every second case, from the first or the second")
+    parser.add_argument("--missing", action="store_true", help="only cases that the table lacks for this GPU")
     parser.add_argument("--compile-only", action="store_true", help="fill the compilers' caches, in parallel")
     parser.add_argument("--seconds", type=float, default=300, help="begin no case after so long")
     parser.add_argument("--readme", action="store_true", help="only write kernels/README.md anew")
@@ -244,6 +252,7 @@ def main() -> int:
         p for p in planned()
         if (not asked.ops or p.op in asked.ops) and (not asked.shapes or p.shape.name in asked.shapes)
     ]  # fmt: skip
+    plans = lacking(plans, torch.cuda.get_device_name()) if asked.missing else plans
     plans = plans[asked.half - 1 :: 2] if asked.half else plans
     workers = os.cpu_count() or 1 if asked.compile_only else AHEAD
     failed = each(plans, asked.compile_only, workers, asked.seconds)

@@ -190,27 +190,22 @@ def hf_chain(shape: Shape, decoder, past, h) -> Callable:
     import torch
     import transformers as hf
 
-    n = len(decoder.layers)
-    lm: Any  # the families' parts have no names in common
-    if decoder.kind == "layer":
-        lm = hf.GPT2Model(
-            hf.GPT2Config(
-                vocab_size=32, n_embd=shape.d, n_inner=shape.inner, n_layer=n, n_head=shape.heads, n_positions=1024
-            )
-        )
+    gpt2, qwen = decoder.kind == "layer", bool(decoder.layers[0].qk_norm)
+    kind: Any = hf.GPT2Model if gpt2 else hf.Qwen3Model if qwen else hf.LlamaModel
+    sizes: dict[str, Any]  # the families' names for them differ
+    if gpt2:
+        sizes = {"n_embd": shape.d, "n_inner": shape.inner, "n_layer": len(decoder.layers), "n_head": shape.heads,
+                 "n_positions": 1024}  # fmt: skip
     else:
-        qwen = bool(decoder.layers[0].qk_norm)
-        config: Any = (hf.Qwen3Config if qwen else hf.LlamaConfig)(
-            vocab_size=32, hidden_size=shape.d, intermediate_size=shape.inner, num_hidden_layers=n,
-            num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads, head_dim=shape.head,
-            rms_norm_eps=decoder.eps,
-        )  # fmt: skip
-        lm = (hf.Qwen3Model if qwen else hf.LlamaModel)(config)
-    lm = lm.to(h.device, h.dtype).eval()
-    blocks = lm.h if decoder.kind == "layer" else lm.layers
+        sizes = {"hidden_size": shape.d, "intermediate_size": shape.inner, "num_hidden_layers": len(decoder.layers),
+                 "num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads, "head_dim": shape.head,
+                 "rms_norm_eps": decoder.eps}  # fmt: skip
+    with h.device:  # where random weights, to be written over, are made at once: a host takes seconds for them
+        lm = kind(kind.config_class(vocab_size=32, **sizes)).to(h.dtype).eval()
+    blocks = lm.h if gpt2 else lm.layers
     with torch.no_grad():
         for block, layer in zip(blocks, decoder.layers):
-            if decoder.kind == "layer":
+            if gpt2:
                 modules = [
                     block.ln_1,
                     block.attn.c_attn,
@@ -221,7 +216,7 @@ def hf_chain(shape: Shape, decoder, past, h) -> Callable:
                 ]
             else:
                 a, m = block.self_attn, block.mlp
-                own = [a.q_norm, a.k_norm] if layer.qk_norm else []
+                own = [a.q_norm, a.k_norm] if qwen else []
                 modules = [block.input_layernorm, a.q_proj, a.k_proj, a.v_proj, *own, a.o_proj,
                            block.post_attention_layernorm, m.gate_proj, m.up_proj, m.down_proj]  # fmt: skip
             affines = [layer.norm_1, *layer.qkv, *layer.qk_norm, layer.out, layer.norm_2, *layer.up, layer.down]
@@ -229,7 +224,7 @@ def hf_chain(shape: Shape, decoder, past, h) -> Callable:
                 module.weight.copy_(weight.t() if isinstance(module, torch.nn.Linear) else weight)
                 if bias is not None:
                     module.bias.copy_(bias)
-        if decoder.kind == "layer":
+        if gpt2:
             lm.wpe.weight.zero_()
 
     @torch.no_grad()

@@ -5,7 +5,7 @@ one-position step, and nothing of the last layer is computed that no one reads. 
 `forward` (`latent/families.py`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels import dispatch
-from kernels.decode_step import Feed, LatentDecoder, StaticCache
+from kernels.decode_step import Fed, Feed, Scan, Tensors
 from kernels.errors import UserError
 from kernels.exit_criterion import step_kl
 from kernels.latent_chain import LatentChain
@@ -22,7 +22,7 @@ from kernels.linear_logprob import linear_logprob
 from kernels.recurrent_loop import RecurrentLoop
 from kernels.vocab_mix import vocab_mix
 from latent import layers
-from latent.cache import Caches, Context, LayerCache
+from latent.cache import Caches, Context
 from latent.fused import Fused
 from latent.taps import Recording, Tap
 from latent.text import positions
@@ -253,29 +253,27 @@ class Backbone(nn.Module):
         Returns their states (B, K, D) and the longer context. None where they do not apply: under autograd, without a
         GPU, with kernels turned off, for a family or a layer that they do not know, and where a tap is open.
         """
-        past: StaticCache | list[tuple[Tensor, Tensor]]
-        decoder: LatentDecoder | None
-        if not k or torch.is_grad_enabled() or self._taps or not self.fused.wanted("decode_step"):
-            return None
-        tag = self.fused.tag()
-        if isinstance(context.past, StaticCache) and context.past.tag == tag:
-            past, decoder = context.past, context.past.decoder
-        else:
-            caches = [c for c in context.layers if isinstance(c, LayerCache)]
-            past, decoder = [(c.k, c.v) for c in caches], self.fused.decode() if caches else None
-        if decoder is None or not decoder.serves(h_BD):
+        done = self._scan(h_BD, context, Fed(feed), k, stride, feed, tuple, ())
+        return None if done is None else done[:2]
+
+    def write(
+        self, h_BD: Tensor, context: Context, text: Scan, k: int, given: Callable[[], Tensors], carry: Tensors
+    ) -> tuple[Tensor, Context, Tensors, Tensors] | None:
+        """The same for k tokens of text: `text` chooses each from the state before, and embeds it.
+
+        Also returns what it carries on, (B, ...) each, and what it made, (B, K, ...) each. `given`, (K, B, ...) each,
+        is asked for where kernels run. None also where the embedding or the head is more than a weight.
+        """
+        table, head = self.lm.get_input_embeddings(), self.lm.get_output_embeddings()
+        if type(table) is not nn.Embedding or type(head) is not nn.Linear:
+            return None  # what a graph has captured of adapters would not see that they are switched
+        return self._scan(h_BD, context, text, k, 1, head, given, carry)
+
+    def _scan(self, h_BD: Tensor, context: Context, scan: Scan, k: int, stride: int, *args):
+        if not k or self._taps:
             return None
         self.check_length(context.reach + k * stride)
-        pos_KB = context.next_B + stride * torch.arange(1, k + 1, device=context.next_B.device)[:, None] - 1
-        assert self.layers is not None  # or there were no decoder
-        add_KBD, ropes = self.layers.places(h_BD, pos_KB)
-        states_BKD, longer = decoder.run(
-            past, h_BD, feed, k, add_KBD, ropes, context.mask_BS, self.fused.read_by(feed, h_BD)
-        )
-        if not isinstance(longer, StaticCache):  # the kernel does not compile here
-            return None
-        longer.tag = tag
-        return states_BKD, Context(longer, longer.visible_BS, context.next_B + k * stride, context.reach + k * stride)
+        return self.fused.scan(h_BD, context, scan, k, stride, *args)
 
     def apart(self, context: Context, row_B: Tensor) -> Context | None:
         """The context with a row for each rollout, row_B[b] of it, where text goes on in fused kernels.

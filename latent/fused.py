@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from kernels import dispatch
-from kernels.decode_step import Feed, LatentDecoder
+from kernels.decode_step import LatentDecoder, Scan, StaticCache, Tensors
 from kernels.decoder import Affine, Decoder
 from kernels.recurrent_loop import RecurrentLoop
+from latent.cache import Context, LayerCache
 
 _steps_taken = 0  # by any optimizer: fused ones change weights without a new version
 
@@ -193,7 +194,7 @@ class Fused:
             e_VD = served[0].t()
         return h_ND.to(dtype), e_VD
 
-    def read_by(self, feed: Feed, h_BD: Tensor) -> list[Tensor]:
+    def read_by(self, feed: object, h_BD: Tensor) -> list[Tensor]:
         """The weights that a feedback may read, the head's in the dtype that it is multiplied in, up to date."""
         if feed is None:
             return []
@@ -214,3 +215,32 @@ class Fused:
         op = "decode_step"
         decoder = self.decoder(op)
         return None if decoder is None else self.ready(op, decoder, (), lambda: LatentDecoder(decoder))
+
+    def scan(
+        self, h_BD: Tensor, context: Context, scan: Scan, k: int, stride: int, weights: object,
+        given: Callable[[], Tensors], carry: Tensors,
+    ) -> tuple[Tensor, Context, Tensors, Tensors] | None:  # fmt: skip
+        """`chain` and `write` of a backbone; `weights`: the module that the scan reads, None = it reads none."""
+        past: StaticCache | list[tuple[Tensor, Tensor]]
+        decoder: LatentDecoder | None
+        if not self.wanted("decode_step"):
+            return None
+        tag = self.tag()
+        if isinstance(context.past, StaticCache) and context.past.tag == tag:
+            past, decoder = context.past, context.past.decoder
+        else:
+            caches = [c for c in context.layers if isinstance(c, LayerCache)]
+            past, decoder = [(c.k, c.v) for c in caches], self.decode() if caches else None
+        if decoder is None or not decoder.serves(h_BD):
+            return None
+        pos_KB = context.next_B + stride * torch.arange(1, k + 1, device=context.next_B.device)[:, None] - 1
+        add_KBD, ropes = self.layers.places(h_BD, pos_KB)
+        reads = self.read_by(weights, h_BD)
+        states_BKD, longer, carry, made = decoder.scan(
+            past, h_BD, scan, k, given(), carry, add_KBD, ropes, context.mask_BS, reads
+        )
+        if not isinstance(longer, StaticCache):  # the kernel does not compile here
+            return None
+        longer.tag = tag
+        after = Context(longer, longer.visible_BS, context.next_B + k * stride, context.reach + k * stride)
+        return states_BKD, after, carry, made

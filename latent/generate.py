@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.distributions import Categorical
 
+from kernels.decode_step import Tensors
 from kernels.errors import UserError
+from latent.backbone import Backbone
+from latent.cache import Context
 from latent.codec import Codec
 from latent.methods.base import Method
 from latent.methods.sequence import followed
 from latent.methods.terms import text_hidden
 from latent.rollout import Rollout, Turn
 from latent.text import pad_left, sent
-from latent.thought import Chooser, Decision, Greedy, Prompt, Replay, Sample, Thought
+from latent.thought import Chooser, Decision, Greedy, Pick, Prompt, Replay, Sample, Thought, weighed
 
 _LOOK = {"cuda": 8}  # tokens between two checks whether all rows have ended; elsewhere 1
+_NOISE = 2**26  # bytes of random numbers at most that are drawn ahead, but for those of a single token
 
 
 def decode(method: Method, thought: Thought, choose: Chooser, max_tokens: int, end: int | None) -> Tensor:
@@ -26,35 +30,108 @@ def decode(method: Method, thought: Thought, choose: Chooser, max_tokens: int, e
 
     Stops where all rows have ended, at the model's last position, and at the end of an answer that was read off in
     parallel. On a GPU it checks only every few tokens whether all have, because it then has to wait for the device;
-    rows are filled somewhat beyond the longest text.
+    rows are filled somewhat beyond the longest text. The tokens between two checks are one graph there (`Writer`).
     """
     backbone, h_UTD, context, row_B = method.backbone, thought.h_UTD, thought.context, thought.row_B
     read = h_UTD.shape[1]
     rollouts = len(h_UTD) if row_B is None else len(row_B)
     live_B, every = torch.ones(rollouts, dtype=torch.bool, device=h_UTD.device), _LOOK.get(h_UTD.device.type, 1)
+    if row_B is not None and context is not None and max_tokens > read:
+        apart = backbone.apart(context, row_B)
+        if apart is not None:
+            h_UTD, context, row_B = h_UTD[row_B], apart, None
+    writer: Writer | None = None
+    if choose.on_device is not None and read == 1 and row_B is None:
+        writer = Writer(backbone, choose.on_device, choose.temperature, end, choose.draws_text)
     tokens: list[Tensor] = []
-    for t in range(max_tokens):
-        if t >= read:
+    written = 0  # tokens whose positions the writer has read
+    while (t := len(tokens)) < max_tokens:
+        if end is not None and t and t % every == 0 and not live_B.any():
+            break
+        if writer is not None and context is not None:
+            several = writer.several(h_UTD[:, 0], context, live_B, choose, min(every - t % every, max_tokens - 1 - t))
+            if several is not None:
+                more, h_UTD, context, live_B = several
+                tokens += more
+                written = len(tokens)
+                continue
+            writer = None
+        if t >= read and t > written:
             if context is None or context.reach == backbone.positions:
                 break
             next_U = tokens[-1]
-            if row_B is not None and t == read:
-                apart = backbone.apart(context, row_B)
-                context, row_B = (context, row_B) if apart is None else (apart, None)
             if row_B is not None:  # rollouts that wrote the same so far go on as one row
                 key_U, row_B = torch.unique(row_B * backbone.vocab + tokens[-1], return_inverse=True)
                 context, next_U = context.rows(key_U // backbone.vocab), key_U % backbone.vocab
             h_UTD, context = backbone.step(backbone.embed(next_U[:, None]), context)
         logits_UV = backbone.head(h_UTD[:, t if t < read else 0]) / choose.temperature
         logits_BV = logits_UV if row_B is None else logits_UV[row_B]
-        token_B = choose("token", Categorical(logits=logits_BV, validate_args=False), live_B)
-        if end is not None:
-            token_B = torch.where(live_B, token_B, end)
-            live_B = live_B & (token_B != end)
+        value_B = choose("token", Categorical(logits=logits_BV, validate_args=False), live_B)
+        token_B, live_B = _ended(value_B, live_B, end)
         tokens.append(token_B)
-        if end is not None and len(tokens) % every == 0 and not live_B.any():
-            break
     return torch.stack(tokens, 1)
+
+
+def _ended(value_B: Tensor, live_B: Tensor, end: int | None) -> tuple[Tensor, Tensor]:
+    """What each row writes where a value was chosen for it, and which rows go on."""
+    if end is None:
+        return value_B, live_B
+    token_B = value_B.masked_fill(~live_B, end)
+    return token_B, live_B & (token_B != end)
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A token of text from the state before it, on the device alone: head, choice and embedding, as `decode` has them.
+
+    A scan of `kernels.decode_step`, which a graph repeats. It carries which rows are still writing, is given the
+    chooser's noise, and makes the value chosen, the token written, which rows were writing, and where text is `drawn`
+    the value's log-prob and the entropy.
+    """
+
+    backbone: Backbone
+    pick: Pick
+    temperature: float
+    end: int | None
+    drawn: bool
+
+    @property
+    def key(self) -> tuple:
+        """All that it computes depends on, but for the weights, which are asked for by address."""
+        return self.pick, self.temperature, self.end, self.drawn
+
+    def __call__(self, h_BD: Tensor, carry: Tensors, given: Tensors) -> tuple[Tensor, Tensors, Tensors]:
+        (live_B,) = carry
+        dist = Categorical(logits=self.backbone.head(h_BD) / self.temperature, validate_args=False)
+        value_B = self.pick(dist, *given)
+        token_B, still_B = _ended(value_B, live_B, self.end)
+        made = value_B, token_B, live_B, *(weighed(dist, value_B) if self.drawn else ())
+        return self.backbone.embed(token_B[:, None])[:, 0], (still_B,), made
+
+    def several(
+        self, h_BD: Tensor, context: Context, live_B: Tensor, choose: Chooser, n: int
+    ) -> tuple[Sequence[Tensor], Tensor, Context, Tensor] | None:
+        """At most n tokens (B,), and after them the state (B, 1, D), the context and which rows are still writing.
+
+        The chooser has them recorded. None where no kernels run or no position is left.
+        """
+        rows, values = len(h_BD), self.backbone.vocab
+        n = min(n, self.backbone.positions - context.reach)
+        if self.drawn:
+            n = min(n, max(1, _NOISE // (4 * rows * values)))
+
+        def given() -> Tensors:
+            if not self.drawn:
+                return ()
+            return (torch.stack([choose.noise(rows, values, h_BD.device) for _ in range(n)]),)
+
+        done = self.backbone.write(h_BD, context, self, n, given, (live_B,)) if n > 0 else None
+        if done is None:
+            return None
+        states_BTD, context, (live_B,), (value_BT, token_BT, live_BT, *weight) = done
+        for choice in zip(*(x.unbind(1) for x in (value_BT, *weight, live_BT))) if self.drawn else ():
+            choose.record("token", *choice)
+        return token_BT.unbind(1), states_BTD[:, -1:], context, live_B
 
 
 React = Callable[[list[int], Tensor], list[tuple[int, ...] | None]]

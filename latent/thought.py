@@ -4,7 +4,7 @@ Tensors carry their dims as a suffix: B rows = P prompts x G rollouts, U distinc
 positions, K latent steps, R recurrences, D width, H heads, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -129,6 +129,24 @@ class Thought:
         return self.used_U if self.row_B is None else self.used_U[self.row_B]
 
 
+Pick = Callable[..., Tensor]  # (a Categorical of (B, V), and noise where it takes any) -> values (B,)
+
+
+def drawn(dist: Categorical, noise_BV: Tensor) -> Tensor:
+    """A value of each row by exponential noise of its shape: argmax p / q, which is how torch draws a single one."""
+    return (dist.probs / noise_BV).argmax(-1)
+
+
+def likeliest(dist: Categorical) -> Tensor:
+    return dist.logits.argmax(-1)
+
+
+def weighed(dist: Distribution, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability of each row's value, and the entropy of the distribution that it came from (nats)."""
+    logp_B = dist.log_prob(value)
+    return logp_B, dist.entropy().expand_as(logp_B)
+
+
 class Chooser:
     """Makes the random choices: `Sample` draws them, `Greedy` takes the mode, `Replay` repeats recorded ones.
 
@@ -136,9 +154,15 @@ class Chooser:
     Draws come from torch's global generator, which training seeds at each step. `used_B`: the latent steps after which
     each row stops, where a rule and not a random choice decides that; None = ask the rule. `turn`: the turn of the
     episode. `random`: whether it may choose anything but the mode.
+
+    Text can be chosen on the device, many tokens before the host sees one, by a chooser that says how: `on_device` is
+    the choice of a token as a function of its distribution and of what `noise` has drawn ahead, and gives what `pick`
+    would; `record` takes what came of it. `draws_text` is False where it is the mode: no noise, and no record.
     """
 
     random = True
+    on_device: Pick | None = None
+    draws_text = True
 
     def __init__(self, temperature: float = 1.0, used_B: Tensor | None = None):
         if not temperature > 0:
@@ -153,18 +177,28 @@ class Chooser:
         """A value of every row."""
         raise NotImplementedError
 
+    def noise(self, rows: int, values: int, device: torch.device) -> Tensor:
+        """What one choice by `on_device` takes, (B, V) in fp32: the very numbers that `pick` would draw."""
+        raise NotImplementedError
+
     def __call__(self, kind: str, dist: Distribution, live_B: Tensor, h_UD: Tensor | None = None) -> Tensor:
         """Choose one value for each row. Choices of rows where `live_B` is False are masked.
 
         `h_UD`: the hidden states that the choice is made from, for the critic. Each belongs to B / U rows in order.
         """
         value = self.pick(kind, dist)
-        logp_B = dist.log_prob(value)
-        entropy_B, live_B = dist.entropy().expand_as(logp_B), live_B.expand_as(logp_B)
-        choice = (value, logp_B, entropy_B, live_B, self._time, self._expected(h_UD, len(value)))
-        self._made.setdefault((kind, dist.has_rsample), []).append(choice)
-        self._time += 1
+        logp_B, entropy_B = weighed(dist, value)
+        self.record(kind, value, logp_B, entropy_B, live_B, self._expected(h_UD, len(value)), dist.has_rsample)
         return value
+
+    def record(
+        self, kind: str, value: Tensor, logp_B: Tensor, entropy_B: Tensor, live_B: Tensor,
+        expected_B: Tensor | None = None, density: bool = False,
+    ) -> None:  # fmt: skip
+        """Keep a choice that has been made, as `decisions` will give it."""
+        choice = (value, logp_B, entropy_B, live_B.expand_as(logp_B), self._time, expected_B)
+        self._made.setdefault((kind, density), []).append(choice)
+        self._time += 1
 
     def _expected(self, h_UD: Tensor | None, rows: int) -> Tensor | None:
         if self.critic is None or h_UD is None:
@@ -207,9 +241,8 @@ class Share:
 
     def sample(self, dist: Distribution) -> Tensor:
         """What `dist.sample()` on all rows would draw for the rows here. Raises NotImplementedError for other kinds."""
-        if isinstance(dist, Categorical):  # torch draws a single value as argmax p / q, with q exponential
-            noise_WV = dist.probs.new_empty(self.whole, *dist.probs.shape[1:]).exponential_(1, generator=self.generator)
-            return (dist.probs / noise_WV[self.rows_B]).argmax(-1)
+        if isinstance(dist, Categorical):
+            return drawn(dist, self.noise(dist.probs))
         if isinstance(dist, Bernoulli):
             p_W = dist.probs.new_zeros(self.whole, *dist.probs.shape[1:]).index_copy_(0, self.rows_B, dist.probs)
             return torch.bernoulli(p_W, generator=self.generator)[self.rows_B]
@@ -221,9 +254,16 @@ class Share:
             return noise_WD[self.rows_B] * std_BD + mean_BD
         raise NotImplementedError(f"a {type(dist).__name__} cannot be drawn for a share of a batch")
 
+    def noise(self, like_BV: Tensor) -> Tensor:
+        """Exponential numbers of this shape and dtype for the rows here."""
+        noise_WV = like_BV.new_empty(self.whole, *like_BV.shape[1:]).exponential_(1, generator=self.generator)
+        return noise_WV[self.rows_B]
+
 
 class Sample(Chooser):
     """Draws from the policy, by torch's generator or for a share of a batch. `drawn`: the number of draws."""
+
+    on_device = staticmethod(drawn)
 
     def __init__(self, temperature: float = 1.0, share: Share | None = None):
         super().__init__(temperature)
@@ -234,19 +274,25 @@ class Sample(Chooser):
         if self.share is not None:
             return self.share.sample(dist)
         if isinstance(dist, Categorical) and dist.probs.is_cuda:  # torch's own draw, without a look at the result
-            return (dist.probs / torch.empty_like(dist.probs).exponential_(1)).argmax(-1)
+            return drawn(dist, torch.empty_like(dist.probs).exponential_(1))
         return dist.sample()
+
+    def noise(self, rows: int, values: int, device: torch.device) -> Tensor:
+        self.drawn += 1
+        like_BV = torch.empty(rows, values, device=device)
+        return like_BV.exponential_(1) if self.share is None else self.share.noise(like_BV)
 
 
 class Greedy(Chooser):
     """Takes the mode, and records nothing."""
 
-    random = False
+    random = draws_text = False
+    on_device = staticmethod(likeliest)
 
     def __call__(self, kind: str, dist: Distribution, live_B: Tensor, h_UD: Tensor | None = None) -> Tensor:
-        if isinstance(dist, torch.distributions.Bernoulli):
+        if isinstance(dist, Bernoulli):
             return (dist.logits > 0).to(dist.logits.dtype)
-        return dist.logits.argmax(-1) if isinstance(dist, torch.distributions.Categorical) else dist.mode
+        return likeliest(dist) if isinstance(dist, Categorical) else dist.mode
 
 
 class Replay(Chooser):

@@ -3,6 +3,7 @@
 All arms think the same latents on the same weights, and are checked against each other before they are timed:
 
 * ours: `Method.think`, `rollout` and `decode`, with whatever kernels `auto` takes;
+* ours, a token at a time: the same, but that each token is chosen between two replays, and not within a graph of eight;
 * transformers, cached: the loop written with the library's own forward and cache, eager, as its users write it;
 * transformers, whole prefix: everything before a latent or a token is computed again for it, and answers are written
   one row at a time, as published loops do it (github.com/facebookresearch/coconut: its `generate`);
@@ -27,13 +28,13 @@ from torch import Tensor
 from kernels.errors import UserError
 from latent import methods
 from latent.config import ModelConfig
-from latent.generate import decode, rollout
+from latent.generate import decode, episode
 from latent.make import config_from_scratch, from_config
 from latent.methods import Sim
 from latent.methods.sequence import AlongSequence
 from latent.methods.terms import text_loss
 from latent.text import Text
-from latent.thought import Greedy, Prompt
+from latent.thought import Chooser, Greedy, Prompt, Sample
 from train.estimate import config_of_shape
 
 Shape = Literal["tiny", "gpt2", "qwen3-0.6b"]
@@ -135,6 +136,18 @@ class Theirs:
         return torch.cat(text, 1)
 
 
+How = Callable[[Chooser], Chooser]  # text is chosen
+
+
+def each_token(choose: Chooser) -> Chooser:
+    """A chooser that does not say how it chooses on the device, and is asked for every token."""
+    choose.on_device = None
+    return choose
+
+
+OURS: dict[str, How] = {"ours": lambda choose: choose, "ours, a token at a time": each_token}
+
+
 def training(method: AlongSequence, sizes: Sizes, rounds: int) -> list[dict]:
     """Forward, backward and AdamW of a text's loss after the latents."""
     backbone, k, place = method.backbone, sizes.latents, method.backbone.device
@@ -182,13 +195,14 @@ def rollouts(method: AlongSequence, sizes: Sizes, rounds: int) -> list[dict]:
     ids_PT = ids_of(method, sizes.prompts, sizes.prompt)
     ids_BT = ids_PT.repeat_interleave(sizes.group, 0)
 
-    def ours() -> None:
+    @torch.no_grad()
+    def ours(chosen: How) -> None:
         with mixed(place):
-            rollout(method, Prompt(ids_PT), sizes.group, sizes.text, None, 1.0)
+            episode(method, Prompt(ids_PT), sizes.group, chosen(Sample()), sizes.text, None)
 
     cached = Theirs(lm, method.feedback, True)
     arms: dict[str, Callable[[], object]] = {
-        "ours": ours,
+        **{name: partial(ours, chosen) for name, chosen in OURS.items()},
         "transformers, cached": partial(cached.write, ids_BT, k, sizes.text, sampled=True),
         "transformers, generate": partial(generated, lm, ids_BT, k + sizes.text, do_sample=True),
     }
@@ -201,11 +215,11 @@ def answers(method: AlongSequence, sizes: Sizes, batch: int, rounds: int) -> lis
     k, place, lm = sizes.latents, method.backbone.device, reading(method)
     ids_BT, feedback = ids_of(method, batch, sizes.prompt), method.feedback
 
-    def ours() -> Tensor:
+    def ours(chosen: How) -> Tensor:
         with torch.inference_mode(), mixed(place):
-            return decode(method, method.think(Prompt(ids_BT), Greedy()), Greedy(), sizes.text, None)
+            return decode(method, method.think(Prompt(ids_BT), Greedy()), chosen(Greedy()), sizes.text, None)
 
-    arms: dict[str, Callable[[], Tensor]] = {"ours": ours}
+    arms: dict[str, Callable[[], Tensor]] = {name: partial(ours, chosen) for name, chosen in OURS.items()}
     for name, cached in (("transformers, cached", True), ("transformers, whole prefix", False)):
         if cached or batch == 1:
             arms[name] = partial(Theirs(lm, feedback, cached).write, ids_BT, k, sizes.text)

@@ -1,3 +1,4 @@
+import csv
 import fcntl
 import signal
 import subprocess
@@ -35,6 +36,22 @@ def test_a_case_that_hangs_is_ended_and_lets_go_of_the_gpu():
     assert done.returncode == -signal.SIGALRM
     with bench.the_gpu():
         pass
+
+
+def test_what_a_table_lacks(tmp_path, monkeypatch):
+    """A row counts for the GPU that it was measured on, and where the kernel was right."""
+    monkeypatch.setattr(bench, "TABLE", tmp_path / "bench.csv")
+    plans = planned()[:4]
+    assert bench.lacking(plans, "H200") == plans
+    rows = [(plans[0], "triton", "H200"), (plans[1], "torch", "H200"), (plans[2], "triton", "H100")]
+    with bench.TABLE.open("w", newline="") as f:
+        writer = csv.DictWriter(f, bench.FIELDS)
+        writer.writeheader()
+        for p, impl, gpu in rows:
+            writer.writerow(
+                {"op": p.op, "shape": p.shape.name, "batch": p.batch, "dtype": p.dtype, "impl": impl, "gpu": gpu}
+            )
+    assert bench.lacking(plans, "H200") == plans[1:] and bench.lacking(plans, "H100") == [*plans[:2], plans[3]]
 
 
 def test_the_readme_is_what_the_tables_say():

@@ -51,7 +51,7 @@ def called(monkeypatch):
 
     counts = Counter()
     for op, cls, name in (
-        ("decode_step", LatentDecoder, "run"),
+        ("decode_step", LatentDecoder, "scan"),
         ("recurrent_loop", RecurrentLoop, "_some"),
         ("branch", Context, "branch"),
     ):

@@ -4,7 +4,19 @@ LOOP = "tests/kernels/test_recurrent_loop.py::test_every_barrier_is_needed_and_n
 
 BARRIER = "            target = barrier(counter, target + programs)\n"
 
+TEXT = "tests/latent/test_text_graph.py::test_a_rollout_is_that_of_its_noise"
+GRAPHS = "tests/latent/test_text_graph.py::test_one_graph_serves_every_text_of_its_kind"
+
 GROUPS = (
+    ("kernels/decode_step/cache.py", GRAPHS, (
+        ("whatever a scan computes is one graph", "key = (steps, scan.key, mixed,", "key = (steps, None, mixed,"),
+        ("a weight that lies elsewhere is read where it lay", "inputs.shapes, reads)", "inputs.shapes)"),
+    )),
+    ("kernels/decode_step/cache.py", TEXT, (
+        ("all tokens take the first one's noise", "tuple(g[i] for g in here.given)", "tuple(g[0] for g in here.given)"),
+        ("nothing is carried on", "x, carry, new = scan(h, carry,", "x, _, new = scan(h, carry,"),
+        ("a graph is captured and never replayed", "            chain.graph.replay()\n", ""),
+    )),
     ("kernels/recurrent_loop/triton.py", LOOP, (
         ("nobody waits for q, k and v", f"{BARRIER}            t = pid\n", "            t = pid\n"),
         ("nobody waits for what was attended", f"{BARRIER}            project(\n                a, a,",

@@ -6,6 +6,9 @@ BY_HAND_SFT, RUNS = "tests/train/test_wiring.py", "tests/train/test_runs.py"
 
 COT2 = "tests/latent/test_cot2.py"
 
+TEXT = "tests/latent/test_text_graph.py::test_a_rollout_is_that_of_its_noise"
+GRAPHS = "tests/latent/test_text_graph.py::test_one_graph_serves_every_text_of_its_kind"
+
 GROUPS = (
     ("latent/methods/cot2/method.py", COT2, (
         ("latents are taught a step late", "states_UKD[:, every - 1 : -1 : every]", "states_UKD[:, every::every]"),
@@ -38,6 +41,21 @@ GROUPS = (
     )),
     ("latent/backbone.py", "tests/latent/test_backbone.py", (
         ("embeddings after a prompt are contiguous", "further_K = stride * torch", "further_K = torch"),
+    )),
+    ("latent/generate.py", TEXT, (
+        ("who has ended goes on writing", "value_B.masked_fill(~live_B, end)", "value_B"),
+        ("a graph's tokens are not at the temperature",
+         "self.backbone.head(h_BD) / self.temperature", "self.backbone.head(h_BD)"),
+        ("text goes on from the state before the last", "states_BTD[:, -1:], context, live_B",
+         "states_BTD[:, :1], context, live_B"),
+        ("more noise at once than is said", "n = min(n, max(1, _NOISE // (4 * rows * values)))", "pass"),
+    )),
+    ("latent/thought.py", TEXT, (
+        ("a draw ahead is another than a draw", "return (dist.probs / noise_BV).argmax(-1)",
+         "return (dist.probs * noise_BV).argmax(-1)"),
+    )),
+    ("latent/backbone.py", GRAPHS, (
+        ("a text's graph reads no weights", "text, k, 1, head,", "text, k, 1, None,"),
     )),
     ("latent/thought.py", COT2, (
         ("a share draws for itself", "return self.sample(dist.base_dist)", "return dist.sample()"),
@@ -191,7 +209,7 @@ GROUPS = (
     ("latent/backbone.py", TAPS, (
         ("the training chain runs under a tap", "torch.is_grad_enabled() and not self._taps and",
          "torch.is_grad_enabled() and"),
-        ("kernels run under a tap", "or self._taps or not self.fused", "or not self.fused"),
+        ("kernels run under a tap", "if not k or self._taps:", "if not k:"),
         ("a copy's taps are open", 'self.__dict__ | {"_taps": []}', "self.__dict__"),
         ("an error leaves the tap open", "        try:\n            yield tap\n        finally:\n",
          "        yield tap\n        if True:\n"),

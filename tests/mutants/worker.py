@@ -16,6 +16,10 @@ PACKAGES = ("torch", "transformers", "accelerate", "scipy.stats", "hypothesis", 
 
 def warm() -> None:
     """Import what is the same for all mutants."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported, as in conftest.py
     for name in PACKAGES:
         __import__(name)
     from transformers import AutoModelForCausalLM, GPT2LMHeadModel, LlamaForCausalLM  # noqa: F401  lazy ones

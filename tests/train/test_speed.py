@@ -18,10 +18,11 @@ def test_the_comparison_runs_and_says_what_it_measured(name, tmp_path, capsys):
     rows = list(csv.DictReader(text.splitlines())) if name.endswith("csv") else [*map(json.loads, text.splitlines())]
     ms = {(row["what"].split(",")[0], row["arm"]) for row in rows if row["unit"] == "ms"}
     cached, prefix, generate = (f"transformers, {x}" for x in ("cached", "whole prefix", "generate"))
+    ours = ("ours", "ours, a token at a time")
     assert ms == {
         *(("training step", arm) for arm in ("ours", cached, prefix)),
-        *(("6 rollouts of 2 prompts", arm) for arm in ("ours", cached, generate)),
-        *(("answer", arm) for arm in ("ours", cached, prefix, generate)),
+        *(("6 rollouts of 2 prompts", arm) for arm in (*ours, cached, generate)),
+        *(("answer", arm) for arm in (*ours, cached, prefix, generate)),
     }
     for row in rows:
         if row["unit"] == "ms":

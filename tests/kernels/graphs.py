@@ -1,0 +1,48 @@
+"""CUDA graphs that are counted; on a CPU what was captured is run again at every replay."""
+
+from collections import Counter
+
+import torch
+
+from kernels.decode_step import cache
+from tests.kernels.check import DEVICE
+
+
+class Graph:
+    """What the function returned when it was captured is what every replay writes into."""
+
+    def __init__(self, run):
+        self.run, self.out = run, run()
+
+    def replay(self) -> None:
+        leaves = torch.utils._pytree.tree_leaves
+        for kept, new in zip(leaves(self.out), leaves(self.run()), strict=True):
+            kept.copy_(new)
+
+
+class Counted:
+    def __init__(self, graph, counts: Counter):
+        self.graph, self.counts = graph, counts
+
+    def replay(self) -> None:
+        self.counts["replayed"] += 1
+        self.graph.replay()
+
+
+def counted(monkeypatch) -> Counter:
+    """How often graphs are captured and replayed from now on, on whatever device runs kernels."""
+    counts: Counter = Counter()
+    real = cache.captured
+
+    def captured(run):
+        counts["captured"] += 1
+        if DEVICE == "cuda":
+            graph, out, pool = real(run)
+        else:
+            graph, pool = Graph(run), 0
+            out = graph.out
+        return Counted(graph, counts), out, pool
+
+    monkeypatch.setattr(cache, "captured", captured)
+    monkeypatch.setattr(cache, "_graphs_on", lambda x: True)
+    return counts

@@ -100,8 +100,16 @@ class AlongSequence(Method[ConfigT]):
         raise NotImplementedError  # each method's own
 
     def without_latents(self, prompt: Prompt, text: Text) -> Taught:
-        """A turn whose text follows the prompt with no latent in between."""
-        thought = self.closed(self.loop(prompt, Greedy(), 1, 0, 0, stop=None))
+        """A turn whose text follows the prompt with no latent in between, both read in one pass."""
+        b, t = text.ids_BT.shape
+        fed_BTD = self.backbone.embed(text.ids_BT[:, :-1])
+        if self.closing is not None:
+            fed_BTD = torch.cat([self.closing.expand(b, 1, -1), fed_BTD], 1)
+        h_BTD, context = self.backbone.hidden(prompt.ids_BT, prompt.mask_BT, t, prompt.after, then_BKD=fed_BTD)
+        h_BTD = h_BTD[:, -t:]
+        # a next turn follows the prompt: it reads the text again
+        context = context.without_last(t - 1)
+        thought = Thought(h_BTD, context, h_BTD[:, :1], prompt.ids_BT.new_zeros(b))
         loss, logged = text_loss(self.backbone, thought, text)
         return Taught(thought, text, [loss], logged)
 

@@ -197,6 +197,15 @@ class Context:
         mask_BS[:, self.size - hidden_BT.shape[1] :] &= ~hidden_BT
         return replace(self, mask_BS=mask_BS)
 
+    def without_last(self, n: int) -> "Context":
+        """As it was before the last n positions were read, whose ids were one apart; no layer may have branched."""
+        past = []
+        for c in self.layers:
+            assert isinstance(c, LayerCache)  # as said above
+            past.append(LayerCache(c.k[:, :, : c.size - n], c.v[:, :, : c.size - n]))
+        mask_BS = None if self.mask_BS is None else self.mask_BS[:, : self.size - n]
+        return Context(past, mask_BS, self.next_B - n, self.reach - n)
+
     def skip(self, n: int) -> "Context":
         """Leave `n` position ids empty."""
         return replace(self, next_B=self.next_B + n, reach=self.reach + n) if n else self

@@ -18,7 +18,7 @@ from latent.methods.feedback import Feedback, Feeding
 from latent.methods.terms import Mean, text_loss
 from latent.policies.base import Policy
 from latent.text import Batch, Text, pad_left
-from latent.thought import Chooser, Greedy, Prompt, Thought
+from latent.thought import Chooser, Prompt, Thought
 
 
 @dataclass
@@ -100,8 +100,15 @@ class AlongSequence(Method[ConfigT]):
         raise NotImplementedError  # each method's own
 
     def without_latents(self, prompt: Prompt, text: Text) -> Taught:
-        """A turn whose text follows the prompt with no latent in between."""
-        thought = self.closed(self.loop(prompt, Greedy(), 1, 0, 0, stop=None))
+        """A turn whose text follows the prompt with no latent in between, both read in one pass."""
+        b, t = text.ids_BT.shape
+        fed_BTD, kept = self.backbone.embed(text.ids_BT[:, :-1]), t + self.closing_positions
+        if self.closing is not None:
+            fed_BTD = torch.cat([self.closing.expand(b, 1, -1), fed_BTD], 1)
+        h_BTD, context = self.backbone.hidden(prompt.ids_BT, prompt.mask_BT, kept, prompt.after, then_BKD=fed_BTD)
+        h_BTD = h_BTD[:, -kept:]
+        context = context.without_last(t - 1)  # a next turn reads the text again, with what follows it
+        thought = Thought(h_BTD[:, -t:], context, h_BTD[:, :1], prompt.ids_BT.new_zeros(b))
         loss, logged = text_loss(self.backbone, thought, text)
         return Taught(thought, text, [loss], logged)
 

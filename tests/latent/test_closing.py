@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import latent
 from latent import hub, methods
 from latent.generate import rollout, score
-from latent.methods import METHODS, Coconut, Codi, Pause, SequenceConfig, Sim
+from latent.methods import METHODS, Coconut, Codi, Pause, SequenceConfig, Sim, Soft
 from latent.methods.terms import text_hidden
 from latent.thought import Greedy
 from tests.helpers import cups_batch, ragged_prompt, row_of, small_reasoner
@@ -79,6 +79,22 @@ def test_every_method_learns_it(name):
             values.append(float(loss()))
             closing -= step * direction
     assert slope == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-5) and abs(slope) > 1e-6
+
+
+def test_it_is_learned_where_there_are_no_latents():
+    """By hand, row by row: the answer's cross-entropy after prompt and closing embedding, and its gradient."""
+    reasoner = small_reasoner(Soft(n_latent=0, closing=True), dtype=torch.float64)
+    method, batch = reasoner.method, ragged_batch(reasoner.codec)
+    rows = zip(batch.prompt.ids_BT, batch.prompt.mask_BT, batch.answers, strict=True)
+    want = torch.stack([
+        ce_of(method.backbone, by_the_family(method, ids[real], 0, torch.empty(1, 0, method.backbone.width),
+                                             torch.tensor(answer)), answer)
+        for ids, real, answer in rows
+    ]).sum() / sum(map(len, batch.answers))  # fmt: skip
+    got = method.loss(batch)[0]
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-9)
+    by_us, by_hand = (torch.autograd.grad(loss, method.closing)[0] for loss in (got, want))
+    torch.testing.assert_close(by_us, by_hand, rtol=0, atol=1e-9)
 
 
 def test_codi_matches_the_states_at_the_closing_embedding():

@@ -4,7 +4,9 @@ CODI, ICOT, SOFT, HRPO, COLAR, PCCOT, KAVA = (
     f"tests/latent/test_{name}.py" for name in ("codi", "icot", "soft", "hrpo", "colar", "pccot", "kava")
 )
 EVERY = "tests/latent/test_every_method.py"
-CLOSING, CONVERT, BAD_INPUT = (f"tests/latent/test_{name}.py" for name in ("closing", "convert", "convert_errors"))
+CLOSING, TURNS, CONVERT, BAD_INPUT = (
+    f"tests/latent/test_{name}.py" for name in ("closing", "turns", "convert", "convert_errors")
+)
 
 GROUPS = (
     ("latent/methods/codi/method.py", CODI, (
@@ -27,6 +29,14 @@ GROUPS = (
         ("no position for the closing embedding", "return int(self.closing is not None)", "return 0"),
         ("the closing embedding is read, not used", "replace(thought, h_UTD=h_U1D, context=context)",
          "replace(thought, context=context)"),
+        ("a text without latents does not follow the closing embedding", "self.closing.expand(b, 1, -1), fed_BTD",
+         "0 * self.closing.expand(b, 1, -1), fed_BTD"),
+    )),
+    ("latent/methods/sequence.py", TURNS, (
+        ("a next turn finds the text read twice", "context.without_last(t - 1)", "context"),
+    )),
+    ("latent/cache.py", TURNS, (
+        ("positions are not taken back", "mask_BS, self.next_B - n,", "mask_BS, self.next_B,"),
     )),
     ("latent/methods/codi/method.py", CLOSING, (
         ("the last latent is matched, not what closes it", "if self.closing is None else student[-1]", ""),

@@ -43,10 +43,10 @@ SETUP = (
 )
 METHODS_ON = {"methods-one-token": "`cups`, one branch", "methods-modular": "`modular`, many branches"}
 METHODS_CAPTION = (
-    "Every method along the sequence beside the controls, each with the best of as many learning rates on the validation "
-    "split. Accuracy: means of {seeds} training seeds on {items:,} held-out problems, greedy, with 95 % intervals over "
-    "seeds and problems; steps: forward passes in sequence that an answer takes; core-s: core-seconds of training, with "
-    "those of a start."
+    "Every method along the sequence beside the controls, each with the best of as many learning rates on the "
+    "validation split. Accuracy: means of {seeds} training seeds on {items:,} held-out problems, greedy, with 95 % "
+    "intervals over seeds and problems; steps: forward passes in sequence that an answer takes; core-s: core-seconds of "
+    "training, with those of a start."
 )
 
 
@@ -202,8 +202,10 @@ def _methods(tasks: dict[str, Table]) -> list[list[str]]:
         cells = [label, told]
         for table in tasks.values():
             row = table.rows.get(label)
-            cells += ["", "", ""] if row is None else [
-                f"{row.value:.3f} ({between(row.interval)})", f"{row.mean('steps'):.0f}", f"{row.mean('core_seconds'):.0f}"
-            ]  # fmt: skip
+            if row is None:
+                cells += ["", "", ""]
+            else:
+                costs = (f"{row.mean(cost):.0f}" for cost in ("steps", "core_seconds"))
+                cells += [f"{row.value:.3f} ({between(row.interval)})", *costs]
         found.append(cells)
     return found

@@ -69,8 +69,9 @@ def parse(args: list[str]) -> tuple[str, Run | Experiment, Options]:
     Raises UserError for unknown names and flags, and for values that a config's class refuses.
     """
     check_flags(args)
-    alone = set(args) <= {"--help", "-h"}
+    alone, own = set(args) <= {"--help", "-h"}, _take(args, "--config")[0] is not None
     name, config, args = _named_config(args)
+    about = _about(config if own else PRESETS[name])  # a file's config may have the name of a preset
     if args and args[0].startswith(("--tyro-print-completion", "--tyro-write-completion")):
         forms = {n: _command(preset()) for n, preset in PRESETS.items()}
         named = [Annotated[form, tyro.conf.subcommand(n, default=form())] for n, form in forms.items()]
@@ -78,7 +79,7 @@ def parse(args: list[str]) -> tuple[str, Run | Experiment, Options]:
         tyro.cli(any_of, args=args, prog=_program(), config=PLAIN)  # prints the completion script and exits
     config, args = choose(config, args)
     if "--help" in args or "-h" in args:
-        _help(name, config, args, alone)
+        _help(name, config, args, about, alone)
     command: Any = parse_flags(_command(config), args, prog=_program(name), description="", config=PLAIN)
     at_least(command.options, jobs=1)
     return name, command.config, command.options
@@ -201,9 +202,9 @@ def _program(name: str = "") -> str:
     return command if command == "latent-train" else f"{command} {name}".strip()
 
 
-def _help(name: str, config: Run | Experiment, args: list[str], alone: bool) -> None:
-    """Print one screen, and where help is asked for `alone` the presets; or the flags of a part, `--help PART`; or all
-    flags, `--help all`. Exits."""
+def _help(name: str, config: Run | Experiment, args: list[str], about: str, alone: bool) -> None:
+    """Print one screen, `about` the config, and where help is asked for `alone` the presets; or the flags of a part,
+    `--help PART`; or all flags, `--help all`. Exits."""
     groups = {f.name: getattr(config, f.name) for f in fields(config) if is_dataclass(getattr(config, f.name))}
     if isinstance(config, Experiment):
         groups |= {f"arms.{arm}": part for arm, part in config.arms.items()}
@@ -217,7 +218,7 @@ def _help(name: str, config: Run | Experiment, args: list[str], alone: bool) -> 
     if asked is not None:
         raise UserError(f"--help {asked}: there are {', '.join(groups)} and all")
     lines = _presets() if alone else []
-    lines += [f"{name}: {_about(PRESETS.get(name, config))}", "", "Parts, and what each can be:"]
+    lines += [f"{name}: {about}", "", "Parts, and what each can be:"]
     shown: dict[str, dict[str, type]] = {}
     for path, _, table in parts(config):
         top, _, rest = path.partition(".")
@@ -232,9 +233,9 @@ def _help(name: str, config: Run | Experiment, args: list[str], alone: bool) -> 
 
 
 def _presets() -> list[str]:
-    """The presets by group, a line each, folded to the width of the terminal."""
-    width = min(shutil.get_terminal_size((120, 24)).columns, 120)
+    """The presets by group, a line each, folded to the width of the terminal, where words fit into it."""
     column = 4 + max(map(len, PRESETS))
+    width = max(column + 20, min(shutil.get_terminal_size((120, 24)).columns, 120))
     lines = ["Presets (PRESET --help shows the parts of one; --config: a Run or an Experiment of your own):"]
     for title, group in GROUPS.items():
         lines += ["", f"{title}:"]

@@ -49,7 +49,6 @@ def _trained(base: Experiment, init: dict[str, str], arms: dict[str, tuple[Metho
 def methods_one_token() -> Experiment:
     """Every method along the sequence beside the controls, on cups of one token a state: one branch.
 
-
     The last step of a chain is the answer: CODI, PCCoT and KaVa leave it out, and KaVa keeps the seven tokens before.
     No method is missing.
     """

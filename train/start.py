@@ -95,7 +95,8 @@ def inherited(method: Method, start: Method, name: str) -> dict[str, Tensor]:
 
 
 def check_starts(runs: Iterable[Run], root: Path) -> None:
-    """Raise UserError for a run that does not fit the weights that it starts from, before anything is trained."""
+    """Raise UserError for a run that does not fit the weights that it starts from, or where there are none, before
+    anything is trained."""
     from latent.hf_config import LatentConfig
     from train.estimate import config_of
 
@@ -106,10 +107,9 @@ def check_starts(runs: Iterable[Run], root: Path) -> None:
         before = by_id.get(run.init)
         if before is None:
             folder = folder_of(run.init, root)
-            if not (folder / "model").is_dir() and not (folder / "model.safetensors").is_file():
-                continue  # `hub.load` will say what the folder lacks
+            checkpoint = hub.find_checkpoint(folder)
             check_same_model(run, folder)
-            config = LatentConfig.from_pretrained(hub.find_checkpoint(folder))
+            config = LatentConfig.from_pretrained(checkpoint)
             body, method = config.backbone_config(), methods.unpack(config.method)
         elif run.method != before.method:
             body, method = config_of(before), before.method

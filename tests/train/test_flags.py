@@ -107,8 +107,9 @@ def test_help_is_one_screen_and_the_rest_by_group(capsys):
     assert "--arms.latent-rlvr.train.latent-cost" in shown(capsys, "cups", "--help", "arms.latent-rlvr")
 
 
-def test_help_alone_says_what_each_preset_is_in_one_line(capsys):
+def test_help_alone_says_what_each_preset_is_in_one_line(capsys, monkeypatch):
     """At the usual width; each line begins with the name and is the first line of the docstring it comes from."""
+    monkeypatch.setenv("COLUMNS", "120")
     listed, _, about_default = shown(capsys, "--help").partition("\nmodular: ")
     assert about_default.startswith("The default: a search in which order matters")
     lines = listed.splitlines()
@@ -116,6 +117,18 @@ def test_help_alone_says_what_each_preset_is_in_one_line(capsys):
         (line,) = [line for line in lines if line.split()[:1] == [name]]
         assert line.removeprefix(f"  {name}").strip() == preset.__doc__.splitlines()[0]
     assert "SIM-CoT (arXiv:2509.20317)" in listed and "cups-cue " not in shown(capsys, "sim")
+
+
+def test_a_narrow_terminal_breaks_no_word(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "12")
+    listed = shown(capsys, "--help").partition("\nmodular: ")[0].split()
+    assert all(word in listed for preset in PRESETS.values() for word in preset.__doc__.splitlines()[0].split())
+
+
+def test_help_of_a_file_is_not_that_of_a_preset_of_the_same_name(tmp_path, capsys):
+    (tmp_path / "named_alike.py").write_text("from train.presets import PRESETS\n\nmodular = PRESETS['sim']()\n")
+    text = shown(capsys, "--config", f"{tmp_path}/named_alike.py:modular")
+    assert f"modular: {Run.__doc__.splitlines()[0]}" in text and "The default" not in text
 
 
 MINE = '''

@@ -326,3 +326,7 @@ def test_what_an_arm_cannot_start_from_is_said_before_anything_is_trained(tmp_pa
     wider = dataclasses.replace(start, model=dataclasses.replace(MODEL, n_embd=64), init=start.id)
     with pytest.raises(UserError, match=r"has model\.n_embd \d+, asked is 64"):
         check_starts([wider], tmp_path)
+    (tmp_path / start.id / "model" / "model.safetensors").unlink()
+    for init, lacks in ((start.id, "it has no model.safetensors"), ("nowhere", "nowhere is not a folder")):
+        with pytest.raises(UserError, match=lacks):
+            check_starts([dataclasses.replace(start, init=init)], tmp_path)

@@ -157,12 +157,18 @@ class Chooser:
 
     Text can be chosen on the device, many tokens before the host sees one, by a chooser that says how: `on_device` is
     the choice of a token as a function of its distribution and of what `noise` has drawn ahead, and gives what `pick`
-    would; `record` takes what came of it. `draws_text` is False where it is the mode: no noise, and no record.
+    would; `record` takes what came of it. `draws_text` is False where it is the mode: no noise, and no record. A class
+    that picks in its own way and does not say how is asked for every token.
     """
 
     random = True
     on_device: Pick | None = None
     draws_text = True
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "pick" in vars(cls) and "on_device" not in vars(cls):
+            cls.on_device = None
 
     def __init__(self, temperature: float = 1.0, used_B: Tensor | None = None):
         if not temperature > 0:

@@ -80,8 +80,8 @@ def inherited(method: Method, start: Method, name: str) -> dict[str, Tensor]:
     """The weights that a method takes over from the finished method `start`: those of equal name and shape.
 
     Raises UserError where others are missing or differ than those that either class lets start afresh; what feeds
-    latents back may after a start without latents. Only names and shapes are compared, so that both may be on the meta
-    device.
+    latents back may after a start whose method has none. Only names and shapes are compared, so that both may be on
+    the meta device.
     """
     old, new = start.state_dict(), method.state_dict()
     same = {k: v for k, v in old.items() if k in new and v.shape == new[k].shape}

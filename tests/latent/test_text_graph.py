@@ -197,6 +197,22 @@ def test_the_choice_on_the_device_is_the_choosers_own():
     assert Chooser().on_device is None and Replay([]).on_device is None
 
 
+def test_a_chooser_with_a_pick_of_its_own_is_not_overruled_on_the_device():
+    class Second(Sample):
+        """The second likeliest token."""
+
+        def pick(self, kind, dist):
+            return dist.logits.topk(2).indices[:, 1]
+
+    class Told(Second):
+        on_device = staticmethod(lambda dist, noise: dist.logits.topk(2).indices[:, 1])
+
+    class Hot(Sample):
+        """Draws as its parent does."""
+
+    assert Second().on_device is None and Told().on_device is not None and Hot().on_device is Sample.on_device
+
+
 def test_a_writer_is_known_by_what_it_computes():
     body = small().backbone
     one, same = (Writer(body, drawn, 0.7, 4, True).key for _ in range(2))

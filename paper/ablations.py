@@ -379,6 +379,5 @@ ABLATIONS: dict[str, Ablation] = {
             Contrast("sim-frontier", "pause"),
             Contrast("sim-frontier", "cot2"),
         ),
-        figure="costs",
     ),
 }

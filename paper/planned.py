@@ -70,7 +70,6 @@ PLANNED: dict[str, Ablation] = {
             pause=dict.fromkeys(("sim", "cot2", "soft", "hrpo", "colar", "coconut"), "more")
             | dict.fromkeys(("codi", "pccot", "kava"), "not more"),
         ),
-        figure="costs",
     ),
 }
 ABLATIONS |= PLANNED

@@ -202,7 +202,10 @@ def test_two_processes_train_what_one_does_and_go_on_where_they_were_told_to_end
         assert at == step and theirs == pytest.approx(mine, rel=1e-4)
     one, two = (load(tmp_path / name / run.id).method.state_dict() for name in ("one", "two"))
     for name in one:
-        torch.testing.assert_close(one[name], two[name], rtol=0, atol=2e-3)
+        mine, theirs = one[name], two[name]
+        if name.endswith("c_attn.bias"):  # softmax takes no notice of the keys' bias, which follows rounding alone
+            mine, theirs = (x.view(3, -1)[[0, 2]] for x in (mine, theirs))
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-3)
 
 
 @pytest.mark.slow

@@ -99,7 +99,8 @@ def build(options: Options) -> None:
         if known is not None:
             check_quoted(HERE / "main.tex", known)
             if out == HERE and records.IN_CHECKOUT:
-                new_pages = {HERE.parent / name: page(HERE.parent / name, PAGES[name], blocks(made)) for name in PAGES}
+                found_blocks = blocks(made)
+                new_pages = {HERE.parent / name: page(HERE.parent / name, PAGES[name], found_blocks) for name in PAGES}
             for name in ("main.tex", "references.bib") if out != HERE else ():
                 shutil.copy(HERE / name, stage / name)
         for path in [p for p in sorted(stage.rglob("*")) if p.is_file()]:

@@ -21,7 +21,7 @@ from eval.stats import Difference, half_width, holm, paired
 from latent.plain import unpack
 from paper import records
 from paper.figures import GREY, STYLES, pyplot, save
-from paper.markup import SAME_INPUTS, brief, effect, markdown_rows, tabular, tex
+from paper.markup import SAME_INPUTS, brief, effect, floating, markdown_rows, tabular, tex
 from paper.tables import Row, Table
 
 MARKS = "osDvP^X<"
@@ -252,10 +252,8 @@ def latex(table: Table, found: list[Latents]) -> str:
     """The table in LaTeX."""
     controls = {each.row.label for each in found if each.row.control}
     head, *rows = body(table, found)
-    out = ["\\begin{table}[H]", "\\centering\\footnotesize\\setlength{\\tabcolsep}{4pt}"]
-    out += [f"\\caption{{{tex(short_caption(table, found))}}}", f"\\label{{tab:{table.name}-latents}}"]
-    out += tabular("ll" + "r" * (len(head) - 2), head, [[r[0], *map(tex, r[1:])] for r in rows], controls)
-    return "\n".join([*out, "\\end{table}", ""])
+    out = tabular("ll" + "r" * (len(head) - 2), head, [[r[0], *map(tex, r[1:])] for r in rows], controls)
+    return floating(short_caption(table, found), f"{table.name}-latents", out, "H", "footnotesize")
 
 
 def texts(table: Table) -> dict[str, str]:

@@ -187,18 +187,20 @@ def latex(table: Table) -> str:
     """The table in LaTeX."""
     rows, below = body(table)
     controls = {row.label for row in table.rows.values() if row.control}
-    out = [
-        "\\begin{table}[H]",
-        "\\centering\\footnotesize\\setlength{\\tabcolsep}{4pt}",
-        f"\\caption{{{tex(short_caption(table))}}}",
-    ]
-    out.append(f"\\label{{tab:{table.name}}}")
+    out: list[str] = []
     for part in (rows, below):
         if len(part) == 1:
             continue
         cells = [[r[0], stacked(r[1], 24) if part is rows else tex(r[1]), *map(tex, r[2:])] for r in part[1:]]
         out += tabular("l" + "r" * (len(part[0]) - 1), list(map(stacked, part[0])), cells, controls)
         out += ["\\medskip", ""]
+    return floating(short_caption(table), table.name, out, "H", "footnotesize")
+
+
+def floating(caption: str, label: str, body: list[str], place: str = "t", size: str = "small") -> str:
+    """A table of LaTeX with its caption, in plain text, above it."""
+    out = [f"\\begin{{table}}[{place}]", f"\\centering\\{size}\\setlength{{\\tabcolsep}}{{4pt}}"]
+    out += [f"\\caption{{{tex(caption)}}}", f"\\label{{tab:{label}}}", *body]
     return "\n".join([*out, "\\end{table}", ""])
 
 
@@ -209,11 +211,23 @@ def markdown_rows(rows: list[list[str]], controls: set[str]) -> list[str]:
 
 def tabular(columns: str, head: list[str], rows: list[list[str]], controls: set[str]) -> list[str]:
     """A table's body in LaTeX, no wider than a line; cells are LaTeX but for a row's first, its plain label."""
-    out = [f"\\sbox0{{\\begin{{tabular}}{{{columns}}}", "\\toprule", " & ".join(head) + " \\\\", "\\midrule"]
+    out = [" & ".join(head) + " \\\\", "\\midrule"]
     for label, *cells in rows:
         first = f"\\emph{{{tex(label)}}}" if label in controls else tex(label)
         out.append(" & ".join([first, *cells]) + " \\\\")
-    return [*out, "\\bottomrule", "\\end{tabular}}%", FITTED]
+    return fitted(columns, out)
+
+
+def fitted(columns: str, lines: list[str]) -> list[str]:
+    """Lines of a table between its rules, no wider than a line of text."""
+    return [
+        f"\\sbox0{{\\begin{{tabular}}{{{columns}}}",
+        "\\toprule",
+        *lines,
+        "\\bottomrule",
+        "\\end{tabular}}%",
+        FITTED,
+    ]
 
 
 def tex(text: str) -> str:

@@ -8,7 +8,7 @@ import re
 
 from paper.design import Contrast
 from paper.figures import GREY, STYLES, pyplot
-from paper.markup import FITTED, between, points, tex
+from paper.markup import between, fitted, floating, points, tex
 from paper.tables import ACCURACY, Row, Table, none_shown
 
 TASKS = {  # ablation -> its task, and what that is
@@ -73,10 +73,7 @@ def lines(made: dict[str, Table]) -> list[str]:
 def latex(made: dict[str, Table]) -> str:
     """The same in LaTeX, an arm a row, the tasks one below the other, with what mixtures are above each arm."""
     first = made[next(iter(TASKS))]
-    out = ["\\begin{table}[t]", "\\centering\\small\\setlength{\\tabcolsep}{4pt}"]
-    out += [f"\\caption{{{tex(CAPTION.format(seeds=first.seeds, items=first.items))}}}", "\\label{tab:main}"]
-    out += ["\\sbox0{\\begin{tabular}{lrrrrrrr}", "\\toprule"]
-    out.append(" & accuracy & 95\\,\\% interval & mixtures less arm & $p$ & steps & MFLOP & core-s \\\\")
+    out = [" & accuracy & 95\\,\\% interval & mixtures less arm & $p$ & steps & MFLOP & core-s \\\\"]
     for name, (task, what) in TASKS.items():
         table = made[name]
         rule, right = floor(table)
@@ -87,7 +84,7 @@ def latex(made: dict[str, Table]) -> str:
             costs = [f"{row.mean('steps'):.0f}", f"{row.mean('flops') / 1e6:.1f}", f"{row.mean('core_seconds'):.0f}"]
             cells = [italics(called), f"{row.value:.3f}", between(row.interval), *less(table, arm), *costs]
             out.append(" & ".join(cells) + " \\\\")
-    return "\n".join([*out, "\\bottomrule", "\\end{tabular}}%", FITTED, "\\end{table}", ""])
+    return floating(CAPTION.format(seeds=first.seeds, items=first.items), "main", fitted("lrrrrrrr", out))
 
 
 def less(table: Table, arm: str) -> list[str]:
@@ -103,10 +100,7 @@ def less(table: Table, arm: str) -> list[str]:
 def setup(made: dict[str, Table]) -> str:
     """What each arm is told, its latents' inputs, and how it was trained on each task, in LaTeX."""
     first = made[next(iter(TASKS))].rows["cot"].lines[0]
-    out = ["\\begin{table}[t]", "\\centering\\small\\setlength{\\tabcolsep}{4pt}"]
-    out += [f"\\caption{{{tex(SETUP.format(batch=first['config']['train']['batch']))}}}", "\\label{tab:setup}"]
-    out += ["\\sbox0{\\begin{tabular}{l*{3}{>{\\raggedright\\arraybackslash}p{25mm}}rrr}", "\\toprule"]
-    out.append(" & told & input in training & in answering & modular & mnns & cups \\\\\n\\midrule")
+    out = [" & told & input in training & in answering & modular & mnns & cups \\\\", "\\midrule"]
     for arm, called in ARMS.items():
         told = made[next(iter(TASKS))].rows[arm].told
         cells = [
@@ -119,7 +113,8 @@ def setup(made: dict[str, Table]) -> str:
     forced = made["order"].rows["forced"]
     cells = ["mixtures, forced", forced.told, "that it should be", "its own", training(forced), "", ""]
     out.append(" & ".join(cells) + " \\\\")
-    return "\n".join([*out, "\\bottomrule", "\\end{tabular}}%", FITTED, "\\end{table}", ""])
+    columns = "l*{3}{>{\\raggedright\\arraybackslash}p{25mm}}rrr"
+    return floating(SETUP.format(batch=first["config"]["train"]["batch"]), "setup", fitted(columns, out))
 
 
 def training(row: Row) -> str:
@@ -174,14 +169,11 @@ def methods(made: dict[str, Table]) -> list[str]:
 def methods_latex(made: dict[str, Table]) -> str:
     """The same in LaTeX."""
     tasks = methods_on(made)
-    out = ["\\begin{table}[!htb]", "\\centering\\small\\setlength{\\tabcolsep}{4pt}"]
-    out += [f"\\caption{{{tex(methods_caption(tasks))}}}", "\\label{tab:methods}"]
-    out += ["\\begin{tabular}{ll" + "rrr" * len(tasks) + "}", "\\toprule"]
     heads = (f"\\multicolumn{{3}}{{c}}{{{tex(METHODS_ON[name].replace('`', ''))}}}" for name in tasks)
-    out.append(" & & " + " & ".join(heads) + " \\\\")
+    out = [" & & " + " & ".join(heads) + " \\\\"]
     out += [" & told" + " & accuracy & steps & core-s" * len(tasks) + " \\\\", "\\midrule"]
     out += [" & ".join(map(tex, row)) + " \\\\" for row in _methods(tasks)]
-    return "\n".join([*out, "\\bottomrule", "\\end{tabular}", "\\end{table}", ""])
+    return floating(methods_caption(tasks), "methods", fitted("ll" + "rrr" * len(tasks), out), "!htb")
 
 
 def methods_on(made: dict[str, Table]) -> dict[str, Table]:

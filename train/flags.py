@@ -69,9 +69,8 @@ def parse(args: list[str]) -> tuple[str, Run | Experiment, Options]:
     Raises UserError for unknown names and flags, and for values that a config's class refuses.
     """
     check_flags(args)
-    alone, own = set(args) <= {"--help", "-h"}, _take(args, "--config")[0] is not None
-    name, config, args = _named_config(args)
-    about = _about(config if own else PRESETS[name])  # a file's config may have the name of a preset
+    alone = set(args) <= {"--help", "-h"}
+    name, about, config, args = _named_config(args)
     if args and args[0].startswith(("--tyro-print-completion", "--tyro-write-completion")):
         forms = {n: _command(preset()) for n, preset in PRESETS.items()}
         named = [Annotated[form, tyro.conf.subcommand(n, default=form())] for n, form in forms.items()]
@@ -85,8 +84,8 @@ def parse(args: list[str]) -> tuple[str, Run | Experiment, Options]:
     return name, command.config, command.options
 
 
-def _named_config(args: list[str]) -> tuple[str, Run | Experiment, list[str]]:
-    """The preset or the config of a file, with its name, and the arguments that are left."""
+def _named_config(args: list[str]) -> tuple[str, str, Run | Experiment, list[str]]:
+    """The preset or the config of a file, after its name and a line about it, and the arguments that are left."""
     preset = args[0] if args and not args[0].startswith("-") else None
     rest = args[1:] if preset else args
     where, rest = _take(rest, "--config")
@@ -94,10 +93,11 @@ def _named_config(args: list[str]) -> tuple[str, Run | Experiment, list[str]]:
         name = preset or "modular"
         if name not in PRESETS:
             raise UserError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
-        return name, PRESETS[name](), rest
+        return name, _about(PRESETS[name]), PRESETS[name](), rest
     if preset:
         raise UserError(f"--config takes the place of the preset {preset!r}: leave one of them out")
-    return *of_file(where), rest
+    name, config = of_file(where)
+    return name, _about(config), config, rest
 
 
 def of_file(where: str) -> tuple[str, Run | Experiment]:

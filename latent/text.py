@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -82,9 +82,9 @@ def pad_right(rows: list[tuple[int, ...]], pad: int, device="cpu") -> Text:
 class Batch:
     """Problems as ids: prompts, and for each row its steps and its answer.
 
-    Where processes or micro-batches share a batch of `whole` rows, this holds those from `first` on. A loss makes its
-    random draws through `draw`, `draw_below` and `draw_rows`, from `generator` (None: torch's global one), which all
-    shares seed alike. `then`: the next turn of the same rows. `frontiers`: where a search may stand after each step, as
+    Where processes or micro-batches share a batch of `whole` rows, this holds its `numbers`, one for each row here. A
+    loss makes its random draws through `draw`, `draw_below` and `draw_rows`, from `generator` (None: torch's global
+    one), which all shares seed alike. `then`: the next turn of the same rows. `frontiers`: where a search may stand after each step, as
     probabilities of tokens (V,); None where no method asks for it.
     """
 
@@ -93,7 +93,7 @@ class Batch:
     answers: list[tuple[int, ...]]
     pad: int
     generator: torch.Generator | None = None
-    first: int = 0
+    numbers: Sequence[int] | None = None
     whole: int | None = None
     then: Batch | None = None
     frontiers: list[list[Tensor]] | None = None
@@ -102,7 +102,7 @@ class Batch:
     def of(
         cls, problems, codec: Codec, device="cpu", later=(), frontiers: list[list[Frontier]] | None = None, **share
     ) -> Batch:
-        """From anything with `question`, `steps` and `answer` as text. `share`: `generator`, `first`, `whole`.
+        """From anything with `question`, `steps` and `answer` as text. `share`: `generator`, `numbers`, `whole`.
 
         `later`: the later turns of the same problems, a list of problems for each turn. `frontiers`: of each problem,
         step by step.
@@ -130,9 +130,8 @@ class Batch:
 
     def draw_rows(self) -> Tensor:
         """A uniform number in [0, 1) for each row here (B,). It depends on the row, not on how the batch is shared."""
-        rows = len(self.answers)
-        drawn = torch.rand(self.whole or rows, generator=self.generator)[self.first : self.first + rows]
-        return sent(drawn, self.prompt.ids_BT.device)
+        drawn = torch.rand(self.whole or len(self.answers), generator=self.generator)
+        return sent(drawn if self.numbers is None else drawn[list(self.numbers)], self.prompt.ids_BT.device)
 
     def chain(self, skip: int = 0, every: int = 1) -> Text:
         """The text of a chain: one in `every` of the steps from number `skip` on, then the answer."""

@@ -20,6 +20,11 @@ def taught(
     return Batch.of(problems, codec, device, turns, frontiers, **share)
 
 
+def characters(problem: Problem) -> int:
+    """The length of a problem with its chain and answer, by which rows that are padded together are chosen."""
+    return sum(map(len, (problem.question, *problem.steps, problem.answer)))
+
+
 def fit(trainer: Trainer, env: Environment) -> None:
     """Make all updates. Logs `loss`, `grad_norm` and what the method's loss logs."""
     codec, engine, c, run = trainer.reasoner.codec, trainer.engine, trainer.config, trainer.record.run
@@ -29,10 +34,15 @@ def fit(trainer: Trainer, env: Environment) -> None:
             env.told(p, run.method.told, f"told {run.seed} {step} {i}")
             for i, p in zip(trainer.rows, trainer.problems(env, step), strict=True)
         ]
+        order = list(range(len(problems)))
+        if c.micro_batch:  # rows of like length need little padding; the longest first, for the most memory
+            order.sort(key=lambda i: characters(problems[i]), reverse=True)
         size, batches = c.micro_batch or len(problems), []
-        for i in range(0, len(problems), size):
-            part, first = problems[i : i + size], trainer.rows[0] + i
-            batches.append(taught(env, run.method, part, codec, engine.device, first=first, whole=c.batch))
+        for at in range(0, len(order), size):
+            part = order[at : at + size]
+            share: dict = {"numbers": [trainer.rows[i] for i in part], "whole": c.batch}
+            some = [problems[i] for i in part]
+            batches.append(taught(env, run.method, some, codec, engine.device, **share))
 
         # Every micro-batch draws from a fresh generator: it draws for the whole batch, and takes its own rows' part.
         def counts() -> list:

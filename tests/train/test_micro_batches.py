@@ -51,7 +51,7 @@ def test_counts_are_those_of_the_terms(name, data, tmp_path):
     for seed in range(6):
         some = problems[: 3 + seed]
         frontiers = [env.frontiers(p) for p in some] if method.config.told == "frontier" else None
-        batch = Batch.of(some, trainer.reasoner.codec, frontiers=frontiers, whole=9)
+        batch = Batch.of(some, trainer.reasoner.codec, frontiers=frontiers, numbers=range(3 + seed), whole=9)
         drawn = lambda batch=batch, seed=seed: dataclasses.replace(  # noqa: E731
             batch, generator=torch.Generator().manual_seed(seed)
         )

@@ -82,10 +82,10 @@ def pad_right(rows: list[tuple[int, ...]], pad: int, device="cpu") -> Text:
 class Batch:
     """Problems as ids: prompts, and for each row its steps and its answer.
 
-    Where processes or micro-batches share a batch of `whole` rows, this holds its `numbers`, one for each row here. A
-    loss makes its random draws through `draw`, `draw_below` and `draw_rows`, from `generator` (None: torch's global
-    one), which all shares seed alike. `then`: the next turn of the same rows. `frontiers`: where a search may stand after each step, as
-    probabilities of tokens (V,); None where no method asks for it.
+    Where processes or micro-batches share a batch of `whole` rows, these have the given `numbers` in it (None: all).
+    A loss makes its random draws through `draw`, `draw_below` and `draw_rows`, from `generator` (None: torch's global
+    one), which all shares seed alike. `then`: the next turn of the same rows. `frontiers`: where a search may stand
+    after each step, as probabilities of tokens (V,); None where no method asks for it.
     """
 
     prompt: Prompt

@@ -20,7 +20,7 @@ from paper.design import Ablation
 from paper.records import HERE, IN_CHECKOUT
 
 FILE = "claims.jsonl"
-SOURCE = "paper/ablations.py"
+SOURCES = ("paper/ablations.py", "paper/planned.py")
 
 
 @dataclass(frozen=True)
@@ -118,21 +118,22 @@ def is_ancestor(commit: str, other: str) -> bool:
 
 @cache
 def claim_in(commit: str, name: str) -> str:
-    """The claim of an ablation as it stood in a commit. The file is parsed and not run."""
-    text = git("show", f"{commit}:{SOURCE}")
-    try:
-        for node in ast.walk(ast.parse(text or "")):
-            if not isinstance(node, ast.Dict):
-                continue
-            for key, value in zip(node.keys, node.values):
-                called = isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id
-                if called == "Ablation" and isinstance(key, ast.Constant) and key.value == name:
-                    assert isinstance(value, ast.Call)
-                    claims = [kw.value for kw in value.keywords if kw.arg == "claim"] + value.args[:1]
-                    return str(ast.literal_eval(claims[0]))
-    except (SyntaxError, ValueError, IndexError) as e:
-        raise UserError(f"ablation {name}: its claim in commit {commit[:7]} cannot be read: {e}") from None
-    raise UserError(f"ablation {name}: {SOURCE} has no such ablation in commit {commit[:7]}")
+    """The claim of an ablation as it stood in a commit. Files are parsed and not run."""
+    for source in SOURCES:
+        text = git("show", f"{commit}:{source}")
+        try:
+            for node in ast.walk(ast.parse(text or "")):
+                if not isinstance(node, ast.Dict):
+                    continue
+                for key, value in zip(node.keys, node.values):
+                    called = isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id
+                    if called == "Ablation" and isinstance(key, ast.Constant) and key.value == name:
+                        assert isinstance(value, ast.Call)
+                        claims = [kw.value for kw in value.keywords if kw.arg == "claim"] + value.args[:1]
+                        return str(ast.literal_eval(claims[0]))
+        except (SyntaxError, ValueError, IndexError) as e:
+            raise UserError(f"ablation {name}: its claim in commit {commit[:7]} cannot be read: {e}") from None
+    raise UserError(f"ablation {name}: neither of {' and '.join(SOURCES)} has it in commit {commit[:7]}")
 
 
 def git(*args: str) -> str | None:

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 from typing import Literal
 
 from kernels.errors import UserError
@@ -56,8 +57,9 @@ class Ablation:
     the arms that make rows, of a preset with several; without axes they name them. `controls`: names of control rows
     in `CONTROLS`. `core_minutes`: the budget of all cells that no earlier ablation has. `diagnose`: whether its latents
     are used is tested as well. `contrasts`: the differences that the claim rests on. `figure`: accuracies by row,
-    against the first two costs, or by latent steps when answering. `registered`: the commit in which the claim stood in
-    paper/ablations.py before its runs, None = in none; see `paper.claims`.
+    against the first two costs, or by latent steps when answering. `registered`: the commit in which the claim stood
+    before its runs, None = in none; see `paper.claims`. `needs`: files and folders that its runs read in the working
+    folder, which the repository does not have: without them "all" leaves it out.
     """
 
     claim: str
@@ -73,6 +75,11 @@ class Ablation:
     contrasts: tuple[Contrast, ...] = ()
     figure: Literal["rows", "costs", "sweep"] = "rows"
     registered: str | None = None
+    needs: tuple[str, ...] = ()
+
+    def missing(self) -> list[str]:
+        """What its runs need and the working folder does not have."""
+        return [name for name in self.needs if not Path(name).exists()]
 
 
 @dataclass(frozen=True)

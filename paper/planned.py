@@ -3,7 +3,7 @@ them.
 
 `LATENT_IMPORT=paper.planned python -m paper.run NAME` runs one. Where it has a search that comes first (`--search NAME`
 instead), and what that chose goes into the preset. When its records are there it moves to `ABLATIONS`, a search to
-`SEARCHES`; to be registered, a claim must stand there before the runs.
+`SEARCHES`.
 """
 
 from paper.ablations import ABLATIONS, BESIDE, METHODS, beside_controls
@@ -70,6 +70,22 @@ PLANNED: dict[str, Ablation] = {
             pause=dict.fromkeys(("sim", "cot2", "soft", "hrpo", "colar", "coconut"), "more")
             | dict.fromkeys(("codi", "pccot", "kava"), "not more"),
         ),
+    ),
+    # one seed, for an arm takes half an hour; intervals are over problems alone
+    "gsm8k": Ablation(
+        claim="Half an hour of one core lets SmolLM2-135M solve more of GSM8K by a chain than at once; no method that "
+        "thinks in latents (Coconut, SIM-CoT, CODI, Latent-SFT) solves more than pause tokens by as long.",
+        base="gsm8k-smollm2",
+        axes=(),
+        arms=(*BESIDE, "coconut", "sim", "codi", "soft"),
+        seeds=(0,),
+        core_minutes=240,
+        contrasts=(
+            Contrast("cot", "no-cot", claim="more"),
+            *(Contrast(arm, "pause", claim="not more") for arm in ("coconut", "sim", "codi", "soft")),
+            *(Contrast(arm, "cot") for arm in ("coconut", "sim", "codi", "soft")),
+        ),
+        needs=("smollm2", "gsm8k_train.jsonl"),
     ),
 }
 ABLATIONS |= PLANNED

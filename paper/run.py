@@ -70,9 +70,10 @@ def main(args: list[str] | None = None) -> int:
         at_least(options, jobs=1)
         if options.search:
             return searched(options)
-        names = list(ABLATIONS) if options.name in ("", "all") else [options.name]
-        if unknown := [name for name in names if name not in ABLATIONS]:
-            raise UserError(f"no ablation {unknown[0]!r}; there are {', '.join(ABLATIONS)}, and all")
+        if not options.name and not options.smoke:
+            print(*listing(options), sep="\n")
+            return 0
+        names = asked_for(options.name)
         if options.smoke:
             with tempfile.TemporaryDirectory() as scratch:
                 home = Path(scratch)
@@ -83,12 +84,30 @@ def main(args: list[str] | None = None) -> int:
                     only = () if names == list(ABLATIONS) else tuple(names)
                     build.build(build.Options(only, records=home, out=home / "paper", smoke=True))
                 return code
-        if not options.name:
-            print(*listing(options), sep="\n")
-            return 0
         return ablate(names, options)
 
     return guarded(body)
+
+
+def asked_for(name: str) -> list[str]:
+    """The ablations of a name; all for "all" and none, but those whose data is not in this folder, which it prints.
+
+    Raises UserError where there is none of this name, and where it is alone and lacks its data.
+    """
+    everything = name in ("", "all")
+    if not everything and name not in ABLATIONS:
+        raise UserError(f"no ablation {name!r}; there are {', '.join(ABLATIONS)}, and all")
+    names = []
+    for each in ABLATIONS if everything else [name]:
+        lacking = ABLATIONS[each].missing()
+        why = f"ablation {each} needs {' and '.join(lacking)} in this folder (its preset is {ABLATIONS[each].base})"
+        if lacking and not everything:
+            raise UserError(why)
+        if lacking:
+            print(f"left out: {why}")
+        else:
+            names.append(each)
+    return names
 
 
 def listing(options: Options) -> list[str]:

@@ -27,6 +27,7 @@ from train.config import RLVR, SFT, Arm, Experiment, Judge, Run
 from train.presets_cot2 import cot2_mnns, cot2_mnns_rl
 from train.presets_methods import methods_modular, methods_one_token
 from train.presets_search import cups_cue, cups_one_token, mnns, modular, modular_told
+from train.presets_text import gsm8k, gsm8k_smollm2
 
 
 def cups() -> Experiment:
@@ -84,17 +85,6 @@ def prosqa(closed: bool = False) -> Experiment:
 def prosqa_closed() -> Experiment:
     """As `prosqa`, on problems in which none of the five shortcuts works."""
     return prosqa(closed=True)
-
-
-def gsm8k() -> Run:
-    """Coconut on GSM8K text, from scratch or with `--model.pretrained gpt2`: 6 latents, 3 stages."""
-    return Run(
-        env=GSM8K(),
-        model=ModelConfig(n_layer=4, n_embd=128, n_head=4, n_positions=512),
-        method=Coconut(n_latent=6, latents_per_step=2, advance_at=1.0, stage_steps=150),
-        train=SFT(steps=800, batch=16, lr=1e-3, log_every=20, save_every=100),
-        judge=Judge(items=500, batch=50),
-    )
 
 
 def _published(env, model: ModelConfig, latent, lr: float, epoch: int, first: int, total: int) -> Experiment:
@@ -283,7 +273,7 @@ GROUPS: dict[str, dict[str, Callable[[], Run | Experiment]]] = {  # as --help li
     "One method alone, by its own recipe, on cups (cot2: on mnns)": {
         name: of_method(config) for name, config in METHODS.items()
     },
-    "Text": {"gsm8k": gsm8k},
+    "Text": {"gsm8k": gsm8k, "gsm8k-smollm2": gsm8k_smollm2},
     "CoT2's own settings, on a CPU": {"cot2-mnns": cot2_mnns, "cot2-mnns-rl": cot2_mnns_rl},
     "Published settings, for a GPU": {
         "coconut-gpt2-gsm8k": coconut_gpt2_gsm8k,

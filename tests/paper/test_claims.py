@@ -36,8 +36,8 @@ def repository(tmp_path, monkeypatch):
         done = subprocess.run(["git", *who, *args], cwd=home, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
-    def commit(text):
-        (home / "paper" / "ablations.py").write_text(text)
+    def commit(text, file="ablations.py"):
+        (home / "paper" / file).write_text(text)
         git("add", ".")
         git("commit", "-qm", "A claim")
         return git("rev-parse", "HEAD")
@@ -47,6 +47,7 @@ def repository(tmp_path, monkeypatch):
     made["first"] = commit(SOURCE.format(claim='"Two latents "\n        "are more."'))
     made["reworded"] = commit(SOURCE.format(claim=repr(MINI.claim)))
     made["computed"] = commit(SOURCE.format(claim="'a' + str(1)"))
+    made["planned"] = commit(SOURCE.format(claim="'Planned.'").replace("mini", "later"), "planned.py")
     git("checkout", "-q", "-b", "side", made["first"])
     made["side"] = commit(SOURCE.format(claim="'On the side.'"))
     git("checkout", "-q", "main")
@@ -91,6 +92,12 @@ def test_a_caption_says_where_the_claim_was_registered_and_how_it_read(repositor
     assert "It was not registered before its runs. Accuracy at" in captioned(None, lines, home / "paper")
 
 
+def test_a_claim_may_have_been_registered_among_the_planned_ones(repository):
+    _, made = repository
+    found = claims.find({"later": replace(FIVE, registered=made["planned"])}, ran_at(made["first"], made["planned"]))
+    assert found["later"] == Registration("later", made["planned"], "Planned.", (made["planned"],))
+
+
 def test_a_copy_without_history_says_the_same(repository, monkeypatch):
     """The committed file stands for git in a shallow clone, in a copy and in one whose history was begun anew; what it
     lacks is an error."""
@@ -119,7 +126,7 @@ def test_a_copy_without_history_says_the_same(repository, monkeypatch):
     [
         ("abcdef1", "ablation mini: there is no commit abcdef1, in which it says it is registered"),
         ("HEAD", "ablation mini: `registered` must be a commit's hash, got 'HEAD'"),
-        ("before", "ablation mini: paper/ablations.py has no such ablation in commit {before:.7}"),
+        ("before", "ablation mini: neither of paper/ablations.py and paper/planned.py has it in commit {before:.7}"),
         ("side", "ablation mini: its registered commit {side} is not in the history of HEAD"),
         ("computed", "ablation mini: its claim in commit {computed:.7} cannot be read"),
     ],

@@ -86,6 +86,22 @@ def test_a_run_of_every_kind_in_the_ablations_is_trained_judged_and_recorded(tmp
     assert {id for id in ids if "diagnosis" in lines[id]} == {id for id in ids if every[id].diagnose} != set()
 
 
+def test_an_ablation_whose_data_is_not_there_is_left_out_of_all_and_alone_an_error(tmp_path, monkeypatch, capsys):
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "ABLATIONS", {"mini": MINI, "few": replace(FEW, needs=("there", "weights", "data.jsonl"))})
+    said = "ablation few needs weights and data.jsonl in this folder (its preset is sim)"
+    assert run.main(["few", *places(tmp_path)]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert run.main(["all", *places(tmp_path), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert f"left out: {said}" in out and "4 cells" in out
+    for name in ("weights", "data.jsonl"):
+        (tmp_path / name).touch()
+    assert run.main(["few", *places(tmp_path), "--dry-run"]) == 0
+    assert "2 cells" in capsys.readouterr().out
+
+
 def test_an_ablation_is_run_recorded_and_not_repeated(mini, tmp_path, capsys):
     assert run.main(["mini", *places(tmp_path), "--dry-run"]) == 0
     dry = capsys.readouterr().out

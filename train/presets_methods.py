@@ -64,7 +64,7 @@ def methods_one_token() -> Experiment:
             "fixed": (FixedEmbedding(mixtures), 1.5e-3, 2500),
             "icot": (ICoT(whole=600, remove_every=200), 3e-3, 2500),
             "start": (CoT(), 1.5e-3, 700),
-            "coconut": (Coconut(n_latent=8, feedback="norm", first_stage=1, stage_steps=120), 3e-3, 1300),
+            "coconut": (Coconut(n_latent=8, feedback="norm", first_stage=1, stage_steps=120), 1.5e-3, 1300),
             "sim": (Sim(n_latent=8, step_tokens=1, feedback="norm"), 6e-3, 1350),
             "cot2": (mixtures, 1.5e-3, 2800),
             "codi": (Codi(n_latent=8), 1.2e-2, 860),
@@ -72,7 +72,7 @@ def methods_one_token() -> Experiment:
             "kava": (Kava(n_latent=8), 1.5e-3, 840),
             "soft": (Soft(n_latent=8), 1.5e-3, 3100),
             "hrpo": (Hrpo(n_latent=8, gate_lr=1.0, decay_lr=1.0), 1.5e-3, 1150),
-            "colar": (Colar(n_latent=8, r=1, latent_loss="mse"), 3e-3, 2300),
+            "colar": (Colar(n_latent=8, r=1, latent_loss="mse"), 6e-3, 2300),
         },
     )
 

@@ -23,14 +23,17 @@ from latent import plugins
 from latent.cli import guarded, parse, program
 from latent.files import check_writable, write_text
 from paper import claims, figures, latents, markup, method_figure, overview, records, search, tables
-from paper.ablations import ABLATIONS
+from paper.ablations import ABLATIONS, METHODS
 from paper.controls import CONTROLS
 from paper.design import cells, search_cells
 from paper.records import OUT
 from paper.searches import SEARCHES
 
 HERE = Path(__file__).parent
-PAGES = {"README.md": ("main", "results"), "latent/README.md": ("methods",)}  # their blocks that are made here
+# their blocks that are made here
+PAGES = {"README.md": ("main", "results"), "latent/README.md": ("methods",)} | {
+    f"latent/methods/{method}/README.md": (method,) for method in METHODS
+}
 N_BOOT = 4000  # bootstrap resamples of each interval
 ENGINES = ("latexmk", "tectonic", "pdflatex")
 
@@ -196,7 +199,7 @@ def macros(known: dict[str, str]) -> str:
 
 def blocks(made: list[tables.Table]) -> dict[str, list[str]]:
     """The lines of each block of the repository's pages by its name, of those whose tables are made: the first table,
-    the methods side by side, and the claims with their verdicts."""
+    the methods side by side, each method beside its controls, and the claims with their verdicts."""
     rows = ["| ablation | claim | by these runs |", "|---|---|---|"]
     for table in made:
         claim, verdict = table.ablation.claim, table.verdict
@@ -208,6 +211,7 @@ def blocks(made: list[tables.Table]) -> dict[str, list[str]]:
         found["main"] = overview.lines(known)
     if overview.METHODS_ON.keys() & known.keys():
         found["methods"] = overview.methods(known)
+        found |= {method: overview.of_method(known, method) for method in METHODS}
     return found
 
 

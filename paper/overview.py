@@ -166,6 +166,23 @@ def methods(made: dict[str, Table]) -> list[str]:
     return [methods_caption(tasks), "", *out]
 
 
+def of_method(made: dict[str, Table], method: str) -> list[str]:
+    """What a method solves beside the chain, pause tokens and answering at once, in Markdown: a row a task, and one for
+    each thing that it is told there."""
+    beside = {"cot": "chain", "pause": "pause", "no-cot": "no-CoT"}
+    head = ["ours, side by side", "told", "accuracy", *beside.values(), "steps", "core-s"]
+    out = [f"| {' | '.join(head)} |", "|---|" + "---|" * (len(head) - 1)]
+    for name, table in methods_on(made).items():
+        others = [f"{table.rows[arm].value:.3f}" for arm in beside]
+        for label, row in table.rows.items():
+            if label == method or label.startswith(f"{method}-"):
+                costs = [f"{row.mean(cost):.0f}" for cost in ("steps", "core_seconds")]
+                cells = [f"[{METHODS_ON[name]}](../../../paper/tables/{name}.md)", row.told]
+                cells += [f"{row.value:.3f} ({between(row.interval)})", *others, *costs]
+                out.append(f"| {' | '.join(cells)} |")
+    return out
+
+
 def methods_latex(made: dict[str, Table]) -> str:
     """The same in LaTeX."""
     tasks = methods_on(made)

@@ -15,7 +15,7 @@ from eval.stats import bootstrap, interval
 from latent.plain import plain
 from paper import build, claims, markup, overview, records, tables
 from paper import run as paper_run
-from paper.ablations import ABLATIONS
+from paper.ablations import ABLATIONS, METHODS
 from paper.controls import CONTROLS
 from paper.design import Contrast, cells
 from tests.paper.helpers import MINI, planted, seeds, written
@@ -294,6 +294,9 @@ def test_the_table_of_methods_is_the_records_of_its_arms():
             accuracy = np.mean([line["result"]["main"]["accuracy"] for line in found])
             spent = np.mean([line["result"]["core_seconds"] + before(line, lines) for line in found])
             assert f"| {accuracy:.3f} (" in row and f"| {spent:.0f} |" in row, label
+            if (method := label.partition("-")[0]) in METHODS:
+                of_it = [each for each in overview.of_method(made, method) if f"/{name}.md)" in each]
+                assert any(f"| {accuracy:.3f} (" in each and f"| {spent:.0f} |" in each for each in of_it), label
 
 
 def before(line: dict, lines: dict[str, dict]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
@@ -160,6 +160,21 @@ class Environment:
         while after := self.frontier(problem, len(found) + 1):
             found.append(after)
         return found
+
+    def state(self, problem: Problem, step: int, told: Told) -> Hashable | None:
+        """What the task's own computation holds after so many of a problem's steps, 0 = before the first.
+
+        `told`: what a model is taught, where that decides what its thoughts should hold. None: there is no such state.
+        """
+        return None
+
+    def answer_from(self, problem: Problem, step: int, state: Hashable) -> str | None:
+        """The answer that a problem's own steps after `step` lead to from a state, which may be another problem's.
+
+        From its own state it is the right one; `verify` with it as the problem's answer judges texts. None where they
+        lead to none.
+        """
+        return None
 
     def codec(self, model):
         """The codec for a scratch model of this environment."""

@@ -174,7 +174,7 @@ def exchanged(diagnosis: dict) -> str:
     if not found["pairs"]:
         return ""
     low, high = found["iia_interval"]
-    by_chance = "" if found["chance"] is None else f"; by the state of yet another one {found['chance']:.3f}"
+    by_chance = f"; by the state of yet another one {found['chance']:.3f}" if "chance" in found else ""
     return (
         "With one latent of another problem the answer is what that problem's state leads to under this one's "
         f"remaining steps in {found['iia']:.3f} of {found['pairs']} patches that should change it (interchange "

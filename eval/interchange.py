@@ -126,8 +126,8 @@ class Tally:
 
 
 def summary(found: list[Patch]) -> dict:
-    """The number of `pairs`; of some, `iia` with its 95 % interval over clusters, `chance`, and `unpatched`, the share
-    whose answer was the donor's continuation without a patch."""
+    """The number of `pairs`; where there are any, `iia` with its 95 % interval over clusters, `unpatched`, the share
+    whose answer was that of the donor's state without a patch, and `chance`, where there were other donors."""
     if not found:
         return {"pairs": 0}
     hits = [int(p.hit) for p in found]
@@ -137,6 +137,6 @@ def summary(found: list[Patch]) -> dict:
         "pairs": len(found),
         "iia": fmean(hits),
         "iia_interval": [low, high],
-        "chance": fmean(chances) if chances else None,
         "unpatched": fmean(p.unpatched for p in found),
+        **({"chance": fmean(chances)} if chances else {}),
     }

@@ -88,7 +88,8 @@ class Environment:
     `answer_tokens`, `chain_tokens`, `chain_steps`: the longest answer and chain to decode. `main_level`: the level that
     tables report. `turns`: how many a problem has at most; an environment of several says what happens in them by
     `turns_of`, or by `open` where that depends on the answers. `tells`: what a model can be taught here, of `Told`; one
-    that tells more than answer and chain writes `told`, or `frontier`.
+    that tells more than answer and chain writes `told`, or `frontier`. One whose problems go through states that
+    can be exchanged writes `state` and `answer_from`, by which `eval.interchange` judges patches.
     """
 
     turns: int = 1

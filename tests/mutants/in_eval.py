@@ -81,7 +81,7 @@ GROUPS = (
         ("a drawn chain is known", 'if told == "chains":', "if False:"),
     )),
     ("eval/environments/modular.py", STATES, (
-        ("the largest value", 'f"={min(min(ways_of(', 'f"={max(min(ways_of('),
+        ("the largest value from a state", 'f"={min(min(ways_of(', 'f"={max(min(ways_of('),
     )),
     ("eval/interchange.py", EXCHANGED, (
         ("the donor's step is the problem's", "min(latent, max(n - 1, 0)), shift)", "latent, shift)"),

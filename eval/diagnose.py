@@ -168,9 +168,23 @@ def summary(diagnosis: dict) -> str:
     )
 
 
+def exchanged(diagnosis: dict) -> str:
+    """One line that says whether latents are the state of the task's computation; empty where that is not defined."""
+    found = diagnosis["causal"].get("interchange", {"pairs": 0})
+    if not found["pairs"]:
+        return ""
+    low, high = found["iia_interval"]
+    by_chance = f"; by the state of yet another one {found['chance']:.3f}" if "chance" in found else ""
+    return (
+        "With one latent of another problem the answer is what that problem's state leads to under this one's "
+        f"remaining steps in {found['iia']:.3f} of {found['pairs']} patches that should change it (interchange "
+        f"intervention accuracy, 95 % interval {low:.3f} to {high:.3f}{by_chance})."
+    )
+
+
 def lines(diagnoses: dict[str, dict]) -> list[str]:
     """What to print: the summary, then tables with a column for each run."""
-    out = [summary(diagnoses["run"]), ""]
+    out = [summary(diagnoses["run"]), *filter(None, [exchanged(diagnoses["run"])]), ""]
     if len(diagnoses) == 1:
         out += [
             "There is no control to compare with: train `pause` and `fixed` of this method into the same folder.",
@@ -197,6 +211,9 @@ def lines(diagnoses: dict[str, dict]) -> list[str]:
         at_states = zip_longest(patches, *([nothing, *rows] for rows in read), fillvalue=nothing)
         merged = [{k: v for d in at for k, v in d.items()} for at in at_states]
         out += [*aligned([[f"state, {name}", *heads], *rows_of(merged, names, first=0)]), ""]
+    for name, f in diagnoses.items():
+        if "interchange" in f["causal"]:
+            out += [*aligned(interchanges(name, f["causal"]["patches"])), ""]
     names = ("top", "entropy", "support", "oracle", "elsewhere", "frontier", "frontier_share")
     for name, f in diagnoses.items():
         out += [*aligned([[f"lens, {name}", *names], *rows_of(f["lens"], names, first=0)]), ""]
@@ -209,6 +226,18 @@ def lines(diagnoses: dict[str, dict]) -> list[str]:
             f"{d['flat']:.2f}, nats a decision {entropy}, sampler and trainer differ by at most {d['gap']:.1e}"
         )
     return out
+
+
+def interchanges(name: str, patches: list[dict]) -> list[list[str]]:
+    """A table of what patches of single states lead to, a row for each state that is fed back."""
+    heads = ("step", "pairs", "IIA (95 % Wilson interval)", "chance", "unpatched", "a step before", "a step after")
+    rows = [[f"exchanged, {name}", *heads]]
+    for i, patch in enumerate(patches):
+        low, high = patch.get("iia_interval", (0, 0))
+        iia = f"{patch['iia']:.3f} ({low:.3f}-{high:.3f})" if patch["pairs"] else "-"
+        number, *others = rows_of([patch], ("chance", "unpatched", "before", "after"), first=i)[0]
+        rows.append([number, f"{patch['step']:g}", str(patch["pairs"]), iia, *others])
+    return rows
 
 
 def rows_of(rows: list[dict], names: tuple[str, ...], first: int) -> list[list[str]]:

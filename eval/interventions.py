@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Distribution
 
+from eval import interchange
 from eval.environments.base import Environment, Problem, iterate
 from eval.judge import verify
 from kernels.errors import UserError
@@ -155,6 +156,9 @@ def causal(reasoner: Reasoner, env: Environment, problems: list[Problem], batch:
     share of texts that changed, and `donor`, the share that became the donor's text where that was another; and
     `sweep`, correct results by the number of latent steps, as far as the positions go. `clusters` is each item's.
 
+    Where the environment has states, each of `patches` also has what `interchange.Tally` says of it, and `interchange`
+    is its summary of all patches together.
+
     Raises UserError for a loop along the depth on prompts of different lengths, between which states cannot be
     exchanged, and for a last batch of one problem, which has no donor.
     """
@@ -167,6 +171,7 @@ def causal(reasoner: Reasoner, env: Environment, problems: list[Problem], batch:
     intact: list[int] = []
     kinds: dict[str, dict] = {kind: {"correct": [], "changed": 0.0} for kind in INTERVENTIONS}
     patches: list[dict] = []
+    exchanged = interchange.Tally(method, env)
     for seed, baseline in enumerate(baselines(reasoner, env, problems, batch)):
         intact += baseline.correct
         for kind, so_far in kinds.items():
@@ -178,20 +183,23 @@ def causal(reasoner: Reasoner, env: Environment, problems: list[Problem], batch:
             if i == len(patches):
                 patches.append({"n": 0, "flipped": 0, "donor": 0, "apart": 0})
             texts, counts = patched(reasoner, baseline, i), patches[i]
+            exchanged.add(baseline, i, texts)
             for b in baseline.rows_thinking(i).tolist():
                 counts["n"] += 1
                 counts["flipped"] += texts[b] != baseline.texts[b]
                 counts["apart"] += donors[b] != baseline.texts[b]
                 counts["donor"] += donors[b] != baseline.texts[b] and texts[b] == donors[b]
-    for counts in patches:
+    for i, counts in enumerate(patches):
         counts["flipped"] = counts["flipped"] / max(1, counts["n"])
         counts["donor"] = counts["donor"] / max(1, counts.pop("apart"))
+        counts |= exchanged.of(i)
     return {
         "intact": intact,
         "keys": [p.key for p in problems],
         "clusters": [env.cluster(p) for p in problems],
         "interventions": kinds,
         "patches": patches,
+        **exchanged.together(),
         "sweep": by_steps(reasoner, env, problems, batch, max(prompts)),
         "trained": method.trained_steps,
     }

@@ -3,7 +3,8 @@
 State 0 is the hidden state before any latent, state i that of latent i. A probe reads states 1 to k. A patch of state i
 puts another problem's in its place where it is fed back, which is the input of latent i + 1: states 0 to k - 1. State k
 is fed back to nothing: the answer begins from it. In a record `diagnosis.probe` so begins with state 1, and
-`diagnosis.causal.patches` with state 0.
+`diagnosis.causal.patches` with state 0. Newer records also say how many patches are answered as the donor's state
+(`eval.interchange`).
 """
 
 import json
@@ -25,7 +26,14 @@ from paper.markup import SAME_INPUTS, brief, effect, floating, markdown_rows, ta
 from paper.tables import Row, Table
 
 MARKS = "osDvP^X<"
-KINDS = {"decoded": "decoded", "at_random": "control task", "flipped": "flipped"}  # of lines of the table
+KINDS = {  # of lines of the table
+    "decoded": "decoded",
+    "at_random": "control task",
+    "flipped": "flipped",
+    "exchanged": "as the donor's",
+    "by_chance": "by chance",
+}
+PATCHED = {"flipped": "flipped", "exchanged": "iia", "by_chance": "chance"}  # of a patch, by its name in a record
 
 
 @dataclass(frozen=True)
@@ -34,8 +42,9 @@ class Latents:
 
     `decoded_SK`: accuracy of the probe for the step that states 1 to k stand for, over its tokens; `commonest_SK`, of
     always the commonest token; `at_random_SK`, of a probe for tokens given to steps at random, nan where too few steps
-    were known. `flipped_SK`: share of answers that change where states 0 to k - 1 are patched; None where what is fed
-    back is the same for all problems.
+    were known. `flipped_SK`: share of answers that change where states 0 to k - 1 are patched; `exchanged_SK`, of the
+    answers that these patches should change, those that are what the donor's state leads to, and `by_chance_SK`, what
+    another donor's does, nan where that was not measured. None where what is fed back is the same for all problems.
     """
 
     row: Row
@@ -44,6 +53,8 @@ class Latents:
     commonest_SK: np.ndarray
     at_random_SK: np.ndarray
     flipped_SK: np.ndarray | None
+    exchanged_SK: np.ndarray | None
+    by_chance_SK: np.ndarray | None
 
     @property
     def k(self) -> int:
@@ -58,7 +69,7 @@ class Latents:
         shares_SK = getattr(self, f"{kind}_SK")
         if shares_SK is None:
             return {}
-        first = 0 if kind == "flipped" else 1
+        first = 0 if kind in PATCHED else 1
         return {i: x_S for i, x_S in enumerate(shares_SK.T, first) if np.isfinite(x_S).all()}
 
 
@@ -72,13 +83,14 @@ def gather(table: Table) -> list[Latents]:
         if not k:
             continue
 
-        def of_probe(name: str) -> np.ndarray:
-            return np.array([[at.get(name, np.nan) for at in each["probe"][:k]] for each in diagnoses])  # noqa: B023
+        def by_state(seeds: list[list[dict]], name: str) -> np.ndarray:
+            return np.array([[at.get(name, np.nan) for at in states[:k]] for states in seeds])  # noqa: B023
 
+        probed = [by_state([each["probe"] for each in diagnoses], name) for name in ("accuracy", "majority", "control")]
         same = row.lines[0]["config"]["method"]["class"] in SAME_INPUTS
-        flipped_SK = None if same else np.array([[at["flipped"] for at in patch[:k]] for patch in patches])
+        patched = [None if same else by_state(patches, name) for name in PATCHED.values()]
         items = len(records.unpack(diagnoses[0]["causal"]["intact"]))
-        found.append(Latents(row, items, of_probe("accuracy"), of_probe("majority"), of_probe("control"), flipped_SK))
+        found.append(Latents(row, items, *probed, *patched))
     return found
 
 
@@ -184,13 +196,22 @@ def caption(table: Table, found: list[Latents]) -> str:
         if other_step(found) is not None
         else ""
     )
+    exchanged = (
+        " As the donor's: of the patches that should change the right answer, the share whose answer is what the "
+        "donor's state leads to under the problem's own remaining steps (interchange intervention accuracy, Geiger et "
+        "al. 2021); by chance: what the state of another donor, which is not fed back, leads to."
+        if any(each.by_state("exchanged") for each in found)
+        else ""
+    )
     return (
         f"{short_caption(table, found)} Decoded: accuracy of a linear probe, fitted on training problems, for the "
         "tokens of the step that a state stands for; control task: of a probe for tokens given to steps at random, "
         "which is high where few different steps occur; commonest token: without a state. "
         "Flipped: the share of answers that change where another problem's state is fed back in a state's place. The "
         "last state is fed back to nothing, and controls (in italics) feed back nothing of a problem. A patch leaves "
-        "the prompt and earlier positions to attention, so that a state may be used and not flip an answer." + reference
+        "the prompt and earlier positions to attention, so that a state may be used and not flip an answer."
+        + exchanged
+        + reference
     )
 
 

@@ -178,6 +178,7 @@ OTHERS: dict[str, Kind] = {
 }
 PACKED = ("result.correct", "result.pooled.correct")
 BY_STATE = {"diagnosis.probe": ("accuracy", "majority"), "diagnosis.causal.patches": ("flipped",)}
+EXCHANGED = ("iia", "chance")  # of a patch, where that was measured
 
 
 def check(line: dict, place: str) -> None:
@@ -201,7 +202,8 @@ def check(line: dict, place: str) -> None:
         packed += [f"diagnosis.causal.interventions.{kind}.correct" for kind in kinds]
         for name, numbers in BY_STATE.items():
             for i, each in enumerate(field(line, name, list, place)):
-                if not all(math.isfinite(field(each, number, NUMBER, f"{place}, {name}, {i}")) for number in numbers):
+                asked = [*numbers, *(number for number in EXCHANGED if isinstance(each, dict) and number in each)]
+                if not all(math.isfinite(field(each, number, NUMBER, f"{place}, {name}, {i}")) for number in asked):
                     raise UserError(f"{place}: field {name!r} must have finite numbers")
     for name in packed:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
@@ -88,7 +88,8 @@ class Environment:
     `answer_tokens`, `chain_tokens`, `chain_steps`: the longest answer and chain to decode. `main_level`: the level that
     tables report. `turns`: how many a problem has at most; an environment of several says what happens in them by
     `turns_of`, or by `open` where that depends on the answers. `tells`: what a model can be taught here, of `Told`; one
-    that tells more than answer and chain writes `told`, or `frontier`.
+    that tells more than answer and chain writes `told`, or `frontier`. One whose problems go through states that
+    can be exchanged writes `state` and `answer_from`, by which `eval.interchange` judges patches.
     """
 
     turns: int = 1
@@ -160,6 +161,21 @@ class Environment:
         while after := self.frontier(problem, len(found) + 1):
             found.append(after)
         return found
+
+    def state(self, problem: Problem, step: int, told: Told) -> Hashable | None:
+        """What the task's own computation holds after so many of a problem's steps, 0 = before the first.
+
+        `told`: what a model is taught, where that decides what its thoughts should hold. None: there is no such state.
+        """
+        return None
+
+    def answer_from(self, problem: Problem, step: int, state: Hashable) -> str | None:
+        """The answer that a problem's own steps after `step` lead to from a state, which may be another problem's.
+
+        From its own state it is the right one; `verify` with it as the problem's answer judges texts. None where they
+        lead to none.
+        """
+        return None
 
     def codec(self, model):
         """The codec for a scratch model of this environment."""

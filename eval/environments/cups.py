@@ -180,9 +180,15 @@ class CupsEnvironment(Generated):
         """The arrangement after every move."""
         cups, steps = tuple(self._valid), []
         for move in moves:
-            cups = cups if move == "." else swapped(cups, *self._moves[move])
+            cups = self.moved(cups, [move])
             steps.append(self.named(cups))
         return tuple(steps)
+
+    def moved(self, cups: tuple[str, ...], moves: list[str]) -> tuple[str, ...]:
+        """An arrangement after some moves."""
+        for move in moves:
+            cups = cups if move == "." else swapped(cups, *self._moves[move])
+        return cups
 
     def named(self, cups: Iterable[str]) -> str:
         """An arrangement in words; as a piece of a chain, of several cups a word."""
@@ -195,6 +201,13 @@ class CupsEnvironment(Generated):
         """There is one branch: the arrangement after a step, where it is one word."""
         one = "frontier" in self.tells and step <= len(problem.steps)
         return ((problem.steps[step - 1].rstrip(), 1.0),) if one else ()
+
+    def state(self, problem, step, told):
+        """The arrangement after so many moves of a first turn."""
+        return self.moved(tuple(self._valid), problem.question.split()[:step])
+
+    def answer_from(self, problem, step, state):
+        return self.named(self.moved(state, problem.question.split()[step:])).rstrip()
 
     def verify(self, problem, text):
         said = self.last_arrangement(text)

@@ -23,13 +23,14 @@ import random
 import re
 from bisect import insort
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
 from eval.environments.base import EnvConfig, Generated, Problem, Verdict, split_of
 from kernels.errors import UserError
+from latent.config import Told
 
 MOST_VALUES = 4096  # tokens of partial sums
 MOST_DIGITS = 12  # a search over all signs lists 2^11 sums then
@@ -157,6 +158,15 @@ class MNNSEnvironment(Generated):
         digits = digits_of(problem)
         return reachable(tuple(sorted(digits[:step]))) if step < len(digits) else ()
 
+    def state(self, problem, step, told):
+        """The sums where the search may stand, or that of the chain: see `held`."""
+        return held(problem, step, told, ways_of(tuple(sorted(digits_of(problem)[:step]))))
+
+    def answer_from(self, problem, step, state):
+        left = ways_of(tuple(sorted(digits_of(problem)[step:])))
+        sums = [value + more for value in state for more in left if value + more >= 0]
+        return f"={min(sums)}" if sums else None
+
     def verify(self, problem, text):
         return value_verdict(problem, text, SAID)
 
@@ -228,6 +238,16 @@ def value_verdict(problem: Problem, text: str, value: re.Pattern[str]) -> Verdic
         return Verdict(0.0, False, False, "does not end in = and a number")
     correct = f"={int(said[1])}" == problem.answer
     return Verdict(float(correct), correct, True, "" if correct else f"expected {problem.answer}")
+
+
+def held(problem: Problem, step: int, told: Told, frontier: Iterable[int]) -> frozenset[int] | None:
+    """The values that a search over two choices a step holds after a step: all of its frontier.
+
+    Told one chain, it holds the chain's value. Of a chain that is drawn among several it is not known which: None.
+    """
+    if told == "chains":
+        return None
+    return frozenset([int(problem.steps[step - 1].strip(" ="))] if told == "chain" and step else frontier)
 
 
 def spelt(value: int) -> str:

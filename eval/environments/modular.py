@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import ClassVar
 
 from eval.environments.base import EnvConfig, Generated, Problem
-from eval.environments.mnns import spelt, value_verdict
+from eval.environments.mnns import held, spelt, value_verdict
 from kernels.errors import UserError
 
 MOST_DIGITS = 12  # the ways are 2^12 then
@@ -117,6 +117,15 @@ class ModularEnvironment(Generated):
             return ()
         ways = ways_of(start, digits[:step], self.config.prime)
         return tuple((f"={value}", ways[value] / 2**step) for value in sorted(ways))
+
+    def state(self, problem, step, told):
+        """The values where the search may stand, or that of the chain: see `mnns.held`."""
+        start, digits = numbers_of(problem)
+        return held(problem, step, told, ways_of(start, digits[:step], self.config.prime))
+
+    def answer_from(self, problem, step, state):
+        _, digits = numbers_of(problem)
+        return f"={min(min(ways_of(value, digits[step:], self.config.prime)) for value in state)}"
 
     def verify(self, problem, text):
         return value_verdict(problem, text, SAID)

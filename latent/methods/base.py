@@ -134,7 +134,8 @@ class Method(nn.Module, Generic[ConfigT]):
         return (prompt + used + text) * len(self.backbone.blocks)
 
     def target_step(self, latent: int, chain: int) -> int:
-        """Which of a chain's steps latent `latent`, from 1, should have reached in training; at most `chain`."""
+        """Which of a chain's steps latent `latent` should have reached in training, at most `chain`; of 0, the state
+        before the first latent."""
         return min(latent, chain)
 
     def of_latent(self, calls: list[Call], step: int) -> Call:

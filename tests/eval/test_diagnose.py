@@ -44,6 +44,11 @@ def test_a_run_is_diagnosed_beside_its_controls(tmp_path, capsys):
     assert [row[0] for row in at_states] == ["0", "1", "2", "3"]  # state 0 is fed back, states 1 to 3 are read
     assert [row[1] for row in at_states] == [*(f"{at['flipped']:.2f}" for at in patches), "-"]
     assert [row[6] for row in at_states] == ["-", *(f"{at['accuracy']:.2f}" for at in probe)]
+    exchanged = [line.split() for line in out[out.index("exchanged, pause") :].splitlines()[1:4]]
+    assert [row[:3] for row in exchanged] == [[str(i), str(3 * i), str(at["pairs"])] for i, at in enumerate(patches)]
+    assert [at["step"] for at in patches] == [0, 3, 6] and patches[0]["pairs"] == 0 < patches[1]["pairs"]
+    assert exchanged[1][3] == "0.000" and exchanged[1][5:7] == ["0.00", "0.00"]  # nothing of a problem is fed back
+    assert f"in 0.000 of {found['run']['causal']['interchange']['pairs']} patches that should change it" in out
     assert "layer whose states are read" not in out and "layer" not in found["run"]
     assert diagnose.main([str(home), *args, "--layer", "-2"]) == 0
     inner = json.loads((home / "diagnostics.json").read_text())

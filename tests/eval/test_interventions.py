@@ -7,6 +7,7 @@ import torch
 
 from eval import interventions
 from eval.environments import Problem, Verdict
+from eval.environments.base import Environment
 from latent.config import LearnedStop
 from latent.generate import decode
 from latent.methods import FixedEmbedding, Pause, Recurrent, Sim
@@ -14,7 +15,7 @@ from latent.thought import Greedy
 from tests.eval.lively import ENV, OF, PROBLEMS, lively
 
 
-class Judged:
+class Judged(Environment):
     """Calls about half of all texts right, by their hash: an untrained model is never right otherwise."""
 
     def verify(self, problem, text):
@@ -94,6 +95,7 @@ def test_controls_carry_nothing_from_problem_to_problem(config):
         assert found["interventions"][kind]["changed"] == 0
         assert found["interventions"][kind]["correct"] == found["intact"]
     assert [p["flipped"] for p in found["patches"]] == [0, 0, 0]
+    assert "interchange" not in found and "pairs" not in found["patches"][0]  # such problems have no states
 
 
 def test_stops_stay_where_they_were():

@@ -29,6 +29,15 @@ PRONTOQA = f"{VERIFY}::test_prontoqa_takes_one_of_two {FORMS} {E}_prontoqa_answe
 STATS, JUDGE, COST, LM = (f"tests/eval/test_{name}.py" for name in ("stats", "judge", "cost", "lm_generation"))
 COMMITTED = "tests/paper/test_build.py::test_what_is_committed_is_what_the_records_make"
 FRONTIER = "tests/eval/test_readings.py::test_the_frontier_is_the_graphs_breadth_first_search"
+X = "tests/eval/test_interchange.py::test"
+STATES = (
+    f"{X}_a_donors_arrangement_is_swapped_on_by_hand {X}_a_donors_sums_are_signed_on_over_all_signs"
+    f" {X}_a_donors_values_are_taken_further_over_all_ways"
+)
+EXCHANGED = (
+    f"{X}_pairs_and_chance_are_those_of_swaps_made_by_hand"
+    f" {X}_a_donor_that_thought_less_gives_the_state_its_last_latent_is_made_of"
+)
 WRITTEN = (
     f"{LM}::test_texts_and_costs_are_the_judges_in_word_problems_too"
     f" {LM}::test_what_generation_is_asked_for_counts_for_its_own_requests"
@@ -61,6 +70,27 @@ GROUPS = (
         ("cups and swaps are the same words", '"=" if 1 < self.answer_tokens', '"" if 1 < self.answer_tokens'),
         ("the last tokens name more cups", "(i < self.cups % n)", "(i >= n - self.cups % n)"),
         ("the arrangement's first words do not count", 'list("".join(said[-n:]))', 'list("".join(said[-1:]))'),
+    )),
+    ("eval/environments/cups.py", STATES, (
+        ("the donor's last swap is made again", "self.moved(state, problem.question.split()[step:])",
+         "self.moved(state, problem.question.split()[max(0, step - 1) :])"),
+    )),
+    ("eval/environments/mnns.py", STATES, (
+        ("sums below 0", "for more in left if value + more >= 0]", "for more in left]"),
+        ("a chain holds the frontier", 'if told == "chain" and step else frontier)', "if False else frontier)"),
+        ("a drawn chain is known", 'if told == "chains":', "if False:"),
+    )),
+    ("eval/environments/modular.py", STATES, (
+        ("the largest value from a state", 'f"={min(min(ways_of(', 'f"={max(min(ways_of('),
+    )),
+    ("eval/interchange.py", EXCHANGED, (
+        ("the donor's step is the problem's", "min(latent, max(n - 1, 0)), shift)", "latent, shift)"),
+        ("patches that should change nothing count", "if answer is None or verify(env, problem, answer).correct else",
+         "if answer is None else"),
+        ("the donor is among the others", "if c != donors[b])", "if True)"),
+        ("steps are not shifted", "len(problem.steps)) + shift", "len(problem.steps))"),
+        ("the answer before the patch counts", "for text in (texts[b], baseline.texts[b])",
+         "for text in (baseline.texts[b], texts[b])"),
     )),
     ("eval/environments/countdown.py", COUNTDOWN, (
         ("numbers used as often as one likes", "if Counter(used) != Counter(problem.data",

@@ -210,6 +210,7 @@ def test_sooner_is_the_first_line_of_the_last_stage_that_is_good_enough(tmp_path
         ("diagnosis", 1, "no field 'diagnosis.causal'"),
         ("diagnosis.probe", [{"accuracy": 1.0}], "diagnosis.probe, 0 has no field 'majority'"),
         ("diagnosis.causal.patches", [{"flipped": None}], "field 'flipped' must be int or float, got None"),
+        ("diagnosis.causal.patches", [{"flipped": 1, "iia": "x"}], "field 'iia' must be int or float, got 'x'"),
     ],
 )
 def test_a_record_of_the_wrong_shape_is_named_and_left_out(name, wrong, said, tmp_path):

@@ -29,12 +29,14 @@ PROBED = {"one": RNG.uniform(0.5, 0.9, (5, 3)), "two": RNG.uniform(0.3, 0.5, (5,
 FLIPPED = {"one": RNG.uniform(0.6, 0.9, (5, 3)), "two": RNG.uniform(0.0, 0.1, (5, 3))}
 
 
-def diagnosed(ablation=WIDE, method=None):
-    """A table whose rows were diagnosed with known numbers."""
+def diagnosed(ablation=WIDE, method=None, exchanged=None):
+    """A table whose rows were diagnosed with known numbers. `exchanged`: what their patches say beside the flips."""
     lines = planted({row: [[1, 0]] * 5 for row in PROBED}, ablation)
     for cell in cells(ablation, {}):
         probe = [{"accuracy": x, "majority": 0.25} for x in PROBED[cell.row][cell.seed].tolist()]
         patches = [{"flipped": x, "donor": 0.0, "n": 100} for x in FLIPPED[cell.row][cell.seed].tolist()]
+        if exchanged is not None:
+            patches = [patch | more for patch, more in zip(patches, exchanged[cell.row][cell.seed])]
         causal = {"intact": records.pack([1] * 100), "patches": patches, "interventions": {}}
         lines[cell.run.id] |= {"diagnosis": {"probe": probe, "causal": causal}}
         if method is not None and cell.row == "two":
@@ -72,6 +74,27 @@ def test_probes_begin_at_state_one_and_patches_at_state_zero():
     )
     assert known["mini: one: state 3: decoded"].startswith(f"{PROBED['one'][:, 2].mean():.3f} (")
     assert "mini: one: state 3: flipped" not in known and "mini: one: state 0: decoded" not in known
+
+
+def test_what_patches_lead_to_is_shown_where_every_seed_has_it():
+    iia_SK = RNG.uniform(0.5, 0.9, (5, 2))
+    begins = {"pairs": 0}  # state 0, alike for all problems
+    known = [[begins, *({"pairs": 90, "iia": x, "chance": x / 9} for x in seed)] for seed in iia_SK.tolist()]
+    some = [[begins, {"pairs": 9, "iia": 1.0}, {"pairs": 0}], *([{}] * 3 for _ in range(4))]  # records of before
+    table = diagnosed(exchanged={"one": known, "two": some})
+    found = latents.gather(table)
+    means = [f"{x:.3f}" for x in iia_SK.mean(0)]
+    rows = latents.body(table, found)[1:]
+    assert rows[2] == ["", "as the donor's", "", *means, ""]
+    assert rows[3] == ["", "by chance", "", *(f"{x / 9:.3f}" for x in iia_SK.mean(0)), ""]
+    assert [row[1] for row in rows[4:6]] == ["decoded", "flipped"] and rows[6][0] == "commonest token"
+    numbers = latents.numbers(table)
+    assert numbers["mini: one: state 1: exchanged: value"] == means[0]
+    assert not [key for key in numbers if key.startswith("mini: two: state") and "exchanged" in key]
+    assert "Geiger" in latents.caption(table, found)
+    before = diagnosed()
+    assert "Geiger" not in latents.caption(before, latents.gather(before))
+    assert not [key for key in latents.numbers(before) if "exchanged" in key or "by chance" in key]
 
 
 def test_contrasts_are_paired_over_seeds_and_corrected_for_their_number():

@@ -8,10 +8,10 @@ train: $(BIN)/.ready
 	$(BIN)/python -m train.latent
 
 test: $(BIN)/.ready
-	$(BIN)/python -m pytest tests -n auto --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest tests -n auto -m "not slow"
 
 slow: $(BIN)/.ready
-	$(BIN)/python -m pytest tests -n auto --dist loadgroup -m slow
+	$(BIN)/python -m pytest tests -n auto -m slow
 
 eval: $(BIN)/.ready
 	$(BIN)/python -m train.latent sim --train.steps 1200 --no-latency --out runs/eval

@@ -11,6 +11,23 @@ if not torch.cuda.is_available():
 import pytest
 
 torch.set_num_threads(1)
+ON_ONE_WORKER = ("tests/train/test_processes.py",)  # files whose fixtures take a minute; the other tests go one by one
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Tests go to whichever worker is free; those of some files to one, and first, so that the others fill the rest.
+
+    pytest-xdist's own mark for this, `xdist_group`, is passed over in silence under pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if file in ON_ONE_WORKER else nodeid
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,7 @@
+import gc
 import os
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of commands that tests start, too: each worker has one core
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -28,6 +30,12 @@ def pytest_xdist_make_scheduler(config, log):
             return file if file in ON_ONE_WORKER else nodeid
 
     return Scheduling(config, log)
+
+
+def pytest_collection_finish():
+    """A million objects of imported modules stay as they are: no collection of garbage looks at them again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

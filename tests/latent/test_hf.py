@@ -3,8 +3,6 @@
 import json
 import math
 import shutil
-import subprocess
-import sys
 from itertools import product
 
 import pytest
@@ -18,7 +16,7 @@ from latent.config import LearnedStop, ModelConfig
 from latent.methods import Coconut, CoT, CoT2, NoCoT, Recurrent, Sim
 from latent.policies import Tokens
 from latent.thought import Greedy, Prompt
-from tests.helpers import small_reasoner
+from tests.helpers import python, small_reasoner
 
 QUESTIONS = ["01 23 12 01 02 13 03 .", "01 23", "13 . 02 23 01"]
 METHODS = {
@@ -177,8 +175,7 @@ print([text.strip() for text in texts])
 model.save_pretrained(again)
 assert "latent" not in sys.modules and "kernels.dispatch" not in sys.modules
 """
-    args = [sys.executable, "-c", script, str(tmp_path / "model"), str(tmp_path / "again"), *QUESTIONS]
-    done = subprocess.run(args, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = python("-c", script, tmp_path / "model", tmp_path / "again", *QUESTIONS, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip() == str(reasoner.answer(QUESTIONS))
     code = (tmp_path / "again" / "modeling_latent.py").read_text()

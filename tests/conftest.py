@@ -38,6 +38,11 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+def pytest_unconfigure():
+    """Or packages that look for leaks as the process ends would find them all."""
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

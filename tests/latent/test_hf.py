@@ -299,6 +299,16 @@ def test_a_folder_that_is_no_whole_checkpoint_is_one_clear_line(spoil, message, 
     assert message in str(e.value) and "\n" not in str(e.value)
 
 
+def test_a_run_without_a_model_is_one_line_that_says_what_to_do(tmp_path):
+    (tmp_path / "config.json").write_text('{"class": "Run"}')
+    with pytest.raises(ValueError, match=r"has no finished model yet: run its command again to go on$"):
+        latent.load(tmp_path)
+    (tmp_path / "result.json").write_text("{}")
+    said = f"{tmp_path} has a result and no model: delete {tmp_path}/result.json, and run its command again$"
+    with pytest.raises(ValueError, match=said):
+        latent.load(tmp_path)
+
+
 def test_wrong_calls(folder):
     model = AutoModelForCausalLM.from_pretrained(folder)
     latent_id, ids = model.config.latent_id, torch.tensor([[3, 4, 1]])

@@ -1,17 +1,20 @@
-# `make train`, `make test` and `make slow` need nothing but Python >= 3.11: they set up .venv first.
+# `make train`, `make test`, `make slow` and `make all` (both) need nothing but Python >= 3.11: they set up .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test slow eval lint speed clean
+.PHONY: train test slow all eval lint speed clean
 
 train: $(BIN)/.ready
 	$(BIN)/python -m train.latent
 
 test: $(BIN)/.ready
-	$(BIN)/python -m pytest tests -n auto --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest tests -n auto -m "not slow"
 
 slow: $(BIN)/.ready
-	$(BIN)/python -m pytest tests -n auto --dist loadgroup -m slow
+	$(BIN)/python -m pytest tests -n auto -m slow
+
+all: $(BIN)/.ready
+	$(BIN)/python -m pytest tests -n auto
 
 eval: $(BIN)/.ready
 	$(BIN)/python -m train.latent sim --train.steps 1200 --no-latency --out runs/eval

@@ -133,15 +133,16 @@ def resampled(x_SN: np.ndarray, n_boot: int, seed: int, clusters: ArrayLike | No
     if s > 1:
         wider = np.sqrt(s / (s - 1)) * stdtrit(s - 1, 0.975) / Z95
         x_SN = x_SN + (wider - 1) * (x_SN.mean(1, keepdims=True) - x_SN.mean())
-    cluster_N, size_C = grouped(clusters, n), np.ones(n)
+    cluster_N, size_C = grouped(clusters, n), None
     if cluster_N is not None:
         x_SN = np.stack([np.bincount(cluster_N, x_N) for x_N in x_SN])  # totals of clusters from here on
         size_C = np.bincount(cluster_N).astype(float)
-    seeds_RS, items_RN = draws(s, len(size_C), n_boot, seed)
+    seeds_RS, items_RN = draws(s, x_SN.shape[1], n_boot, seed)
     means = []
     for i in range(0, n_boot, 500):
-        seeds, items = seeds_RS[i : i + 500], items_RN[i : i + 500]
-        means.append(((items @ x_SN.T) * seeds).sum(1) / (s * (items @ size_C)))
+        seeds, items = seeds_RS[i : i + 500], items_RN[i : i + 500].astype(np.float64)
+        drawn = n if size_C is None else items @ size_C
+        means.append(((items @ x_SN.T) * seeds).sum(1) / (s * drawn))
     return np.concatenate(means).clip(least, most)
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
 from kernels.decode_step import StaticCache
 from kernels.latent_chain import LatentChain
@@ -32,6 +31,13 @@ def visible(t: int, size: int, mask_BS: Tensor | None, device: torch.device) -> 
 def _last_of(t: int, size: int, device: torch.device) -> Tensor:
     """What the last t of `size` positions attend to, (t, size), where each sees itself and all before it."""
     return torch.ones(t, size, dtype=torch.bool, device=device).tril(size - t)
+
+
+def _lower_right(t: int, size: int) -> Tensor:
+    """The same as a mask that flash attention takes."""
+    from torch.nn.attention.bias import causal_lower_right  # here, because it loads the compiler: two seconds
+
+    return causal_lower_right(t, size)
 
 
 def _a_head_each(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
@@ -76,7 +82,7 @@ class LayerCache:
             mask = visible_BTS[..., -t:, :]
         elif isinstance(visible_BTS, str) and 1 < t < self.size:
             # beyond CUDA no kernel takes a mask that is not written out
-            mask = causal_lower_right(t, self.size) if q.is_cuda else _last_of(t, self.size, q.device)
+            mask = _lower_right(t, self.size) if q.is_cuda else _last_of(t, self.size, q.device)
             q, k = q.to(v.dtype), k.to(v.dtype)  # autocast leaves rotated ones in fp32, and casts none for this mask
         if k.shape[1] != q.shape[1]:
             k, v = _a_head_each(q, k, v)

@@ -109,6 +109,8 @@ def find_checkpoint(folder: str | Path) -> Path:
     about = read_json(config) if config.exists() else {}
     if about.get("class") == "Run":
         if not (folder / "model" / "config.json").exists():
+            if (result := folder / "result.json").exists():
+                raise UserError(f"{folder} has a result and no model: delete {result}, and run its command again")
             raise UserError(f"{folder} has no finished model yet: run its command again to go on")
         folder = folder / "model"
         about = read_json(folder / "config.json")

@@ -8,6 +8,7 @@ import json
 import math
 import zlib
 from base64 import b85decode, b85encode
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 
@@ -33,6 +34,11 @@ def pack(correct: list[int]) -> str:
 
 def unpack(text: str) -> list[int]:
     """The inverse of `pack`. Raises UserError for any other text."""
+    return list(_unpacked(text))
+
+
+@lru_cache(maxsize=8192)  # tables, numbers and figures ask for the same results again and again
+def _unpacked(text: str) -> bytes:
     n, _, packed = text.partition(":")
     try:
         raw = zlib.decompress(b85decode(packed))
@@ -41,7 +47,7 @@ def unpack(text: str) -> list[int]:
     bits = int.from_bytes(raw or b"", "big")
     if raw is None or not n.isdecimal() or len(raw) != -(-int(n) // 8) or bits.bit_length() > int(n):
         raise UserError(f"not packed results: {text!r:.40}")
-    return [int(b) for b in f"{bits:0{n}b}"[-int(n) :]] if int(n) else []
+    return bytes(map(int, f"{bits:0{n}b}"[-int(n) :])) if int(n) else b""
 
 
 def pack_clusters(clusters: list) -> str:

@@ -185,7 +185,9 @@ def execute(every: dict[str, list[Cell]], share: dict[str, float], options: Opti
     for name, here in every.items():
         ids = {c.run.id for c in here if not c.done(done)}
         # a cell may start from one whose record is there but whose weights are not: that one is run again
-        ids |= {c.run.init for c in here if c.run.id in ids and c.run.init and not has_model(options, c.run.init)}
+        for cell in reversed(here):  # each comes after the cell that it starts from
+            if cell.run.id in ids and cell.run.init and not has_model(options, cell.run.init):
+                ids.add(cell.run.init)
         some = [c for c in here if c.run.id in ids]
         for cell, m in zip(some, minutes(some, done, share)):
             label = next((k for k, c in todo.items() if c.run.id == cell.run.id), None)
@@ -205,6 +207,9 @@ def execute(every: dict[str, list[Cell]], share: dict[str, float], options: Opti
 
     runs = {label: cell.run for label, cell in todo.items()}
     check_starts(runs.values(), options.out)
+    for run in runs.values():
+        if run.init and not has_model(options, run.init):  # its result alone would be taken for a finished run
+            (options.out / run.init / "result.json").unlink(missing_ok=True)
     diagnosed = frozenset(cell.run.id for cell in todo.values() if cell.diagnose)
     work = partial(one, out=options.out, diagnosed=diagnosed, smoke=options.smoke)
     unrecorded: dict[str, str] = {}
@@ -228,7 +233,8 @@ def execute(every: dict[str, list[Cell]], share: dict[str, float], options: Opti
 
 def has_model(options: Options, id: str) -> bool:
     """Whether a run's weights are in the folder of runs, so that another can start from them."""
-    return (options.out / id / "result.json").exists()
+    home = options.out / id
+    return (home / "result.json").exists() and any((home / "model").glob("model*.safetensors"))
 
 
 def in_processes(

@@ -1,4 +1,9 @@
-"""Tiny models and data that tests share."""
+"""Tiny models and data that tests share, and processes of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import torch
 
@@ -10,6 +15,7 @@ from latent.generate import Reasoner
 from latent.text import Batch
 from latent.thought import Prompt
 
+ROOT = Path(__file__).parent.parent
 SMALL = ModelConfig(n_layer=2, n_embd=32, n_head=2, n_positions=64)
 
 
@@ -37,3 +43,9 @@ def ragged_prompt(lengths=(3, 7, 5), vocab: int = 13) -> Prompt:
 def row_of(prompt: Prompt, b: int) -> Prompt:
     """One row, without its padding."""
     return Prompt(prompt.ids_BT[b : b + 1, prompt.mask_BT[b]])
+
+
+def python(*args, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess:
+    """A Python process that has run to its end, well or not; what it said is text."""
+    command = [sys.executable, *map(str, args)]
+    return subprocess.run(command, cwd=cwd, env=os.environ | env, capture_output=True, text=True, check=False)

@@ -12,6 +12,7 @@ PANELS = {
     "entropy (nats)": ("entropy_halt", "entropy_token", "kl"),
     "gradient norm": ("grad_norm",),
 }
+WIDE, HIGH = 4, 2.8  # inches of a panel
 STYLES = [("#0072B2", "-"), ("#D55E00", "--"), ("#555555", ":"), ("#009E73", "-."), ("#CC79A7", "-"), ("#E69F00", "--")]
 
 
@@ -23,14 +24,16 @@ def draw(home: Path) -> None:
     panels = {title: names for title, names in panels.items() if names}
     if not panels:
         return
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
-    fig, axes = plt.subplots(lines, columns, figsize=(4 * columns, 2.8 * lines), squeeze=False, layout="constrained")
+    fig = Figure(figsize=(WIDE * columns, HIGH * lines))
+    axes = fig.subplots(lines, columns, squeeze=False)
+    fig.subplots_adjust(  # by hand: to have the margins found takes longer than a small run
+        left=0.6 / fig.get_figwidth(), right=1 - 0.15 / fig.get_figwidth(), bottom=0.5 / fig.get_figheight(),
+        top=1 - 0.3 / fig.get_figheight(), wspace=0.6 / (WIDE - 0.6), hspace=0.8 / (HIGH - 0.8),
+    )  # fmt: skip
     for ax, (title, names) in zip(axes.flat, panels.items()):
         for name, (colour, dash) in zip(names, STYLES):
             points = [(row["step"], row[name]) for row in rows if name in row]
@@ -47,4 +50,3 @@ def draw(home: Path) -> None:
     with named(part):
         fig.savefig(part, dpi=120, format="png")
     part.replace(home / "curves.png")
-    plt.close(fig)

@@ -1,9 +1,6 @@
 """`--gen_kwargs` of an evaluation: likelihoods take them as texts do, or they are refused, by stock lm-eval too."""
 
 import json
-import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +13,7 @@ from eval import harness
 from eval.lm import LatentLM
 from latent import hub
 from latent.methods import NoCoT, Recurrent, Sim
-from tests.helpers import small_reasoner
+from tests.helpers import python, small_reasoner
 
 ROOT = Path(harness.__file__).parent.parent
 ROWS = [{"q": "01 23 12", "to": ["4 2 1 3", "1 2 3 4"]}, {"q": "13 02", "to": ["2 1 4 3", "3 3 3 3"]}]
@@ -130,8 +127,7 @@ def test_the_command_says_it_in_one_line(folder, capsys, monkeypatch):
 def test_stock_lm_evals_own_command_knows_the_model_by_a_task_of_ours_and_takes_them_too(folder, tmp_path):
     args = f"run --model latent --model_args pretrained={folder / 'sim'} --limit 2 --device cpu --log_samples".split()
     args += ["--tasks", f"{harness.TASKS / 'cups.yaml'},{folder}/tasks/choices.yaml", "--gen_kwargs", "num_latents=1"]
-    args = [sys.executable, "-m", "lm_eval", *args, "--output_path", str(tmp_path)]
-    done = subprocess.run(args, cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False)
+    done = python("-m", "lm_eval", *args, "--output_path", tmp_path)
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.rglob("results*.json")
     assert json.loads(path.read_text())["results"]["cups"]["latents,strict-match"] == 1

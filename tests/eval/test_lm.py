@@ -1,8 +1,6 @@
 """Checkpoints in lm-eval: the likelihoods of texts after their thoughts, in any batch, and how a checkpoint opens."""
 
 import logging
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,7 +19,7 @@ from latent.methods import Coconut, NoCoT, Sim
 from latent.methods.terms import text_hidden
 from latent.thought import Greedy
 from tests.eval.lm_helpers import PAIRS, asked, likelihoods, pens, texts, whole
-from tests.helpers import small_reasoner
+from tests.helpers import python, small_reasoner
 
 ROOT = Path(harness.__file__).parent.parent
 
@@ -191,8 +189,7 @@ LATER = "import lm_eval.models, latent, lm_eval.api.registry as r; print(r.get_m
 
 @pytest.mark.parametrize("code, said", [(STOCK, "2.0"), (LATER, "LatentLM")])
 def test_stock_lm_eval_knows_the_model_once_we_are_imported(code, said, folders):
-    args = [sys.executable, "-c", code, str(folders["sim"])]
-    done = subprocess.run(args, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = python("-c", code, folders["sim"])
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == said
 

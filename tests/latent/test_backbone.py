@@ -7,12 +7,16 @@ tolerance is fp32's.
 import pytest
 import torch
 from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     Qwen3Config,
@@ -31,7 +35,7 @@ SHAPE = {"vocab_size": 17, "hidden_size": 32, "num_hidden_layers": 3, "num_atten
 ROTARY = {**SHAPE, "intermediate_size": 48, "max_position_embeddings": 64, "num_key_value_heads": 2}
 
 
-EXACT = {"gpt2": 1e-10, "gpt_neox": 1e-10, "opt": 1e-10, "llama": 1e-6, "qwen3": 1e-6}
+EXACT = {"gpt2": 1e-10, "gpt_neox": 1e-10, "opt": 1e-10, "llama": 1e-6, "qwen3": 1e-6, "mistral": 1e-6, "gemma3": 1e-5}
 
 
 def make(family: str) -> Backbone:
@@ -45,6 +49,11 @@ def make(family: str) -> Backbone:
             lm = Qwen3ForCausalLM(Qwen3Config(**ROTARY, head_dim=16))
         case "gpt_neox":
             lm = GPTNeoXForCausalLM(GPTNeoXConfig(**SHAPE, intermediate_size=48, max_position_embeddings=64))
+        case "mistral":
+            lm = MistralForCausalLM(MistralConfig(**ROTARY, sliding_window=5))
+        case "gemma3":
+            kinds = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "sliding_window": 5}
+            lm = Gemma3ForCausalLM(Gemma3TextConfig(**ROTARY, head_dim=16, **kinds))
         case "opt":
             lm = OPTForCausalLM(OPTConfig(**SHAPE, ffn_dim=48, word_embed_proj_dim=32, max_position_embeddings=64))
     for p in lm.parameters():

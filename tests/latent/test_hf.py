@@ -3,8 +3,6 @@
 import json
 import math
 import shutil
-import subprocess
-import sys
 from itertools import product
 
 import pytest
@@ -18,7 +16,7 @@ from latent.config import LearnedStop, ModelConfig
 from latent.methods import Coconut, CoT, CoT2, NoCoT, Recurrent, Sim
 from latent.policies import Tokens
 from latent.thought import Greedy, Prompt
-from tests.helpers import small_reasoner
+from tests.helpers import python, small_reasoner
 
 QUESTIONS = ["01 23 12 01 02 13 03 .", "01 23", "13 . 02 23 01"]
 METHODS = {
@@ -177,8 +175,7 @@ print([text.strip() for text in texts])
 model.save_pretrained(again)
 assert "latent" not in sys.modules and "kernels.dispatch" not in sys.modules
 """
-    args = [sys.executable, "-c", script, str(tmp_path / "model"), str(tmp_path / "again"), *QUESTIONS]
-    done = subprocess.run(args, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = python("-c", script, tmp_path / "model", tmp_path / "again", *QUESTIONS, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip() == str(reasoner.answer(QUESTIONS))
     code = (tmp_path / "again" / "modeling_latent.py").read_text()
@@ -300,6 +297,16 @@ def test_a_folder_that_is_no_whole_checkpoint_is_one_clear_line(spoil, message, 
     with pytest.raises(ValueError) as e:
         latent.load(spoilt)
     assert message in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_run_without_a_model_is_one_line_that_says_what_to_do(tmp_path):
+    (tmp_path / "config.json").write_text('{"class": "Run"}')
+    with pytest.raises(ValueError, match=r"has no finished model yet: run its command again to go on$"):
+        latent.load(tmp_path)
+    (tmp_path / "result.json").write_text("{}")
+    said = f"{tmp_path} has a result and no model: delete {tmp_path}/result.json, and run its command again$"
+    with pytest.raises(ValueError, match=said):
+        latent.load(tmp_path)
 
 
 def test_wrong_calls(folder):

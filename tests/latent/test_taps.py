@@ -65,6 +65,34 @@ def test_padded_cached_batch_gives_what_the_family_gives_of_each_row(family, gra
             start += t
 
 
+@pytest.mark.parametrize("family", ["mistral", "gemma3"])
+def test_a_second_turn_is_that_of_each_row_alone(family):
+    """However long its rows' texts: what is padded or was hidden takes no place in a window of five positions."""
+    backbone = make(family)
+    first, second = ragged_prompt((3, 7, 5), 17), ragged_prompt((4, 1, 2), 17)
+    x_B3D, last_B2D = torch.randn(3, 3, 32, dtype=torch.float64), torch.randn(3, 2, 32, dtype=torch.float64)
+    hidden_B3 = torch.tensor([[False, False, False], [False, True, True], [False, False, True]])
+    with backbone.tap(**ALL) as tapped:
+        _, context = backbone.read(first.ids_BT, first.mask_BT)
+        _, context = backbone.step(x_B3D, context)
+        _, context = backbone.read(second.ids_BT, second.mask_BT, after=context.hide(hidden_B3))
+        backbone.step(last_B2D, context)
+    whole, close = join(tapped.calls), {"rtol": 0, "atol": EXACT[family]}
+    for b in range(3):
+        before, after = (backbone.embed(row_of(prompt, b).ids_BT)[0] for prompt in (first, second))
+        x_TD = torch.cat([before, x_B3D[b, ~hidden_B3[b]], after, last_B2D[b]])
+        seen_S = torch.cat([first.mask_BT[b], ~hidden_B3[b], second.mask_BT[b], torch.ones(2, dtype=torch.bool)])
+        out = theirs(backbone, x_TD[None], whole.pos_BT[b : b + 1, seen_S])
+        torch.testing.assert_close(whole.h_LBTD[:, b, seen_S], torch.stack(out.hidden_states)[:, 0], **close)
+        for got, name in ((whole.k_LBHTd, "keys"), (whole.v_LBHTd, "values")):
+            want_LHTd = torch.stack([getattr(c, name)[0] for c in out.past_key_values.layers])
+            torch.testing.assert_close(got[:, b][:, :, seen_S], want_LHTd, **close)
+        got_LHTS, until = tapped.calls[2].a_LBHTS[:, b][:, :, second.mask_BT[b]], seen_S[:-2]
+        want_LHTS = torch.stack(out.attentions)[:, 0, :, -len(after) - 2 : -2, :-2]
+        torch.testing.assert_close(got_LHTS[..., until], want_LHTS, **close)
+        assert (got_LHTS[..., ~until] == 0).all()
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3", "gpt_neox"])
 def test_gradients_of_what_is_tapped_are_the_familys(family):
     backbone = make(family)

@@ -19,9 +19,9 @@ PROMPTS, GROUP, END, VOCAB = 2, 2, 4, 13
 ROWS = PROMPTS * GROUP
 
 
-def small(family: str = "gpt2", config=None):
-    """An untrained method of one layer with room for text."""
-    model = ModelConfig(family=family, n_layer=1, n_embd=32, n_head=2, n_positions=64)
+def small(family: str = "gpt2", config=None, heads: int = 2):
+    """An untrained method of one layer, 16 wide for each head, with room for text."""
+    model = ModelConfig(family=family, n_layer=1, n_embd=16 * heads, n_head=heads, n_positions=64)
     return small_reasoner(config or Sim(n_latent=2), model).method.to(DEVICE)
 
 
@@ -137,7 +137,7 @@ def test_nobody_waits_between_two_looks(fused, monkeypatch):
 @pytest.mark.slow
 def test_one_graph_serves_every_text_of_its_kind(fused):
     """Captured once for its length, temperature and end token, and again where the head lies elsewhere."""
-    method, given = small(config=NoCoT()), prompt()
+    method, given = small(config=NoCoT(), heads=1), prompt()
 
     def write(temperature: float = 1.0, end: int | None = None):
         with torch.no_grad():

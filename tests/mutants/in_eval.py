@@ -270,7 +270,7 @@ GROUPS = (
          "np.bincount(cluster_N, apart_N)"),
         ("clusters of one value as if drawn one by one", "or not np.ptp(x_N)", "or False and x_N"),
         ("clusters that make an interval narrower", "max(1.0, float(", "max(0.0, float("),
-        ("a mean over as many items as there are", "(s * (items @ size_C))", "(s * n)"),
+        ("a mean over as many items as there are", "n if size_C is None else items @ size_C", "n"),
         ("clusters of equal weight", "* len(size_C) / n", ""),
         ("signs of items", "return sign_flips(np.bincount(cluster_N, each_N)", "return sign_flips((each_N)"),
     )),
@@ -305,6 +305,10 @@ GROUPS = (
         ("a difference of another metric", 'contrast == Contrast("cot2", arm, claim=contrast.claim)',
          '(contrast.a, contrast.b) == ("cot2", arm)'),
         ("a start is not said", 'after = "+ "', 'after = ""'),
+    )),
+    ("paper/run.py", "tests/paper/test_run.py::test_a_start_whose_weights_are_gone_is_trained_again", (
+        ("a result is as good as weights", 'any((home / "model").glob("model*.safetensors"))', "True"),
+        ("its result stays", '(options.out / run.init / "result.json").unlink(missing_ok=True)', "pass"),
     )),
     ("paper/numbers.tex", COMMITTED, (
         ("a number altered by hand", r"\csname r@latents: seeds\endcsname{5}",

@@ -215,6 +215,7 @@ GROUPS = (
          "        yield tap\n        if True:\n"),
     )),
     ("latent/families.py", TAPS, (
+        ("padding between turns takes a place in a window", "if seen_BS is None or not (", "if True or not ("),
         ("attention stays eager", "decoder.set_attn_implementation(before)", "pass"),
         ("K and V as cached, past the graph", "*cache.added[n], w_BHTS",
          "*(x[:, :, -x_BTD.shape[1] :] for x in (longer[n].k, longer[n].v)), w_BHTS"),

@@ -1,10 +1,7 @@
 """The paper from records: numbers against numpy, the same bytes twice, nothing typed by hand."""
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +15,7 @@ from paper import run as paper_run
 from paper.ablations import ABLATIONS, METHODS
 from paper.controls import CONTROLS
 from paper.design import Contrast, cells
+from tests.helpers import python
 from tests.paper.helpers import MINI, planted, seeds, written
 from train.presets import PRESETS
 
@@ -195,7 +193,7 @@ sys.exit(build.main(sys.argv[2:]))
 """
 
 
-def test_the_same_records_give_the_same_files(home, tmp_path):
+def test_the_same_records_give_the_same_files(home, tmp_path, monkeypatch, capsys):
     source = tmp_path / "source"
     source.mkdir()
     text = r"\documentclass{article}\usepackage{booktabs,float,graphicx}\pdftrailerid{}\input{numbers}\begin{document}"
@@ -204,13 +202,13 @@ def test_the_same_records_give_the_same_files(home, tmp_path):
     (source / "main.tex").write_text(text)
     (source / "references.bib").write_text("@misc{x, author={A. Nobody}, title={Nothing}, year={2000}}")
 
-    def built(out, seed):
-        args = [sys.executable, "-c", SCRIPT, str(source), "--records", str(home), "--out", str(tmp_path / out)]
-        env = os.environ | {"PYTHONHASHSEED": seed}
-        return subprocess.run(args, cwd=PAPER.parent, env=env, capture_output=True, text=True, check=False)
+    def in_a_process(out, seed):
+        return python(
+            "-c", SCRIPT, source, "--records", home, "--out", tmp_path / out, cwd=PAPER.parent, PYTHONHASHSEED=seed
+        )
 
     for out, seed in (("a", "1"), ("b", "2")):
-        assert (done := built(out, seed)).returncode == 0, done.stderr
+        assert (done := in_a_process(out, seed)).returncode == 0, done.stderr
     kinds = (".md", ".tex", ".png", ".pdf")
     made = {p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.suffix in kinds}
     assert {Path("tables/mini.md"), Path("tables/mini.tex"), Path("figures/mini.pdf"), Path("numbers.tex")} <= made
@@ -218,8 +216,10 @@ def test_the_same_records_give_the_same_files(home, tmp_path):
     for path in made:
         assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes(), path
     (source / "main.tex").write_text(text.replace("mini: 2 latents", "mini: 3 latents"))
-    done = built("c", "1")
-    assert done.returncode == 2 and "quotes a number that there is not: 'mini: 3 latents'" in done.stderr
+    monkeypatch.setattr(build, "HERE", source)
+    monkeypatch.setattr(build, "SEARCHES", {})
+    assert built(home, tmp_path / "c") == 2
+    assert "quotes a number that there is not: 'mini: 3 latents'" in capsys.readouterr().err
     assert not list((tmp_path / "c").iterdir())  # nothing half made
 
 
@@ -343,8 +343,7 @@ def test_an_installed_package_is_not_written_into(tmp_path):
         shutil.copytree(PAPER.parent / name, site / name, ignore=left_out)
     code = "from paper import build, run; print(build.Options().out, run.Options().records, build.Options().records)"
     for home, out in ((site, Path("latent-paper")), (PAPER.parent, PAPER)):
-        env = os.environ | {"PYTHONPATH": str(home)}
-        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+        done = python("-c", code, cwd=tmp_path, PYTHONPATH=str(home))
         assert done.stdout.split() == [str(out), str(out / "records"), str(home / "paper" / "records")], done.stderr
 
 

@@ -1,11 +1,11 @@
 """`python -m paper.run` as its user meets it."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import psutil
 import pytest
@@ -14,28 +14,30 @@ from paper import records, run
 from paper.ablations import ABLATIONS
 from paper.controls import CONTROLS
 from paper.design import Cell, cells
+from tests.helpers import ROOT, python
 from tests.paper.helpers import FEW, LONG, MINI, TINY, planted, written
 from train.record import exclusive_lock
 from train.run import execute as train
 
 pytestmark = pytest.mark.slow  # commands with processes of their own
 
-ROOT = Path(__file__).parent.parent.parent
 SMOKED = "search"
 SCRIPT = """
 import resource, sys
 from paper import run
-from tests.paper.helpers import FEW
-run.ABLATIONS["few"] = FEW
-if sys.argv[1] != "-":
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
-sys.exit(run.main(sys.argv[2:]))
+from tests.paper import helpers
+_, name, bytes, *args = sys.argv
+run.ABLATIONS[name] = getattr(helpers, name.upper())
+if int(bytes):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(bytes),) * 2)
+sys.exit(run.main([name, *args]))
 """
 
 
-def command(*args, limit="-", cwd=ROOT):
-    script = [sys.executable, "-c", SCRIPT, limit, *map(str, args)]
-    return subprocess.run(script, cwd=cwd, capture_output=True, text=True, check=False)
+def command(name, args, limit=0):
+    """A process of the command: of an ablation of the helpers, which may write no larger files."""
+    script = [sys.executable, "-c", SCRIPT, name, str(limit), *args]
+    return subprocess.Popen(script, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.fixture
@@ -49,14 +51,12 @@ def few(monkeypatch):
     monkeypatch.setitem(run.ABLATIONS, "few", FEW)
 
 
-def places(tmp_path, jobs=1):
-    return ["--out", str(tmp_path / "out"), "--records", str(tmp_path / "records"), "--jobs", str(jobs)]
+def places(tmp_path, kept="records"):
+    return ["--out", str(tmp_path / "out"), "--records", str(tmp_path / kept), "--jobs", "1"]
 
 
 def test_the_smoke_of_an_ablation_ends_in_its_table():
-    done = subprocess.run(
-        [sys.executable, "-m", "paper.run", SMOKED, "--smoke"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = python("-m", "paper.run", SMOKED, "--smoke")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "search: cot2, seed 2: finished" in done.stdout and "eta" in done.stdout and "1 tables in" in done.stdout
 
@@ -107,7 +107,7 @@ def test_an_ablation_is_run_recorded_and_not_repeated(mini, tmp_path, capsys):
     dry = capsys.readouterr().out
     assert "4 cells, about 1 core-minutes" in dry and "mini: 2 latents, seed 1" in dry
     assert not (tmp_path / "out").exists()
-    assert run.main(["mini", *places(tmp_path, jobs=2)]) == 0
+    assert run.main(["mini", *places(tmp_path)]) == 0
     assert "4/4" in capsys.readouterr().out
     lines, left_out = records.read(tmp_path / "records")
     assert set(lines) == {c.run.id for c in cells(MINI, {})} and not left_out
@@ -140,29 +140,19 @@ def test_records_of_ablations_that_are_not_registered_are_counted_in_a_line(mini
     assert "other  6 of 6 cells, done" in out and "belong" not in out
 
 
-LONGER = """
-import sys
-from paper import run
-from tests.paper.helpers import LONG
-run.ABLATIONS["long"] = LONG
-sys.exit(run.main(sys.argv[1:]))
-"""
-
-
-def test_a_killed_command_ends_its_workers_and_goes_on_inside_a_cell(tmp_path):
-    args = [sys.executable, "-c", LONGER, "long", *places(tmp_path)]
-    process = subprocess.Popen(args, cwd=ROOT, stdout=subprocess.DEVNULL)
+def test_a_killed_command_ends_its_workers_and_goes_on_inside_a_cell(monkeypatch, tmp_path):
+    process = command("long", places(tmp_path))
     while not list((tmp_path / "out").glob("*/checkpoint/step-*/manifest.json")):
         assert process.poll() is None
         time.sleep(0.02)
     workers = psutil.Process(process.pid).children(recursive=True)
     process.kill()
-    process.wait()
+    process.communicate()
     _, alive = psutil.wait_procs(workers, timeout=30)
     assert not alive
     assert not records.read(tmp_path / "records")[0]
-    done = subprocess.run(args, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setitem(run.ABLATIONS, "long", LONG)
+    assert run.main(["long", *places(tmp_path)]) == 0
     (cell,) = cells(LONG, {})
     assert set(records.read(tmp_path / "records")[0]) == {cell.run.id}
     train(cell.run, tmp_path / "other", device="cpu")  # the same losses, to the bit, as never killed
@@ -171,50 +161,63 @@ def test_a_killed_command_ends_its_workers_and_goes_on_inside_a_cell(tmp_path):
     assert losses[0] == losses[1] and len(losses[0]) == 3
 
 
-def test_two_commands_do_not_write_the_same_run(few, tmp_path, capsys):
-    (first, *_) = cells(FEW, {})
-    with exclusive_lock(tmp_path / "out" / f"{first.run.id}.lock"):
-        assert run.main(["few", *places(tmp_path)]) == 1
-    err = capsys.readouterr().err
-    assert f"another process is at {tmp_path}/out/{first.run.id}" in err and "1 of 2 cells failed" in err
-
-
-def test_a_record_that_cannot_be_written_fails_its_cell(few, tmp_path, capsys):
-    (tmp_path / "records").write_text("a file where a folder should be")
-    assert run.main(["few", *places(tmp_path)]) == 1
+def test_cells_that_cannot_be_written_fail_and_can_be_run_again(few, tmp_path, capsys):
+    """Neither they, on a full disk, nor their records, where a file is in the place of the folder."""
+    full = command("few", places(tmp_path), limit=20_000)
+    said = full.communicate()[1]
+    assert full.returncode == 1 and "Traceback" not in said
+    assert "failed: few: 1 latents, seed 0: " in said and "2 of 2 cells failed" in said
+    (tmp_path / "file").write_text("where a folder should be")
+    assert run.main(["few", *places(tmp_path, "file")]) == 1
     err = capsys.readouterr().err
     assert "failed: few: 1 latents, seed 0: its record could not be written" in err and "2 of 2 cells failed" in err
-
-
-def test_a_full_disk_fails_cells_and_they_can_be_run_again(tmp_path):
-    done = command("few", *places(tmp_path), limit="20000")
-    assert done.returncode == 1
-    assert "failed: few: 1 latents, seed 0: " in done.stderr and "2 of 2 cells failed" in done.stderr
-    assert "Traceback" not in done.stderr
-    done = command("few", *places(tmp_path))
-    assert done.returncode == 0, done.stderr
+    assert run.main(["few", *places(tmp_path)]) == 0
     assert len(records.read(tmp_path / "records")[0]) == 2
 
 
-def broken():
-    """One row whose problems do not fit the model's positions."""
-    return replace(FEW, axes=(FEW.axes[0] | {"broken": {**TINY, "model.n_positions": 12}},))
+def test_a_start_whose_weights_are_gone_is_trained_again(monkeypatch, tmp_path):
+    """Its record and its result are there; what it trains is what it had trained, and its log is not doubled."""
+    small = {name: TINY[name] for name in ("model.n_embd", "model.n_head", "judge.items", "judge.level_items")}
+    small |= {f"arms.{arm}.train.{what}": 4 for arm in ("half-trained", "sft") for what in ("steps", "batch")}
+    chained = replace(FEW, base="cups-rlvr", arms=("sft",), axes=({"": small},), contrasts=())
+    monkeypatch.setitem(run.ABLATIONS, "chained", chained)
+    start, after = (cell.run for cell in cells(chained, {}))
+    home = tmp_path / "out" / start.id
+    train(start, tmp_path / "out", device="cpu")
+    records.add(tmp_path / "records", records.of_run(home, start))
+    paths = home / "metrics.jsonl", home / "model" / "model.safetensors"
+    log, weights = (path.read_bytes() for path in paths)
+    shutil.rmtree(home / "model")
+    assert run.main(["chained", *places(tmp_path)]) == 0
+    assert after.init == start.id and set(records.read(tmp_path / "records")[0]) == {start.id, after.id}
+    assert paths[1].read_bytes() == weights and paths[0].read_bytes().count(b"\n") == log.count(b"\n")
+
+
+def with_a_broken_row(ablation):
+    """One row more, whose problems do not fit the model's positions."""
+    return replace(ablation, axes=(ablation.axes[0] | {"broken": {**TINY, "model.n_positions": 12}},), contrasts=())
 
 
 def test_failed_cells_are_named_and_the_others_are_kept(monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(run.ABLATIONS, "mini", broken())
-    assert run.main(["mini", *places(tmp_path)]) == 1
+    """One that cannot be run, and one at which another command is."""
+    monkeypatch.setitem(run.ABLATIONS, "mini", with_a_broken_row(FEW))
+    (first, *_) = cells(FEW, {})
+    with exclusive_lock(tmp_path / "out" / f"{first.run.id}.lock"):
+        assert run.main(["mini", *places(tmp_path)]) == 1
     err = capsys.readouterr().err
-    assert "failed: mini: broken, seed 0: problem" in err
-    assert "1 of 3 cells failed" in err and len(records.read(tmp_path / "records")[0]) == 2
+    assert "failed: mini: broken, seed 0: problem" in err and "2 of 3 cells failed" in err
+    assert f"another process is at {tmp_path}/out/{first.run.id}" in err
+    assert len(records.read(tmp_path / "records")[0]) == 1
 
 
 def test_cells_go_through_submitit(monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(run.ABLATIONS, "mini", broken())
-    assert run.main(["mini", *places(tmp_path, jobs=3), "--launcher", "local"]) == 1
+    """One job at a time: the second is sent when the first has ended."""
+    one_row = replace(FEW, axes=({"1 latents": FEW.axes[0]["1 latents"]},))
+    monkeypatch.setitem(run.ABLATIONS, "mini", with_a_broken_row(one_row))
+    assert run.main(["mini", *places(tmp_path), "--launcher", "local"]) == 1
     told = capsys.readouterr()
-    assert "mini: 2 latents, seed 0: finished" in told.out and "failed: mini: broken, seed 0: problem" in told.err
-    assert len(records.read(tmp_path / "records")[0]) == 2
+    assert "mini: 1 latents, seed 0: finished" in told.out and "failed: mini: broken, seed 0: problem" in told.err
+    assert len(records.read(tmp_path / "records")[0]) == 1
 
 
 @pytest.mark.parametrize(

@@ -14,18 +14,10 @@ import pytest
 import torch
 
 from kernels.errors import UserError
+from tests.helpers import ROOT, python
 from train import latent as main_job
 from train import run as runs
 from train.record import exclusive_lock
-
-ROOT = Path(__file__).parent.parent.parent
-
-
-def command(*args, cwd=ROOT):
-    return subprocess.run(
-        [sys.executable, "-m", "train.latent", *map(str, args)], cwd=cwd, capture_output=True, text=True, check=False
-    )
-
 
 TINY = ["--model.n-embd", 32, "--model.n-head", 2, "--judge.items", 30, "--judge.level-items", 4]
 
@@ -38,7 +30,7 @@ def tiny(arm: str, steps: int = 4) -> list:
 def test_an_experiment_ends_in_a_table_and_a_figure_and_is_not_repeated(tmp_path, capfd):
     arms = [*tiny("half-trained"), *tiny("rlvr"), *tiny("sft"), "--arms.rlvr.train.group", 4]
     args = ["cups-rlvr", *TINY, *arms, "--out", tmp_path]
-    done = command(*args)
+    done = python("-m", "train.latent", *args)
     assert done.returncode == 0, done.stderr
     (folder,) = tmp_path.glob("cups-rlvr-*")
     table = (folder / "table.md").read_text()
@@ -48,7 +40,7 @@ def test_an_experiment_ends_in_a_table_and_a_figure_and_is_not_repeated(tmp_path
     assert "rlvr - half-trained" in table and "[rlvr] train 4/4" in done.stdout and "eta" in done.stdout
     results = {p.parent.name: json.loads(p.read_text()) for p in tmp_path.glob("*/result.json")}
     assert len(results) == 3
-    assert main_job.main([*map(str, args), "--no-latency"]) == 0
+    assert main_job.main([*map(str, args), "--no-latency", "--jobs", "1"]) == 0
     assert capfd.readouterr().out.count("was finished before") == 3
     assert {p.parent.name: json.loads(p.read_text()) for p in tmp_path.glob("*/result.json")} == results
 
@@ -142,7 +134,7 @@ LONG = ["sim", *TINY, "--train.batch", 8, "--train.log-every", 10, "--no-latency
 def told_to_end(args: list, out: Path, number: int, begun: str) -> tuple[subprocess.CompletedProcess, float]:
     """A command that gets a signal as soon as it has printed a line that begins so; and the seconds until its end."""
     process = subprocess.Popen(
-        [*map(str, args), "--out", str(out)],
+        [sys.executable, *map(str, args), "--out", str(out)],
         cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     for line in process.stdout:
@@ -163,7 +155,7 @@ def losses(out: Path) -> list[tuple]:
 @pytest.mark.parametrize("number, code, updates", [(signal.SIGTERM, 143, 200), (signal.SIGINT, 130, 2000)])
 def test_a_signal_saves_and_says_how_to_go_on(number, code, updates, tmp_path):
     """It is gone within ten seconds, and the run of the command that it names ends as one that was never stopped."""
-    args = [sys.executable, "-m", "train.latent", *LONG, updates]
+    args = ["-m", "train.latent", *LONG, updates]
     done, seconds = told_to_end(args, tmp_path / "a", number, "[sim] train 10/")
     assert done.returncode == code and seconds < 10, done.stderr
     (said,) = done.stderr.splitlines()
@@ -177,7 +169,7 @@ def test_a_signal_saves_and_says_how_to_go_on(number, code, updates, tmp_path):
         assert losses(tmp_path / "a") == losses(tmp_path / "b") and losses(tmp_path / "a")[-1][0] == updates
 
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "train.latent"]
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "train.latent"]
 
 
 @pytest.mark.slow
@@ -193,8 +185,7 @@ def test_two_processes_train_what_one_does_and_go_on_where_they_were_told_to_end
     assert done.stderr.count(named) == 1
     (step,) = [int(p.name[5:]) for p in (tmp_path / "two").glob("*/checkpoint/step-*")]
     assert 25 <= step < 60
-    two = [*TORCHRUN, *map(str, args), "--out", str(tmp_path / "two")]
-    done = subprocess.run(two, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = python(*TORCHRUN, *args, "--out", tmp_path / "two")
     assert done.returncode == 0, done.stderr[-2000:]
     _, run, _ = main_job.parse([*map(str, args)])
     runs.execute(run, tmp_path / "one", device="cpu")
@@ -210,8 +201,7 @@ def test_two_processes_train_what_one_does_and_go_on_where_they_were_told_to_end
 
 @pytest.mark.slow
 def test_under_a_launcher_an_error_appears_once(tmp_path):
-    two = [*TORCHRUN, "no-cot", "--train.batch", "3", "--out", str(tmp_path / "out")]
-    done = subprocess.run(two, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = python(*TORCHRUN, "no-cot", "--train.batch", "3", "--out", tmp_path / "out")
     assert done.returncode != 0 and not (tmp_path / "out").exists()
     said = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert said == ["error: train.batch must be a multiple of the 2 processes, got 3"]
@@ -223,8 +213,7 @@ def test_under_a_launcher_all_end_at_once_where_another_process_is_at_the_run(tm
     _, run, _ = main_job.parse(["no-cot", "--train.batch", "4"])
     tmp_path.joinpath("out").mkdir()
     with exclusive_lock(tmp_path / "out" / f"{run.id}.lock"):
-        two = [*TORCHRUN, "no-cot", "--train.batch", "4", "--out", str(tmp_path / "out")]
-        done = subprocess.run(two, cwd=ROOT, capture_output=True, text=True, check=False)
+        done = python(*TORCHRUN, "no-cot", "--train.batch", "4", "--out", tmp_path / "out")
     said = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert said == [f"error: another process is at {tmp_path / 'out' / run.id}"]
     assert done.returncode and re.search(r"exitcode +: 2 ", done.stderr), done.stderr[-3000:]

@@ -1,9 +1,6 @@
 """The main job's command line: presets, classes chosen by name, files of a user's own."""
 
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -11,11 +8,10 @@ from eval.environments import Countdown
 from kernels.errors import UserError
 from latent.config import Converged, Fixed, LearnedStop
 from latent.methods import METHODS, Coconut, CoT, FixedEmbedding, Pause, Recurrent, Sim
+from tests.helpers import python
 from train.config import RLVR, SFT, Experiment, Run
 from train.flags import parse
 from train.presets import PRESETS
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def asked(*args) -> Run | Experiment:
@@ -222,15 +218,13 @@ def test_a_file_of_ones_own_runs_its_own_method_and_environment(tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
     (tmp_path / "its_method.py").write_text(ITS_METHOD)
     (tmp_path / "helper_beside_it.py").write_text("LATENTS = 2\n")
-    command = [sys.executable, "-m", "train.latent", "--config", f"{tmp_path}/mine.py:both", "--no-latency"]
+    command = ["-m", "train.latent", "--config", f"{tmp_path}/mine.py:both", "--no-latency"]
     command += ["--out", str(tmp_path / "runs"), "--arms.one.method.times", "3.0", "--seed", "5"]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    ran = python(*command)
     assert ran.returncode == 0, ran.stderr
     assert "one" in ran.stdout and "two" in ran.stdout
     (home,) = [p.parent for p in tmp_path.glob("runs/*/config.json") if "Doubled" in p.read_text()]
-    opened = subprocess.run(
-        [sys.executable, "-c", OPEN, str(home), f"{tmp_path}/mine.py"], cwd=ROOT, capture_output=True, text=True
-    )
+    opened = python("-c", OPEN, home, f"{tmp_path}/mine.py")
     missing, found = opened.stdout.splitlines()
     assert missing.endswith("this version has no 'Doubled' (a file that registers it: LATENT_IMPORT)"), opened.stderr
     assert found == "DoubledMethod 3.0 1", opened.stderr

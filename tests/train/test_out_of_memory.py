@@ -1,15 +1,13 @@
 """Where memory runs out, a command says so in one line: what it was doing, and which flags need less."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from kernels.errors import UserError, memory_for, mendable
+from tests.helpers import python
 
-ROOT = Path(__file__).parent.parent.parent
 # A run that fits loads all that is imported; after it the process may grow by 200 MiB of addresses.
 SCRIPT = """
 import resource, sys
@@ -48,8 +46,7 @@ sys.exit(guarded(lambda: execute(large, root, device="cpu") and 0))
     ],
 )
 def test_a_process_that_may_not_grow_names_the_flags_to_change(tmp_path, kind, where, flags):
-    args = [sys.executable, "-c", SCRIPT, str(tmp_path), kind]
-    done = subprocess.run(args, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = python("-c", SCRIPT, tmp_path, kind)
     assert done.returncode == 2, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert f"out of memory in {where}:" in line and "allocate" in line

@@ -45,7 +45,7 @@ from train.resume import choose_start
 from train.selection import Selection
 from train.start import begin
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]  # what is launched is launched once
+pytestmark = pytest.mark.slow  # launches of several processes, once for all tests (conftest.py)
 MODEL = ModelConfig(n_layer=1, n_embd=16, n_head=2, n_positions=192, vocab_size=300)
 SUPERVISED = SFT(steps=4, batch=8, lr=0.02, warmup=0, log_every=1)
 LEARN = RLVR(steps=2, batch=8, group=3, lr=0.02, warmup=0, log_every=1, epochs=2, minibatches=2, kl=0.3, entropy=0.02,

@@ -69,7 +69,8 @@ def _of_file(path: Path) -> ModuleType:
     loaded = sys.modules.get(path.stem)
     if loaded is not None and Path(getattr(loaded, "__file__", None) or "").resolve() == path:
         return loaded
-    if loaded is not None or (importlib.util.find_spec(path.stem) is not None and str(path.parent) not in sys.path):
+    found = None if loaded is not None else importlib.util.find_spec(path.stem)
+    if loaded is not None or (found is not None and Path(found.origin or "").resolve() != path):
         raise UserError(f"{path} has the name of another module, {path.stem!r}: rename it")
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))

@@ -258,6 +258,15 @@ def test_what_a_users_file_raises_is_one_line_that_names_it(written, said, tmp_p
     assert "\n" not in str(e.value) and ("swaps must" in said or str(file) in str(e.value))
 
 
+def test_a_file_beside_an_interactive_session_is_no_other_module(tmp_path, monkeypatch):
+    """There sys.path has "" for the working directory, in which the file's own name is found."""
+    (tmp_path / "file_of_a_session.py").write_text("import json\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")
+    with pytest.raises(UserError, match=r"it must be a Run, .* got <module 'json'"):
+        parse(["--config", "file_of_a_session.py:json"])
+
+
 def test_a_name_that_is_taken_is_refused(tmp_path):
     (tmp_path / "takes.py").write_text(
         MINE.replace('"doubled"', '"sim"').replace("from helper_beside_it import LATENTS", "LATENTS = 2")

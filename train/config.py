@@ -228,9 +228,10 @@ class Experiment:
 def check_values(config, name: str = "") -> None:
     """Raise UserError, naming the flag, for values of another type than their field's, and for impossible numbers: not
     finite, beyond 64 bits, a seed out of range."""
+    cls: type = type(config)
     if is_dataclass(config):
         for f, path, value in ((f, f"{name}.{f.name}".lstrip("."), getattr(config, f.name)) for f in fields(config)):
-            if not fits(value, hint := hints(type(config))[f.name]):
+            if not fits(value, hint := hints(cls)[f.name]):
                 named = hint.__name__ if isinstance(hint, type) else str(hint)
                 raise UserError(f"{path} must be of type {named}, got {value!r:.40}")
             check_values(value, path)

@@ -26,7 +26,7 @@ from latent.backbone import Backbone
 from latent.hf_cache import CACHE, LatentCache, LatentOutput
 from latent.hf_config import LatentConfig
 from latent.hf_generation import LatentGenerationMixin
-from latent.hf_padding import inferred_mask, without_closing_token
+from latent.hf_padding import check_mask, inferred_mask, without_closing_token
 from latent.hf_reading import read_on, read_whole
 from latent.make import check_finite
 from latent.methods.base import Method
@@ -40,6 +40,18 @@ NO_THINK_TOKEN = (
     "a row to train on has no <think>: it is read as text that nothing was thought before, although `generate` thinks; "
     "end prompts in <think> and as many <latent> as are to be thought"
 )
+
+_OF_GENERATE = "`generate` takes it; in input_ids as many <latent> after <think> say how often to think"
+_STATES = "last_hidden_state comes back with the logits, and a tap gives the other states (latent/README.md)"
+NOT_TAKEN = {
+    "position_ids": "positions follow from the attention mask",
+    "inputs_embeds": "thoughts follow from input_ids",
+    "num_latents": _OF_GENERATE,
+    "num_recurrences": _OF_GENERATE,
+    "output_hidden_states": _STATES,
+    "output_attentions": _STATES,
+}
+"""Arguments that a caller may expect `forward` to take, each with what to do instead."""
 
 
 class LatentForCausalLM(PreTrainedModel, LatentGenerationMixin):
@@ -161,11 +173,12 @@ class LatentForCausalLM(PreTrainedModel, LatentGenerationMixin):
         Rows may be padded on either side, and each may think a number of steps of its own. Without a mask the padding
         token is padding. Without `prompt_logits` the columns before a thought are left zero, which saves reading the
         prompt twice. Columns after the last token of an answer that is read in parallel are NaN. Raises UserError for
-        placeholders that do not follow each other, where the positions do not suffice, and without a mask where padding
-        cannot be told from text.
+        arguments in NOT_TAKEN, a mask of another shape, placeholders that do not follow each other, where the positions
+        do not suffice, and without a mask where padding cannot be told from text.
         """
-        if kwargs.get("position_ids") is not None or kwargs.get("inputs_embeds") is not None:
-            raise UserError("position_ids and inputs_embeds are not taken: positions follow from the attention mask")
+        for name, why in NOT_TAKEN.items():
+            if kwargs.get(name) is not None and kwargs[name] is not False:
+                raise UserError(f"{name} is not taken: {why}")
         past = cache if cache is not None else past_key_values
         if use_cache and past is None:
             past = LatentCache()
@@ -174,6 +187,7 @@ class LatentForCausalLM(PreTrainedModel, LatentGenerationMixin):
         else:
             if attention_mask is None:
                 attention_mask = inferred_mask(input_ids, self.config)
+            check_mask(input_ids, attention_mask)
             think, trains = self.config.think_id, self.training and torch.is_grad_enabled()
             if trains and think is not None and not bool((input_ids == think).any(1).all()):
                 log.warning_once(NO_THINK_TOKEN)

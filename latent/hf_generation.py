@@ -10,9 +10,20 @@ from transformers.generation import StoppingCriteria, StoppingCriteriaList
 from kernels.errors import UserError
 from latent.generate import longest_text
 from latent.hf_cache import CACHE, LatentCache
-from latent.hf_padding import inferred_mask
+from latent.hf_padding import check_mask, inferred_mask
 from latent.hf_stopping import AtColumn, OnCallersIds, StopStringsOfWords, WithoutAppended
 from latent.methods.base import Method
+
+REFUSED = (
+    "prefill_chunk_size",
+    "guidance_scale",
+    "prompt_lookup_num_tokens",
+    "assistant_model",
+    "past_key_values",
+    "cache",
+    "cache_implementation",
+)
+"""Arguments of stock `generate` that read a prompt in parts, again, or into a cache of another kind."""
 
 
 class LatentGenerationMixin(GenerationMixin):
@@ -39,11 +50,11 @@ class LatentGenerationMixin(GenerationMixin):
     def thinking_ids(self, steps: int | None, last_id: int | None = None) -> list[int]:
         """The ids to append to a prompt so that it thinks: the think token, unless it is `last_id`, and placeholders.
 
-        `steps`: how many placeholders, None = as trained. Raises UserError for a negative number.
+        `steps`: how many placeholders, None = as trained. Raises UserError for what is no such number.
         """
         k = self.num_latents if steps is None else steps
-        if k < 0:
-            raise UserError(f"num_latents must be at least 0, got {k}")
+        if not isinstance(k, int) or isinstance(k, bool) or k < 0:
+            raise UserError(f"num_latents must be a whole number of at least 0, got {k!r:.40}")
         c = self.config
         if k and c.latent_id is None:
             raise UserError("this model has no <latent> token: num_latents must be 0")
@@ -68,11 +79,12 @@ class LatentGenerationMixin(GenerationMixin):
         steps (or recurrences) of each row: fewer than asked for where a halting rule stopped them.
         """
         ids_BT = inputs if inputs is not None else kwargs.pop("input_ids", None)
-        if ids_BT is None or ids_BT.dim() != 2 or ids_BT.shape[1] == 0:
-            raise UserError("generate needs input_ids (B, T) with at least one token a row")
+        if not isinstance(ids_BT, Tensor) or ids_BT.dim() != 2 or 0 in ids_BT.shape:
+            raise UserError("generate needs input_ids, a tensor (B, T) with at least one token a row")
         mask_BT = kwargs.pop("attention_mask", None)
         if mask_BT is None:
             mask_BT = inferred_mask(ids_BT, self.config, both_sides=True).long()
+        check_mask(ids_BT, mask_BT)
         given = self._placeholders(ids_BT)
         if not bool(mask_BT[:, -1].all()):
             raise UserError("generate needs prompts padded on the left (tokenizer.padding_side = 'left')")
@@ -134,16 +146,18 @@ class LatentGenerationMixin(GenerationMixin):
         def asked(name: str):
             return kwargs[name] if kwargs.get(name) is not None else getattr(config, name, None)
 
-        for name in ("prefill_chunk_size", "guidance_scale", "prompt_lookup_num_tokens", "assistant_model"):
+        for name in REFUSED:
             if asked(name) is not None:
                 raise UserError(f"{name} is not supported: a thought is read with its prompt, once")
         # lengths that the caller counts with the prompt count without the appended columns
         if asked("max_length") is not None and asked("max_new_tokens") is None:
+            if asked("max_length") <= t:
+                raise UserError(f"max_length {asked('max_length')} counts the prompt, which has {t} tokens")
             kwargs["max_new_tokens"] = asked("max_length") - t
         kwargs.pop("max_length", None)
         if asked("min_length"):
             kwargs["min_length"] = asked("min_length") + n
-        if asked("use_cache") is not False and kwargs.get(CACHE) is None:
+        if asked("use_cache") is not False:
             kwargs[CACHE] = LatentCache()
         criteria: list[StoppingCriteria] = [
             OnCallersIds(each, t, n) for each in kwargs.pop("stopping_criteria", None) or ()

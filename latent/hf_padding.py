@@ -35,6 +35,12 @@ def inferred_mask(ids_BT: Tensor, config, both_sides: bool = False) -> Tensor:
     return after_first_BT & (text_BT.flip(1).cumsum(1).flip(1) > 0) if both_sides else after_first_BT
 
 
+def check_mask(ids_BT: Tensor, mask_BT: Tensor) -> None:
+    """Raise UserError for an attention mask that does not say of every column whether it is padding."""
+    if mask_BT.shape != ids_BT.shape:
+        raise UserError(f"attention_mask has shape {tuple(mask_BT.shape)}, input_ids have {tuple(ids_BT.shape)}")
+
+
 def without_closing_token(ids_BT: Tensor, mask_BT: Tensor, labels_BT: Tensor | None, config):
     """Ids, mask and labels in which the token that other tools close a text with is padding.
 

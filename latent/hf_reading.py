@@ -106,10 +106,8 @@ def read_whole(
             if cache is not None:
                 cache.context = context
             continue
-        parts = split_to_fit(method, [(b, rows[b]) for b in members], steps)
-        if cache is not None and len(parts) > 1:
-            raise UserError("rows that share a cache must be padded on the left")
-        for part in parts:
+        together = [(b, rows[b]) for b in members]
+        for part in [together] if cache is not None else split_to_fit(method, together, steps):
             h_BTD = _think_and_read(method, h_BTD, ids_BT, part, steps, cache, prompt_states)
         for b in members:
             if method.parallel_answer:

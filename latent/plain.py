@@ -72,11 +72,11 @@ def unpack(data, classes: Iterable[type], what: str = "config") -> Any:
             raise UserError(f"{what}: this version has no {name!r:.40} (a file that registers it: LATENT_IMPORT)")
         cls = known[name]
         given = {k: made(v, f"{what}.{k}") for k, v in data.items() if k != "class"}
-        hints, names = _hints(cls), {f.name for f in fields(cls)}
+        of_field, names = hints(cls), {f.name for f in fields(cls)}
         for key, value in given.items():
             if key not in names:
                 raise UserError(f"{what}: {name} has no field {key!r:.40} in this version")
-            if not _fits(value, hints[key]):
+            if not fits(value, of_field[key]):
                 raise UserError(f"{what}.{key} cannot be {value!r:.40}")
         try:
             return cls(**given)
@@ -145,22 +145,25 @@ def _default(f) -> Any:
 
 
 @cache
-def _hints(cls: type) -> dict[str, Any]:
+def hints(cls: type) -> dict[str, Any]:
+    """The type of each field of a config's class."""
     return typing.get_type_hints(cls)
 
 
-def _fits(value, hint) -> bool:
-    """Whether a value fits a field's type: numbers, strings, literals, tuples, unions and other configs."""
+def fits(value, hint) -> bool:
+    """Whether a value fits a field's type: numbers, strings, literals, tuples, dicts, unions and other configs."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return True
     if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, each) for each in args)
+        return any(fits(value, each) for each in args)
     if origin is typing.Literal:
         return any(type(value) is type(each) and value == each for each in args)
     if origin is tuple:
         inner = args[:1] * len(value) if isinstance(value, tuple) and args[1:] == (...,) else args
-        return isinstance(value, tuple) and len(inner) == len(value) and all(map(_fits, value, inner))
+        return isinstance(value, tuple) and len(inner) == len(value) and all(map(fits, value, inner))
+    if origin is dict:
+        return isinstance(value, dict) and all(fits(k, args[0]) and fits(v, args[1]) for k, v in value.items())
     if hint is float:
         return type(value) in (int, float)
     if hint in (int, str, bool):

@@ -8,6 +8,9 @@ import importlib
 import importlib.util
 import os
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -26,17 +29,18 @@ def load(name: str) -> ModuleType:
     """Import a file or a module, and add it to LATENT_IMPORT for processes that are started from here on.
 
     A file becomes the module of its stem, and its folder comes last on sys.path. Raises UserError for a file that does
-    not exist, and for a file with the name of another module.
+    not exist, for a file with the name of another module, and for whatever it raises itself.
     """
     path = Path(name).resolve()
     known = os.environ.get(VARIABLE, "").split(os.pathsep)
     if path.suffix != ".py":
-        try:
-            module = importlib.import_module(name)
-        except ModuleNotFoundError as e:
-            if e.name is None or not f"{name}.".startswith(f"{e.name}."):
-                raise  # the missing module is one that it imports itself
-            raise UserError(f"there is no module {name!r}; a file is named with its .py") from None
+        with naming(name):
+            try:
+                module = importlib.import_module(name)
+            except ModuleNotFoundError as e:
+                if e.name is None or not f"{name}.".startswith(f"{e.name}."):
+                    raise  # the missing module is one that it imports itself
+                raise UserError(f"there is no module {name!r}; a file is named with its .py") from None
         where = name
     else:
         module, where = _of_file(path), str(path)
@@ -45,13 +49,28 @@ def load(name: str) -> ModuleType:
     return module
 
 
+@contextmanager
+def naming(module: str) -> Iterator[None]:
+    """Within, an error of a user's own module or file is a UserError that names it, and the last line reached there."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as e:
+        lines = [frame.lineno for frame in traceback.extract_tb(e.__traceback__) if frame.filename == module]
+        place = f"{module}, line {lines[-1]}" if lines else module
+        said = next(iter(str(e).strip().splitlines()), "")
+        raise UserError(f"{place}: {type(e).__name__}: {said}".rstrip(": ")) from e
+
+
 def _of_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     loaded = sys.modules.get(path.stem)
     if loaded is not None and Path(getattr(loaded, "__file__", None) or "").resolve() == path:
         return loaded
-    if loaded is not None or (importlib.util.find_spec(path.stem) is not None and str(path.parent) not in sys.path):
+    found = None if loaded is not None else importlib.util.find_spec(path.stem)
+    if loaded is not None or (found is not None and Path(found.origin or "").resolve() != path):
         raise UserError(f"{path} has the name of another module, {path.stem!r}: rename it")
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
@@ -59,7 +78,8 @@ def _of_file(path: Path) -> ModuleType:
     assert spec is not None and spec.loader is not None  # every .py file has them
     module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        with naming(str(path)):
+            spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[path.stem]
         raise

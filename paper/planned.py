@@ -15,7 +15,7 @@ from paper.searches import OURS, SEARCHES
 SIZES: Axis = {
     name: model
     | {
-        f"arms.{arm}.train.steps": round(at * factor, -1)
+        f"arms.{arm}.train.steps": round(at * factor / 10) * 10
         for arm, at in (("cot", 1700), ("forced", 1200), ("cot2", 400))
     }
     | {f"arms.{arm}.train.lr": at * rate for arm, at in (("cot", 5e-3), ("forced", 5e-3), ("cot2", 2e-3))}

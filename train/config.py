@@ -8,7 +8,7 @@ from eval.environments import EnvConfig
 from kernels.errors import UserError
 from latent.config import ModelConfig
 from latent.methods import MethodConfig
-from latent.plain import HOW, id_of, identity
+from latent.plain import HOW, fits, hints, id_of, identity
 from train.algorithms import GRPO, Algorithm
 
 LARGEST_FLOAT = 3.4028234663852886e38  # of fp32, in which everything is computed
@@ -178,7 +178,7 @@ class Run:
     """Seed of weights, data order and sampling."""
 
     def __post_init__(self):
-        check_numbers(self)
+        check_values(self)
 
     @property
     def id(self) -> str:
@@ -214,7 +214,7 @@ class Experiment:
     """Seed of weights, data order and sampling."""
 
     def __post_init__(self):
-        check_numbers(self)
+        check_values(self)
 
     def runs(self) -> dict[str, Run]:
         """The run of every arm. Where an arm starts from another, `init` is the id of that arm's run."""
@@ -225,17 +225,22 @@ class Experiment:
         return runs
 
 
-def check_numbers(config, name: str = "") -> None:
-    """Raise UserError, naming the flag, for impossible numbers: not finite, beyond 64 bits, a seed out of range."""
+def check_values(config, name: str = "") -> None:
+    """Raise UserError, naming the flag, for values of another type than their field's, and for impossible numbers: not
+    finite, beyond 64 bits, a seed out of range."""
+    cls: type = type(config)
     if is_dataclass(config):
-        for f in fields(config):
-            check_numbers(getattr(config, f.name), f"{name}.{f.name}".lstrip("."))
+        for f, path, value in ((f, f"{name}.{f.name}".lstrip("."), getattr(config, f.name)) for f in fields(config)):
+            if not fits(value, hint := hints(cls)[f.name]):
+                named = hint.__name__ if isinstance(hint, type) else str(hint)
+                raise UserError(f"{path} must be of type {named}, got {value!r:.40}")
+            check_values(value, path)
     elif isinstance(config, dict):
         for key, value in config.items():
-            check_numbers(value, f"{name}.{key}")
+            check_values(value, f"{name}.{key}")
     elif isinstance(config, (list, tuple)):
         for value in config:
-            check_numbers(value, name)
+            check_values(value, name)
     elif isinstance(config, float) and not math.isfinite(config):
         raise UserError(f"{name} must be finite, got {config}")
     elif isinstance(config, float) and abs(config) > LARGEST_FLOAT:

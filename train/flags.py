@@ -109,7 +109,8 @@ def of_file(where: str) -> tuple[str, Run | Experiment]:
     if not hasattr(module, name):
         raise UserError(f"--config {where}: {file} has no {name!r}")
     value = getattr(module, name)
-    config = value() if callable(value) else value
+    with plugins.naming(module.__file__ or file):
+        config = value() if callable(value) else value
     if not isinstance(config, Run | Experiment):
         raise UserError(
             f"--config {where}: it must be a Run, an Experiment or a function that returns one, got {config!r:.60}"

@@ -79,11 +79,11 @@ class Source:
         where = read_json(index).get("weight_map")
         if not isinstance(where, dict) or not where or not all(isinstance(name, str) for name in where.values()):
             raise UserError(f"{index} names no files: it has no weight_map")
-        shards = sorted({index.with_name(name) for name in where.values()})
-        missing = [p.name for p in shards if not p.is_file()]
+        names = sorted(set(where.values()))  # which may lie in folders
+        missing = [name for name in names if not (index.parent / name).is_file()]
         if missing:
             raise UserError(f"{index} names files that are missing: {', '.join(missing)}")
-        return shards
+        return [index.parent / name for name in names]
 
     @cached_property
     def about(self) -> dict:

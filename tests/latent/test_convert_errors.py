@@ -52,6 +52,12 @@ SPOILT = {
         lambda codi, coco, f: without_a_shard(f),
         "index.json names files that are missing: model-00002",
     ),
+    "a missing shard in a folder": (
+        lambda codi, coco, f: (saved(codi, f) / "model.safetensors.index.json").write_text(
+            '{"weight_map": {"a": "parts/1.safetensors"}}'
+        ),
+        "index.json names files that are missing: parts/1.safetensors",
+    ),
     "a shard list that is none": (
         lambda codi, coco, f: (saved(codi, f) / "model.safetensors.index.json").write_text('{"weight_map": {}}'),
         "model.safetensors.index.json names no files",

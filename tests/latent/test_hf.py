@@ -13,6 +13,7 @@ import latent
 from eval.environments import Cups, build
 from latent import hub
 from latent.config import LearnedStop, ModelConfig
+from latent.hf_cache import CACHE
 from latent.methods import Coconut, CoT, CoT2, NoCoT, Recurrent, Sim
 from latent.policies import Tokens
 from latent.thought import Greedy, Prompt
@@ -312,10 +313,29 @@ def test_a_run_without_a_model_is_one_line_that_says_what_to_do(tmp_path):
 def test_wrong_calls(folder):
     model = AutoModelForCausalLM.from_pretrained(folder)
     latent_id, ids = model.config.latent_id, torch.tensor([[3, 4, 1]])
-    with pytest.raises(ValueError, match="num_latents must be at least 0, got -1"):
-        model.generate(ids, num_latents=-1)
-    with pytest.raises(ValueError, match="need 103 positions, the model has 64"):
-        model.generate(ids, num_latents=100)
+    for wrong in (-1, 1.5, True, "2"):
+        with pytest.raises(ValueError, match=f"num_latents must be a whole number of at least 0, got {wrong!r}"):
+            model.generate(ids, num_latents=wrong)
+    for rows in (ids, torch.tensor([[3, 4, 1], [4, 3, 1]])):
+        with pytest.raises(ValueError, match="need 103 positions, the model has 64"):
+            model.generate(rows, num_latents=100)
+    for wrong in ([[3, 4, 1]], ids[0], ids[:0]):
+        with pytest.raises(ValueError, match="generate needs input_ids"):
+            model.generate(wrong)
+    with pytest.raises(ValueError, match="max_length 3 counts the prompt, which has 3 tokens"):
+        model.generate(ids, max_length=3)
+    for mask in (torch.ones(1, 2), torch.ones(2, 3), torch.ones(1, 1, 3, 3)):
+        for call in (model, model.generate):
+            with pytest.raises(ValueError, match=r"attention_mask has shape .*, input_ids have \(1, 3\)"):
+                call(input_ids=ids, attention_mask=mask)
+    before = model.generate(ids, return_dict_in_generate=True)
+    for name in ("past_key_values", "cache"):
+        with pytest.raises(ValueError, match=f"{name} is not supported"):
+            model.generate(before.sequences, **{name: before[CACHE]})
+    for name in ("num_latents", "num_recurrences", "output_hidden_states", "output_attentions"):
+        with pytest.raises(ValueError, match=f"{name} is not taken"):
+            model(ids, **{name: 1})
+        model(ids, **{name: None})
     with pytest.raises(ValueError, match="row 0: <latent> placeholders must follow a prompt, and each other"):
         model(torch.tensor([[3, latent_id, 4, latent_id]]))
     with pytest.raises(ValueError, match="token 99 is not in the model's vocabulary of 13"):

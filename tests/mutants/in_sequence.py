@@ -66,7 +66,7 @@ GROUPS = (
         ("CoLaR's head at the embeddings' scale", 'fill_(about.get("latent_embedding_std", 0.018))', "mul_(1)"),
     )),
     ("latent/convert/source.py", BAD_INPUT, (
-        ("missing shards are read past", "if not p.is_file()]", "if False]"),
+        ("missing shards are read past", "if not (index.parent / name).is_file()]", "if False]"),
         ("pickles may run code", "weights_only=True", "weights_only=False"),
     )),
     ("latent/convert/__init__.py", BAD_INPUT, (

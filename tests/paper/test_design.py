@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from latent.config import Converged
 from latent.methods import CoT, FixedEmbedding, NoCoT, Pause
 from latent.plain import plain
 from paper import records
@@ -20,8 +21,8 @@ from train.presets import PRESETS
 
 
 def test_a_field_is_changed_wherever_it_lies():
-    run = changed(PRESETS["sim"](), {"method.n_latent": 3, "train.steps": 7, "method.halt": CoT()})
-    assert run.method.n_latent == 3 and run.train.steps == 7 and run.method.halt == CoT()
+    run = changed(PRESETS["sim"](), {"method.n_latent": 3, "train.steps": 7, "method.halt": Converged()})
+    assert run.method.n_latent == 3 and run.train.steps == 7 and run.method.halt == Converged()
     assert replace(run, method=PRESETS["sim"]().method, train=PRESETS["sim"]().train) == PRESETS["sim"]()
     cups = changed(PRESETS["cups"](), {"arms.latent-rlvr.train.latent_cost": 0.5})
     assert cups.arms["latent-rlvr"].train.latent_cost == 0.5 and cups.arms["latent"] == PRESETS["cups"]().arms["latent"]

@@ -10,14 +10,14 @@ from eval.environments import ENVIRONMENTS, Cups, ProsQA
 from kernels.errors import UserError
 from latent.config import HALTS, Converged, LearnedStop, ModelConfig
 from latent.methods import METHODS, Coconut, FixedEmbedding, Pause, Recurrent, Sim
-from latent.plain import HOW, id_of, identity, plain, unlike, unpack
+from latent.plain import HOW, hints, id_of, identity, plain, unlike, unpack
 from latent.policies import POLICIES
 from paper import records
 from paper.ablations import ABLATIONS
 from paper.controls import CONTROLS
 from paper.design import cells
 from train.algorithms import ALGORITHMS
-from train.config import RLVR, SFT, Judge, Run
+from train.config import RLVR, SFT, Arm, Experiment, Judge, Run
 
 CLASSES = [
     Run,
@@ -43,6 +43,7 @@ def add_field(monkeypatch, cls, metadata=None):
     """Give a class one more field, with the default 7, as a later version of it would have."""
     new = make_dataclass("_", [("brand_new", int, field(default=7, metadata=metadata))])
     monkeypatch.setitem(cls.__dataclass_fields__, "brand_new", fields(new)[0])
+    monkeypatch.setitem(hints(cls), "brand_new", int)
     monkeypatch.setattr(cls, "brand_new", 7, raising=False)
 
 
@@ -125,6 +126,33 @@ def test_what_was_written_and_what_is_asked_are_told_apart_by_field(monkeypatch)
 def test_data_that_is_no_config_is_refused_by_field(data, said):
     with pytest.raises(UserError, match=said):
         unpack(data, CLASSES)
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"env": "cups"}, "env must be of type EnvConfig, got 'cups'"),
+        ({"method": None}, "method must be of type MethodConfig, got None"),
+        ({"train": SFT(batch=4.0)}, "train.batch must be of type int, got 4.0"),
+        ({"model": ModelConfig(pretrained=3)}, r"model.pretrained must be of type str \| None, got 3"),
+        ({"method": Sim(n_latent=True)}, "method.n_latent must be of type int, got True"),
+        ({"judge": Judge(sweep=[1])}, r"judge.sweep must be of type tuple\[int, ...\], got \[1\]"),
+        ({"init": 3}, r"init must be of type str \| None, got 3"),
+        ({"seed": "0"}, "seed must be of type int, got '0'"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_field(wrong, said):
+    """In a config of a user's own file; flags have types of their own."""
+    given = {"env": Cups(), "model": ModelConfig(), "method": Sim(), "train": SFT()} | wrong
+    with pytest.raises(UserError, match=said):
+        Run(**given)
+
+
+def test_a_value_of_another_type_is_refused_in_an_arm():
+    with pytest.raises(UserError, match=r"arms.a.method.n_latent must be of type int, got 2.0"):
+        Experiment(Cups(), ModelConfig(), {"a": Arm(Sim(n_latent=2.0), SFT())})
+    with pytest.raises(UserError, match=r"arms must be of type dict\[str, train.config.Arm\], got \{'a': 3\}"):
+        Experiment(Cups(), ModelConfig(), {"a": 3})
 
 
 def test_the_committed_records_are_of_todays_defaults():

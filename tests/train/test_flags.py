@@ -230,6 +230,37 @@ def test_a_file_of_ones_own_runs_its_own_method_and_environment(tmp_path):
     assert found == "DoubledMethod 3.0 1", opened.stderr
 
 
+@pytest.mark.parametrize(
+    "written, said",
+    [
+        ("a = 1\nraise ValueError('one' + chr(10) + 'two')", "line 2: ValueError: one"),
+        ("import json\n\njson.loads('{')", "line 3: JSONDecodeError: Expecting"),
+        ("run = [", "SyntaxError: '\\[' was never closed"),
+        ("import no_such_module", "line 1: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("import sys\nsys.exit()", "line 2: SystemExit"),
+        ("from eval.environments import Cups\nrun = Cups(swaps='4')", "line 2: TypeError: "),
+        ("from eval.environments import Cups\nrun = Cups(swaps=-1)", "swaps must be in"),
+        ("def run():\n    return {}['x']", "line 2: KeyError: 'x'"),
+        ("def run(n):\n    return n", "TypeError: run\\(\\) missing 1 required"),
+    ],
+)
+def test_what_a_users_file_raises_is_one_line_that_names_it(written, said, tmp_path, request):
+    file = tmp_path / f"file_of_case_{abs(hash(request.node.name))}.py"
+    file.write_text(written)
+    with pytest.raises(UserError, match=said) as e:
+        parse(["--config", f"{file}:run"])
+    assert "\n" not in str(e.value) and ("swaps must" in said or str(file) in str(e.value))
+
+
+def test_a_file_beside_an_interactive_session_is_no_other_module(tmp_path, monkeypatch):
+    """There sys.path has "" for the working directory, in which the file's own name is found."""
+    (tmp_path / "file_of_a_session.py").write_text("import json\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")
+    with pytest.raises(UserError, match=r"it must be a Run, .* got <module 'json'"):
+        parse(["--config", "file_of_a_session.py:json"])
+
+
 def test_a_name_that_is_taken_is_refused(tmp_path):
     (tmp_path / "takes.py").write_text(
         MINE.replace('"doubled"', '"sim"').replace("from helper_beside_it import LATENTS", "LATENTS = 2")

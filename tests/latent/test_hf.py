@@ -331,7 +331,7 @@ def test_wrong_calls(folder):
     before = model.generate(ids, return_dict_in_generate=True)
     for name in ("past_key_values", "cache"):
         with pytest.raises(ValueError, match=f"{name} is not supported"):
-            model.generate(before.sequences, **{name: before[CACHE]})
+            model.generate(torch.tensor([[3, 4, 1, 3]]), **{name: before[CACHE]})
     for name in ("num_latents", "num_recurrences", "output_hidden_states", "output_attentions"):
         with pytest.raises(ValueError, match=f"{name} is not taken"):
             model(ids, **{name: 1})

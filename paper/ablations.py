@@ -380,4 +380,19 @@ ABLATIONS: dict[str, Ablation] = {
             Contrast("sim-frontier", "cot2"),
         ),
     ),
+    "methods-one-token": Ablation(
+        claim="At equal compute, where order matters and there is one branch, methods that teach every latent its step "
+        "(SIM-CoT, CoT2, Latent-SFT, HRPO, CoLaR), or come to it by a curriculum (Coconut), solve more than pause "
+        "tokens; CODI, PCCoT and KaVa, which teach where thoughts must end, solve no more than they do.",
+        registered="9ad3c2a",
+        base="methods-one-token",
+        axes=(),
+        arms=(*BESIDE, *METHODS),
+        core_minutes=75,
+        costs=(*COSTS, "parameters"),
+        contrasts=beside_controls(
+            pause=dict.fromkeys(("sim", "cot2", "soft", "hrpo", "colar", "coconut"), "more")
+            | dict.fromkeys(("codi", "pccot", "kava"), "not more"),
+        ),
+    ),
 }

@@ -1,15 +1,11 @@
-"""Ablations whose claim is written and whose runs are not all made, with their searches: no table of the paper is of
-them.
+"""Ablations whose claim is written and whose runs are not all made: no table of the paper is of them.
 
-`LATENT_IMPORT=paper.planned python -m paper.run NAME` runs one. Where it has a search that comes first (`--search NAME`
-instead), and what that chose goes into the preset. When its records are there it moves to `ABLATIONS`, a search to
-`SEARCHES`.
+`LATENT_IMPORT=paper.planned python -m paper.run NAME` runs one. When its records are there it moves to `ABLATIONS`.
 """
 
-from paper.ablations import ABLATIONS, BESIDE, METHODS, beside_controls
+from paper.ablations import ABLATIONS, BESIDE
 from paper.controls import ON_MODULAR
-from paper.design import COSTS, Ablation, Axis, Contrast, Search
-from paper.searches import OURS, SEARCHES
+from paper.design import Ablation, Axis, Contrast
 
 # as many core-seconds as at width 64 with two layers; rates fall as the width grows
 SIZES: Axis = {
@@ -27,12 +23,6 @@ SIZES: Axis = {
     )
 }
 
-PLANNED_SEARCHES: dict[str, Search] = {
-    "methods-one-token": Search(
-        "methods-one-token", dict.fromkeys((*BESIDE, "start", *METHODS), OURS), seed=100, core_minutes=56
-    ),
-}
-SEARCHES |= PLANNED_SEARCHES
 
 PLANNED: dict[str, Ablation] = {
     # CoT2's comparison at width 24, at its own 1,000 epochs; one split for all seeds
@@ -55,21 +45,6 @@ PLANNED: dict[str, Ablation] = {
         core_minutes=40,
         contrasts=tuple(Contrast(f"{size}, cot2", f"{size}, cot", claim="more") for size in SIZES),
         figure="costs",
-    ),
-    "methods-one-token": Ablation(
-        claim="At equal compute, where order matters and there is one branch, methods that teach every latent its step "
-        "(SIM-CoT, CoT2, Latent-SFT, HRPO, CoLaR), or come to it by a curriculum (Coconut), solve more than pause "
-        "tokens; CODI, PCCoT and KaVa, which teach where thoughts must end, solve no more than they do.",
-        registered="9ad3c2a",
-        base="methods-one-token",
-        axes=(),
-        arms=(*BESIDE, *METHODS),
-        core_minutes=75,
-        costs=(*COSTS, "parameters"),
-        contrasts=beside_controls(
-            pause=dict.fromkeys(("sim", "cot2", "soft", "hrpo", "colar", "coconut"), "more")
-            | dict.fromkeys(("codi", "pccot", "kava"), "not more"),
-        ),
     ),
     # one seed, for an arm takes half an hour; intervals are over problems alone
     "gsm8k": Ablation(

@@ -22,4 +22,7 @@ SEARCHES: dict[str, Search] = {
         seed=100,
         core_minutes=60,
     ),
+    "methods-one-token": Search(
+        "methods-one-token", dict.fromkeys((*BESIDE, "start", *METHODS), OURS), seed=100, core_minutes=56
+    ),
 }

@@ -3,7 +3,7 @@
 Order matters in both tasks, a state is one token, and chains and latents are as long: `methods-one-token` has one
 branch, `methods-modular` many. Numbers of updates follow from the milliseconds that an update takes; those of a start
 count. On `modular` mixtures and `sim-frontier`, which are told most, have what the chain has. The claims are in
-paper/ablations.py, the search for every arm's rate in paper/searches.py, what is not run yet in paper/planned.py.
+paper/ablations.py, the search for every arm's rate in paper/searches.py.
 
 The model is initialised as ours are and not as `cups-one-token` and `modular` have it, after CoT2: there embeddings are
 so small that hidden states which are fed back among them are hardly learned (paper/LOG.md, 2026-11-27). The methods'

@@ -1,5 +1,6 @@
 import gc
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of commands that tests start, too: each worker has one core
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -13,6 +14,8 @@ if not torch.cuda.is_available():
 import pytest
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background jobs have it, and what they start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 ON_ONE_WORKER = ("tests/train/test_processes.py",)  # files whose fixtures take a minute; the other tests go one by one
 
 

@@ -120,7 +120,7 @@ def test_the_loss_of_a_batch_is_that_of_its_parts(name, turns):
         return  # one question is all that it reads
 
     def part(rows: slice) -> Batch:
-        share = {"generator": torch.Generator().manual_seed(3), "first": rows.start, "whole": 5}
+        share = {"generator": torch.Generator().manual_seed(3), "numbers": range(rows.start, rows.stop), "whole": 5}
         return taught(name, reasoner, rows, turns, **share)
 
     want, _ = method.terms(part(slice(0, 5)))

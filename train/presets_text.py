@@ -29,17 +29,18 @@ def gsm8k_smollm2() -> Experiment:
     step by two latents at every stage. Numbers of updates follow from the seconds that an update takes on a core.
     """
     sim = Sim(n_latent=6, step_tokens=64)
+    coconut = Coconut(n_latent=6, latents_per_step=2, advance_at=1.0, stage_steps=26, closing=True)
     arms: dict[str, tuple[MethodConfig, int]] = {
-        "no-cot": (NoCoT(), 300),
-        "cot": (CoT(), 250),
-        "pause": (Pause(sim), 280),
-        "fixed": (FixedEmbedding(sim), 280),
-        "coconut": (Coconut(n_latent=6, latents_per_step=2, advance_at=1.0, stage_steps=40, closing=True), 160),
-        "sim": (sim, 150),
-        "codi": (Codi(n_latent=6, closing=True), 75),
-        "soft": (Soft(n_latent=12), 120),
+        "no-cot": (NoCoT(), 240),
+        "cot": (CoT(), 160),
+        "pause": (Pause(sim), 195),
+        "fixed": (FixedEmbedding(sim), 165),
+        "coconut": (coconut, 104),
+        "sim": (sim, 118),
+        "codi": (Codi(n_latent=6, closing=True), 64),
+        "soft": (Soft(n_latent=12), 165),
     }
-    how: dict[str, Any] = {"batch": 16, "micro_batch": 4, "lr": 1e-4, "warmup": 20, "log_every": 5, "save_every": 25}
+    how: dict[str, Any] = {"batch": 16, "lr": 1e-4, "warmup": 20, "log_every": 5, "save_every": 25}
     return Experiment(
         env=GSM8K(train="gsm8k_train.jsonl"),
         model=ModelConfig(pretrained="smollm2", bf16=True),

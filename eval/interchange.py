@@ -40,7 +40,8 @@ class Patch:
     """A patch that should lead to another answer than the right one.
 
     `hit`: the answer is that of the donor's state. `unpatched`: it was so without the patch. `chance`: the share of
-    other donors whose state leads to the patched answer; None without another donor. `cluster`: that of the problem.
+    other donors whose state leads to the patched answer; None without another donor, and a step off, where nothing asks
+    for it. `cluster`: that of the problem.
     """
 
     cluster: str
@@ -70,8 +71,9 @@ def patches(
         wanted = _elsewhere(env, problem, step, states[donors[b]])
         if wanted is None:
             continue
-        others = (_elsewhere(env, problem, step, states[c]) for c in rows[at + 1 :] + rows[:at] if c != donors[b])
-        by_chance = [verify(env, other, texts[b]).correct for other in islice(filter(None, others), OTHERS)]
+        others = () if shift else (c for c in rows[at + 1 :] + rows[:at] if c != donors[b])
+        elsewhere = filter(None, (_elsewhere(env, problem, step, states[c]) for c in others))
+        by_chance = [verify(env, other, texts[b]).correct for other in islice(elsewhere, OTHERS)]
         hit, before = (verify(env, wanted, text).correct for text in (texts[b], baseline.texts[b]))
         found.append(Patch(env.cluster(problem), hit, before, fmean(by_chance) if by_chance else None))
     return found

@@ -105,6 +105,11 @@ def digest(path: Path, size: int | None = None) -> str:
     return hashed.hexdigest()
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a model's weights lie in a folder, in one file or in shards."""
+    return any(folder.glob("model*.safetensors"))
+
+
 def sync_folder(folder: Path) -> None:
     """Write a folder's directory entries to disk, so that they survive a power cut. Does nothing on Windows."""
     if os.name == "posix":

@@ -15,7 +15,7 @@ from tokenizers.processors import TemplateProcessing
 
 from kernels.errors import UserError
 from latent.codec import LATENT, PAD, THINK, Codec
-from latent.files import named, read_json
+from latent.files import has_weights, named, read_json
 from latent.generate import Reasoner
 from latent.plain import plain
 
@@ -116,7 +116,7 @@ def find_checkpoint(folder: str | Path) -> Path:
         about = read_json(folder / "config.json")
     if about.get("model_type") != "latent" or not isinstance(about.get("backbone"), dict) or not about["backbone"]:
         raise UserError(f"{folder} is not a run or a saved reasoner: it has no config.json of one")
-    if not any(folder.glob("model*.safetensors")):
+    if not has_weights(folder):
         raise UserError(f"{folder} is not a run or a saved reasoner: it has no model.safetensors")
     return folder
 

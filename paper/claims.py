@@ -9,7 +9,7 @@ import ast
 import json
 import re
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -119,21 +119,25 @@ def is_ancestor(commit: str, other: str) -> bool:
 @cache
 def claim_in(commit: str, name: str) -> str:
     """The claim of an ablation as it stood in a commit. Files are parsed and not run."""
-    for source in SOURCES:
-        text = git("show", f"{commit}:{source}")
-        try:
-            for node in ast.walk(ast.parse(text or "")):
-                if not isinstance(node, ast.Dict):
-                    continue
-                for key, value in zip(node.keys, node.values):
-                    called = isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id
-                    if called == "Ablation" and isinstance(key, ast.Constant) and key.value == name:
-                        assert isinstance(value, ast.Call)
-                        claims = [kw.value for kw in value.keywords if kw.arg == "claim"] + value.args[:1]
-                        return str(ast.literal_eval(claims[0]))
-        except (SyntaxError, ValueError, IndexError) as e:
-            raise UserError(f"ablation {name}: its claim in commit {commit[:7]} cannot be read: {e}") from None
+    try:
+        for source in SOURCES:
+            for key, made in ablations_in(git("show", f"{commit}:{source}") or ""):
+                if key == name:
+                    claims = [kw.value for kw in made.keywords if kw.arg == "claim"] + made.args[:1]
+                    return str(ast.literal_eval(claims[0]))
+    except (SyntaxError, ValueError, IndexError) as e:
+        raise UserError(f"ablation {name}: its claim in commit {commit[:7]} cannot be read: {e}") from None
     raise UserError(f"ablation {name}: neither of {' and '.join(SOURCES)} has it in commit {commit[:7]}")
+
+
+def ablations_in(text: str) -> Iterator[tuple[str, ast.Call]]:
+    """The ablations that stand in dicts of a source file: the name and the call that makes it."""
+    for node in ast.walk(ast.parse(text)):
+        for key, value in zip(node.keys, node.values) if isinstance(node, ast.Dict) else ():
+            called = isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id
+            if called == "Ablation" and isinstance(key, ast.Constant):
+                assert isinstance(value, ast.Call)
+                yield str(key.value), value
 
 
 def git(*args: str) -> str | None:

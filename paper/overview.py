@@ -63,9 +63,9 @@ def lines(made: dict[str, Table]) -> list[str]:
         cells = [f"[{task}](paper/tables/{name}.md): {what}", f"{right:.2f} ({rule})"]
         for arm in ARMS:
             row = table.rows[arm]
-            cells.append(f"{row.value:.3f} ({between(row.interval)})")
+            cells.append(with_interval(row))
         out.append(f"| {' | '.join(cells)} |")
-        costs = (f"{table.rows[arm].mean('steps'):.0f}, {table.rows[arm].mean('core_seconds'):.0f}" for arm in ARMS)
+        costs = (", ".join(spent(table.rows[arm])) for arm in ARMS)
         out.append(f"| steps, core-s | | {' | '.join(costs)} |")
     return out
 
@@ -124,6 +124,16 @@ def training(row: Row) -> str:
     return f"{after}{how['steps']:,} at {how['lr']:g}"
 
 
+def with_interval(row: Row) -> str:
+    """A row's accuracy with its interval."""
+    return f"{row.value:.3f} ({between(row.interval)})"
+
+
+def spent(row: Row) -> list[str]:
+    """Sequential steps of a row's answers, and core-seconds of its training with those of its start."""
+    return [f"{row.mean(cost):.0f}" for cost in ("steps", "core_seconds")]
+
+
 def italics(name: str) -> str:
     """An arm's name as LaTeX."""
     return re.sub(r"\*(.*?)\*", r"\\emph{\1}", name)
@@ -176,9 +186,8 @@ def of_method(made: dict[str, Table], method: str) -> list[str]:
         others = [f"{table.rows[arm].value:.3f}" for arm in beside]
         for label, row in table.rows.items():
             if label == method or label.startswith(f"{method}-"):
-                costs = [f"{row.mean(cost):.0f}" for cost in ("steps", "core_seconds")]
                 cells = [f"[{METHODS_ON[name]}](../../../paper/tables/{name}.md)", row.told]
-                cells += [f"{row.value:.3f} ({between(row.interval)})", *others, *costs]
+                cells += [with_interval(row), *others, *spent(row)]
                 out.append(f"| {' | '.join(cells)} |")
     return out
 
@@ -214,7 +223,6 @@ def _methods(tasks: dict[str, Table]) -> list[list[str]]:
             if row is None:
                 cells += ["", "", ""]
             else:
-                costs = (f"{row.mean(cost):.0f}" for cost in ("steps", "core_seconds"))
-                cells += [f"{row.value:.3f} ({between(row.interval)})", *costs]
+                cells += [with_interval(row), *spent(row)]
         found.append(cells)
     return found

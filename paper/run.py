@@ -22,7 +22,7 @@ import tyro
 from kernels.errors import UserError
 from latent import plugins
 from latent.cli import at_least, guarded, parse, program
-from latent.files import write_json
+from latent.files import has_weights, write_json
 from latent.plain import id_of, identity
 from paper import claims, records
 from paper.ablations import ABLATIONS
@@ -234,7 +234,7 @@ def execute(every: dict[str, list[Cell]], share: dict[str, float], options: Opti
 def has_model(options: Options, id: str) -> bool:
     """Whether a run's weights are in the folder of runs, so that another can start from them."""
     home = options.out / id
-    return (home / "result.json").exists() and any((home / "model").glob("model*.safetensors"))
+    return (home / "result.json").exists() and has_weights(home / "model")
 
 
 def in_processes(

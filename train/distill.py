@@ -39,9 +39,8 @@ def fit(trainer: Trainer, env: Environment) -> None:
             order.sort(key=lambda i: characters(problems[i]), reverse=True)
         size, batches = c.micro_batch or len(problems), []
         for at in range(0, len(order), size):
-            part = order[at : at + size]
-            share: dict = {"numbers": [trainer.rows[i] for i in part], "whole": c.batch}
-            some = [problems[i] for i in part]
+            some, numbers = zip(*((problems[i], trainer.rows[i]) for i in order[at : at + size]), strict=True)
+            share: dict = {"numbers": numbers, "whole": c.batch}
             batches.append(taught(env, run.method, some, codec, engine.device, **share))
 
         # Every micro-batch draws from a fresh generator: it draws for the whole batch, and takes its own rows' part.

@@ -2,7 +2,6 @@
 
 import json
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ from latent import hub
 from latent.methods import NoCoT, Recurrent, Sim
 from tests.helpers import python, small_reasoner
 
-ROOT = Path(harness.__file__).parent.parent
 ROWS = [{"q": "01 23 12", "to": ["4 2 1 3", "1 2 3 4"]}, {"q": "13 02", "to": ["2 1 4 3", "3 3 3 3"]}]
 KINDS = {
     "choices": "output_type: multiple_choice\ndoc_to_choice: '{{to}}'\ndoc_to_target: 0\n",

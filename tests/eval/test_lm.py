@@ -1,14 +1,12 @@
 """Checkpoints in lm-eval: the likelihoods of texts after their thoughts, in any batch, and how a checkpoint opens."""
 
 import logging
-from pathlib import Path
 
 import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer
 
-from eval import harness
 from eval.environments import GSM8K, build
 from eval.lm import LatentLM
 from kernels.errors import UserError
@@ -20,8 +18,6 @@ from latent.methods.terms import text_hidden
 from latent.thought import Greedy
 from tests.eval.lm_helpers import PAIRS, asked, likelihoods, pens, texts, whole
 from tests.helpers import python, small_reasoner
-
-ROOT = Path(harness.__file__).parent.parent
 
 
 @pytest.mark.parametrize("name", ["no-cot", "cot", "sim"])

@@ -96,7 +96,7 @@ GROUPS = (
     ("train/distill.py", PROCESSES, (
         ("a batch draws from the global generator", '"terms", replace(batch, generator=trainer.generator(step))',
          '"terms", batch'),
-        ("every process draws for the first rows", '"numbers": [trainer.rows[i] for i in part]', '"numbers": part'),
+        ("every process draws for the first rows", "(problems[i], trainer.rows[i])", "(problems[i], i)"),
     )),
     ("train/distill.py", BY_HAND_SFT, (
         ("a curriculum is told nothing", "trainer.method.learned(logged)", "{}"),

@@ -32,25 +32,27 @@ def measured() -> list[str]:
         "fastest of the rivals: `compile` and `graph` are plain torch with a static cache, the whole chain in one CUDA graph,",
         "with and without Inductor; `torch` is the definition, `hf` the layers of transformers, both eager. The floor is the",
         "time that the bytes or the products take on this card. `bench.csv` has every arm with percentiles, memory and error;",
-        "`paper/LOG.md` has what was expected, and what came of it.",
+        "`paper/LOG.md` has what was expected, and what came of it. A row is of the kernels of its day: those whose kernel was",
+        "made anew have been taken out of the latest card's.",
         "",
         f"| | | | | {' '.join(f'{gpu} | | | |' for gpu in gpus)}",
         f"|---|---|---|---|{'---|---|---|---|' * len(gpus)}",
         f"| op | shape | batch | dtype | {'triton | best rival | floor / triton | rival / triton | ' * len(gpus)}".rstrip(),
     ]  # fmt: skip
-    cases: dict[tuple, dict[str, list[dict]]] = {}
+    order = [(p.op, p.shape.name, p.batch, p.dtype) for p in planned()]
+    cases: dict[tuple, dict[str, list[dict]]] = {key: {} for key in order}
     for r in rows:
         key = r["op"], r["shape"], int(r["batch"]), r["dtype"]
         cases.setdefault(key, {}).setdefault(r["gpu"], []).append(r)
+    cases = {key: arms for key, arms in cases.items() if arms}
     for (op, shape, batch, dtype), arms in cases.items():
         cells = [cell for gpu in gpus for cell in compared(arms.get(gpu, []))]
         lines.append(f"| {' | '.join([op, shape, str(batch), dtype, *cells])} |")
     lines.append("")
     done = {(r["op"], r["shape"], int(r["batch"]), r["dtype"]) for r in rows if r["impl"] == "triton"}
     missing: dict[str, list[str]] = {}
-    for p in planned():
-        if (p.op, p.shape.name, p.batch, p.dtype) not in done:
-            missing.setdefault(f"{p.op}, {p.dtype}", []).append(f"{p.shape.name} B={p.batch}")
+    for op, shape, batch, dtype in (key for key in order if key not in done):
+        missing.setdefault(f"{op}, {dtype}", []).append(f"{shape} B={batch}")
     if missing:
         lines += ["**Not measured on a GPU yet**, so nothing is claimed about their speed:", ""]
         lines += [f"* `{op}`: {', '.join(names)}" for op, names in missing.items()] + [""]

@@ -84,10 +84,10 @@ def beside_transformers(options: Speed) -> int:
 
     from train import speed_gpu
 
-    rows = speed_gpu.compare(options.shape, options.device, options.rounds)
-    for row in rows:
-        print(f"{row['what']:66} {row['arm']:36} {row['value']:9.3g} {row['unit']}")
-    rows = [row | {"torch": torch.__version__} for row in rows]
+    rows = []
+    for row in speed_gpu.compare(options.shape, options.device, options.rounds):
+        print(f"{row['what']:66} {row['arm']:36} {row['value']:9.3g} {row['unit']}", flush=True)
+        rows.append(row | {"torch": torch.__version__})
     if options.out is None:
         return 0
     with options.out.open("w", newline="") as f:

@@ -14,7 +14,7 @@ On a GPU training runs in fp32 weights under autocast to bfloat16, and what is o
 from round to round; every time is taken from idle to idle, on a GPU between two events of its stream.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from statistics import median, quantiles
@@ -58,21 +58,22 @@ class Sizes:
 TINY = Sizes(prompt=9, latents=2, text=3, train=4, prompts=2, group=3, answers=(1, 3))
 
 
-def compare(shape: Shape, device: str, rounds: int) -> list[dict]:
-    """The rows to print, of `rounds` rounds. Raises UserError without such a device, RuntimeError where arms differ."""
+def compare(shape: Shape, device: str, rounds: int) -> Iterator[dict]:
+    """The rows to print, as `rounds` rounds give them. Raises UserError without such a device, RuntimeError where arms
+    differ."""
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: there is no GPU here; --device cpu --what rivals --shape tiny tries it out")
     torch.manual_seed(0)
     sizes, place = TINY if shape == "tiny" else Sizes(), torch.device(device)
-    method = methods.build(Sim(n_latent=sizes.latents, told="answer"), from_config(_config(shape))).to(place)
+    with place:  # random weights are drawn where they are wanted
+        method = methods.build(Sim(n_latent=sizes.latents, told="answer"), from_config(_config(shape)))
     assert isinstance(method, AlongSequence)  # as Sim's is
     method.eval()  # no dropout: the arms are to compute the same
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     told = {"shape": shape, "device": name, "dtype": "bf16" if device == "cuda" else "fp32"}
-    rows = [*training(method, sizes, rounds), *rollouts(method, sizes, rounds)]
-    for batch in sizes.answers:
-        rows += answers(method, sizes, batch, rounds)
-    return [row | told for row in rows]
+    parts = [partial(training, method, sizes, rounds), partial(rollouts, method, sizes, rounds)]
+    parts += [partial(answers, method, sizes, batch, rounds) for batch in sizes.answers]
+    yield from (row | told for part in parts for row in part())
 
 
 def _config(shape: Shape):
@@ -184,9 +185,10 @@ def reading(method: AlongSequence) -> Any:
     """The language model as a user who only reads has it: on a GPU in bfloat16, which autocast need not convert."""
     if method.backbone.device.type != "cuda":
         return method.backbone.lm
-    lm = type(method.backbone.lm)(method.backbone.lm.config)
+    with method.backbone.device:
+        lm = type(method.backbone.lm)(method.backbone.lm.config)
     lm.load_state_dict(method.backbone.lm.state_dict())
-    return lm.to(method.backbone.device, torch.bfloat16).eval()
+    return lm.to(torch.bfloat16).eval()
 
 
 def rollouts(method: AlongSequence, sizes: Sizes, rounds: int) -> list[dict]:

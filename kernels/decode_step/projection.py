@@ -189,12 +189,17 @@ def rows_of(accs, N: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr)
 @triton.jit(do_not_specialize=["N"])
 def matrix_kernel(
     x, sums, norm_weight, norm_bias, w, w_2, w_3, bias, bias_2, bias_3, stride_k, stride_c,
-    out, stream, next_weight, N, eps,
+    out, stream, next_weight, parts, arrived, N, eps,
     K: tl.constexpr, C: tl.constexpr, C_1: tl.constexpr, C_2: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr,
-    GATED: tl.constexpr, TILES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+    GATED: tl.constexpr, TILES: tl.constexpr, SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_T: tl.constexpr, CHUNK: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """The same of many rows, with tensor cores."""
+    """The same of many rows, with tensor cores.
+
+    What LayerNorm's weight and bias, times the weights, give each column is a product too, of two rows more: made of
+    the tile that tensor cores read, not of another copy in registers. A stream's columns are few tiles, so that SPLITS
+    programs share the inner length of each, and the last of them adds up the parts in their order.
+    """
     second, third, mine, wide, first = part_of(C, C_1, C_2, BLOCK_C)
     if C_1 < C:
         w = tl.where(third, w_3, tl.where(second, w_2, w))
@@ -209,37 +214,68 @@ def matrix_kernel(
         if GATED:
             shift_2 += tl.load(bias_2 + mine, mask=mine < wide, other=0.0).to(tl.float32)
     rows = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    pair = tl.arange(0, BLOCK_N)
     acc = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
     acc_2 = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
-    for start in range(0, K, CHUNK):
+    of_norm = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+    of_norm_2 = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+    EACH: tl.constexpr = ((K + CHUNK * SPLITS - 1) // (CHUNK * SPLITS)) * CHUNK
+    low = tl.program_id(2) * EACH
+    for start in range(low, tl.minimum(low + EACH, K), CHUNK):
         tile = row_chunk(x, rows, start, N, K, CHUNK)
         w_tile = weight_chunk(w, mine, start, wide, K, stride_k, stride_c, CHUNK)
         acc = product(tile, tl.trans(w_tile), acc, UPCAST)
         if NORM == 2:
-            by_weight, by_bias = norm_terms(w_tile, norm_weight, norm_bias, start, K, CHUNK)
-            slope += by_weight
-            shift += by_bias
+            affine = norm_rows(norm_weight, norm_bias, pair, start, K, CHUNK)
+            of_norm = product(affine, tl.trans(w_tile), of_norm, UPCAST)
         if GATED:
             w_tile = weight_chunk(w_2, mine, start, wide, K, stride_k, stride_c, CHUNK)
             acc_2 = product(tile, tl.trans(w_tile), acc_2, UPCAST)
             if NORM == 2:
-                by_weight, by_bias = norm_terms(w_tile, norm_weight, norm_bias, start, K, CHUNK)
-                slope_2 += by_weight
-                shift_2 += by_bias
+                of_norm_2 = product(affine, tl.trans(w_tile), of_norm_2, UPCAST)
+    if NORM == 2:
+        slope += tl.sum(tl.where(pair[:, None] == 0, of_norm, 0.0), 0)
+        shift += tl.sum(tl.where(pair[:, None] == 1, of_norm, 0.0), 0)
+        if GATED:
+            slope_2 += tl.sum(tl.where(pair[:, None] == 0, of_norm_2, 0.0), 0)
+            shift_2 += tl.sum(tl.where(pair[:, None] == 1, of_norm_2, 0.0), 0)
     cols = first + mine
     ok = mine < wide
-    before = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
-    after = tl.zeros((BLOCK_C,), tl.float32)
-    if stream is not None:
-        before += tl.load(stream + rows[:, None] * C + cols[None, :], mask=(rows[:, None] < N) & ok[None, :], other=0.0)
-        after += tl.load(next_weight + cols, mask=ok, other=0.0).to(tl.float32)
-    squares = sums_tile(sums, rows, N, 1, NORM, TILES, BLOCK_N, BLOCK_T)
-    totals = sums_tile(sums, rows, N, 0, NORM - 1, TILES, BLOCK_N, BLOCK_T)
-    scale, mean = scale_of(squares, totals, eps, K, NORM, BLOCK_N)
-    finish_tile(
-        acc, acc_2, shift[None, :], shift_2[None, :], slope[None, :], slope_2[None, :], scale, mean, sums, out, stream,
-        before, after, rows, cols, ok, N, C, NORM, ACT, GATED, UPCAST,
-    )  # fmt: skip
+    last = True
+    if SPLITS > 1:
+        at = rows[:, None] * C + cols[None, :]
+        there = (rows[:, None] < N) & ok[None, :]
+        tl.store(parts + tl.program_id(2) * N * C + at, acc, mask=there)
+        tl.debug_barrier()
+        tile_of = arrived + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+        last = tl.atomic_add(tile_of, 1, sem="acq_rel", scope="gpu") == SPLITS - 1
+        if last:
+            acc = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+            for s in tl.static_range(SPLITS):
+                acc += tl.load(parts + s * N * C + at, mask=there, other=0.0, cache_modifier=".cg")
+            tl.store(tile_of, 0)
+    if last:
+        before = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+        after = tl.zeros((BLOCK_C,), tl.float32)
+        if stream is not None:
+            here = (rows[:, None] < N) & ok[None, :]
+            before += tl.load(stream + rows[:, None] * C + cols[None, :], mask=here, other=0.0)
+            after += tl.load(next_weight + cols, mask=ok, other=0.0).to(tl.float32)
+        squares = sums_tile(sums, rows, N, 1, NORM, TILES, BLOCK_N, BLOCK_T)
+        totals = sums_tile(sums, rows, N, 0, NORM - 1, TILES, BLOCK_N, BLOCK_T)
+        scale, mean = scale_of(squares, totals, eps, K, NORM, BLOCK_N)
+        finish_tile(
+            acc, acc_2, shift[None, :], shift_2[None, :], slope[None, :], slope_2[None, :], scale, mean, sums, out,
+            stream, before, after, rows, cols, ok, N, C, NORM, ACT, GATED, UPCAST,
+        )  # fmt: skip
+
+
+@triton.jit
+def norm_rows(norm_weight, norm_bias, pair, first, K: tl.constexpr, CHUNK: tl.constexpr):
+    """A chunk of LayerNorm's weight and bias as the first two rows of a tile of zeros."""
+    k = first + tl.arange(0, CHUNK)
+    which = tl.where(pair[:, None] == 1, norm_bias, norm_weight)
+    return tl.load(which + k[None, :], mask=(pair[:, None] < 2) & (k[None, :] < K), other=0.0)
 
 
 @triton.jit

@@ -10,7 +10,7 @@ What bounds a step is how fast the weights stream. Up to FEW rows are multiplied
 sixteen: a program asks for its whole tile of weights at once, and on Hopper and newer it does so while kernels before
 still run (programmatic dependent launch). All but the first projection let their successor begin before they wait
 themselves, so that the weights of two or three launches are on their way at a time. More rows go through tensor cores,
-a pipelined loop over the input's length.
+a pipelined loop over the input's length, and so do rows so long that multiplying takes longer than reading.
 
 The residual stream x stays in fp32. Whoever adds to it also leaves its product with the next norm's weight in the
 model's dtype, and its tile's sums of x and x^2: a norm is then a scale (and, for LayerNorm, a shift) of what the next
@@ -33,13 +33,16 @@ from kernels.dispatch import capability, interpreted
 from kernels.layer_tiles import ACTS, NORMS
 from kernels.tiles import narrow
 
-FEW = 4  # rows up to which products go without tensor cores
+FEW = 4  # rows up to which products go without tensor cores,
+SHORT = 16 * 1024  # where that many rows times the longest of their lengths are no more than this
 WARPS = 4  # of a vector kernel's program, twice as many for inner lengths beyond LONG
 LONG = 1024
 CHUNK = 256  # of a product's inner length: 8 numbers for each thread of a warp
 IN_FLIGHT = 32 * 1024  # bytes of weights that a program asks for at once, about
 PARTS = 16  # of the cache at most, attended by different programs where there are few rows
 POSITIONS = 64  # of a part, at least
+BUSY = 512  # attending programs beyond which one warp each is enough
+SPLITS = 4  # of the inner length of what many rows add to the stream
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -90,7 +93,7 @@ class Step:
     """A decoder made ready for one-position steps of a batch: the buffers between the launches, and their tiles."""
 
     def __init__(self, decoder: Decoder, batch: int):
-        self.decoder, self.n, self.few = decoder, batch, batch <= FEW
+        self.decoder, self.n, self.few = decoder, batch, few_rows(decoder, batch)
         first = decoder.layers[0]
         like, self.width = first.out[0], decoder.norm[0].shape[0]
         heads, inner = decoder.heads * decoder.d, first.down[0].shape[0]
@@ -109,6 +112,8 @@ class Step:
             torch.empty(parts, batch, decoder.heads, 2, **full),
         )
         self.arrived = torch.zeros(batch, decoder.heads, dtype=torch.int32, device=like.device)
+        self.shares = torch.empty(0 if self.few else SPLITS, batch, self.width, **full)
+        self.done = torch.zeros(triton.cdiv(batch, 16), self.tiles, dtype=torch.int32, device=like.device)
 
     def columns(self, *weights: Tensor) -> int:
         """Columns of a tile that makes a good number of bytes of each weight."""
@@ -139,8 +144,9 @@ class Step:
         parts = min(len(self.parts), triton.cdiv(room, POSITIONS))
         halves = 2 if kv[0][0].dtype == torch.float32 else 1  # as many bytes a tile, whatever the dtype
         attention = {"BLOCK_S": POSITIONS // halves, "AHEAD": False}
-        if not self.few:  # programs enough: of one warp, which reads the next positions while it attends these
-            attention = {"BLOCK_S": 16 // halves, "AHEAD": True, "num_warps": 1}
+        if not self.few:  # programs enough: small ones, which read the next positions while they attend these
+            warps = 1 if n * dec.heads > BUSY else 2
+            attention = {"BLOCK_S": 16 * warps // halves, "AHEAD": True, "num_warps": warps}
         enter_kernel[(n,)](
             x_BD, add_BD, dec.layers[0].norm_1[0], self.stream, self.scaled, self.sums, n, **row, **tile, **plain
         )
@@ -191,13 +197,21 @@ class Step:
             )  # fmt: skip
             return
         block_n = 16 if n <= 16 or full else 32 if n <= 32 else 64
-        # of (in, out) weights shorter chunks, or some spill: those after a LayerNorm, and before Hopper all
-        short = shape["NORM"] == 2 or (w.stride(0) != 1 and capability(w.device) < 90)
-        chunk, stages = (64, 3) if full else (256, 4) if n <= 16 else (64 if short else 128, 4)
+        chunk, stages = (64, 3) if full else (256, 4) if n <= 16 else (128, 6)
+        if n > 16 and not full and capability(w.device) < 90:  # less room, and long chunks of (in, out) weights spill
+            chunk, stages = (128 if w.stride(0) == 1 else 64), 4
         options = {k: v for k, v in options.items() if k != "PDL"}
-        matrix_kernel[(tiles, triton.cdiv(n, block_n))](
-            *tensors, n, self.decoder.eps, BLOCK_N=block_n, CHUNK=chunk, num_stages=stages, **shape, **options
-        )
+        splits = SPLITS if out is None else 1
+        matrix_kernel[(tiles, triton.cdiv(n, block_n), splits)](
+            *tensors, self.shares, self.done, n, self.decoder.eps,
+            SPLITS=splits, BLOCK_N=block_n, CHUNK=chunk, num_stages=stages, **shape, **options,
+        )  # fmt: skip
+
+
+def few_rows(decoder: Decoder, n: int) -> bool:
+    """Whether products of so many rows are made without tensor cores."""
+    down = decoder.layers[0].down[0]
+    return n <= FEW and (n * down.shape[0] <= SHORT or down.dtype == torch.float32)
 
 
 def vector_options(w: Tensor, block_c: int, n: int) -> dict:

@@ -14,7 +14,8 @@ from kernels.vocab_mix import reference
 
 __all__ = ["vocab_mix"]
 
-FEW = 4096  # bytes of all states up to which one read of E mixes them
+FEW = 8  # states that one read of E mixes, where they take no more than
+SMALL = 4096  # bytes together
 ROWS = 64  # up to which the benchmark compares with torch
 
 
@@ -67,10 +68,18 @@ def left_to_torch(h_ND: Tensor, top_k: int | None, auto: bool) -> str | None:
     Two products in fp32 have no tensor cores to gain from, and more rows than the benchmark has are better served by
     the larger tiles of matrix products: `auto` takes a kernel only where `kernels/bench.csv` can say that it wins.
     """
-    n, d = h_ND.shape
-    few = n * d * h_ND.element_size() <= FEW or top_k is not None
+    n, few = len(h_ND), by_one_read(h_ND) or top_k is not None
     if torch.version.hip and not few:
         return "its products take more shared memory than AMD's GPUs have"
     if auto and h_ND.dtype == torch.float32 and not few:
         return "several states in fp32 are left to matrix products"
     return f"more than {ROWS} states are left to matrix products" if auto and n > ROWS else None
+
+
+def by_one_read(h_ND: Tensor) -> bool:
+    """Whether such states are mixed by one read of E, and not by two products.
+
+    Of sixteen rows and more Triton's compiler makes a product on tensor cores of what is written as a sum of products,
+    and its inner length, the two rows of E, is shorter than theirs: Triton 3.6 then adds each of them up four times.
+    """
+    return len(h_ND) <= FEW and h_ND.nbytes <= SMALL

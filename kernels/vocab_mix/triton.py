@@ -1,6 +1,6 @@
 """Attention with one query over the vocabulary, in two forms; and the top-k form, which has its ids and gathers.
 
-A state or two (`few_kernel`): one read of E. A program is a warp or two, so that hardly any waits for another. It takes
+Few states (`few_kernel`): one read of E. A program is a warp or two, so that hardly any waits for another. It takes
 two whole rows of E at a time, multiplies them with the states, and keeps online what softmax needs and an unnormalised
 mix, while the next rows are copied to shared memory. A last launch joins the programs.
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kernels.dispatch import interpreted
 from kernels.tiles import logits_tile, narrow, product
-from kernels.vocab_mix import FEW
+from kernels.vocab_mix import by_one_read
 
 FEW_PROGRAMS = 1056  # eight small ones for each of a large GPU's multiprocessors
 PROGRAMS = 264  # two of the products
@@ -175,7 +175,7 @@ def vocab_mix(
     if n == 0:
         lse = h_ND.new_zeros(0, dtype=torch.float32)
         return h_ND.new_zeros(0, d), lse, lse
-    form = by_few if n * d * h_ND.element_size() <= FEW else by_products
+    form = by_few if by_one_read(h_ND) else by_products
     return form(h_ND, e_VD, out_VD, temperature, noise_NV)
 
 

@@ -62,9 +62,10 @@ def test_errors_are_at_most_twice_torchs(family, batch, size, dtype):
         assert (o - w).norm() <= limit
 
 
-def test_more_rows_than_a_tile():
-    decoder = make_decoder("qwen3", layers=1, width=40, d=10, inner=33, dtype=torch.float32, device=DEVICE)
-    past, h = make_past(decoder, 17, 3), torch.randn(17, 40)
+@pytest.mark.parametrize("family, batch", [("qwen3", 17), ("gpt2", 5)])  # more than a tile, more than a few
+def test_many_rows(family, batch):
+    decoder = make_decoder(family, layers=1, width=40, d=10, inner=150, dtype=torch.float32, device=DEVICE)
+    past, h = make_past(decoder, batch, 3), torch.randn(batch, 40)
     got, want = (run(decoder, past, h, None, impl, torch.float32) for impl in ("triton", "torch"))
     for g, w in zip(got, want):
         torch.testing.assert_close(g, w, rtol=0, atol=1e-5)

@@ -11,6 +11,7 @@ from kernels.decode_step import LatentDecoder
 from kernels.errors import UserError
 from kernels.exit_criterion import second_difference
 from kernels.exit_criterion import triton as exit_criterion
+from tests.kernels.check import DEVICE
 from tests.kernels.decoders import make_decoder, make_past
 
 
@@ -27,7 +28,7 @@ def too_large(*args, **kwargs):
 
 def test_a_kernel_that_does_not_fit_goes_to_torch_with_one_line(monkeypatch, caplog):
     monkeypatch.setattr("kernels.exit_criterion.triton.second_difference", too_large)
-    states = torch.randn(3, 2, 8)
+    states = torch.randn(3, 2, 8, device=DEVICE)
     with caplog.at_level(logging.WARNING, logger="kernels"):
         got = [second_difference(*states) for _ in range(2)]
     for found in got:
@@ -52,7 +53,7 @@ def test_inputs_of_another_kind_keep_their_kernels(monkeypatch, caplog):
     shapes = [(2, 16), (2, 8), (65, 8), (300, 8), (64, 8), (2, 16)]
     with caplog.at_level(logging.WARNING, logger="kernels"):
         for shape in shapes:
-            states = torch.randn(3, *shape)
+            states = torch.randn(3, *shape, device=DEVICE)
             got, want = second_difference(*states), second_difference(*states, impl="torch")
             torch.testing.assert_close(got[0], want[0], rtol=1e-5, atol=1e-5)
     served = [chosen for chosen, impl in launched if impl is None]
@@ -78,18 +79,18 @@ def test_an_error_of_another_kind_is_not_swallowed(monkeypatch):
 
     monkeypatch.setattr("kernels.exit_criterion.triton.second_difference", wrong)
     with pytest.raises(ZeroDivisionError, match="a bug"):
-        second_difference(*torch.randn(3, 2, 8))
+        second_difference(*torch.randn(3, 2, 8, device=DEVICE))
 
 
 def test_a_chain_whose_kernels_do_not_fit(monkeypatch, caplog):
     monkeypatch.setattr("kernels.decode_step.triton.Step.__call__", too_large)
-    decoder = make_decoder("gpt2", layers=1, dtype=torch.float32)
-    past = [tuple(x.detach() for x in p) for p in make_past(decoder, 2, 3, torch.float32)]
-    h = torch.randn(2, 24)
+    decoder = make_decoder("gpt2", layers=1, dtype=torch.float32, device=DEVICE)
+    past = [tuple(x.detach() for x in p) for p in make_past(decoder, 2, 3, torch.float32, DEVICE)]
+    h = torch.randn(2, 24, device=DEVICE)
     with caplog.at_level(logging.WARNING, logger="kernels"):
         latent = LatentDecoder(decoder)
         got, cache = latent.run(past, h, None, 2)
     want, kv = LatentDecoder(decoder, "torch").run(past, h, None, 2)
     assert torch.equal(got, want) and torch.equal(cache[0][1], kv[0][1])
     assert not latent.serves(h) and not LatentDecoder(decoder).serves(h) and len(caplog.messages) == 1
-    assert latent.serves(torch.randn(3, 24))  # of another tile
+    assert latent.serves(torch.randn(3, 24, device=DEVICE))  # of another tile

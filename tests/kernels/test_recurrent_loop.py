@@ -153,7 +153,7 @@ def test_nothing_to_do_and_wrong_inputs():
 
 
 def test_auto_takes_one_layer_and_few_positions():
-    x = torch.zeros(1, 65, 40)
+    x = torch.zeros(1, 65, 40, device=DEVICE)
     for layers, rows, told in ((1, 64, None), (1, 65, "up to 64 positions"), (2, 1, "several layers")):
         loop = RecurrentLoop(*make("gpt2", layers, torch.float32)[0], impl="auto")
         reason = loop.unless(x[:, :rows])

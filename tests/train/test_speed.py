@@ -43,4 +43,4 @@ def test_arms_that_differ_are_not_timed(monkeypatch):
     think = speed_gpu.Theirs.think
     monkeypatch.setattr(speed_gpu.Theirs, "think", lambda self, ids, k: think(self, ids, k - 1))
     with pytest.raises(RuntimeError, match="the arms' losses differ"):
-        speed_gpu.compare("tiny", "cpu", 1)
+        list(speed_gpu.compare("tiny", "cpu", 1))

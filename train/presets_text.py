@@ -26,7 +26,8 @@ def gsm8k_smollm2() -> Experiment:
     latent/README.md has it, and `gsm8k_train.jsonl`, the official train.jsonl, a tenth of which is held out. Other
     weights: `--model.pretrained HuggingFaceTB/SmolLM2-135M`. Weights are trained whole, in bfloat16; every arm has the
     same batches and the rate of Coconut's GPT-2, which was not searched. Coconut writes chains first, and replaces a
-    step by two latents at every stage. Numbers of updates follow from the seconds that an update takes on a core.
+    step by two latents at every stage. Numbers of updates follow from the seconds that an update takes on a core. Eight
+    rows are read at a time, so that two arms fit side by side in 24 GiB.
     """
     sim = Sim(n_latent=6, step_tokens=64)
     coconut = Coconut(n_latent=6, latents_per_step=2, advance_at=1.0, stage_steps=26, closing=True)
@@ -40,7 +41,7 @@ def gsm8k_smollm2() -> Experiment:
         "codi": (Codi(n_latent=6, closing=True), 64),
         "soft": (Soft(n_latent=12), 165),
     }
-    how: dict[str, Any] = {"batch": 16, "lr": 1e-4, "warmup": 20, "log_every": 5, "save_every": 25}
+    how: dict[str, Any] = {"batch": 16, "lr": 1e-4, "warmup": 20, "log_every": 5, "save_every": 25, "micro_batch": 8}
     return Experiment(
         env=GSM8K(train="gsm8k_train.jsonl"),
         model=ModelConfig(pretrained="smollm2", bf16=True),

@@ -61,6 +61,8 @@ class LatentGenerationMixin(GenerationMixin):
         has_think = c.think_id is None or last_id == c.think_id
         return ([] if has_think else [c.think_id]) + [c.latent_id] * k
 
+    thinking = thinking_ids  # its first name
+
     @torch.no_grad()
     def generate(
         self,

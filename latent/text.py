@@ -146,3 +146,12 @@ class Batch:
 def one_in(every: int, steps: list) -> list:
     """Every `every`-th step of a chain. Unless all are kept the last is left out, because the answer repeats it."""
     return steps if every == 1 else steps[every - 1 : -1 : every]
+
+
+def __getattr__(name: str):
+    """Codecs, which were in this file first: code that uses the library has them from here."""
+    if name in ("Codec", "bpe_codec", "word_codec"):
+        from latent import codec
+
+        return getattr(codec, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -30,7 +30,8 @@ def check(reasoner: Reasoner, env: Environment, run: Run, test: list[Problem]) -
     check_golds(reasoner, env, turns["train"][:GOLDS], turns["test"])
     judged = [lengths(codec, p) for p in turns["test"]]
     learned = [lengths(codec, p) for p in turns["train"]]
-    for steps, answer in judged + learned if taught else ():
+    # the longest first: whoever is told of a limit learns what would do
+    for steps, answer in sorted(judged + learned, key=lambda chain: sum(chain[0]), reverse=True) if taught else ():
         reasoner.method.check_chain(steps, answer)
     if taught:
         reasoner.method.check_chains([steps for steps, _ in learned])

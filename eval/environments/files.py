@@ -38,9 +38,22 @@ def _file_rows(path: Path) -> Iterator[tuple[object, str]]:
     if text.lstrip().startswith("["):
         yield from ((row, f"{path}, item {i}") for i, row in enumerate(_loads(text, path, 1), 1))
         return
+    if fields := _object(text):
+        raise UserError(f"{path} is one JSON object ({fields}): expected a list of objects, or one object a line")
     for i, line in enumerate(text.split("\n"), 1):  # splitlines would cut at U+2028, which JSON allows
         if line.strip():
             yield _loads(line, path, i), f"{path}, line {i}"
+
+
+def _object(text: str) -> str:
+    """The names of a JSON object that more than one line holds, "" where the text is none."""
+    if "\n" not in text.strip():
+        return ""
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError):
+        return ""
+    return ", ".join(whole) if isinstance(whole, dict) else ""
 
 
 def _loads(text: str, path: Path, line: int):

@@ -21,6 +21,16 @@ def test_bpe_spells_numbers_digit_by_digit_and_loses_nothing():
     assert len(codec.step("12345")) == 5
 
 
+def test_what_scripts_have_by_its_first_name_is_there():
+    from latent import codec, text
+    from latent.hf import LatentForCausalLM
+
+    assert text.Codec is codec.Codec and text.bpe_codec is bpe_codec and text.word_codec is codec.word_codec
+    assert LatentForCausalLM.thinking is LatentForCausalLM.thinking_ids
+    with pytest.raises(ImportError, match=r"cannot import name 'Codecs' from 'latent\.text'"):
+        from latent.text import Codecs  # noqa: F401
+
+
 def test_prompts_are_left_padded_and_end_in_the_think_token():
     codec = build(ProsQA()).codec(SMALL)
     prompt = codec.prompt(["Tom is a lempus .", "Is Tom a lempus or zumpus ?"])

@@ -15,7 +15,7 @@ from latent import make, methods
 from latent.codec import Codec
 from latent.config import ModelConfig
 from latent.generate import Reasoner
-from latent.methods import Coconut, CoT, Kava, NoCoT, Pause, Recurrent, Sim
+from latent.methods import Coconut, Colar, CoT, Hrpo, Kava, NoCoT, Pause, Recurrent, Sim
 from tests.latent.test_plain_text import tokenizer_of
 from train import checks
 from train import run as runs
@@ -85,6 +85,19 @@ def test_kava_needs_a_problem_whose_chain_its_teacher_writes(control, tmp_path):
     with pytest.raises(UserError, match=r"learns from chains, and no training problem has one$"):
         said_of([], keep_last=True)
     assert said_of([step, step]) == said_of([step], keep_last=True) == []
+
+
+@pytest.mark.parametrize("method, flag", [(Hrpo(n_latent=4), "method.n_latent is"), (Colar(n_latent=4, r=1), "are")])
+def test_a_chain_that_is_too_long_is_the_longest_one(method, flag, words, tmp_path):
+    """What is said is enough for all of them: not raised again for the next one."""
+    steps = ["<<1+1=2>>"]
+    rows = [{"question": f"{i}?", "steps": steps * (2 + i % 7), "answer": str(i)} for i in range(10, 50)]
+    (tmp_path / "w.json").write_text(json.dumps(rows))
+    run = of(GSM8K(train=str(tmp_path / "w.json")), method)
+    with pytest.raises(UserError, match=flag) as e:
+        checked(run)
+    enough = int(re.findall(r"a chain has (\d+) tokens", str(e.value))[0])
+    checked(dataclasses.replace(run, method=dataclasses.replace(method, n_latent=enough)))
 
 
 def test_a_run_says_it_before_it_trains(words, tmp_path):

@@ -25,7 +25,7 @@ from train.data import batch, seed_of
 from train.divergence import Diverged, check_weights, diverged
 from train.engine import Engine
 from train.losses import Extreme, Logged
-from train.process import Stopped, amid_update
+from train.process import Stopped, amid_update, give_back_memory
 from train.record import Record
 from train.selection import Selection
 
@@ -158,6 +158,7 @@ class Trainer:
                         window.append(update(step))
                 except Diverged as e:
                     raise diverged(self, step, e) from None
+                give_back_memory()
                 self.done = step + 1
                 self.core_seconds += time.process_time() - start
                 event: dict[str, Any] = {"stage": "train", "done": self.done, "total": total}

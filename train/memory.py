@@ -102,6 +102,25 @@ def machine() -> int | None:
     return max(known) if known else None
 
 
+def available() -> int | None:
+    """Bytes of the host's memory that a process may still take; None where it cannot be known."""
+    found = []
+    for line in _text("/proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            found.append(1024 * int(line.split()[1]))
+    limit, used = _text("/sys/fs/cgroup/memory.max").strip(), _text("/sys/fs/cgroup/memory.current").strip()
+    if limit.isdecimal() and used.isdecimal():
+        found.append(int(limit) - int(used))
+    return min(found, default=None)
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
 def _host() -> int | None:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

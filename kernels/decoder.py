@@ -9,9 +9,10 @@ GPT-2 (learned positions, LayerNorm, one fused W_qkv), Llama (RMSNorm, rotary, g
 on q and k of each head) are special cases.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 Affine = tuple[Tensor, Tensor | None]  # weight and bias of a norm, (D,), or of a projection, (in, out) and (out,)
@@ -54,6 +55,20 @@ class Decoder:
                 nested = not value or isinstance(value[0], tuple)
                 found += value if nested else [value]
         return [*found, self.norm]
+
+    def multiplied_in(self, dtype: torch.dtype) -> "Decoder":
+        """The same with copies of the projections in another dtype, as under autocast; norms stay as they are."""
+
+        def cast(affine: Affine) -> Affine:
+            weight, bias = (None if x is None else x.detach().to(dtype) for x in affine)
+            assert weight is not None  # only a bias may be left out
+            return weight, bias
+
+        made = []
+        for layer in self.layers:
+            qkv, up = (tuple(map(cast, affines)) for affines in (layer.qkv, layer.up))
+            made.append(replace(layer, qkv=qkv, out=cast(layer.out), up=up, down=cast(layer.down)))
+        return replace(self, layers=tuple(made))
 
     def mixed(self) -> str | None:
         """Why a kernel that takes all layers' projections in one form cannot serve; None if it can."""

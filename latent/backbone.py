@@ -231,11 +231,12 @@ class Backbone(nn.Module):
             mask_BS = torch.cat([mask_BS, mask_BS.new_ones(b, t)], 1)
         chain: LatentChain | None = None
         if t == 1 and torch.is_grad_enabled() and not self._taps and self.layers is not None:
-            mixed = torch.is_autocast_enabled(context.next_B.device.type)
+            kind = context.next_B.device.type
+            mixed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
             if isinstance(context.past, LatentChain):
                 chain = context.past
-            elif not mixed and (decoder := self.layers.decoder()) is not None:
-                chain = LatentChain.of(decoder, [(c.k, c.v) for c in context.layers], self.recompute)
+            elif (decoder := self.layers.decoder()) is not None:
+                chain = LatentChain.of(decoder, [(c.k, c.v) for c in context.layers], self.recompute, mixed)
         past: Caches | LatentChain
         if chain is None:
             h_BTD, past = self._run(x_BTD, pos_BT, context.layers, mask_BS, keep=t)

@@ -7,6 +7,7 @@ K and V, in weight gradients made once instead of at every step, and in one node
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from kernels.decoder import Decoder
@@ -27,13 +28,19 @@ class LatentChain:
     size: int
 
     @classmethod
-    def of(cls, decoder: Decoder, kv: list[tuple[Tensor, Tensor]], recompute: bool = False) -> "LatentChain":
+    def of(
+        cls,
+        decoder: Decoder,
+        kv: list[tuple[Tensor, Tensor]],
+        recompute: bool = False,
+        autocast: torch.dtype | None = None,
+    ) -> "LatentChain":
         """Start from K and V of each layer, (B, H_kv, S, d).
 
-        `recompute` keeps only each step's input until backward, and computes the step twice.
+        `recompute` keeps only each step's input until backward, and computes the step twice. `autocast`: what the
+        projections are multiplied in, None = the dtype that they have.
         """
-        affines = decoder.affines()
-        chain = Chain(decoder, recompute, affines, [p for affine in affines for p in affine if p is not None])
+        chain = Chain(decoder, autocast, recompute)
         token = Open.apply(chain, *(x for pair in kv for x in pair), *chain.params)
         return cls(chain, token, chain.filled)
 
@@ -51,7 +58,8 @@ class LatentChain:
         if visible_BS is not None and visible_BS.shape != (batch, self.size + 1):
             raise ValueError(f"visible must be {(batch, self.size + 1)}, got {tuple(visible_BS.shape)}")
         if self.chain.filled != self.size:
-            return LatentChain.of(self.chain.decoder, self.read(), self.chain.recompute).step(x_BD, rope, visible_BS)
+            c = self.chain
+            return LatentChain.of(c.model, self.read(), c.recompute, c.autocast).step(x_BD, rope, visible_BS)
         visible = None if visible_BS is None else visible_BS.t()[:, :, None, None]
         h_BD, token = Step.apply(x_BD, self.token, self.chain, rope, visible)
         return h_BD, LatentChain(self.chain, token, self.size + 1)

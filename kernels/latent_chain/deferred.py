@@ -4,11 +4,15 @@ A step's backward computes what the step before needs, the gradient of its input
 gradient) of each projection; when the last of them has run, one product a weight makes dW over all steps. The nodes
 are ordered by a token, an empty tensor that each takes from the one before: so a step's backward runs after that of
 everything that attends it, and finds the gradient of its K and V complete.
+
+Under autocast the projections are converted once a chain. What is multiplied is in its dtype; the residual stream, the
+norms and the sums over positions stay in fp32, and so do the weights' gradients, converted once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -25,18 +29,32 @@ aten = torch.ops.aten
 
 @dataclass(eq=False)
 class Chain:
-    """What the nodes of one chain share: the weights, K and V as (L, S, B, H_kv, d), and what backward gathers."""
+    """What the nodes of one chain share: the weights, K and V as (L, S, B, H_kv, d), and what backward gathers.
 
-    decoder: Decoder
+    `decoder` is what is computed with: the model's, or under autocast the same with projections in `autocast`.
+    """
+
+    model: Decoder
+    autocast: torch.dtype | None
     recompute: bool
-    affines: list[Affine]
-    params: list[Tensor]  # the tensors of `affines`: weights, and those biases that exist
+    decoder: Decoder = field(init=False)
+    affines: list[Affine] = field(init=False)  # the model's
+    params: list[Tensor] = field(init=False)  # their tensors: weights, and those biases that exist
     k: Tensor = field(init=False)
     v: Tensor = field(init=False)
     filled: int = field(init=False)  # positions in K and V
     versions: list[int] = field(init=False)
     wanted: list[bool] = field(init=False)  # which of the parameters need a gradient
     gathered: Gathered | None = None
+
+    def __post_init__(self):
+        self.decoder = self.model if self.autocast is None else self.model.multiplied_in(self.autocast)
+        self.affines = self.model.affines()
+        self.params = [p for affine in self.affines for p in affine if p is not None]
+
+    def exactly(self) -> AbstractContextManager:
+        """Within, every product has the dtype of its factors: they have been converted already."""
+        return torch.autocast(self.k.device.type, enabled=False) if self.autocast else nullcontext()
 
     def backward(self) -> Gathered:
         """What this pass backwards has gathered so far; an earlier pass may have left its own unfinished."""
@@ -99,7 +117,8 @@ def _weight_grads(affine: Affine, need: list[bool], steps: Iterable[tuple], deco
     x, dy, *stats = (torch.cat(parts) for parts in zip(*steps))
     weight, bias = affine
     if weight.dim() == 2:
-        return (x.t() @ dy if need[0] else None), (dy.sum(0) if need[1] else None)
+        dw = (x.t() @ dy).to(weight.dtype) if need[0] else None
+        return dw, None if bias is None or not need[1] else dy.sum(0, dtype=bias.dtype)
     if decoder.kind == "layer":
         mask = (False, need[0], need[1])
         return aten.native_layer_norm_backward(dy, x, weight.shape, *stats, weight, bias, mask)[1:]
@@ -115,8 +134,10 @@ class Step(Function):
         if s == chain.k.shape[1]:
             chain.k, chain.v = (torch.cat([x, torch.empty_like(x)], 1) for x in (chain.k, chain.v))
         chain.filled = s + 1
-        h_BD, saved = _forward(x_BD, chain, s, rope, visible_SB11, write=True)
+        with chain.exactly():
+            h_BD, saved = _forward(x_BD, chain, s, rope, visible_SB11, write=True)
         ctx.chain, ctx.s, ctx.rope, ctx.visible, ctx.saved = chain, s, rope, visible_SB11, saved
+        ctx.dtype = x_BD.dtype
         ctx.save_for_backward(x_BD)
         if chain.recompute:
             ctx.saved = None
@@ -132,13 +153,16 @@ class Step(Function):
             _, saved = _forward(x_BD, chain, s, rope, ctx.visible, write=False)
         dec, found = chain.decoder, chain.backward()
         *layers, h_stats = saved
+        half = dec.layers[0].out[0].dtype
+        turned = half if rope is None else rope[0].dtype
         dx, pair = _norm_backward(dh_BD, dec.norm, h_stats, dec)
         pairs = [pair]  # the last first: `affines` backwards
         for i in reversed(range(len(layers))):
             layer = dec.layers[i]
             n_stats, n, qk_stats, q_BHGd, p_SBHG, a, m_stats, m, ups, u, inner = layers[i]
-            pairs.append((inner, dx))
-            dinner = dx @ layer.down[0].t()
+            dy = dx.to(half)
+            pairs.append((inner, dy))
+            dinner = dy @ layer.down[0].t()
             dups = [_ACTIVATION_BACKWARD[dec.act](dinner * ups[1] if len(ups) == 2 else dinner, ups[0], u)]
             if len(ups) == 2:
                 dups.append(dinner * u)
@@ -149,8 +173,9 @@ class Step(Function):
             assert dm is not None  # every layer has such projections
             dm, pair = _norm_backward(dm, layer.norm_2, m_stats, dec)
             dx = dm.add_(dx)
-            pairs += [pair, (a, dx)]
-            da_BHGd = (dx @ layer.out[0].t()).view_as(q_BHGd).to(q_BHGd.dtype)
+            dy = dx.to(half)
+            pairs += [pair, (a, dy)]
+            da_BHGd = (dy @ layer.out[0].t()).view_as(q_BHGd).to(q_BHGd.dtype)
             k_SBH1d, v_SBH1d = (buffer[i, : s + 1].unsqueeze(3) for buffer in (chain.k, chain.v))
             dk_SBHd, dv_SBHd = (g[i, : s + 1] for g in (found.dk, found.dv))
             dp_SBHG = (v_SBH1d * da_BHGd).sum(-1).mul_(p_SBHG)
@@ -158,15 +183,15 @@ class Step(Function):
             for g in range(q_BHGd.shape[2]):
                 dv_SBHd.addcmul_(p_SBHG[..., g, None], da_BHGd[:, :, g])
                 dk_SBHd.addcmul_(ds_SBHG[..., g, None], q_BHGd[:, :, g])
-            dq = (ds_SBHG.unsqueeze(-1) * k_SBH1d).sum(0).mul_(dec.d**-0.5).flatten(1, 2).to(dx.dtype)
-            dk, dv = dk_SBHd[s].to(dx.dtype), dv_SBHd[s].to(dx.dtype)
+            dq = (ds_SBHG.unsqueeze(-1) * k_SBH1d).sum(0).mul_(dec.d**-0.5).flatten(1, 2).to(turned)
+            dk, dv = dk_SBHd[s].to(turned), dv_SBHd[s].to(half)
             if rope is not None:
                 dq, dk = _rotate_backward(dq, *rope), _rotate_backward(dk, *rope)
             if layer.qk_norm:
                 dk, k_pair = _norm_backward(dk, layer.qk_norm[1], qk_stats[1], dec)
                 dq, q_pair = _norm_backward(dq, layer.qk_norm[0], qk_stats[0], dec)
                 pairs += [k_pair, q_pair]
-            grads = [g.flatten(1) for g in (dq, dk, dv)]
+            grads = [g.flatten(1).to(half) for g in (dq, dk, dv)]
             if len(layer.qkv) == 1:
                 grads = [torch.cat(grads, 1)]
             dn = None
@@ -178,7 +203,7 @@ class Step(Function):
             dx = dn.add_(dx)
             pairs.append(pair)
         found.steps.append(pairs[::-1])
-        return dx, None, None, None, None
+        return dx.to(ctx.dtype), None, None, None, None
 
 
 class Read(Function):
@@ -206,9 +231,11 @@ def _forward(x: Tensor, chain: Chain, s: int, rope, visible_SB11, write: bool) -
     """The step at position s, and what its backward reads."""
     dec, saved = chain.decoder, []
     b, sizes = len(x), [h * dec.d for h in (dec.heads, dec.kv_heads, dec.kv_heads)]
+    half, x = dec.layers[0].out[0].dtype, x.to(torch.promote_types(x.dtype, dec.norm[0].dtype))
     more = torch.promote_types(x.dtype, torch.float32)
     for i, layer in enumerate(dec.layers):
         n, n_stats = _norm(x, layer.norm_1, dec)
+        n = n.to(half)
         parts = [linear(n, p) for p in layer.qkv]
         q, k, v = (p.view(b, -1, dec.d) for p in (parts[0].split(sizes, 1) if len(parts) == 1 else parts))
         qk_stats = None
@@ -216,7 +243,7 @@ def _forward(x: Tensor, chain: Chain, s: int, rope, visible_SB11, write: bool) -
             (q, q_stats), (k, k_stats) = (_norm(y, p, dec) for y, p in zip((q, k), layer.qk_norm))
             qk_stats = q_stats, k_stats
         if rope is not None:
-            q, k = _rotate(q, *rope), _rotate(k, *rope)
+            q, k = (_rotate(y.to(rope[0].dtype), *rope) for y in (q, k))
         if write:
             chain.k[i, s], chain.v[i, s] = k, v
         k_SBH1d, v_SBH1d = (buffer[i, : s + 1].unsqueeze(3) for buffer in (chain.k, chain.v))
@@ -225,16 +252,22 @@ def _forward(x: Tensor, chain: Chain, s: int, rope, visible_SB11, write: bool) -
         if visible_SB11 is not None:
             score_SBHG.masked_fill_(~visible_SB11, float("-inf"))
         p_SBHG = score_SBHG.softmax(0)
-        a = (p_SBHG.unsqueeze(-1) * v_SBH1d).sum(0).view(b, -1).to(x.dtype)
-        y = linear(a, layer.out).add_(x)
+        a = (p_SBHG.unsqueeze(-1) * v_SBH1d).sum(0).view(b, -1).to(half)
+        y = _added(linear(a, layer.out), x)
         m, m_stats = _norm(y, layer.norm_2, dec)
+        m = m.to(half)
         ups = [linear(m, p) for p in layer.up]
         u = ACTIVATIONS[dec.act](ups[0])
         inner = u * ups[1] if len(ups) == 2 else u
         saved.append((n_stats, n, qk_stats, q_BHGd, p_SBHG, a, m_stats, m, ups, u, inner))
-        x = linear(inner, layer.down).add_(y)
+        x = _added(linear(inner, layer.down), y)
     h, h_stats = _norm(x, dec.norm, dec)
     return h, [*saved, h_stats]
+
+
+def _added(y: Tensor, x: Tensor) -> Tensor:
+    """x + y, which nobody else reads, in the dtype of the stream x."""
+    return y.add_(x) if y.dtype == x.dtype else x + y
 
 
 def _norm(x: Tensor, affine: Affine, dec: Decoder) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -254,10 +287,11 @@ def _norm_backward(dy: Tensor, affine: Affine, stats: tuple[Tensor, ...], dec: D
     weight, bias = affine
     if dec.kind == "layer":
         x, mean, rstd = stats
-        mask = (True, False, False)
+        dy, mask = dy.to(x.dtype), (True, False, False)
         dx = aten.native_layer_norm_backward(dy, x, weight.shape, mean, rstd, weight, bias, mask)[0]
         return dx, (x, dy, mean, rstd)
     normed, scale = stats
+    dy = dy.to(normed.dtype)
     dn = (dy * weight).to(scale.dtype)
     return ((dn - normed * (dn * normed).mean(-1, keepdim=True)) * scale).to(dy.dtype), (normed, dy)
 

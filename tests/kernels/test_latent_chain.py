@@ -24,7 +24,8 @@ def plain(decoder, past, x0, masks):
 
 
 def chained(decoder, past, x0, masks, recompute=False):
-    chain, states, x = LatentChain.of(decoder, past, recompute), [], x0
+    mixed = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+    chain, states, x = LatentChain.of(decoder, past, recompute, mixed), [], x0
     for i in range(K):
         x, chain = chain.step(x, make_rope(decoder, B, i, x0.dtype), masks[i])
         states.append(x)
@@ -64,22 +65,27 @@ def test_states_and_gradients_are_those_of_plain_autograd(family, hidden, recomp
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, "autocast"])
 def test_errors_are_at_most_twice_those_of_plain_autograd(family, dtype):
     """Of every state and every gradient, the median over 15 draws: in one, cancellation decides more than the code."""
+    mixed = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "autocast")
+    dtype, kept = (torch.float32, torch.bfloat16) if dtype == "autocast" else (dtype, dtype)  # K and V of the prompt
     found = {chained: [], plain: []}
     for seed in range(15):
         torch.manual_seed(seed)
         exact, masks = make_decoder(family), make_masks(hidden=True)
         past, x0 = make_past(exact, B, S), torch.randn(B, 24, dtype=torch.float64, requires_grad=True)
         low = in_dtype(exact, dtype)
-        low_past = [tuple(x.detach().to(dtype).requires_grad_() for x in kv) for kv in past]
+        low_past = [tuple(x.detach().to(kept).requires_grad_() for x in kv) for kv in past]
         low_x0 = x0.detach().to(dtype).requires_grad_()
 
         def run(how, decoder, past, x0, masks=masks):
-            states, longer = how(decoder, past, x0, masks)
+            with mixed:
+                states, longer = how(decoder, past, x0, masks)
             out = sum(x.double().square().sum() for x in (states, *(x for kv in longer for x in kv)))
-            return [states.detach(), *torch.autograd.grad(out, inputs(decoder, past, x0))]
+            grads = torch.autograd.grad(out, inputs(decoder, past, x0))
+            assert all(g.dtype == x.dtype for g, x in zip(grads, inputs(decoder, past, x0)))
+            return [states.detach(), *grads]
 
         want = run(plain, exact, past, x0)
         for how, errors in found.items():

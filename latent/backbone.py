@@ -236,7 +236,9 @@ class Backbone(nn.Module):
             if isinstance(context.past, LatentChain):
                 chain = context.past
             elif (decoder := self.layers.decoder()) is not None:
-                chain = LatentChain.of(decoder, [(c.k, c.v) for c in context.layers], self.recompute, mixed)
+                chain = LatentChain.of(
+                    decoder, [(c.k, c.v) for c in context.layers], self.recompute, mixed, self.fused.graphs
+                )
         past: Caches | LatentChain
         if chain is None:
             h_BTD, past = self._run(x_BTD, pos_BT, context.layers, mask_BS, keep=t)

@@ -10,6 +10,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from kernels import dispatch
 from kernels.decode_step import LatentDecoder, Scan, StaticCache, Tensors
 from kernels.decoder import Affine, Decoder
+from kernels.latent_chain import Graphs
 from kernels.recurrent_loop import RecurrentLoop
 from latent.cache import Context, LayerCache
 
@@ -127,11 +128,12 @@ class Fused:
         self.lm, self.layers = lm, layers
         self._served, self._served_head = ServedWeights(), ServedWeights()
         self._ops: dict[tuple, tuple[tuple, LatentDecoder | RecurrentLoop]] = {}  # by op and autocast's dtype
+        self.graphs = Graphs()  # of training
 
     def __getstate__(self):
         """Without what was made ready, as a copy has weights of its own."""
         served = {"_served": ServedWeights(), "_served_head": ServedWeights()}
-        return {"lm": self.lm, "layers": self.layers, "_ops": {}, **served}
+        return {"lm": self.lm, "layers": self.layers, "_ops": {}, "graphs": Graphs(), **served}
 
     def wanted(self, op: str) -> bool:
         """Whether a fused kernel is to run at all: without gradient, where there is a GPU or it is asked for."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kernels import dispatch
-from kernels.decode_step.cache import Fed, Feed, Inputs, Past, Scan, StaticCache, Tensors, Workspace, captured
+from kernels.decode_step.cache import Fed, Feed, Inputs, Past, Scan, StaticCache, Tensors, Workspace, captured, room_for
 from kernels.decoder import Decoder
 from kernels.latent_chain.reference import step
 
@@ -21,7 +21,6 @@ __all__ = ["Fed", "Feed", "LatentDecoder", "Scan", "StaticCache", "Tensors", "ca
 MEMORY = 1 / 8  # of a GPU's memory, for the caches that graphs write and for the graphs' own
 MOST = 32  # of these caches
 _SPARE = 32  # positions of a cache beyond those asked for, for the text that follows
-_ROOMS = (*range(64, 512, 64), *(256 * n * 2**i for i in range(16) for n in (2, 3)))  # few sizes, so few graphs
 
 
 class LatentDecoder:
@@ -135,7 +134,7 @@ class LatentDecoder:
             if visible_BS is not found.shown:
                 found.show(visible_BS)
             return found
-        room = next(n for n in _ROOMS if n >= size + steps + _SPARE)
+        room = room_for(size + steps + _SPARE)
         key = batch, room
         if key not in self._workspaces:
             made = Workspace(self.decoder, self._step(batch), batch, room, self.dtype, self.device)

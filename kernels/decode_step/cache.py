@@ -19,6 +19,12 @@ Feed = Callable[[Tensor], Tensor] | None  # hidden state (B, D) -> the next inpu
 Past = Sequence[tuple[Tensor, Tensor]]
 Tensors = tuple[Tensor, ...]
 Out = TypeVar("Out")
+_ROOMS = (*range(64, 512, 64), *(256 * n * 2**i for i in range(16) for n in (2, 3)))  # few sizes, so few graphs
+
+
+def room_for(positions: int) -> int:
+    """Positions of a cache that holds so many."""
+    return next(n for n in _ROOMS if n >= positions)
 
 
 class Scan(Protocol):
@@ -138,7 +144,7 @@ class Workspace:
             self._chains = {k: c for k, c in self._chains.items() if not _gone(k[1])}
             chain = self._chains[key] = Chain(steps, inputs)
         chain.load(self.filled, inputs)
-        if not _graphs_on(h_BD):
+        if not graphs_on(h_BD):
             carry, made = chain.launch(self, scan)
         else:
             if chain.graph is None:
@@ -215,7 +221,7 @@ class Chain:
         return carry, made
 
 
-def _graphs_on(x: Tensor) -> bool:
+def graphs_on(x: Tensor) -> bool:
     """Whether work on `x` is captured."""
     return x.is_cuda
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from kernels.decoder import Decoder
 from kernels.latent_chain.deferred import Chain, Open, Read, Step
+from kernels.latent_chain.replay import Graphs
 
-__all__ = ["LatentChain"]
+__all__ = ["Graphs", "LatentChain"]
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,18 @@ class LatentChain:
         kv: list[tuple[Tensor, Tensor]],
         recompute: bool = False,
         autocast: torch.dtype | None = None,
+        graphs: Graphs | None = None,
     ) -> "LatentChain":
         """Start from K and V of each layer, (B, H_kv, S, d).
 
         `recompute` keeps only each step's input until backward, and computes the step twice. `autocast`: what the
-        projections are multiplied in, None = the dtype that they have.
+        projections are multiplied in, None = the dtype that they have. `graphs`: where a GPU's graphs are kept between
+        chains, which a chain that recomputes does without.
         """
-        chain = Chain(decoder, autocast, recompute)
+        found = None if graphs is None or recompute else graphs.workspace(decoder, kv[0][0], autocast)
+        chain = Chain(decoder, autocast, recompute, graphs, None if found is None else found[1])
+        if graphs is not None and found is not None:
+            graphs.lend(chain, *found)
         token = Open.apply(chain, *(x for pair in kv for x in pair), *chain.params)
         return cls(chain, token, chain.filled)
 
@@ -57,9 +63,10 @@ class LatentChain:
             raise ValueError(f"x must be {(batch, width)}, got {tuple(x_BD.shape)}")
         if visible_BS is not None and visible_BS.shape != (batch, self.size + 1):
             raise ValueError(f"visible must be {(batch, self.size + 1)}, got {tuple(visible_BS.shape)}")
-        if self.chain.filled != self.size:
-            c = self.chain
-            return LatentChain.of(c.model, self.read(), c.recompute, c.autocast).step(x_BD, rope, visible_BS)
+        c = self.chain
+        if c.filled != self.size or (c.work is not None and self.size == c.k.shape[1]):
+            again = LatentChain.of(c.model, self.read(), c.recompute, c.autocast, c.graphs)
+            return again.step(x_BD, rope, visible_BS)
         visible = None if visible_BS is None else visible_BS.t()[:, :, None, None]
         h_BD, token = Step.apply(x_BD, self.token, self.chain, rope, visible)
         return h_BD, LatentChain(self.chain, token, self.size + 1)

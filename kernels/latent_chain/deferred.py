@@ -7,6 +7,8 @@ everything that attends it, and finds the gradient of its K and V complete.
 
 Under autocast the projections are converted once a chain. What is multiplied is in its dtype; the residual stream, the
 norms and the sums over positions stay in fp32, and so do the weights' gradients, converted once.
+
+On a GPU a step is a CUDA graph each way (`replay.py`): what is here is what they are captured from.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -23,32 +26,72 @@ from torch.autograd.function import once_differentiable
 from kernels.decoder import Affine, Decoder
 from kernels.latent_chain.reference import ACTIVATIONS, linear
 
+if TYPE_CHECKING:
+    from kernels.latent_chain.replay import Graphs, Workspace
+
 _SPARE = 16  # positions allocated ahead
 aten = torch.ops.aten
+Rope = tuple[Tensor, Tensor] | None  # cosines and sines (B, d)
+Pairs = list[tuple[Tensor, ...]]  # of each projection and norm its input and its output's gradient
+
+
+class Place(Protocol):
+    """A position s of buffers (S, ...)."""
+
+    def put(self, buffer: Tensor, value: Tensor) -> None: ...
+
+    def attended(self, buffer: Tensor) -> Tensor:
+        """The positions that it attends, itself included."""
+        ...
+
+    def own(self, buffer: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Known:
+    """One that the host knows: what comes after it is not read at all."""
+
+    s: int
+
+    def put(self, buffer: Tensor, value: Tensor) -> None:
+        buffer[self.s] = value
+
+    def attended(self, buffer: Tensor) -> Tensor:
+        return buffer[: self.s + 1]
+
+    def own(self, buffer: Tensor) -> Tensor:
+        return buffer[self.s]
 
 
 @dataclass(eq=False)
 class Chain:
     """What the nodes of one chain share: the weights, K and V as (L, S, B, H_kv, d), and what backward gathers.
 
-    `decoder` is what is computed with: the model's, or under autocast the same with projections in `autocast`.
+    `decoder` is what is computed with: the model's, or under autocast the same with projections in `autocast`. With
+    `work`, K and V and what steps keep lie there, and its graphs compute them.
     """
 
     model: Decoder
     autocast: torch.dtype | None
     recompute: bool
+    graphs: Graphs | None = None
+    work: Workspace | None = None
     decoder: Decoder = field(init=False)
     affines: list[Affine] = field(init=False)  # the model's
     params: list[Tensor] = field(init=False)  # their tensors: weights, and those biases that exist
     k: Tensor = field(init=False)
     v: Tensor = field(init=False)
-    filled: int = field(init=False)  # positions in K and V
+    size: int = field(init=False)  # positions in K and V when it began
+    filled: int = field(init=False)  # positions in them now
     versions: list[int] = field(init=False)
     wanted: list[bool] = field(init=False)  # which of the parameters need a gradient
     gathered: Gathered | None = None
 
     def __post_init__(self):
-        self.decoder = self.model if self.autocast is None else self.model.multiplied_in(self.autocast)
+        if self.work is not None:
+            self.decoder = self.work.decoder
+        else:
+            self.decoder = self.model if self.autocast is None else self.model.multiplied_in(self.autocast)
         self.affines = self.model.affines()
         self.params = [p for affine in self.affines for p in affine if p is not None]
 
@@ -62,20 +105,23 @@ class Chain:
         if self.gathered is None or self.gathered.task != task:
             if [p._version for p in self.params] != self.versions:
                 raise RuntimeError("a weight of the latent chain was changed in place between forward and backward")
-            more = torch.promote_types(self.k.dtype, torch.float32)
-            dk, dv = (torch.zeros_like(x[:, : self.filled], dtype=more) for x in (self.k, self.v))
+            if self.work is not None:
+                dk, dv = self.work.dk.zero_(), self.work.dv.zero_()
+            else:
+                more = torch.promote_types(self.k.dtype, torch.float32)
+                dk, dv = (torch.zeros_like(x[:, : self.filled], dtype=more) for x in (self.k, self.v))
             self.gathered = Gathered(task, dk, dv)
         return self.gathered
 
 
 @dataclass
 class Gathered:
-    """Gradients of K and V, and for each step of every projection and norm its input and its output's gradient."""
+    """Gradients of K and V, and each step's pairs."""
 
     task: int
     dk: Tensor
     dv: Tensor
-    steps: list[list[tuple[Tensor, ...]]] = field(default_factory=list)
+    steps: list[Pairs] = field(default_factory=list)
 
 
 class Open(Function):
@@ -85,12 +131,18 @@ class Open(Function):
     def forward(ctx, chain: Chain, *tensors: Tensor):
         kv, n = tensors[: -len(chain.params)], len(chain.decoder.layers)
         b, h, size, d = kv[0].shape
-        chain.k, chain.v = (kv[0].new_empty(n, size + _SPARE, b, h, d) for _ in "kv")
+        if chain.work is not None:
+            chain.k, chain.v = chain.work.k, chain.work.v
+            for x in (chain.k, chain.v):
+                x[:, size:].zero_()  # is multiplied by nothing, which must not be infinite
+        else:
+            chain.k, chain.v = (kv[0].new_empty(n, size + _SPARE, b, h, d) for _ in "kv")
         for i, (k, v) in enumerate(zip(kv[::2], kv[1::2])):
             chain.k[i, :size], chain.v[i, :size] = k.permute(2, 0, 1, 3), v.permute(2, 0, 1, 3)
-        chain.filled, chain.versions = size, [p._version for p in chain.params]
+        chain.size = chain.filled = size
+        chain.versions = [p._version for p in chain.params]
         chain.wanted = list(ctx.needs_input_grad[1 + len(kv) :])
-        ctx.chain, ctx.size = chain, size
+        ctx.chain = chain
         return chain.k.new_empty(0)
 
     @staticmethod
@@ -99,7 +151,7 @@ class Open(Function):
         chain, found = ctx.chain, ctx.chain.backward()
         kv = []
         for dk, dv in zip(found.dk, found.dv):
-            kv += [g[: ctx.size].permute(1, 2, 0, 3).to(chain.k.dtype) for g in (dk, dv)]
+            kv += [g[: chain.size].permute(1, 2, 0, 3).to(chain.k.dtype, copy=chain.work is not None) for g in (dk, dv)]
         weights, wanted = [], iter(chain.wanted)
         steps_of = zip(*found.steps) if found.steps else [None] * len(chain.affines)
         for affine, steps in zip(chain.affines, steps_of, strict=True):
@@ -129,80 +181,38 @@ class Step(Function):
     """One position x (B, D) through the decoder -> its final hidden state (B, D), and the next token."""
 
     @staticmethod
-    def forward(ctx, x_BD, token, chain: Chain, rope, visible_SB11):
+    def forward(ctx, x_BD, token, chain: Chain, rope: Rope, visible_SB11):
         s = chain.filled
-        if s == chain.k.shape[1]:
+        if chain.work is None and s == chain.k.shape[1]:
             chain.k, chain.v = (torch.cat([x, torch.empty_like(x)], 1) for x in (chain.k, chain.v))
         chain.filled = s + 1
+        ctx.chain, ctx.dtype, ctx.saved = chain, x_BD.dtype, None
         with chain.exactly():
-            h_BD, saved = _forward(x_BD, chain, s, rope, visible_SB11, write=True)
-        ctx.chain, ctx.s, ctx.rope, ctx.visible, ctx.saved = chain, s, rope, visible_SB11, saved
-        ctx.dtype = x_BD.dtype
-        ctx.save_for_backward(x_BD)
-        if chain.recompute:
-            ctx.saved = None
+            if chain.work is not None:
+                ctx.slot = chain.work.slot(s - chain.size, x_BD, rope)
+                h_BD = ctx.slot.forward(x_BD, s, rope, visible_SB11)
+            else:
+                ctx.slot = None
+                h_BD, saved = forward(x_BD, chain.decoder, chain.k, chain.v, Known(s), rope, visible_SB11, write=True)
+                ctx.s, ctx.rope, ctx.visible = s, rope, visible_SB11
+                ctx.save_for_backward(x_BD)
+                ctx.saved = None if chain.recompute else saved
         return h_BD, token.new_empty(0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dh_BD, _):
         """The gradient of the step's input; those of K and V are added up, the weights' pairs kept for `Open`."""
-        chain, s, rope, saved = ctx.chain, ctx.s, ctx.rope, ctx.saved
-        if saved is None:
-            (x_BD,) = ctx.saved_tensors
-            _, saved = _forward(x_BD, chain, s, rope, ctx.visible, write=False)
-        dec, found = chain.decoder, chain.backward()
-        *layers, h_stats = saved
-        half = dec.layers[0].out[0].dtype
-        turned = half if rope is None else rope[0].dtype
-        dx, pair = _norm_backward(dh_BD, dec.norm, h_stats, dec)
-        pairs = [pair]  # the last first: `affines` backwards
-        for i in reversed(range(len(layers))):
-            layer = dec.layers[i]
-            n_stats, n, qk_stats, q_BHGd, p_SBHG, a, m_stats, m, ups, u, inner = layers[i]
-            dy = dx.to(half)
-            pairs.append((inner, dy))
-            dinner = dy @ layer.down[0].t()
-            dups = [_ACTIVATION_BACKWARD[dec.act](dinner * ups[1] if len(ups) == 2 else dinner, ups[0], u)]
-            if len(ups) == 2:
-                dups.append(dinner * u)
-            dm = None
-            for dup, (weight, _bias) in zip(reversed(dups), reversed(layer.up)):
-                pairs.append((m, dup))
-                dm = dup @ weight.t() if dm is None else dm.addmm_(dup, weight.t())
-            assert dm is not None  # every layer has such projections
-            dm, pair = _norm_backward(dm, layer.norm_2, m_stats, dec)
-            dx = dm.add_(dx)
-            dy = dx.to(half)
-            pairs += [pair, (a, dy)]
-            da_BHGd = (dy @ layer.out[0].t()).view_as(q_BHGd).to(q_BHGd.dtype)
-            k_SBH1d, v_SBH1d = (buffer[i, : s + 1].unsqueeze(3) for buffer in (chain.k, chain.v))
-            dk_SBHd, dv_SBHd = (g[i, : s + 1] for g in (found.dk, found.dv))
-            dp_SBHG = (v_SBH1d * da_BHGd).sum(-1).mul_(p_SBHG)
-            ds_SBHG = dp_SBHG.sub_(p_SBHG * dp_SBHG.sum(0))
-            for g in range(q_BHGd.shape[2]):
-                dv_SBHd.addcmul_(p_SBHG[..., g, None], da_BHGd[:, :, g])
-                dk_SBHd.addcmul_(ds_SBHG[..., g, None], q_BHGd[:, :, g])
-            dq = (ds_SBHG.unsqueeze(-1) * k_SBH1d).sum(0).mul_(dec.d**-0.5).flatten(1, 2).to(turned)
-            dk, dv = dk_SBHd[s].to(turned), dv_SBHd[s].to(half)
-            if rope is not None:
-                dq, dk = _rotate_backward(dq, *rope), _rotate_backward(dk, *rope)
-            if layer.qk_norm:
-                dk, k_pair = _norm_backward(dk, layer.qk_norm[1], qk_stats[1], dec)
-                dq, q_pair = _norm_backward(dq, layer.qk_norm[0], qk_stats[0], dec)
-                pairs += [k_pair, q_pair]
-            grads = [g.flatten(1).to(half) for g in (dq, dk, dv)]
-            if len(layer.qkv) == 1:
-                grads = [torch.cat(grads, 1)]
-            dn = None
-            for grad, (weight, _bias) in zip(reversed(grads), reversed(layer.qkv)):
-                pairs.append((n, grad))
-                dn = grad @ weight.t() if dn is None else dn.addmm_(grad, weight.t())
-            assert dn is not None
-            dn, pair = _norm_backward(dn, layer.norm_1, n_stats, dec)
-            dx = dn.add_(dx)
-            pairs.append(pair)
-        found.steps.append(pairs[::-1])
+        chain, found = ctx.chain, ctx.chain.backward()
+        if ctx.slot is not None:
+            dx, pairs = ctx.slot.backward(dh_BD)
+        else:
+            at, saved = Known(ctx.s), ctx.saved
+            if saved is None:
+                (x_BD,) = ctx.saved_tensors
+                _, saved = forward(x_BD, chain.decoder, chain.k, chain.v, at, ctx.rope, ctx.visible, write=False)
+            dx, pairs = backward(dh_BD, saved, chain.decoder, chain.k, chain.v, found.dk, found.dv, at, ctx.rope)
+        found.steps.append(pairs)
         return dx.to(ctx.dtype), None, None, None, None
 
 
@@ -227,9 +237,18 @@ class Read(Function):
         return None, None, None
 
 
-def _forward(x: Tensor, chain: Chain, s: int, rope, visible_SB11, write: bool) -> tuple[Tensor, list]:
-    """The step at position s, and what its backward reads."""
-    dec, saved = chain.decoder, []
+def forward(
+    x: Tensor,
+    dec: Decoder,
+    k_all: Tensor,
+    v_all: Tensor,
+    at: Place,
+    rope: Rope,
+    visible_SB11: Tensor | None,
+    write: bool,
+) -> tuple[Tensor, list]:
+    """The step at a position of K and V (L, S, B, H_kv, d), and what its backward reads."""
+    saved: list = []
     b, sizes = len(x), [h * dec.d for h in (dec.heads, dec.kv_heads, dec.kv_heads)]
     half, x = dec.layers[0].out[0].dtype, x.to(torch.promote_types(x.dtype, dec.norm[0].dtype))
     more = torch.promote_types(x.dtype, torch.float32)
@@ -245,8 +264,9 @@ def _forward(x: Tensor, chain: Chain, s: int, rope, visible_SB11, write: bool) -
         if rope is not None:
             q, k = (_rotate(y.to(rope[0].dtype), *rope) for y in (q, k))
         if write:
-            chain.k[i, s], chain.v[i, s] = k, v
-        k_SBH1d, v_SBH1d = (buffer[i, : s + 1].unsqueeze(3) for buffer in (chain.k, chain.v))
+            at.put(k_all[i], k)
+            at.put(v_all[i], v)
+        k_SBH1d, v_SBH1d = (at.attended(x[i]).unsqueeze(3) for x in (k_all, v_all))
         q_BHGd = q.unflatten(1, (dec.kv_heads, -1)).to(more) * dec.d**-0.5
         score_SBHG = (k_SBH1d * q_BHGd).sum(-1)
         if visible_SB11 is not None:
@@ -263,6 +283,64 @@ def _forward(x: Tensor, chain: Chain, s: int, rope, visible_SB11, write: bool) -
         x = _added(linear(inner, layer.down), y)
     h, h_stats = _norm(x, dec.norm, dec)
     return h, [*saved, h_stats]
+
+
+def backward(
+    dh_BD: Tensor, saved: list, dec: Decoder, k_all: Tensor, v_all: Tensor, dk_all: Tensor, dv_all: Tensor, at: Place,
+    rope: Rope,
+) -> tuple[Tensor, Pairs]:  # fmt: skip
+    """The gradient of a step's input, and its pairs; those of K and V are added up."""
+    *layers, h_stats = saved
+    half = dec.layers[0].out[0].dtype
+    turned = half if rope is None else rope[0].dtype
+    dx, pair = _norm_backward(dh_BD, dec.norm, h_stats, dec)
+    pairs = [pair]  # the last first: `affines` backwards
+    for i in reversed(range(len(layers))):
+        layer = dec.layers[i]
+        n_stats, n, qk_stats, q_BHGd, p_SBHG, a, m_stats, m, ups, u, inner = layers[i]
+        dy = dx.to(half)
+        pairs.append((inner, dy))
+        dinner = dy @ layer.down[0].t()
+        dups = [_ACTIVATION_BACKWARD[dec.act](dinner * ups[1] if len(ups) == 2 else dinner, ups[0], u)]
+        if len(ups) == 2:
+            dups.append(dinner * u)
+        dm = None
+        for dup, (weight, _bias) in zip(reversed(dups), reversed(layer.up)):
+            pairs.append((m, dup))
+            dm = dup @ weight.t() if dm is None else dm.addmm_(dup, weight.t())
+        assert dm is not None  # every layer has such projections
+        dm, pair = _norm_backward(dm, layer.norm_2, m_stats, dec)
+        dx = dm.add_(dx)
+        dy = dx.to(half)
+        pairs += [pair, (a, dy)]
+        da_BHGd = (dy @ layer.out[0].t()).view_as(q_BHGd).to(q_BHGd.dtype)
+        k_SBH1d, v_SBH1d = (at.attended(x[i]).unsqueeze(3) for x in (k_all, v_all))
+        dk_SBHd, dv_SBHd = (at.attended(x[i]) for x in (dk_all, dv_all))
+        dp_SBHG = (v_SBH1d * da_BHGd).sum(-1).mul_(p_SBHG)
+        ds_SBHG = dp_SBHG.sub_(p_SBHG * dp_SBHG.sum(0))
+        for g in range(q_BHGd.shape[2]):
+            dv_SBHd.addcmul_(p_SBHG[..., g, None], da_BHGd[:, :, g])
+            dk_SBHd.addcmul_(ds_SBHG[..., g, None], q_BHGd[:, :, g])
+        dq = (ds_SBHG.unsqueeze(-1) * k_SBH1d).sum(0).mul_(dec.d**-0.5).flatten(1, 2).to(turned)
+        dk, dv = at.own(dk_all[i]).to(turned), at.own(dv_all[i]).to(half)
+        if rope is not None:
+            dq, dk = _rotate_backward(dq, *rope), _rotate_backward(dk, *rope)
+        if layer.qk_norm:
+            dk, k_pair = _norm_backward(dk, layer.qk_norm[1], qk_stats[1], dec)
+            dq, q_pair = _norm_backward(dq, layer.qk_norm[0], qk_stats[0], dec)
+            pairs += [k_pair, q_pair]
+        grads = [g.flatten(1).to(half) for g in (dq, dk, dv)]
+        if len(layer.qkv) == 1:
+            grads = [torch.cat(grads, 1)]
+        dn = None
+        for grad, (weight, _bias) in zip(reversed(grads), reversed(layer.qkv)):
+            pairs.append((n, grad))
+            dn = grad @ weight.t() if dn is None else dn.addmm_(grad, weight.t())
+        assert dn is not None
+        dn, pair = _norm_backward(dn, layer.norm_1, n_stats, dec)
+        dx = dn.add_(dx)
+        pairs.append(pair)
+    return dx, pairs[::-1]
 
 
 def _added(y: Tensor, x: Tensor) -> Tensor:

@@ -140,7 +140,7 @@ def test_the_memory_of_graphs_counts(decoder, monkeypatch):
         latent = LatentDecoder(decoder, "triton")
         one = latent.bytes(1, 64)
         monkeypatch.setattr(LatentDecoder, "limit", 4 * one)
-        monkeypatch.setattr(module, "_graphs_on", lambda x: True)
+        monkeypatch.setattr(module, "graphs_on", lambda x: True)
         monkeypatch.setattr(module, "captured", lambda run, n=pool * one: (Replayed(run), run(), n))
         for size in (3, 40):
             past, h = prompts(decoder, 1, size)
@@ -167,7 +167,7 @@ def test_a_captured_graph_is_what_runs(decoder, monkeypatch):
             self.run()
 
     monkeypatch.setattr(module, "captured", lambda run: (Recorded(run), run(), 0))
-    monkeypatch.setattr(module, "_graphs_on", lambda x: True)
+    monkeypatch.setattr(module, "graphs_on", lambda x: True)
     chain = module.Chain.launch
     monkeypatch.setattr(module.Chain, "launch", lambda *a: (launched.append(1), chain(*a))[1])
     latent, plain = LatentDecoder(decoder, "triton"), LatentDecoder(decoder, "torch")

@@ -7,7 +7,21 @@ BARRIER = "            target = barrier(counter, target + programs)\n"
 TEXT = "tests/latent/test_text_graph.py::test_a_rollout_is_that_of_its_noise"
 GRAPHS = "tests/latent/test_text_graph.py::test_one_graph_serves_every_text_of_its_kind"
 
+CHAINS = "tests/kernels/test_chain_graphs.py::test_every_number_is_that_of_the_steps_themselves"
+SHARED = "tests/kernels/test_chain_graphs.py::test_chains_that_live_at_once_do_not_share_a_workspace"
+
 GROUPS = (
+    ("kernels/latent_chain/replay.py", CHAINS, (
+        ("states are those of the chain before", "        self._ahead.replay()\n", ""),
+        ("gradients are those of the chain before", "        self._back.replay()\n", ""),
+        ("positions after a step are attended", "        self.visible[s + 1 :] = False\n", ""),
+        ("every step has the first one's position", "self.at.s_1.fill_(s)", "self.at.s_1.fill_(0)"),
+    )),
+    ("kernels/latent_chain/replay.py", SHARED, (
+        ("a workspace is lent twice", "                del self._free[name]\n", ""),
+        ("a workspace is free while its chain lives", "        end = weakref.finalize(chain, self._back,",
+         "        self._back(kind, work, work.bytes)\n        end = weakref.finalize(chain, print,"),
+    )),
     ("kernels/decode_step/cache.py", GRAPHS, (
         ("whatever a scan computes is one graph", "key = (steps, scan.key, mixed,", "key = (steps, None, mixed,"),
         ("a weight that lies elsewhere is read where it lay", "inputs.shapes, reads)", "inputs.shapes)"),

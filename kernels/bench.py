@@ -62,7 +62,7 @@ def timed(call: Callable | list[Callable]) -> tuple[float, float, float]:
     """20th, 50th and 80th percentile of milliseconds a call."""
     from triton.testing import do_bench
 
-    from kernels.decode_step import captured
+    from kernels.graphs import captured
 
     if not isinstance(call, list):
         return tuple(do_bench(call, quantiles=[0.2, 0.5, 0.8]))

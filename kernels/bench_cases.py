@@ -135,7 +135,7 @@ class StaticChain:
     def __init__(self, decoder, past, h, rope, compiled: bool):
         import torch
 
-        from kernels.decode_step import captured
+        from kernels.graphs import captured
         from kernels.latent_chain.reference import finish, heads
 
         self.decoder, self.past, self.start = decoder, past, h
@@ -245,7 +245,7 @@ def hf_chain(shape: Shape, decoder, past, h) -> Callable:
 def loop_case(plan: Plan, device: str, layers: int | None) -> Case:
     import torch
 
-    from kernels.decode_step import captured
+    from kernels.graphs import captured
     from kernels.recurrent_loop import RecurrentLoop
 
     shape, batch, dtype = plan.shape, plan.batch, torch_dtype(plan.dtype)

@@ -11,14 +11,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kernels import dispatch
-from kernels.decode_step.cache import Fed, Feed, Inputs, Past, Scan, StaticCache, Tensors, Workspace, captured, room_for
+from kernels import dispatch, graphs
+from kernels.decode_step.cache import Fed, Feed, Inputs, Past, Scan, StaticCache, Tensors, Workspace
 from kernels.decoder import Decoder
 from kernels.latent_chain.reference import step
 
-__all__ = ["Fed", "Feed", "LatentDecoder", "Scan", "StaticCache", "Tensors", "captured"]
+__all__ = ["Fed", "Feed", "LatentDecoder", "Scan", "StaticCache", "Tensors"]
 
-MEMORY = 1 / 8  # of a GPU's memory, for the caches that graphs write and for the graphs' own
 MOST = 32  # of these caches
 _SPARE = 32  # positions of a cache beyond those asked for, for the text that follows
 
@@ -134,7 +133,7 @@ class LatentDecoder:
             if visible_BS is not found.shown:
                 found.show(visible_BS)
             return found
-        room = room_for(size + steps + _SPARE)
+        room = graphs.room_for(size + steps + _SPARE)
         key = batch, room
         if key not in self._workspaces:
             made = Workspace(self.decoder, self._step(batch), batch, room, self.dtype, self.device)
@@ -145,7 +144,7 @@ class LatentDecoder:
         return self._workspaces[key]
 
     def _make_room(self) -> None:
-        """Let go of the caches not used for longest, with their graphs, until the rest keeps within MEMORY."""
+        """Let go of the caches not used for longest, with their graphs, until the rest keeps within `limit`."""
         limit = self.limit
         while len(kept := self._workspaces) > 1 and (len(kept) > MOST or sum(w.bytes for w in kept.values()) > limit):
             (batch, _), _ = kept.popitem(last=False)
@@ -155,9 +154,7 @@ class LatentDecoder:
     @property
     def limit(self) -> float:
         """Bytes that caches may take together, with the memory of their graphs; one is always kept."""
-        if self.device.type != "cuda":
-            return 2.0**30
-        return MEMORY * torch.cuda.get_device_properties(self.device).total_memory
+        return graphs.limit(self.device)
 
     def bytes(self, batch: int, size: int) -> int:
         """Bytes of K and V of so many rows and positions."""

@@ -5,11 +5,12 @@ import weakref
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
+from kernels import graphs
 from kernels.decoder import Decoder
 
 if TYPE_CHECKING:
@@ -18,13 +19,6 @@ if TYPE_CHECKING:
 Feed = Callable[[Tensor], Tensor] | None  # hidden state (B, D) -> the next input; None = as it is
 Past = Sequence[tuple[Tensor, Tensor]]
 Tensors = tuple[Tensor, ...]
-Out = TypeVar("Out")
-_ROOMS = (*range(64, 512, 64), *(256 * n * 2**i for i in range(16) for n in (2, 3)))  # few sizes, so few graphs
-
-
-def room_for(positions: int) -> int:
-    """Positions of a cache that holds so many."""
-    return next(n for n in _ROOMS if n >= positions)
 
 
 class Scan(Protocol):
@@ -144,12 +138,12 @@ class Workspace:
             self._chains = {k: c for k, c in self._chains.items() if not _gone(k[1])}
             chain = self._chains[key] = Chain(steps, inputs)
         chain.load(self.filled, inputs)
-        if not graphs_on(h_BD):
+        if not graphs.wanted(h_BD):
             carry, made = chain.launch(self, scan)
         else:
             if chain.graph is None:
                 with _uncached(h_BD.device):
-                    chain.graph, chain.out, chain.pool = captured(lambda: chain.launch(self, scan))
+                    chain.graph, chain.out, chain.pool = graphs.captured(lambda: chain.launch(self, scan))
                 chain.load(self.filled, inputs)
             chain.graph.replay()
             carry, made = chain.out
@@ -221,11 +215,6 @@ class Chain:
         return carry, made
 
 
-def graphs_on(x: Tensor) -> bool:
-    """Whether work on `x` is captured."""
-    return x.is_cuda
-
-
 def _gone(key: Hashable) -> bool:
     """Whether it names a function that lives no more."""
     return isinstance(key, weakref.ref) and key() is None
@@ -238,22 +227,3 @@ def _uncached(device: torch.device):
     on, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
     with torch.autocast(kind, dtype=dtype, enabled=on, cache_enabled=False):
         yield
-
-
-def captured(run: Callable[[], Out], warm: int = 1) -> tuple[torch.cuda.CUDAGraph, Out, int]:
-    """A function in a CUDA graph, what it returned, which every replay writes anew, and the bytes of the graph's pool.
-
-    The function runs `warm` times before.
-    """
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # compiles, and lets libraries allocate, before the capture
-        for _ in range(warm):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # whatever other threads allocate meanwhile
-        before = torch.cuda.memory_reserved()
-        out = run()
-        pool = torch.cuda.memory_reserved() - before
-    return graph, out, pool

@@ -8,19 +8,17 @@ graph is gone.
 """
 
 import weakref
-from collections import Counter, OrderedDict
+from collections import OrderedDict, deque
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from kernels import dispatch
-from kernels.decode_step import MEMORY, cache
+from kernels import dispatch, graphs
 from kernels.decoder import Decoder
 from kernels.latent_chain.deferred import Chain, Pairs, Rope, backward, forward
 
-OFTEN = 2  # chains of a kind that are not captured: a shape that comes once a run is not worth the seconds
-KINDS = 4096  # that are told apart
+OFTEN, RECENT = 2, 8  # a kind is captured that was met so often among so many: capturing takes seconds
 _SPARE = 16  # positions beyond those that a chain begins with, at least
 
 
@@ -71,13 +69,13 @@ class Slot:
         def ahead() -> tuple[Tensor, list]:
             return forward(self.x, work.decoder, work.k, work.v, self.at, self.rope, self.visible, write=True)
 
-        self._ahead, (self.h, saved), held = cache.captured(ahead)
+        self._ahead, (self.h, saved), held = graphs.captured(ahead)
         self.dh = torch.zeros_like(self.h)
 
         def back() -> tuple[Tensor, Pairs]:
             return backward(self.dh, saved, work.decoder, work.k, work.v, work.dk, work.dv, self.at, self.rope)
 
-        self._back, (self.dx, self.pairs), more = cache.captured(back)
+        self._back, (self.dx, self.pairs), more = graphs.captured(back)
         self.bytes = max(1, held + more)
 
     def backward(self, dh_BD: Tensor) -> tuple[Tensor, Pairs]:
@@ -115,24 +113,23 @@ class Graphs:
     be lent whatever it takes."""
 
     def __init__(self):
-        self._met: Counter[tuple] = Counter()
+        self._met: deque[tuple] = deque(maxlen=RECENT)  # the kinds of the last chains
         self._free: OrderedDict[int, tuple[tuple, Workspace]] = OrderedDict()  # the one free for longest first
         self._lent = 0  # bytes of the others, when they were lent
         self._copies: tuple[tuple, Decoder] | None = None  # of projections under autocast, and of which
 
     def workspace(self, model: Decoder, k_BHSd: Tensor, autocast: torch.dtype | None) -> tuple[tuple, Workspace] | None:
         """A free one and what it is for; None where steps are launched one by one: without a GPU, with kernels turned
-        off, for a kind of chain that has not come often, and where no memory is left for one."""
-        if not cache.graphs_on(k_BHSd) or dispatch.asked(None) == "torch":
+        off, for a kind of chain that has not come often of late, and where no memory is left for one."""
+        if not graphs.wanted(k_BHSd) or dispatch.asked(None) == "torch":
             return None
         b, _, size, _ = k_BHSd.shape
-        room = cache.room_for(size + _SPARE)
+        room = graphs.room_for(size + _SPARE)
         reads = tuple((x.data_ptr(), x.dtype) for pair in model.affines() for x in pair if x is not None)
-        kind = reads, autocast, b, room, k_BHSd.dtype
-        if len(self._met) == KINDS:
-            self._met.clear()
-        self._met[kind] += 1
-        if self._met[kind] <= OFTEN:
+        kind = b, room, k_BHSd.dtype, autocast, reads
+        often = self._met.count(kind) >= OFTEN or any(other == kind for other, _ in self._free.values())
+        self._met.append(kind)
+        if not often:
             return None
         decoder = model if autocast is None else self._converted(model, (reads, autocast), autocast)
         for name, (other, work) in reversed(self._free.items()):
@@ -140,7 +137,7 @@ class Graphs:
                 del self._free[name]
                 break
         else:
-            if self._lent and self._lent >= self._limit(k_BHSd):
+            if self._lent and self._lent >= graphs.limit(k_BHSd.device):
                 return None
             work = Workspace(decoder, k_BHSd, room)
         self._lent += work.bytes
@@ -154,13 +151,9 @@ class Graphs:
     def _back(self, kind: tuple, work: Workspace, lent: int) -> None:
         self._lent -= lent
         self._free[id(work)] = kind, work
-        limit = self._limit(work.k)
+        limit = graphs.limit(work.k.device)
         while len(self._free) > 1 and self._lent + sum(w.bytes for _, w in self._free.values()) > limit:
             self._free.popitem(last=False)
-
-    @staticmethod
-    def _limit(like: Tensor) -> float:
-        return MEMORY * torch.cuda.get_device_properties(like.device).total_memory if like.is_cuda else 2.0**30
 
     def _converted(self, model: Decoder, which: tuple, dtype: torch.dtype) -> Decoder:
         """The model with projections in another dtype, at addresses that stay while the model's do."""

@@ -4,7 +4,7 @@ from collections import Counter
 
 import torch
 
-from kernels.decode_step import cache
+from kernels import graphs
 from tests.kernels.check import DEVICE
 
 
@@ -33,7 +33,7 @@ class Counted:
 def counted(monkeypatch) -> Counter:
     """How often graphs are captured and replayed from now on, on whatever device runs kernels."""
     counts: Counter = Counter()
-    real = cache.captured
+    real = graphs.captured
 
     def captured(run):
         counts["captured"] += 1
@@ -44,6 +44,6 @@ def counted(monkeypatch) -> Counter:
             out = graph.out
         return Counted(graph, counts), out, pool
 
-    monkeypatch.setattr(cache, "captured", captured)
-    monkeypatch.setattr(cache, "graphs_on", lambda x: True)
+    monkeypatch.setattr(graphs, "captured", captured)
+    monkeypatch.setattr(graphs, "wanted", lambda x: True)
     return counts

@@ -97,7 +97,7 @@ def test_chains_that_live_at_once_do_not_share_a_workspace(counts):
 
 
 def test_a_chain_longer_than_its_workspace_goes_on_in_another(counts, monkeypatch):
-    monkeypatch.setattr("kernels.decode_step.cache._ROOMS", (8, 16, 32))
+    monkeypatch.setattr("kernels.graphs._ROOMS", (8, 16, 32))
     monkeypatch.setattr(replay, "_SPARE", 1)
     decoder = make_decoder("gpt2", device=DEVICE)
     past, x0, _ = given(decoder, 6)
@@ -115,7 +115,12 @@ def test_only_kinds_that_come_often_are_captured_and_no_more_than_memory_allows(
         learned(decoder, past, x0, masks, keep)
         seen.append(counts["captured"])
     assert seen == [0, 0, 2 * K, 2 * K]
-    monkeypatch.setattr(Graphs, "_limit", staticmethod(lambda like: 0))
+    for rows in range(2, 12):  # rollouts of which some are alike: another number of rows each time
+        given_rows = [tuple(x[:1].detach().repeat(rows, 1, 1, 1).requires_grad_() for x in pair) for pair in past]
+        assert LatentChain.of(decoder, given_rows, graphs=keep).chain.work is None or rows == B
+    learned(decoder, past, x0, masks, keep)
+    assert counts["captured"] == 2 * K  # what was captured serves on
+    monkeypatch.setattr("kernels.graphs.limit", lambda device: 0)
     longer, x0, masks = given(decoder, 80)
     for _ in range(3):  # one free workspace is always kept: the last
         learned(decoder, longer, x0, masks, keep)

@@ -6,6 +6,7 @@ import weakref
 import pytest
 import torch
 
+from kernels import graphs
 from kernels.decode_step import LatentDecoder, StaticCache
 from tests.kernels.check import DEVICE
 from tests.kernels.decoders import make_decoder, make_past
@@ -130,7 +131,6 @@ def test_memory_is_bounded_and_nothing_is_kept_alive(decoder, monkeypatch):
 
 def test_the_memory_of_graphs_counts(decoder, monkeypatch):
     """Caches of 64 and 128 positions take three units together; with a graph of one unit each they take five."""
-    from kernels.decode_step import cache as module
 
     class Replayed:
         def __init__(self, run):
@@ -140,8 +140,8 @@ def test_the_memory_of_graphs_counts(decoder, monkeypatch):
         latent = LatentDecoder(decoder, "triton")
         one = latent.bytes(1, 64)
         monkeypatch.setattr(LatentDecoder, "limit", 4 * one)
-        monkeypatch.setattr(module, "graphs_on", lambda x: True)
-        monkeypatch.setattr(module, "captured", lambda run, n=pool * one: (Replayed(run), run(), n))
+        monkeypatch.setattr(graphs, "wanted", lambda x: True)
+        monkeypatch.setattr(graphs, "captured", lambda run, n=pool * one: (Replayed(run), run(), n))
         for size in (3, 40):
             past, h = prompts(decoder, 1, size)
             got, cache = latent.run(past, h, None, 1)
@@ -154,7 +154,7 @@ def test_the_memory_of_graphs_counts(decoder, monkeypatch):
 
 def test_a_captured_graph_is_what_runs(decoder, monkeypatch):
     """On a GPU a second call replays: a recording graph that is never replayed would leave the states as they were."""
-    from kernels.decode_step import cache as module
+    from kernels.decode_step.cache import Chain
 
     launched, replayed = [], []
 
@@ -166,10 +166,10 @@ def test_a_captured_graph_is_what_runs(decoder, monkeypatch):
             replayed.append(1)
             self.run()
 
-    monkeypatch.setattr(module, "captured", lambda run: (Recorded(run), run(), 0))
-    monkeypatch.setattr(module, "graphs_on", lambda x: True)
-    chain = module.Chain.launch
-    monkeypatch.setattr(module.Chain, "launch", lambda *a: (launched.append(1), chain(*a))[1])
+    monkeypatch.setattr(graphs, "captured", lambda run: (Recorded(run), run(), 0))
+    monkeypatch.setattr(graphs, "wanted", lambda x: True)
+    chain = Chain.launch
+    monkeypatch.setattr(Chain, "launch", lambda *a: (launched.append(1), chain(*a))[1])
     latent, plain = LatentDecoder(decoder, "triton"), LatentDecoder(decoder, "torch")
     for _ in range(3):
         past, h = prompts(decoder, 2, 5)

@@ -60,7 +60,7 @@ class Decoder:
         """The same with copies of the projections in another dtype, as under autocast; norms stay as they are."""
 
         def cast(affine: Affine) -> Affine:
-            weight, bias = (None if x is None else x.detach().to(dtype) for x in affine)
+            weight, bias = (x if x is None or x.dtype == dtype else x.detach().to(dtype) for x in affine)
             assert weight is not None  # only a bias may be left out
             return weight, bias
 

@@ -96,8 +96,9 @@ class Chain:
         self.params = [p for affine in self.affines for p in affine if p is not None]
 
     def exactly(self) -> AbstractContextManager:
-        """Within, every product has the dtype of its factors: they have been converted already."""
-        return torch.autocast(self.k.device.type, enabled=False) if self.autocast else nullcontext()
+        """Within, every product has the dtype of its factors: they have been converted already, or a graph is made."""
+        off = self.autocast is not None or self.work is not None
+        return torch.autocast(self.k.device.type, enabled=False) if off else nullcontext()
 
     def backward(self) -> Gathered:
         """What this pass backwards has gathered so far; an earlier pass may have left its own unfinished."""

@@ -9,6 +9,7 @@ graph is gone.
 
 import weakref
 from collections import OrderedDict, deque
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,8 @@ from kernels.decoder import Decoder
 from kernels.latent_chain.deferred import Chain, Pairs, Rope, backward, forward
 
 OFTEN, RECENT = 2, 8  # a kind is captured that was met so often among so many: capturing takes seconds
-_SPARE = 16  # positions beyond those that a chain begins with, at least
+MOVES = 4  # of the weights, after which they are taken to move with every update, as sharded ones do
+_SPARE, _STEP = 16, 64  # positions beyond those that a chain begins with, at least; rooms are multiples of this
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,12 @@ class Slot:
     """One step of the chains of a workspace: its inputs and outputs at addresses that stay."""
 
     def __init__(self, work: "Workspace", x_BD: Tensor, rope: Rope):
-        self.work = work
+        self.memory, self.grads = (work.decoder, work.k, work.v), (work.dk, work.dv)
         self.x, self.at = torch.empty_like(x_BD), Held(torch.zeros(1, dtype=torch.long, device=x_BD.device))
         self.rope = None if rope is None else (torch.empty_like(rope[0]), torch.empty_like(rope[1]))
         self.visible = x_BD.new_zeros(work.k.shape[1], len(x_BD), 1, 1, dtype=torch.bool)
         self.bytes = 0  # of the graphs
+        self.pool = torch.cuda.graph_pool_handle() if x_BD.is_cuda else None
 
     def forward(self, x_BD: Tensor, s: int, rope: Rope, visible_SB11: Tensor | None) -> Tensor:
         """The final hidden state of an input at position s."""
@@ -62,20 +65,19 @@ class Slot:
         return self.h.clone()
 
     def _capture(self) -> None:
-        """Both ways, now that the inputs are there: what runs before a capture writes what the replay will, and adds
-        the gradients of a zero."""
-        work = self.work
+        """Both ways, now that the inputs are there. What runs before the captures writes to K and V what the replay
+        will, and to their gradients what is cleared before a pass backwards."""
 
         def ahead() -> tuple[Tensor, list]:
-            return forward(self.x, work.decoder, work.k, work.v, self.at, self.rope, self.visible, write=True)
-
-        self._ahead, (self.h, saved), held = graphs.captured(ahead)
-        self.dh = torch.zeros_like(self.h)
+            return forward(self.x, *self.memory, self.at, self.rope, self.visible, write=True)
 
         def back() -> tuple[Tensor, Pairs]:
-            return backward(self.dh, saved, work.decoder, work.k, work.v, work.dk, work.dv, self.at, self.rope)
+            return backward(self.dh, self.saved, *self.memory, *self.grads, self.at, self.rope)
 
-        self._back, (self.dx, self.pairs), more = graphs.captured(back)
+        with torch.cuda.device(self.x.device) if self.x.is_cuda else nullcontext():
+            self._ahead, (self.h, self.saved), held = graphs.captured(ahead, pool=self.pool)
+            self.dh = torch.zeros_like(self.h)
+            self._back, (self.dx, self.pairs), more = graphs.captured(back, pool=self.pool)
         self.bytes = max(1, held + more)
 
     def backward(self, dh_BD: Tensor) -> tuple[Tensor, Pairs]:
@@ -109,60 +111,88 @@ class Workspace:
 
 
 class Graphs:
-    """The workspaces of one backbone, kept between chains: those last used, within a share of the GPU's memory. One may
-    be lent whatever it takes."""
+    """The workspaces of one backbone, kept between chains within a share of the GPU's memory, one in any case."""
 
     def __init__(self):
         self._met: deque[tuple] = deque(maxlen=RECENT)  # the kinds of the last chains
         self._free: OrderedDict[int, tuple[tuple, Workspace]] = OrderedDict()  # the one free for longest first
-        self._lent = 0  # bytes of the others, when they were lent
-        self._copies: tuple[tuple, Decoder] | None = None  # of projections under autocast, and of which
+        self._lent: dict[int, Workspace] = {}
+        self._reads: tuple = ()  # where the weights lie
+        self._moves = 0
+        self._copies: dict[torch.dtype, Decoder] = {}  # with projections as autocast has them
+
+    def sizes(self) -> list[int]:
+        """Bytes of every workspace, the largest last."""
+        return sorted(work.bytes for work in (*self._lent.values(), *(work for _, work in self._free.values())))
 
     def workspace(self, model: Decoder, k_BHSd: Tensor, autocast: torch.dtype | None) -> tuple[tuple, Workspace] | None:
         """A free one and what it is for; None where steps are launched one by one: without a GPU, with kernels turned
-        off, for a kind of chain that has not come often of late, and where no memory is left for one."""
-        if not graphs.wanted(k_BHSd) or dispatch.asked(None) == "torch":
+        off, for a kind of chain that has not come often of late, where no memory is left, and where weights move."""
+        if not graphs.wanted(k_BHSd) or dispatch.asked(None) == "torch" or not self._stay(model):
             return None
         b, _, size, _ = k_BHSd.shape
-        room = graphs.room_for(size + _SPARE)
-        reads = tuple((x.data_ptr(), x.dtype) for pair in model.affines() for x in pair if x is not None)
-        kind = b, room, k_BHSd.dtype, autocast, reads
-        often = self._met.count(kind) >= OFTEN or any(other == kind for other, _ in self._free.values())
+        kind = b, -(-(size + _SPARE) // _STEP) * _STEP, k_BHSd.dtype, autocast
+        known = [(name, work) for name, (other, work) in list(self._free.items()) if other == kind]
+        often = self._met.count(kind) >= OFTEN
         self._met.append(kind)
-        if not often:
+        if known:
+            name, work = known[-1]
+            self._refresh(model, autocast)
+            self._free.pop(name, None)
+            return kind, work
+        if not often or not self._make_room(len(model.layers), k_BHSd, kind[1]):
             return None
-        decoder = model if autocast is None else self._converted(model, (reads, autocast), autocast)
-        for name, (other, work) in reversed(self._free.items()):
-            if other == kind and work.decoder.layers[0].out[0].data_ptr() == decoder.layers[0].out[0].data_ptr():
-                del self._free[name]
-                break
-        else:
-            if self._lent and self._lent >= graphs.limit(k_BHSd.device):
-                return None
-            work = Workspace(decoder, k_BHSd, room)
-        self._lent += work.bytes
-        return kind, work
+        return kind, Workspace(self._refresh(model, autocast), k_BHSd, kind[1])
+
+    def _stay(self, model: Decoder) -> bool:
+        """Whether the weights may be read by address. What was captured of others is let go."""
+        reads = tuple((x.data_ptr(), x.dtype) for pair in model.affines() for x in pair if x is not None)
+        if reads != self._reads:
+            self._moves += bool(self._reads)
+            self._reads = reads
+            self._met.clear()
+            self._free.clear()
+            self._copies.clear()
+        return self._moves <= MOVES
+
+    def _make_room(self, layers: int, k_BHSd: Tensor, room: int) -> bool:
+        """Let go of what no chain of late was like. Returns whether another workspace keeps within the limit.
+
+        It is taken to become as large as the largest that there is, and has K and V at least.
+        """
+        more = torch.promote_types(k_BHSd.dtype, torch.float32).itemsize
+        b, h, _, d = k_BHSd.shape
+        needed = 2 * layers * b * h * room * d * (k_BHSd.itemsize + more)
+        while (kept := self.sizes()) and sum(kept) + max(needed, kept[-1]) > graphs.limit(k_BHSd.device):
+            stale = next((name for name, (kind, _) in list(self._free.items()) if kind not in self._met), None)
+            if stale is None:
+                return False
+            self._free.pop(stale, None)
+        return True
 
     def lend(self, chain: Chain, kind: tuple, work: Workspace) -> None:
         """The workspace is the chain's until nothing refers to that any more."""
-        end = weakref.finalize(chain, self._back, kind, work, work.bytes)
+        self._lent[id(work)] = work
+        end = weakref.finalize(chain, self._back, kind, work, self._reads)
         end.atexit = False
 
-    def _back(self, kind: tuple, work: Workspace, lent: int) -> None:
-        self._lent -= lent
-        self._free[id(work)] = kind, work
-        limit = graphs.limit(work.k.device)
-        while len(self._free) > 1 and self._lent + sum(w.bytes for _, w in self._free.values()) > limit:
-            self._free.popitem(last=False)
+    def _back(self, kind: tuple, work: Workspace, reads: tuple) -> None:
+        del self._lent[id(work)]
+        if reads == self._reads:
+            self._free[id(work)] = kind, work
 
-    def _converted(self, model: Decoder, which: tuple, dtype: torch.dtype) -> Decoder:
-        """The model with projections in another dtype, at addresses that stay while the model's do."""
-        if self._copies is None or self._copies[0] != which:
-            self._copies = which, model.multiplied_in(dtype)
-            return self._copies[1]
-        copies = self._copies[1]
+    def _refresh(self, model: Decoder, dtype: torch.dtype | None) -> Decoder:
+        """The decoder that graphs read: the model's weights where they lie, and copies of projections in a dtype."""
+        if dtype is None:
+            return model
+        if dtype not in self._copies:
+            self._copies[dtype] = model.multiplied_in(dtype)
+            return self._copies[dtype]
+        copies = self._copies[dtype]
         pairs = [both for ours in zip(copies.affines(), model.affines()) for both in zip(*ours)]
-        mine, theirs = zip(*((m, t) for m, t in pairs if m is not None and m is not t))
-        with torch.no_grad():
-            torch._foreach_copy_(mine, theirs)
+        changed = [(m, t) for m, t in pairs if m is not None and t is not None and m.data_ptr() != t.data_ptr()]
+        if changed:
+            mine, theirs = zip(*changed)
+            with torch.no_grad():
+                torch._foreach_copy_(mine, theirs)
         return copies

@@ -35,14 +35,14 @@ def counted(monkeypatch) -> Counter:
     counts: Counter = Counter()
     real = graphs.captured
 
-    def captured(run):
+    def captured(run, **how):
         counts["captured"] += 1
         if DEVICE == "cuda":
-            graph, out, pool = real(run)
+            graph, out, held = real(run, **how)
         else:
-            graph, pool = Graph(run), 0
+            graph, held = Graph(run), 2**20
             out = graph.out
-        return Counted(graph, counts), out, pool
+        return Counted(graph, counts), out, held
 
     monkeypatch.setattr(graphs, "captured", captured)
     monkeypatch.setattr(graphs, "wanted", lambda x: True)

@@ -1,6 +1,7 @@
 """Steps of a chain in training as graphs: counted, and held to the steps that are launched one by one."""
 
 import gc
+import weakref
 
 import pytest
 import torch
@@ -93,11 +94,11 @@ def test_chains_that_live_at_once_do_not_share_a_workspace(counts):
         for got, want in zip(both(keep), both(None), strict=True):
             torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
         gc.collect()
-    assert len(keep._free) == 3 and keep._lent == 0
+    assert len(keep._free) == 3 and not keep._lent
 
 
 def test_a_chain_longer_than_its_workspace_goes_on_in_another(counts, monkeypatch):
-    monkeypatch.setattr("kernels.graphs._ROOMS", (8, 16, 32))
+    monkeypatch.setattr(replay, "_STEP", 8)
     monkeypatch.setattr(replay, "_SPARE", 1)
     decoder = make_decoder("gpt2", device=DEVICE)
     past, x0, _ = given(decoder, 6)
@@ -106,7 +107,27 @@ def test_a_chain_longer_than_its_workspace_goes_on_in_another(counts, monkeypatc
         torch.testing.assert_close(g, w, rtol=0, atol=1e-10)
 
 
-def test_only_kinds_that_come_often_are_captured_and_no_more_than_memory_allows(counts, monkeypatch):
+def test_a_second_pass_backwards_over_one_chain_gives_the_same_again(counts):
+    decoder, keep = make_decoder("qwen3", device=DEVICE), Graphs()
+    past, x0, masks = given(decoder, 5)
+    found = []
+    for kept in (None, keep, keep):  # in the last round what an earlier one left behind is there
+        chain = LatentChain.of(decoder, past, graphs=kept)
+        h, chain = chain.step(x0, make_rope(decoder, B, 5, x0.dtype, DEVICE), masks[0])
+        early = torch.autograd.grad(h.sin().sum(), (x0, past[0][0]), retain_graph=True)
+        end, chain = chain.step(h, make_rope(decoder, B, 6, x0.dtype, DEVICE), masks[1])
+        loss = end.sin().sum() + sum(x.cos().sum() for pair in chain.read() for x in pair)
+        one, two = (torch.autograd.grad(loss, (x0, past[0][0]), retain_graph=True) for _ in "12")
+        assert all(map(torch.equal, one, two))
+        found.append([*early, *one])
+        del chain, h, end, loss
+    for got in found[1:]:
+        for g, w in zip(got, found[0], strict=True):
+            torch.testing.assert_close(g, w, rtol=0, atol=1e-10)
+    assert counts["captured"] == 4
+
+
+def test_only_kinds_that_come_often_of_late_are_captured(counts, monkeypatch):
     monkeypatch.setattr(replay, "OFTEN", 2)
     decoder, keep = make_decoder("gpt2", device=DEVICE), Graphs()
     past, x0, masks = given(decoder, 5)
@@ -120,15 +141,47 @@ def test_only_kinds_that_come_often_are_captured_and_no_more_than_memory_allows(
         assert LatentChain.of(decoder, given_rows, graphs=keep).chain.work is None or rows == B
     learned(decoder, past, x0, masks, keep)
     assert counts["captured"] == 2 * K  # what was captured serves on
-    monkeypatch.setattr("kernels.graphs.limit", lambda device: 0)
-    longer, x0, masks = given(decoder, 80)
-    for _ in range(3):  # one free workspace is always kept: the last
-        learned(decoder, longer, x0, masks, keep)
-    gc.collect()
-    assert [work.k.shape[1] for _, work in keep._free.values()] == [128]
-    chain = LatentChain.of(decoder, longer, graphs=keep)
-    monkeypatch.setattr(keep, "_lent", 1)
-    assert chain.chain.work is not None and LatentChain.of(decoder, longer, graphs=keep).chain.work is None
+
+
+def test_more_kinds_than_memory_allows_are_not_captured_in_turn(counts, monkeypatch):
+    """Those that came first keep their graphs while they come; when they no longer do, others have their place."""
+    decoder, keep = make_decoder("gpt2", device=DEVICE), Graphs()
+    kinds = [given(decoder, size) for size in (5, 60, 120)]
+    monkeypatch.setattr("kernels.graphs.limit", lambda device: 2.5 * 2 * K * 2**20)  # graphs take a MiB here
+    for _ in range(3):
+        for past, x0, _ in kinds:
+            learned(decoder, past, x0, None, keep)
+    assert counts["captured"] == 3 * 2 * K - 2 * K and sum(keep.sizes()) < 2.5 * 2 * K * 2**20
+    alive = [LatentChain.of(decoder, kinds[0][0], graphs=keep) for _ in range(3)]
+    assert [chain.chain.work is None for chain in alive] == [False, True, True]
+    for _ in range(replay.RECENT + 1):
+        learned(decoder, *kinds[2], keep)
+    assert counts["captured"] == 3 * 2 * K
+
+
+def test_weights_that_move_are_let_go_and_those_that_move_always_are_not_captured(counts):
+    keep = Graphs()
+    for i in range(replay.MOVES + 3):
+        decoder = make_decoder("gpt2", dtype=torch.float32, device=DEVICE)
+        past, x0, _ = given(decoder, 5, torch.float32)
+        learned(decoder, past, x0, None, keep, torch.bfloat16)
+        if i == 0:
+            first = weakref.ref(keep._free[next(iter(keep._free))][1])
+    gc.collect()  # the graphs of these tests hold what they run again
+    assert first() is None and len(keep._free) <= 1
+    assert counts["captured"] == 2 * K * (replay.MOVES + 1)
+
+
+def test_projections_that_are_in_autocasts_dtype_already_are_read_where_they_lie(counts):
+    decoder, keep = make_decoder("llama", dtype=torch.bfloat16, device=DEVICE), Graphs()
+    past, x0, masks = given(decoder, 5, torch.bfloat16)
+    versions = [p._version for pair in decoder.affines() for p in pair if p is not None]
+    for _ in range(2):
+        got = learned(decoder, past, x0, masks, keep, torch.bfloat16)
+        want = learned(decoder, past, x0, masks, None)
+        for g, w in zip(got, want, strict=True):
+            assert (g.double() - w.double()).norm() <= 2e-2 * w.double().norm()
+    assert versions == [p._version for pair in decoder.affines() for p in pair if p is not None]
 
 
 def test_kernels_that_are_turned_off_and_recomputed_steps_are_not_captured(counts, monkeypatch):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kernels.decoder import Decoder
 from kernels.latent_chain.deferred import Chain, Open, Read, Step
-from kernels.latent_chain.replay import Graphs
+from kernels.latent_chain.replay import Graphs, NotCaptured
 
 __all__ = ["Graphs", "LatentChain"]
 
@@ -68,7 +68,12 @@ class LatentChain:
             again = LatentChain.of(c.model, self.read(), c.recompute, c.autocast, c.graphs)
             return again.step(x_BD, rope, visible_BS)
         visible = None if visible_BS is None else visible_BS.t()[:, :, None, None]
-        h_BD, token = Step.apply(x_BD, self.token, self.chain, rope, visible)
+        try:
+            h_BD, token = Step.apply(x_BD, self.token, self.chain, rope, visible)
+        except NotCaptured as why:
+            assert c.graphs is not None  # which lent the workspace
+            c.graphs.give_up(str(why))
+            return LatentChain.of(c.model, self.read(), c.recompute, c.autocast).step(x_BD, rope, visible_BS)
         return h_BD, LatentChain(self.chain, token, self.size + 1)
 
     def read(self) -> list[tuple[Tensor, Tensor]]:

@@ -7,6 +7,7 @@ copies that every chain writes anew. A workspace serves one chain at a time, and
 graph is gone.
 """
 
+import logging
 import weakref
 from collections import OrderedDict, deque
 from contextlib import nullcontext
@@ -20,8 +21,16 @@ from kernels.decoder import Decoder
 from kernels.latent_chain.deferred import Chain, Pairs, Rope, backward, forward
 
 OFTEN, RECENT = 2, 8  # a kind is captured that was met so often among so many: capturing takes seconds
+CLOSE = 2e-2  # relative: what a graph gives and what the same calls give
 MOVES = 4  # of the weights, after which they are taken to move with every update, as sharded ones do
 _SPARE, _STEP = 16, 64  # positions beyond those that a chain begins with, at least; rooms are multiples of this
+
+
+logger = logging.getLogger("kernels")
+
+
+class NotCaptured(RuntimeError):
+    """A step's graphs cannot be made, or do not give what its calls give."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,7 @@ class Slot:
 
     def _capture(self) -> None:
         """Both ways, now that the inputs are there. What runs before the captures writes to K and V what the replay
-        will, and to their gradients what is cleared before a pass backwards."""
+        will, and to their gradients what is cleared before a pass backwards. Raises NotCaptured."""
 
         def ahead() -> tuple[Tensor, list]:
             return forward(self.x, *self.memory, self.at, self.rope, self.visible, write=True)
@@ -74,10 +83,28 @@ class Slot:
         def back() -> tuple[Tensor, Pairs]:
             return backward(self.dh, self.saved, *self.memory, *self.grads, self.at, self.rope)
 
-        with torch.cuda.device(self.x.device) if self.x.is_cuda else nullcontext():
-            self._ahead, (self.h, self.saved), held = graphs.captured(ahead, pool=self.pool)
-            self.dh = torch.zeros_like(self.h)
-            self._back, (self.dx, self.pairs), more = graphs.captured(back, pool=self.pool)
+        try:
+            with torch.cuda.device(self.x.device) if self.x.is_cuda else nullcontext():
+                self._ahead, (self.h, self.saved), held = graphs.captured(ahead, pool=self.pool)
+                self.dh = torch.zeros_like(self.h)
+                self._back, (self.dx, self.pairs), more = graphs.captured(back, pool=self.pool)
+        except RuntimeError as e:
+            raise NotCaptured(str(e).strip().split("\n")[0]) from e
+        found = []
+        for replayed in (True, False):
+            for x in self.grads:
+                x.zero_()
+            if replayed:
+                self._ahead.replay()
+                self.dh.copy_(self.h)
+                self._back.replay()
+                h, dx = self.h.clone(), self.dx.clone()
+            else:
+                h, saved = ahead()
+                dx, _ = backward(self.dh, saved, *self.memory, *self.grads, self.at, self.rope)
+            found.append((h, dx, *(x.norm() for x in self.grads)))
+        if not all(bool((a - b).norm() <= CLOSE * b.norm()) for a, b in zip(*found, strict=True)):
+            raise NotCaptured("their graphs do not give what the same calls give")
         self.bytes = max(1, held + more)
 
     def backward(self, dh_BD: Tensor) -> tuple[Tensor, Pairs]:
@@ -119,6 +146,7 @@ class Graphs:
         self._lent: dict[int, Workspace] = {}
         self._reads: tuple = ()  # where the weights lie
         self._moves = 0
+        self._off = False
         self._copies: dict[torch.dtype, Decoder] = {}  # with projections as autocast has them
 
     def sizes(self) -> list[int]:
@@ -127,8 +155,9 @@ class Graphs:
 
     def workspace(self, model: Decoder, k_BHSd: Tensor, autocast: torch.dtype | None) -> tuple[tuple, Workspace] | None:
         """A free one and what it is for; None where steps are launched one by one: without a GPU, with kernels turned
-        off, for a kind of chain that has not come often of late, where no memory is left, and where weights move."""
-        if not graphs.wanted(k_BHSd) or dispatch.asked(None) == "torch" or not self._stay(model):
+        off, for a kind of chain that has not come often of late, where no memory is left, where weights move, and once
+        a capture has failed."""
+        if self._off or not graphs.wanted(k_BHSd) or dispatch.asked(None) == "torch" or not self._stay(model):
             return None
         b, _, size, _ = k_BHSd.shape
         kind = b, -(-(size + _SPARE) // _STEP) * _STEP, k_BHSd.dtype, autocast
@@ -143,6 +172,13 @@ class Graphs:
         if not often or not self._make_room(len(model.layers), k_BHSd, kind[1]):
             return None
         return kind, Workspace(self._refresh(model, autocast), k_BHSd, kind[1])
+
+    def give_up(self, why: str) -> None:
+        """From now on steps are launched one by one; said in one line."""
+        self._off = True
+        self._free.clear()
+        self._copies.clear()
+        logger.warning("latent_chain: steps in training are launched one by one, not as CUDA graphs: %s", why)
 
     def _stay(self, model: Decoder) -> bool:
         """Whether the weights may be read by address. What was captured of others is let go."""
@@ -178,7 +214,7 @@ class Graphs:
 
     def _back(self, kind: tuple, work: Workspace, reads: tuple) -> None:
         del self._lent[id(work)]
-        if reads == self._reads:
+        if reads == self._reads and not self._off:
             self._free[id(work)] = kind, work
 
     def _refresh(self, model: Decoder, dtype: torch.dtype | None) -> Decoder:

@@ -55,7 +55,7 @@ def test_every_number_is_that_of_the_steps_themselves(family, hidden, counts):
         got = learned(decoder, past, x0, masks if hidden else None, keep)
         for g, w in zip(got, want, strict=True):
             torch.testing.assert_close(g, w, rtol=0, atol=1e-10)
-        assert counts == {"captured": 2 * K, "replayed": 2 * K * n}
+        assert counts == {"captured": 2 * K, "replayed": 2 * K * (n + 1)}  # once to see that they are right
 
 
 def test_changed_weights_are_seen_and_their_copies_under_autocast(counts):
@@ -182,6 +182,40 @@ def test_projections_that_are_in_autocasts_dtype_already_are_read_where_they_lie
         for g, w in zip(got, want, strict=True):
             assert (g.double() - w.double()).norm() <= 2e-2 * w.double().norm()
     assert versions == [p._version for pair in decoder.affines() for p in pair if p is not None]
+
+
+@pytest.mark.parametrize(
+    "fault, said",
+    [
+        ("raises", "operation not permitted when stream is capturing"),
+        ("at the second", "out of memory"),
+        ("idle", "do not give what the same calls"),
+    ],
+)
+def test_where_graphs_fail_steps_are_launched_one_by_one_and_it_is_said_once(fault, said, counts, monkeypatch, caplog):
+    real, tried = replay.graphs.captured, []
+
+    class Idle:
+        def replay(self):
+            pass
+
+    def captured(run, **how):
+        tried.append(1)
+        if fault == "raises" or (fault == "at the second" and len(tried) == 4):  # backwards, of the second step
+            raise RuntimeError(f"CUDA error: {said}\nCUDA kernel errors might be reported at some other call")
+        graph, out, held = real(run, **how)
+        return (Idle() if fault == "idle" else graph), out, held
+
+    monkeypatch.setattr(replay.graphs, "captured", captured)
+    decoder, keep = make_decoder("llama", device=DEVICE), Graphs()
+    past, x0, masks = given(decoder, 5)
+    want = learned(decoder, past, x0, masks, None)
+    for _ in range(2):
+        for g, w in zip(learned(decoder, past, x0, masks, keep), want, strict=True):
+            torch.testing.assert_close(g, w, rtol=0, atol=1e-10)
+    assert len(caplog.messages) == 1 and said in caplog.text and "\n" not in caplog.messages[0]
+    gc.collect()
+    assert not keep._lent and not keep._free
 
 
 def test_kernels_that_are_turned_off_and_recomputed_steps_are_not_captured(counts, monkeypatch):

@@ -12,8 +12,8 @@ SHARED = "tests/kernels/test_chain_graphs.py::test_chains_that_live_at_once_do_n
 
 GROUPS = (
     ("kernels/latent_chain/replay.py", CHAINS, (
-        ("states are those of the chain before", "        self._ahead.replay()\n", ""),
-        ("gradients are those of the chain before", "        self._back.replay()\n", ""),
+        ("states are those of the chain before", "        self._ahead.replay()\n        return", "        return"),
+        ("gradients are those of the chain before", "        self._back.replay()\n        return", "        return"),
         ("positions after a step are attended", "        self.visible[s + 1 :] = False\n", ""),
         ("every step has the first one's position", "self.at.s_1.fill_(s)", "self.at.s_1.fill_(0)"),
     )),

@@ -231,13 +231,11 @@ class Backbone(nn.Module):
             mask_BS = torch.cat([mask_BS, mask_BS.new_ones(b, t)], 1)
         chain: LatentChain | None = None
         if t == 1 and torch.is_grad_enabled() and not self._taps and self.layers is not None:
-            kind = context.next_B.device.type
-            mixed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
             if isinstance(context.past, LatentChain):
                 chain = context.past
             elif (decoder := self.layers.decoder()) is not None:
                 chain = LatentChain.of(
-                    decoder, [(c.k, c.v) for c in context.layers], self.recompute, mixed, self.fused.graphs
+                    decoder, [(c.k, c.v) for c in context.layers], self.recompute, self.fused.mixed(), self.fused.graphs
                 )
         past: Caches | LatentChain
         if chain is None:

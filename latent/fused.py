@@ -149,20 +149,20 @@ class Fused:
         weight = self.lm.get_input_embeddings().weight
         decoder = None
         if self.layers is not None:
-            decoder = self.layers.decoder(self._affine(self._mixed()))
+            decoder = self.layers.decoder(self._affine(self.mixed()))
             self._served.refresh()
         if decoder is None:
             dispatch.choose(op, None, weight, f"no fused step for this {type(self.lm).__name__}", called=False)
         return decoder
 
-    def _mixed(self) -> torch.dtype | None:
+    def mixed(self) -> torch.dtype | None:
         """Autocast's dtype, None where it is off."""
         kind = self.lm.get_input_embeddings().weight.device.type
         return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
     def tag(self) -> tuple:
         """What a chain may be gone on under: the same autocast, and no update since."""
-        return self._mixed(), _steps_taken
+        return self.mixed(), _steps_taken
 
     def _affine(self, mixed: torch.dtype | None) -> Callable[[nn.Module], Affine | None]:
         """How a projection is read: where it lies, or from a copy where autocast or adapters make it another."""
@@ -182,10 +182,10 @@ class Fused:
         Without gradient a weight in another dtype is a copy, kept between calls. None for a head that is more than a
         product.
         """
-        head, kind = self.lm.get_output_embeddings(), h_ND.device.type
+        head = self.lm.get_output_embeddings()
         if type(head) is not nn.Linear or head.bias is not None:
             return None
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else h_ND.dtype
+        dtype = self.mixed() or h_ND.dtype
         e_VD: Tensor = head.weight
         if e_VD.dtype != dtype and torch.is_grad_enabled():
             e_VD = e_VD.to(dtype)
@@ -207,7 +207,7 @@ class Fused:
     def ready(self, op: str, decoder: Decoder, more: tuple[Tensor, ...], make: Callable):
         """What an op keeps between calls, made anew where a weight lies elsewhere than before."""
         weights = (*(x for pair in decoder.affines() for x in pair if x is not None), *more)
-        key, slot = tuple((w.data_ptr(), w.dtype) for w in weights), (op, self._mixed())
+        key, slot = tuple((w.data_ptr(), w.dtype) for w in weights), (op, self.mixed())
         if slot not in self._ops or self._ops[slot][0] != key:
             self._ops[slot] = key, make()
         return self._ops[slot][1]

@@ -93,7 +93,7 @@ def machine() -> int | None:
     """Bytes of memory that a process may use here, or of the GPUs if that is more; None where it cannot be known."""
     sizes: list[int | None] = [_gpu()]
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        if Path(path).is_file() and (text := Path(path).read_text().strip()).isdecimal():
+        if (text := _text(path).strip()).isdecimal():
             sizes.append(min(int(text), _host() or int(text)))
             break
     else:

@@ -41,15 +41,15 @@ _looked = 0.0  # when `give_back_memory` last looked
 def give_back_memory() -> None:
     """Return freed memory to the system where less than a quarter of the machine's is left; looks once a second.
 
-    Tensors of ever new sizes leave holes that no later one fills: a process that trains a model of 135 million
-    parameters on ragged text comes to three times what it needs, and is killed where two of them share a machine.
+    Tensors of ever new sizes leave holes that no later one fills: processes that trained a model of 135 million
+    parameters on ragged text came to 11 to 13 GB each and were killed where two of them shared 24 (paper/LOG.md).
     """
     global _looked
-    from train.memory import available, machine
-
     if time.monotonic() < _looked + 1:
         return
     _looked = time.monotonic()
+    from train.memory import available, machine
+
     left, has = available(), machine()
     if left is not None and has is not None and left < has / 4 and (libc := _glibc()) is not None:
         libc.malloc_trim(0)

@@ -43,10 +43,10 @@ class LatentChain:
         projections are multiplied in, None = the dtype that they have. `graphs`: where a GPU's graphs are kept between
         chains, which a chain that recomputes does without.
         """
-        found = None if graphs is None or recompute else graphs.workspace(decoder, kv[0][0], autocast)
-        chain = Chain(decoder, autocast, recompute, graphs, None if found is None else found[1])
-        if graphs is not None and found is not None:
-            graphs.lend(chain, *found)
+        work = None if graphs is None or recompute else graphs.workspace(decoder, kv[0][0], autocast)
+        chain = Chain(decoder, autocast, recompute, graphs, work)
+        if graphs is not None and work is not None:
+            graphs.lend(chain, work)
         token = Open.apply(chain, *(x for pair in kv for x in pair), *chain.params)
         return cls(chain, token, chain.filled)
 

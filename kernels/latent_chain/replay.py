@@ -9,7 +9,8 @@ graph is gone.
 
 import logging
 import weakref
-from collections import OrderedDict, deque
+from collections import deque
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -80,30 +81,27 @@ class Slot:
         def ahead() -> tuple[Tensor, list]:
             return forward(self.x, *self.memory, self.at, self.rope, self.visible, write=True)
 
-        def back() -> tuple[Tensor, Pairs]:
-            return backward(self.dh, self.saved, *self.memory, *self.grads, self.at, self.rope)
+        def back(saved: list) -> tuple[Tensor, Pairs]:
+            return backward(self.dh, saved, *self.memory, *self.grads, self.at, self.rope)
+
+        def given(h_BD: Tensor, go_back: Callable[[], tuple[Tensor, Pairs]]) -> list[Tensor]:
+            for x in self.grads:
+                x.zero_()
+            dx, _ = go_back()
+            return [h_BD, dx, *(x.norm() for x in self.grads)]
 
         try:
             with torch.cuda.device(self.x.device) if self.x.is_cuda else nullcontext():
                 self._ahead, (self.h, self.saved), held = graphs.captured(ahead, pool=self.pool)
                 self.dh = torch.zeros_like(self.h)
-                self._back, (self.dx, self.pairs), more = graphs.captured(back, pool=self.pool)
+                self._back, (self.dx, self.pairs), more = graphs.captured(lambda: back(self.saved), pool=self.pool)
         except RuntimeError as e:
             raise NotCaptured(str(e).strip().split("\n")[0]) from e
-        found = []
-        for replayed in (True, False):
-            for x in self.grads:
-                x.zero_()
-            if replayed:
-                self._ahead.replay()
-                self.dh.copy_(self.h)
-                self._back.replay()
-                h, dx = self.h.clone(), self.dx.clone()
-            else:
-                h, saved = ahead()
-                dx, _ = backward(self.dh, saved, *self.memory, *self.grads, self.at, self.rope)
-            found.append((h, dx, *(x.norm() for x in self.grads)))
-        if not all(bool((a - b).norm() <= CLOSE * b.norm()) for a, b in zip(*found, strict=True)):
+        self._ahead.replay()
+        got = given(self.h.clone(), lambda: self.backward(self.h))
+        h_BD, saved = ahead()
+        want = given(h_BD, lambda: back(saved))
+        if not all(bool((g - w).norm() <= CLOSE * w.norm()) for g, w in zip(got, want, strict=True)):
             raise NotCaptured("their graphs do not give what the same calls give")
         self.bytes = max(1, held + more)
 
@@ -115,9 +113,10 @@ class Slot:
 
 
 class Workspace:
-    """Where a chain of `batch` rows lies that began with K and V like `k_BHSd`, with room for `room` positions."""
+    """Where chains of a kind lie, which begin with K and V like `k_BHSd`, with room for `room` positions."""
 
-    def __init__(self, decoder: Decoder, k_BHSd: Tensor, room: int):
+    def __init__(self, kind: tuple, decoder: Decoder, k_BHSd: Tensor, room: int):
+        self.kind = kind
         b, h, _, d = k_BHSd.shape
         shape, more = (len(decoder.layers), room, b, h, d), torch.promote_types(k_BHSd.dtype, torch.float32)
         self.decoder = decoder
@@ -142,8 +141,8 @@ class Graphs:
 
     def __init__(self):
         self._met: deque[tuple] = deque(maxlen=RECENT)  # the kinds of the last chains
-        self._free: OrderedDict[int, tuple[tuple, Workspace]] = OrderedDict()  # the one free for longest first
-        self._lent: dict[int, Workspace] = {}
+        self._free: list[Workspace] = []  # the one free for longest first
+        self._lent: list[Workspace] = []
         self._reads: tuple = ()  # where the weights lie
         self._moves = 0
         self._off = False
@@ -151,27 +150,27 @@ class Graphs:
 
     def sizes(self) -> list[int]:
         """Bytes of every workspace, the largest last."""
-        return sorted(work.bytes for work in (*self._lent.values(), *(work for _, work in self._free.values())))
+        return sorted(work.bytes for work in (*self._lent, *self._free))
 
-    def workspace(self, model: Decoder, k_BHSd: Tensor, autocast: torch.dtype | None) -> tuple[tuple, Workspace] | None:
-        """A free one and what it is for; None where steps are launched one by one: without a GPU, with kernels turned
+    def workspace(self, model: Decoder, k_BHSd: Tensor, autocast: torch.dtype | None) -> Workspace | None:
+        """A free one for a chain; None where steps are launched one by one: without a GPU, with kernels turned
         off, for a kind of chain that has not come often of late, where no memory is left, where weights move, and once
         a capture has failed."""
         if self._off or not graphs.wanted(k_BHSd) or dispatch.asked(None) == "torch" or not self._stay(model):
             return None
         b, _, size, _ = k_BHSd.shape
-        kind = b, -(-(size + _SPARE) // _STEP) * _STEP, k_BHSd.dtype, autocast
-        known = [(name, work) for name, (other, work) in list(self._free.items()) if other == kind]
+        room = -(-(size + _SPARE) // _STEP) * _STEP
+        kind = b, room, k_BHSd.dtype, autocast
+        known = [work for work in self._free if work.kind == kind]
         often = self._met.count(kind) >= OFTEN
         self._met.append(kind)
         if known:
-            name, work = known[-1]
             self._refresh(model, autocast)
-            self._free.pop(name, None)
-            return kind, work
-        if not often or not self._make_room(len(model.layers), k_BHSd, kind[1]):
+            self._free.remove(known[-1])
+            return known[-1]
+        if not often or not self._make_room(len(model.layers), k_BHSd, room):
             return None
-        return kind, Workspace(self._refresh(model, autocast), k_BHSd, kind[1])
+        return Workspace(kind, self._refresh(model, autocast), k_BHSd, room)
 
     def give_up(self, why: str) -> None:
         """From now on steps are launched one by one; said in one line."""
@@ -200,22 +199,22 @@ class Graphs:
         b, h, _, d = k_BHSd.shape
         needed = 2 * layers * b * h * room * d * (k_BHSd.itemsize + more)
         while (kept := self.sizes()) and sum(kept) + max(needed, kept[-1]) > graphs.limit(k_BHSd.device):
-            stale = next((name for name, (kind, _) in list(self._free.items()) if kind not in self._met), None)
-            if stale is None:
+            stale = [work for work in self._free if work.kind not in self._met]
+            if not stale:
                 return False
-            self._free.pop(stale, None)
+            self._free.remove(stale[0])
         return True
 
-    def lend(self, chain: Chain, kind: tuple, work: Workspace) -> None:
+    def lend(self, chain: Chain, work: Workspace) -> None:
         """The workspace is the chain's until nothing refers to that any more."""
-        self._lent[id(work)] = work
-        end = weakref.finalize(chain, self._back, kind, work, self._reads)
+        self._lent.append(work)
+        end = weakref.finalize(chain, self._back, work, self._reads)
         end.atexit = False
 
-    def _back(self, kind: tuple, work: Workspace, reads: tuple) -> None:
-        del self._lent[id(work)]
+    def _back(self, work: Workspace, reads: tuple) -> None:
+        self._lent.remove(work)
         if reads == self._reads and not self._off:
-            self._free[id(work)] = kind, work
+            self._free.append(work)
 
     def _refresh(self, model: Decoder, dtype: torch.dtype | None) -> Decoder:
         """The decoder that graphs read: the model's weights where they lie, and copies of projections in a dtype."""

@@ -10,6 +10,7 @@ from kernels.latent_chain import Graphs, LatentChain, replay
 from tests.kernels import graphs
 from tests.kernels.check import DEVICE
 from tests.kernels.decoders import FAMILIES, make_decoder, make_past, make_rope
+from tests.kernels.test_latent_chain import inputs
 
 B, K = 3, 4
 
@@ -39,8 +40,7 @@ def learned(decoder, past, x0, masks, keep: Graphs | None, autocast=None, steps:
         states.append(x)
     longer, states = chain.read(), torch.stack(states)
     both = [x.double() for x in (states, *(x for kv in longer for x in kv))]
-    inputs = [x0, *(x for kv in past for x in kv), *(p for a in decoder.affines() for p in a if p is not None)]
-    grads = torch.autograd.grad(sum(x.sin().sum() for x in both), inputs)
+    grads = torch.autograd.grad(sum(x.sin().sum() for x in both), inputs(decoder, past, x0))
     return [x.detach() for x in both] + list(grads)
 
 
@@ -166,7 +166,7 @@ def test_weights_that_move_are_let_go_and_those_that_move_always_are_not_capture
         past, x0, _ = given(decoder, 5, torch.float32)
         learned(decoder, past, x0, None, keep, torch.bfloat16)
         if i == 0:
-            first = weakref.ref(keep._free[next(iter(keep._free))][1])
+            first = weakref.ref(keep._free[0])
     gc.collect()  # the graphs of these tests hold what they run again
     assert first() is None and len(keep._free) <= 1
     assert counts["captured"] == 2 * K * (replay.MOVES + 1)

@@ -18,10 +18,9 @@ GROUPS = (
         ("every step has the first one's position", "self.at.s_1.fill_(s)", "self.at.s_1.fill_(0)"),
     )),
     ("kernels/latent_chain/replay.py", SHARED, (
-        ("a workspace is lent twice", "            self._free.pop(name, None)\n            return kind, work\n",
-         "            return kind, work\n"),
+        ("a workspace is lent twice", "            self._free.remove(known[-1])\n", ""),
         ("a workspace is free while its chain lives", "        end = weakref.finalize(chain, self._back,",
-         "        self._back(kind, work, self._reads)\n        end = weakref.finalize(chain, print,"),
+         "        self._back(work, self._reads)\n        end = weakref.finalize(chain, print,"),
     )),
     ("kernels/decode_step/cache.py", GRAPHS, (
         ("whatever a scan computes is one graph", "key = (steps, scan.key, mixed,", "key = (steps, None, mixed,"),

@@ -1,11 +1,13 @@
-"""CUDA graphs: capturing one, and how much of a GPU's memory what they write to may take."""
+"""CUDA graphs: when one is worth its capture, capturing it, and how much of a GPU's memory they may take."""
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+OFTEN, RECENT = 2, 8  # a kind is captured that was met so often among so many: capturing takes seconds
 MEMORY = 1 / 8  # of a GPU's memory, for the caches that graphs write and for the graphs' own
 Out = TypeVar("Out")
 _streams: dict[torch.device, torch.cuda.Stream] = {}  # to capture on: a library keeps memory for each that it has seen
@@ -15,6 +17,25 @@ _ROOMS = (*range(64, 512, 64), *(256 * n * 2**i for i in range(16) for n in (2, 
 def wanted(x: Tensor) -> bool:
     """Whether work on `x` is captured."""
     return x.is_cuda
+
+
+class Met:
+    """The kinds of work of late."""
+
+    def __init__(self):
+        self._kinds: deque[Hashable] = deque(maxlen=RECENT)
+
+    def often(self, kind: Hashable) -> bool:
+        """Whether this kind was met often before now; it is met now."""
+        often = self._kinds.count(kind) >= OFTEN
+        self._kinds.append(kind)
+        return often
+
+    def lately(self, kind: Hashable) -> bool:
+        return kind in self._kinds
+
+    def forget(self) -> None:
+        self._kinds.clear()
 
 
 def room_for(positions: int) -> int:
@@ -32,21 +53,41 @@ def limit(device: torch.device) -> float:
 def captured(run: Callable[[], Out], warm: int = 1, pool: Any = None) -> tuple[torch.cuda.CUDAGraph, Out, int]:
     """A function in a CUDA graph, what it returned, which every replay writes anew, and the bytes of the graph's pool.
 
-    It runs `warm` times before, on the current GPU, which must be its tensors'. `pool`: what
+    It runs `warm` times before, on the current GPU, which must be its tensors'. Where it cannot be captured, torch's
+    error is raised, and the current stream and the state of random numbers are what they were. `pool`: what
     `torch.cuda.graph_pool_handle` gave for a graph that is always replayed before this one, and whose outputs are
     kept; None = one of its own.
     """
     device = torch.device("cuda", torch.cuda.current_device())
-    stream = _streams.setdefault(device, torch.cuda.Stream())
-    stream.wait_stream(torch.cuda.current_stream())
+    stream, current = _streams.setdefault(device, torch.cuda.Stream()), torch.cuda.current_stream()
+    stream.wait_stream(current)
     with torch.cuda.stream(stream):  # compiles, and lets libraries allocate, before the capture
         for _ in range(warm):
             run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    # whatever other threads allocate meanwhile
-    with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
-        before = torch.cuda.memory_reserved()
-        out = run()
-        held = torch.cuda.memory_reserved() - before
+    current.wait_stream(stream)
+    try:
+        return _capture(run, stream, pool)
+    except torch.OutOfMemoryError:  # while it captures, a GPU can free nothing
+        torch.cuda.empty_cache()
+        return _capture(run, stream, pool)
+
+
+def _capture(run: Callable[[], Out], stream: torch.cuda.Stream, pool: Any) -> tuple[torch.cuda.CUDAGraph, Out, int]:
+    """`torch.cuda.graph` gives back all cached memory first, and costs a third of a second each time (H200)."""
+    graph, generator = torch.cuda.CUDAGraph(), torch.cuda.default_generators[torch.cuda.current_device()]
+    torch.cuda.synchronize()
+    before = generator.clone_state()
+    try:
+        with torch.cuda.stream(stream):
+            # whatever other threads allocate meanwhile
+            graph.capture_begin(pool or torch.cuda.graph_pool_handle(), capture_error_mode="thread_local")
+            try:
+                reserved = torch.cuda.memory_reserved()
+                out = run()
+                held = torch.cuda.memory_reserved() - reserved
+            finally:
+                graph.capture_end()
+    except BaseException:  # torch leaves a generator that draws nothing outside of graphs
+        generator.graphsafe_set_state(before)
+        raise
     return graph, out, held

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kernels import dispatch
 from kernels.decode_step import Fed, Feed, Scan, Tensors
 from kernels.errors import UserError
 from kernels.exit_criterion import step_kl
@@ -299,7 +298,7 @@ class Backbone(nn.Module):
         self, constant_BTD: Tensor, carry: nn.Linear, norm: nn.LayerNorm, blocks: range, r: int, pos_BT: Tensor,
         mask_BT: Tensor | None,
     ) -> Tensor | None:  # fmt: skip
-        """States (B, R, T, D) of r recurrences s -> norm(layers(carry(s) + constant)), from zeros, in a fused kernel.
+        """States (B, R, T, D) of r recurrences s -> norm(layers(carry(s) + constant)), from zeros, in one launch.
 
         None where it does not apply, as in `chain`.
         """
@@ -310,7 +309,7 @@ class Backbone(nn.Module):
         weight, affine = carry.weight, (norm.weight, norm.bias)
         core = replace(decoder, layers=decoder.layers[blocks.start : blocks.stop])
         loop = self.fused.ready(op, core, (weight, *affine), lambda: RecurrentLoop(core, weight.t(), affine, norm.eps))
-        if dispatch.choose(op, None, constant_BTD, loop.unless(constant_BTD)) == "torch":
+        if not loop.at_once(constant_BTD):
             return None
         assert self.layers is not None  # or there were no decoder
         _, ropes = self.layers.places(constant_BTD, pos_BT)

@@ -9,7 +9,6 @@ graph is gone.
 
 import logging
 import weakref
-from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from kernels import dispatch, graphs
 from kernels.decoder import Decoder
 from kernels.latent_chain.deferred import Chain, Pairs, Rope, backward, forward
 
-OFTEN, RECENT = 2, 8  # a kind is captured that was met so often among so many: capturing takes seconds
 CLOSE = 2e-2  # relative: what a graph gives and what the same calls give
 MOVES = 4  # of the weights, after which they are taken to move with every update, as sharded ones do
 _SPARE, _STEP = 16, 64  # positions beyond those that a chain begins with, at least; rooms are multiples of this
@@ -140,7 +138,7 @@ class Graphs:
     """The workspaces of one backbone, kept between chains within a share of the GPU's memory, one in any case."""
 
     def __init__(self):
-        self._met: deque[tuple] = deque(maxlen=RECENT)  # the kinds of the last chains
+        self._met = graphs.Met()  # the kinds of the last chains
         self._free: list[Workspace] = []  # the one free for longest first
         self._lent: list[Workspace] = []
         self._reads: tuple = ()  # where the weights lie
@@ -162,8 +160,7 @@ class Graphs:
         room = -(-(size + _SPARE) // _STEP) * _STEP
         kind = b, room, k_BHSd.dtype, autocast
         known = [work for work in self._free if work.kind == kind]
-        often = self._met.count(kind) >= OFTEN
-        self._met.append(kind)
+        often = self._met.often(kind)
         if known:
             self._refresh(model, autocast)
             self._free.remove(known[-1])
@@ -185,7 +182,7 @@ class Graphs:
         if reads != self._reads:
             self._moves += bool(self._reads)
             self._reads = reads
-            self._met.clear()
+            self._met.forget()
             self._free.clear()
             self._copies.clear()
         return self._moves <= MOVES
@@ -199,7 +196,7 @@ class Graphs:
         b, h, _, d = k_BHSd.shape
         needed = 2 * layers * b * h * room * d * (k_BHSd.itemsize + more)
         while (kept := self.sizes()) and sum(kept) + max(needed, kept[-1]) > graphs.limit(k_BHSd.device):
-            stale = [work for work in self._free if work.kind not in self._met]
+            stale = [work for work in self._free if not self._met.lately(work.kind)]
             if not stale:
                 return False
             self._free.remove(stale[0])

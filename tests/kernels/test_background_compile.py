@@ -42,7 +42,7 @@ def compiler(monkeypatch):
 
 
 def make(impl=None):
-    decoder = make_decoder("gpt2", layers=1, dtype=torch.float32, device=DEVICE)
+    decoder = make_decoder("llama", layers=1, dtype=torch.float32, device=DEVICE)
     norm = torch.ones(24, device=DEVICE), torch.zeros(24, device=DEVICE)
     chip = kernel.Chip(programs=1, shared=200_000)
     return RecurrentLoop(decoder, torch.eye(24, device=DEVICE), norm, impl=impl, chip=chip)

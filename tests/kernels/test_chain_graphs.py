@@ -6,6 +6,7 @@ import weakref
 import pytest
 import torch
 
+from kernels import graphs as real_graphs
 from kernels.latent_chain import Graphs, LatentChain, replay
 from tests.kernels import graphs
 from tests.kernels.check import DEVICE
@@ -17,7 +18,7 @@ B, K = 3, 4
 
 @pytest.fixture
 def counts(monkeypatch):
-    monkeypatch.setattr(replay, "OFTEN", 0)
+    monkeypatch.setattr(replay.graphs, "OFTEN", 0)
     return graphs.counted(monkeypatch)
 
 
@@ -128,7 +129,7 @@ def test_a_second_pass_backwards_over_one_chain_gives_the_same_again(counts):
 
 
 def test_only_kinds_that_come_often_of_late_are_captured(counts, monkeypatch):
-    monkeypatch.setattr(replay, "OFTEN", 2)
+    monkeypatch.setattr(replay.graphs, "OFTEN", 2)
     decoder, keep = make_decoder("gpt2", device=DEVICE), Graphs()
     past, x0, masks = given(decoder, 5)
     seen = []
@@ -154,7 +155,7 @@ def test_more_kinds_than_memory_allows_are_not_captured_in_turn(counts, monkeypa
     assert counts["captured"] == 3 * 2 * K - 2 * K and sum(keep.sizes()) < 2.5 * 2 * K * 2**20
     alive = [LatentChain.of(decoder, kinds[0][0], graphs=keep) for _ in range(3)]
     assert [chain.chain.work is None for chain in alive] == [False, True, True]
-    for _ in range(replay.RECENT + 1):
+    for _ in range(replay.graphs.RECENT + 1):
         learned(decoder, *kinds[2], keep)
     assert counts["captured"] == 3 * 2 * K
 
@@ -196,6 +197,9 @@ def test_where_graphs_fail_steps_are_launched_one_by_one_and_it_is_said_once(fau
     real, tried = replay.graphs.captured, []
 
     class Idle:
+        def __init__(self, graph):
+            self.graph = graph  # whose memory the next one goes on in
+
         def replay(self):
             pass
 
@@ -204,7 +208,7 @@ def test_where_graphs_fail_steps_are_launched_one_by_one_and_it_is_said_once(fau
         if fault == "raises" or (fault == "at the second" and len(tried) == 4):  # backwards, of the second step
             raise RuntimeError(f"CUDA error: {said}\nCUDA kernel errors might be reported at some other call")
         graph, out, held = real(run, **how)
-        return (Idle() if fault == "idle" else graph), out, held
+        return (Idle(graph) if fault == "idle" else graph), out, held
 
     monkeypatch.setattr(replay.graphs, "captured", captured)
     decoder, keep = make_decoder("llama", device=DEVICE), Graphs()
@@ -216,6 +220,32 @@ def test_where_graphs_fail_steps_are_launched_one_by_one_and_it_is_said_once(fau
     assert len(caplog.messages) == 1 and said in caplog.text and "\n" not in caplog.messages[0]
     gc.collect()
     assert not keep._lent and not keep._free
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="no graph of a GPU fails here")
+@pytest.mark.parametrize("within", ["a host that waits", "a second capture"])
+def test_a_capture_that_fails_leaves_the_gpu_as_it_was(within):
+    """Streams, random numbers, memory, and graphs that are captured afterwards."""
+    x, stream = torch.randn(1000, device=DEVICE), torch.cuda.current_stream()
+
+    def waits():
+        y = x * 2
+        return y.sum().item() if within == "a host that waits" else real_graphs.captured(lambda: y + 1)
+
+    torch.manual_seed(1)
+    want = torch.randn(5, device=DEVICE), torch.randn(5, device=DEVICE)
+    torch.manual_seed(1)
+    first = torch.randn(5, device=DEVICE)
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            real_graphs.captured(waits, warm=0)
+    assert torch.cuda.current_stream() == stream
+    assert torch.equal(first, want[0]) and torch.equal(torch.randn(5, device=DEVICE), want[1])
+    torch.cuda.empty_cache()
+    graph, out, _ = real_graphs.captured(lambda: x + 1)
+    x.fill_(4)
+    graph.replay()
+    assert out.eq(5).all()
 
 
 def test_kernels_that_are_turned_off_and_recomputed_steps_are_not_captured(counts, monkeypatch):

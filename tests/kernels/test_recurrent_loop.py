@@ -7,6 +7,7 @@ import torch
 
 import kernels.recurrent_loop.triton as kernel
 from kernels.recurrent_loop import RecurrentLoop
+from tests.kernels import graphs
 from tests.kernels.check import DEVICE
 from tests.kernels.decoders import make_decoder
 from tests.kernels.lockstep import ORDERS, lockstep
@@ -152,14 +153,90 @@ def test_nothing_to_do_and_wrong_inputs():
         RecurrentLoop(replace(decoder, layers=(layer,)), carry, norm, impl="triton").run(x, 1)
 
 
-def test_auto_takes_one_layer_and_few_positions():
+def test_auto_takes_the_kernel_where_it_was_measured_to_be_faster(monkeypatch):
     x = torch.zeros(1, 65, 40, device=DEVICE)
-    for layers, rows, told in ((1, 64, None), (1, 65, "up to 64 positions"), (2, 1, "several layers")):
-        loop = RecurrentLoop(*make("gpt2", layers, torch.float32)[0], impl="auto")
+    for family, layers, rows, told in (
+        ("qwen3", 1, 16, None),
+        ("qwen3", 1, 17, "more than 16 positions"),
+        ("qwen3", 1, 65, "up to 64 positions"),
+        ("qwen3", 2, 1, "several layers"),
+        ("gpt2", 1, 1, "LayerNorm"),
+    ):
+        loop = RecurrentLoop(*make(family, layers, torch.float32)[0], impl="auto")
         reason = loop.unless(x[:, :rows])
         assert (reason is None) == (told is None) and (told or "None") in str(reason)
-        if layers == 2:
+        if rows <= 64:
             assert RecurrentLoop(loop.decoder, loop.carry, loop.norm, impl="triton").unless(x[:, :rows]) is None
+    loop = RecurrentLoop(*make("qwen3", 1, torch.float32)[0], impl="auto")
+    weights = [weight for weight, _ in loop.decoder.affines() if weight.dim() == 2]
+    monkeypatch.setattr("kernels.recurrent_loop.SMALL", 4 * (40 * 40 + sum(w.numel() for w in weights)))
+    assert loop.unless(x[:, :1]) is None
+    monkeypatch.setattr("kernels.recurrent_loop.SMALL", 4 * (40 * 40 + sum(w.numel() for w in weights)) - 1)
+    assert "L2 cache" in loop.unless(x[:, :1])
+
+
+@pytest.fixture
+def counts(monkeypatch):
+    """Graphs captured and replayed where kernels are not available."""
+    monkeypatch.setattr("kernels.dispatch.unavailable", lambda device: "there is none")
+    return graphs.counted(monkeypatch)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen3"])
+def test_calls_of_a_kind_that_comes_often_are_a_graph(family, counts, monkeypatch):
+    """Other inputs and changed weights go through the same one; each gives what the definition does."""
+    (decoder, carry, norm), _ = make(family, 2, torch.float32)
+    loop, plain = (RecurrentLoop(decoder, carry, norm, impl=impl) for impl in ("auto", "torch"))
+    seen, kept = [], []
+    for i in range(5):
+        constant, ropes, visible = inputs(family, 2, 11, torch.float32)
+        constant, visible = constant.to(DEVICE, torch.float32), visible.to(DEVICE)
+        ropes = ropes and tuple(r.to(DEVICE, torch.float32) for r in ropes)
+        assert loop.at_once(constant)
+        kept.append((loop.run(constant, R, ropes, visible), plain.run(constant, R, ropes, visible)))
+        loop.run(constant, R + 1 + i)  # of another kind each time
+        seen.append((counts["captured"], counts["replayed"]))
+        with torch.no_grad():
+            decoder.layers[1].down[0].data.mul_(1.5)
+    assert seen == [(0, 0), (0, 0), (1, 1), (1, 2), (1, 3)]
+    kept.append((loop.run(constant, R, ropes), plain.run(constant, R, ropes)))  # without a mask
+    monkeypatch.setattr("kernels.recurrent_loop.LARGE", constant.numel() - 1)
+    assert not loop.at_once(constant)  # there launches are not what takes the time
+    for got, want in kept:  # later calls write elsewhere
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-6 * float(want.abs().max()))
+
+
+def test_graphs_keep_within_a_bound(counts, monkeypatch):
+    monkeypatch.setattr("kernels.graphs.OFTEN", 0)
+    x = torch.randn(1, 3, 40, device=DEVICE)
+    kinds = [x[:, :n] for n in (1, 2, 3)]
+
+    def twice_each(limit: float) -> list[int]:
+        counts.clear()
+        monkeypatch.setattr("kernels.graphs.limit", lambda device: limit)
+        loop = RecurrentLoop(*make("gpt2", 1, torch.float32)[0], impl="auto")
+        for constant in kinds * 2:
+            loop.run(constant, 1)
+        return [made.bytes for made in loop._captured.values()]
+
+    sizes = twice_each(2.0**40)
+    assert len(sizes) == 3 == counts["captured"]
+    assert len(twice_each(sum(sizes) - 1)) == 2 and counts["captured"] == 6
+    assert len(twice_each(0)) == 1 and counts["captured"] == 6
+
+
+def test_where_no_graph_can_be_made_the_definition_serves_and_it_is_said_once(counts, monkeypatch, caplog):
+    def fails(run, **how):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr("kernels.graphs.OFTEN", 0)
+    monkeypatch.setattr("kernels.graphs.captured", fails)
+    loop = RecurrentLoop(*make("gpt2", 1, torch.float32)[0], impl="auto")
+    x = torch.randn(1, 3, 40, device=DEVICE)
+    want = RecurrentLoop(loop.decoder, loop.carry, loop.norm, impl="torch").run(x, 2)
+    caplog.clear()
+    assert all(torch.equal(loop.run(x, 2), want) for _ in range(3)) and not loop.at_once(x)
+    assert [m for m in caplog.messages if "op by op" in m] == [caplog.messages[-1]]
 
 
 def test_more_sequences_than_one_launch_takes():

@@ -2,6 +2,7 @@
 
 LOOP = "tests/kernels/test_recurrent_loop.py::test_every_barrier_is_needed_and_none_is_missing"
 
+REPLAYED = "tests/kernels/test_recurrent_loop.py::test_calls_of_a_kind_that_comes_often_are_a_graph"
 BARRIER = "            target = barrier(counter, target + programs)\n"
 
 TEXT = "tests/latent/test_text_graph.py::test_a_rollout_is_that_of_its_noise"
@@ -30,6 +31,13 @@ GROUPS = (
         ("all tokens take the first one's noise", "tuple(g[i] for g in here.given)", "tuple(g[0] for g in here.given)"),
         ("nothing is carried on", "x, carry, new = scan(h, carry,", "x, _, new = scan(h, carry,"),
         ("a graph is captured and never replayed", "            chain.graph.replay()\n", ""),
+    )),
+    ("kernels/recurrent_loop/__init__.py", REPLAYED, (
+        ("recurrences are those of the call before", "        self.graph.replay()\n", ""),
+        ("inputs are those of the first call", "                mine.copy_(theirs)\n", "                pass\n"),
+        ("states are written over by the next call", "return self.states.clone()", "return self.states"),
+        ("calls with and without a mask are one kind", "kind = steps, mixed, *(x if x is None",
+         "kind = steps, mixed, *(None if x is not inputs[0]"),
     )),
     ("kernels/recurrent_loop/triton.py", LOOP, (
         ("nobody waits for q, k and v", f"{BARRIER}            t = pid\n", "            t = pid\n"),

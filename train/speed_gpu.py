@@ -11,12 +11,15 @@ All arms think the same latents on the same weights, and are checked against eac
   of thought of that length.
 
 On a GPU training runs in fp32 weights under autocast to bfloat16, and what is only read is in bfloat16. Arms alternate
-from round to round; every time is taken from idle to idle, on a GPU between two events of its stream.
+from round to round; every time is taken from idle to idle, on a GPU between two events of its stream. A training step
+is measured twice: of one shape throughout, and of ragged prompts, padded to the longest, and texts whose lengths differ
+from step to step, where whatever a library prepares for a shape is prepared for nothing.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import tee
 from statistics import median, quantiles
 from time import perf_counter
 from typing import Any, Literal
@@ -29,6 +32,7 @@ from kernels.errors import UserError
 from latent import methods
 from latent.config import ModelConfig
 from latent.generate import decode, episode
+from latent.hf_cache import CACHE
 from latent.make import config_from_scratch, from_config
 from latent.methods import Sim
 from latent.methods.sequence import AlongSequence
@@ -71,7 +75,8 @@ def compare(shape: Shape, device: str, rounds: int) -> Iterator[dict]:
     method.eval()  # no dropout: the arms are to compute the same
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     told = {"shape": shape, "device": name, "dtype": "bf16" if device == "cuda" else "fp32"}
-    parts = [partial(training, method, sizes, rounds), partial(rollouts, method, sizes, rounds)]
+    parts = [partial(training, method, sizes, rounds, ragged=ragged) for ragged in (False, True)]
+    parts += [partial(rollouts, method, sizes, rounds)]
     parts += [partial(answers, method, sizes, batch, rounds) for batch in sizes.answers]
     yield from (row | told for part in parts for row in part())
 
@@ -84,6 +89,33 @@ def _config(shape: Shape):
 
 def ids_of(method: AlongSequence, rows: int, length: int) -> Tensor:
     return torch.randint(1, method.backbone.vocab, (rows, length), device=method.backbone.device)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a training step reads: prompts (B, T), which of their positions are no padding (None = all), and texts."""
+
+    ids_BT: Tensor
+    mask_BT: Tensor | None
+    text_BT: Tensor
+
+
+def steps_of(method: AlongSequence, sizes: Sizes, ragged: bool) -> Iterator[Step]:
+    """Endless steps: the same one, or of prompts and texts that are half as long at least."""
+    place, draw = method.backbone.device, torch.Generator().manual_seed(0)
+
+    def drawn(most: int, n: int) -> Tensor:
+        return torch.randint(max(2, most // 2), most + 1, (n,), generator=draw)
+
+    rows, prompt, text, mask_BT = sizes.train, sizes.prompt, sizes.text, None
+    step = Step(ids_of(method, rows, prompt), None, ids_of(method, rows, text))
+    while True:
+        if ragged:
+            length_B, (text,) = drawn(sizes.prompt, rows), drawn(sizes.text, 1).tolist()
+            prompt = int(length_B.max())
+            mask_BT = (torch.arange(prompt) >= prompt - length_B[:, None]).to(place)
+            step = Step(ids_of(method, rows, prompt), mask_BT, ids_of(method, rows, text))
+        yield step
 
 
 def mixed(place: torch.device) -> torch.autocast:
@@ -99,28 +131,35 @@ class Theirs:
         self.lm, self.feedback, self.cached = lm, feedback, cached
         self.past: Any = None
         self.read_BTD: Tensor | None = None
+        self.mask_BS: Tensor | None = None  # of padded prompts: which positions are no padding
 
-    def read(self, x_BTD: Tensor) -> Tensor:
+    def read(self, x_BTD: Tensor, mask_BT: Tensor | None = None) -> Tensor:
         """Final hidden states of further positions, given as embeddings."""
+        t, how = x_BTD.shape[1], {}
+        if not self.cached:
+            self.read_BTD = x_BTD = x_BTD if self.read_BTD is None else torch.cat([self.read_BTD, x_BTD], 1)
+        if self.mask_BS is not None:
+            mask_BT = torch.cat([self.mask_BS, self.mask_BS.new_ones(len(x_BTD), t)], 1)
+        if mask_BT is not None:
+            self.mask_BS, place_BS = mask_BT, (mask_BT.long().cumsum(1) - 1).clamp(min=0)
+            how = {"attention_mask": mask_BT, "position_ids": place_BS[:, -x_BTD.shape[1] :]}
         if self.cached:
-            out = self.lm.get_decoder()(inputs_embeds=x_BTD, past_key_values=self.past, use_cache=True)
-            self.past = out.past_key_values
-            return out.last_hidden_state
-        self.read_BTD = x_BTD if self.read_BTD is None else torch.cat([self.read_BTD, x_BTD], 1)
-        out = self.lm.get_decoder()(inputs_embeds=self.read_BTD, use_cache=False)
-        return out.last_hidden_state[:, -x_BTD.shape[1] :]
+            how[CACHE] = self.past
+        out = self.lm.get_decoder()(inputs_embeds=x_BTD, use_cache=self.cached, **how)
+        self.past = out.get(CACHE)
+        return out.last_hidden_state[:, -t:]
 
-    def think(self, ids_BT: Tensor, k: int) -> Tensor:
+    def think(self, ids_BT: Tensor, k: int, mask_BT: Tensor | None = None) -> Tensor:
         """The final hidden state (B, 1, D) after k latents."""
-        self.past = self.read_BTD = None
-        h_BTD = self.read(self.lm.get_input_embeddings()(ids_BT))
+        self.past = self.read_BTD = self.mask_BS = None
+        h_BTD = self.read(self.lm.get_input_embeddings()(ids_BT), mask_BT)
         for _ in range(k):
             h_BTD = self.read(self.feedback(h_BTD[:, -1]).to(h_BTD.dtype)[:, None])
         return h_BTD[:, -1:]
 
-    def loss(self, ids_BT: Tensor, text_BT: Tensor, k: int) -> Tensor:
-        """Cross-entropy of a text after k latents."""
-        h_B1D = self.think(ids_BT, k)
+    def loss(self, step: Step, k: int) -> Tensor:
+        """Cross-entropy of the texts after k latents."""
+        h_B1D, text_BT = self.think(step.ids_BT, k, step.mask_BT), step.text_BT
         h_BTD = torch.cat([h_B1D, self.read(self.lm.get_input_embeddings()(text_BT[:, :-1]))], 1)
         logits_BTV = self.lm.get_output_embeddings()(h_BTD).float()
         return F.cross_entropy(logits_BTV.flatten(0, 1), text_BT.flatten())
@@ -149,36 +188,37 @@ def each_token(choose: Chooser) -> Chooser:
 OURS: dict[str, How] = {"ours": lambda choose: choose, "ours, a token at a time": each_token}
 
 
-def training(method: AlongSequence, sizes: Sizes, rounds: int) -> list[dict]:
+def training(method: AlongSequence, sizes: Sizes, rounds: int, ragged: bool) -> list[dict]:
     """Forward, backward and AdamW of a text's loss after the latents."""
     backbone, k, place = method.backbone, sizes.latents, method.backbone.device
-    ids_BT, text_BT = ids_of(method, sizes.train, sizes.prompt), ids_of(method, sizes.train, sizes.text)
     feedback = method.feedback
     optimizer = torch.optim.AdamW(method.parameters(), lr=0.0, fused=True)  # no arm changes what the next one reads
 
-    def ours() -> Tensor:
-        thought = method.think(Prompt(ids_BT), Greedy())
-        return text_loss(backbone, thought, Text(text_BT, None))[0].taken()
+    def ours(step: Step) -> Tensor:
+        thought = method.think(Prompt(step.ids_BT, step.mask_BT), Greedy())
+        return text_loss(backbone, thought, Text(step.text_BT, None))[0].taken()
 
-    losses: dict[str, Callable[[], Tensor]] = {"ours": ours}
+    losses: dict[str, Callable[[Step], Tensor]] = {"ours": ours}
     for name, cached in (("transformers, cached", True), ("transformers, whole prefix", False)):
-        losses[name] = partial(Theirs(backbone.lm, feedback, cached).loss, ids_BT, text_BT, k)
+        losses[name] = partial(Theirs(backbone.lm, feedback, cached).loss, k=k)
 
-    def update(loss: Callable[[], Tensor]) -> Tensor:
+    def update(loss: Callable[[Step], Tensor], steps: Iterator[Step]) -> Tensor:
         with mixed(place):
-            value = loss()
+            value = loss(next(steps))
         value.backward()
         optimizer.step()
         optimizer.zero_grad()
         return value.detach()
 
-    arms = {name: partial(update, loss) for name, loss in losses.items()}
+    steps = tee(steps_of(method, sizes, ragged), len(losses))  # every arm has the same ones in the same order
+    arms = {name: partial(update, loss, same) for (name, loss), same in zip(losses.items(), steps)}
     found = {name: float(arm()) for name, arm in arms.items()}
     limit = 0.05 if place.type == "cuda" else 1e-4
     if not all(abs(loss - found["ours"]) <= limit * abs(found["ours"]) for loss in found.values()):
         raise RuntimeError(f"the arms' losses differ: {found}")
-    what = f"training step, {sizes.train} rows, {sizes.prompt} + {k} + {sizes.text} positions"
-    return table(what, timed(arms, rounds, place))
+    shape = f"{sizes.prompt} + {k} + {sizes.text} positions"
+    what = f"training step, {sizes.train} rows, {f'up to {shape}, ragged' if ragged else shape}"
+    return table(what, timed(arms, rounds, place, warm=6 if ragged else 2))
 
 
 def reading(method: AlongSequence) -> Any:
@@ -245,13 +285,15 @@ def generated(lm: Any, ids_BT: Tensor, tokens: int, do_sample: bool) -> Tensor:
     return lm.generate(ids_BT, attention_mask=mask_BT, **how)
 
 
-def timed(arms: Mapping[str, Callable[[], object]], rounds: int, place: torch.device) -> dict[str, list[float]]:
-    """Seconds of each arm in each round, after two rounds to warm up. Every other round runs backwards."""
+def timed(
+    arms: Mapping[str, Callable[[], object]], rounds: int, place: torch.device, warm: int = 2
+) -> dict[str, list[float]]:
+    """Seconds of each arm in each round, after some rounds to warm up. Every other round runs backwards."""
     times: dict[str, list[float]] = {name: [] for name in arms}
-    for i in range(rounds + 2):
+    for i in range(rounds + warm):
         for name in list(arms) if i % 2 else list(arms)[::-1]:
             seconds = clocked(arms[name], place)
-            if i > 1:
+            if i >= warm:
                 times[name].append(seconds)
     return times
 

@@ -16,11 +16,15 @@ def test_the_comparison_runs_and_says_what_it_measured(name, tmp_path, capsys):
     assert speed.main(args) == 0
     text = out.read_text()
     rows = list(csv.DictReader(text.splitlines())) if name.endswith("csv") else [*map(json.loads, text.splitlines())]
-    ms = {(row["what"].split(",")[0], row["arm"]) for row in rows if row["unit"] == "ms"}
+    ms = {
+        (row["what"].split(",")[0] + ", ragged" * ("ragged" in row["what"]), row["arm"])
+        for row in rows
+        if row["unit"] == "ms"
+    }
     cached, prefix, generate = (f"transformers, {x}" for x in ("cached", "whole prefix", "generate"))
     ours = ("ours", "ours, a token at a time")
     assert ms == {
-        *(("training step", arm) for arm in ("ours", cached, prefix)),
+        *((f"training step{ragged}", arm) for arm in ("ours", cached, prefix) for ragged in ("", ", ragged")),
         *(("6 rollouts of 2 prompts", arm) for arm in (*ours, cached, generate)),
         *(("answer", arm) for arm in (*ours, cached, prefix, generate)),
     }
@@ -39,8 +43,13 @@ def test_without_a_gpu_it_says_so_in_one_line(capsys, monkeypatch):
     assert capsys.readouterr().err.startswith("error: --device cuda: there is no GPU here")
 
 
-def test_arms_that_differ_are_not_timed(monkeypatch):
+@pytest.mark.parametrize("mistake", ["a latent less", "padding attended"])
+def test_arms_that_differ_are_not_timed(mistake, monkeypatch):
     think = speed_gpu.Theirs.think
-    monkeypatch.setattr(speed_gpu.Theirs, "think", lambda self, ids, k: think(self, ids, k - 1))
+
+    def wrong(self, ids, k, mask=None):
+        return think(self, ids, k - 1, mask) if mistake == "a latent less" else think(self, ids, k)
+
+    monkeypatch.setattr(speed_gpu.Theirs, "think", wrong)
     with pytest.raises(RuntimeError, match="the arms' losses differ"):
         list(speed_gpu.compare("tiny", "cpu", 1))

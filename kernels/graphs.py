@@ -2,12 +2,15 @@
 
 from collections import deque
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-OFTEN, RECENT = 2, 8  # a kind is captured that was met so often among so many: capturing takes seconds
+from kernels.errors import out_of_memory
+
+OFTEN, RECENT = 2, 8  # a kind is captured that was met so often among so many: capturing costs as much as some calls
 MEMORY = 1 / 8  # of a GPU's memory, for the caches that graphs write and for the graphs' own
 Out = TypeVar("Out")
 _streams: dict[torch.device, torch.cuda.Stream] = {}  # to capture on: a library keeps memory for each that it has seen
@@ -53,41 +56,56 @@ def limit(device: torch.device) -> float:
 def captured(run: Callable[[], Out], warm: int = 1, pool: Any = None) -> tuple[torch.cuda.CUDAGraph, Out, int]:
     """A function in a CUDA graph, what it returned, which every replay writes anew, and the bytes of the graph's pool.
 
-    It runs `warm` times before, on the current GPU, which must be its tensors'. Where it cannot be captured, torch's
-    error is raised, and the current stream and the state of random numbers are what they were. `pool`: what
+    It runs `warm` times before, on the current GPU, which must be its tensors'. What autocast converts within is the
+    graph's alone. Where it cannot be captured, torch's error is raised; the current stream and random numbers are as
+    before then, but graphs that draw some, captured earlier, are to be captured again. `pool`: what
     `torch.cuda.graph_pool_handle` gave for a graph that is always replayed before this one, and whose outputs are
     kept; None = one of its own.
     """
     device = torch.device("cuda", torch.cuda.current_device())
     stream, current = _streams.setdefault(device, torch.cuda.Stream()), torch.cuda.current_stream()
-    stream.wait_stream(current)
-    with torch.cuda.stream(stream):  # compiles, and lets libraries allocate, before the capture
-        for _ in range(warm):
-            run()
-    current.wait_stream(stream)
-    try:
-        return _capture(run, stream, pool)
-    except torch.OutOfMemoryError:  # while it captures, a GPU can free nothing
-        torch.cuda.empty_cache()
+    with _converting_alone():
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):  # compiles, and lets libraries allocate, before the capture
+            for _ in range(warm):
+                run()
+        current.wait_stream(stream)
+        try:
+            return _capture(run, stream, pool)
+        except RuntimeError as e:
+            if not (out_of_memory(e) or (e.__context__ and out_of_memory(e.__context__))):
+                raise
+        torch.cuda.empty_cache()  # while it captures, a GPU can free nothing
         return _capture(run, stream, pool)
 
 
 def _capture(run: Callable[[], Out], stream: torch.cuda.Stream, pool: Any) -> tuple[torch.cuda.CUDAGraph, Out, int]:
     """`torch.cuda.graph` gives back all cached memory first, and costs a third of a second each time (H200)."""
-    graph, generator = torch.cuda.CUDAGraph(), torch.cuda.default_generators[torch.cuda.current_device()]
+    device, graph = torch.cuda.current_device(), torch.cuda.CUDAGraph()
+    pool, generator, ended = pool or torch.cuda.graph_pool_handle(), torch.cuda.default_generators[device], False
     torch.cuda.synchronize()
     before = generator.clone_state()
     try:
         with torch.cuda.stream(stream):
             # whatever other threads allocate meanwhile
-            graph.capture_begin(pool or torch.cuda.graph_pool_handle(), capture_error_mode="thread_local")
+            graph.capture_begin(pool, capture_error_mode="thread_local")
             try:
                 reserved = torch.cuda.memory_reserved()
                 out = run()
                 held = torch.cuda.memory_reserved() - reserved
             finally:
                 graph.capture_end()
-    except BaseException:  # torch leaves a generator that draws nothing outside of graphs
-        generator.graphsafe_set_state(before)
+                ended = True
+    except BaseException:
+        if not ended:  # torch 2.11 then draws random numbers in graphs alone, and frees no memory any more
+            generator.graphsafe_set_state(before)
+            with suppress(RuntimeError):  # later versions have done so
+                torch._C._cuda_endAllocateToPool(device, pool)
         raise
     return graph, out, held
+
+
+def _converting_alone() -> torch.autocast:
+    """Autocast as it is, but for the weights that it has converted: those of a graph are the graph's alone."""
+    on, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    return torch.autocast("cuda", dtype=dtype, enabled=on, cache_enabled=False)

@@ -309,11 +309,9 @@ class Backbone(nn.Module):
         weight, affine = carry.weight, (norm.weight, norm.bias)
         core = replace(decoder, layers=decoder.layers[blocks.start : blocks.stop])
         loop = self.fused.ready(op, core, (weight, *affine), lambda: RecurrentLoop(core, weight.t(), affine, norm.eps))
-        if not loop.at_once(constant_BTD):
-            return None
         assert self.layers is not None  # or there were no decoder
         _, ropes = self.layers.places(constant_BTD, pos_BT)
-        return loop.run(constant_BTD, r, ropes, mask_BT)
+        return loop.at_once(constant_BTD, r, ropes, mask_BT)
 
     def __getstate__(self):
         """Without open taps."""

@@ -1,14 +1,13 @@
 """What has been read so far: the keys and values of every layer, and how a new position attends them."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from kernels.attention import attention
 from kernels.decode_step import StaticCache
 from kernels.latent_chain import LatentChain
 from kernels.shared_prefix_attention import shared_prefix_attention
@@ -45,12 +44,6 @@ def _lower_right(t: int, size: int) -> Tensor:
 def _a_head_each(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
     """K and V of grouped queries (Ainslie et al. 2023), repeated for each head of `q`."""
     return tuple(x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-
-
-def _unplanned() -> AbstractContextManager:
-    """Within, torch does not take cuDNN for attention, which plans anew for each new shape: 16 ms of the host a call on
-    ragged text (H200). Without a mask it takes flash attention anyway."""
-    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 @dataclass(eq=False, slots=True)
@@ -91,12 +84,12 @@ class LayerCache:
         elif isinstance(visible_BTS, str) and 1 < t < self.size:
             # beyond CUDA no kernel takes a mask that is not written out
             mask = _lower_right(t, self.size) if q.is_cuda else _last_of(t, self.size, q.device)
-            half = torch.get_autocast_dtype(q.device.type) if torch.is_autocast_enabled(q.device.type) else v.dtype
-            q, k, v = q.to(half), k.to(half), v.to(half)  # autocast casts none for this mask
+            mixed = q.is_cuda and torch.is_autocast_enabled("cuda") and v.dtype != torch.float64
+            dtype = torch.get_autocast_dtype("cuda") if mixed else v.dtype
+            q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)  # on CUDA autocast casts none for this mask
         if k.shape[1] != q.shape[1]:
             k, v = _a_head_each(q, k, v)
-        with _unplanned() if q.is_cuda and isinstance(visible_BTS, Tensor) else nullcontext():
-            a = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal)
+        a = attention(q, k, v, mask, dropout, causal)
         return a.transpose(1, 2).flatten(2)
 
     def weigh(self, q: Tensor, visible_BTS: Tensor | str | None, dropout: float) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as masks
 from transformers.masking_utils import eager_mask
 
+from kernels.attention import unplanned
 from kernels.errors import UserError
 from latent.cache import Caches, LayerCache
 from latent.taps import Recording
@@ -62,7 +63,7 @@ def forward(
         more["output_hidden_states"] = True
     if weighed:
         more["output_attentions"] = True
-    with _attention(decoder, weighed, x_BTD.dtype):
+    with _attention(decoder, weighed, x_BTD.dtype), unplanned(x_BTD):
         out = decoder(inputs_embeds=x_BTD, attention_mask=mask_BS, position_ids=pos_BT, use_cache=True, **more)
     new_BT, all_BS = (None if moved is None else moved.argsort(1) for moved in (new_BT, all_BS))  # back again
     last_BTD, longer = _moved(out.last_hidden_state, new_BT, 1), []

@@ -12,11 +12,12 @@ All arms think the same latents on the same weights, and are checked against eac
 
 On a GPU training runs in fp32 weights under autocast to bfloat16, and what is only read is in bfloat16. Arms alternate
 from round to round; every time is taken from idle to idle, on a GPU between two events of its stream. A training step
-is measured twice: of one shape throughout, and of ragged prompts, padded to the longest, and texts whose lengths differ
-from step to step, where whatever a library prepares for a shape is prepared for nothing.
+is measured twice: of one shape throughout, and of prompts that are padded to the longest and texts, both of another
+length in each step, where all arms do without cuDNN's attention, which plans anew for each shape.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import tee
@@ -28,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.attention import unplanned
 from kernels.errors import UserError
 from latent import methods
 from latent.config import ModelConfig
@@ -101,18 +103,19 @@ class Step:
 
 
 def steps_of(method: AlongSequence, sizes: Sizes, ragged: bool) -> Iterator[Step]:
-    """Endless steps: the same one, or of prompts and texts that are half as long at least."""
+    """Endless steps: the same one, or of a longest prompt and a text that are half as long at least."""
     place, draw = method.backbone.device, torch.Generator().manual_seed(0)
 
-    def drawn(most: int, n: int) -> Tensor:
+    def drawn(most: int, n: int = 1) -> Tensor:
         return torch.randint(max(2, most // 2), most + 1, (n,), generator=draw)
 
     rows, prompt, text, mask_BT = sizes.train, sizes.prompt, sizes.text, None
     step = Step(ids_of(method, rows, prompt), None, ids_of(method, rows, text))
     while True:
         if ragged:
-            length_B, (text,) = drawn(sizes.prompt, rows), drawn(sizes.text, 1).tolist()
-            prompt = int(length_B.max())
+            prompt, text = int(drawn(sizes.prompt)), int(drawn(sizes.text))
+            length_B = drawn(prompt, rows)
+            length_B[0] = prompt
             mask_BT = (torch.arange(prompt) >= prompt - length_B[:, None]).to(place)
             step = Step(ids_of(method, rows, prompt), mask_BT, ids_of(method, rows, text))
         yield step
@@ -145,7 +148,8 @@ class Theirs:
             how = {"attention_mask": mask_BT, "position_ids": place_BS[:, -x_BTD.shape[1] :]}
         if self.cached:
             how[CACHE] = self.past
-        out = self.lm.get_decoder()(inputs_embeds=x_BTD, use_cache=self.cached, **how)
+        with nullcontext() if self.mask_BS is None else unplanned(x_BTD):
+            out = self.lm.get_decoder()(inputs_embeds=x_BTD, use_cache=self.cached, **how)
         self.past = out.get(CACHE)
         return out.last_hidden_state[:, -t:]
 

@@ -3,7 +3,6 @@
 import inspect
 import weakref
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -142,8 +141,7 @@ class Workspace:
             carry, made = chain.launch(self, scan)
         else:
             if chain.graph is None:
-                with _uncached(h_BD.device):
-                    chain.graph, chain.out, chain.pool = graphs.captured(lambda: chain.launch(self, scan))
+                chain.graph, chain.out, chain.pool = graphs.captured(lambda: chain.launch(self, scan))
                 chain.load(self.filled, inputs)
             chain.graph.replay()
             carry, made = chain.out
@@ -218,12 +216,3 @@ class Chain:
 def _gone(key: Hashable) -> bool:
     """Whether it names a function that lives no more."""
     return isinstance(key, weakref.ref) and key() is None
-
-
-@contextmanager
-def _uncached(device: torch.device):
-    """Autocast as it is, but for the weights that it has converted: those of a graph are the graph's alone."""
-    kind = device.type
-    on, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-    with torch.autocast(kind, dtype=dtype, enabled=on, cache_enabled=False):
-        yield

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.attention import attention
 from kernels.decoder import Act, Affine, Decoder, Layer
 
 ACTIVATIONS: dict[Act, Callable[[Tensor], Tensor]] = {
@@ -31,7 +32,7 @@ def step(
         longer.append((k_BHSd, v_BHSd))
         groups = decoder.heads // decoder.kv_heads
         mask = None if visible_BS is None else visible_BS[:, None, None]
-        a_BH1d = F.scaled_dot_product_attention(
+        a_BH1d = attention(
             q[:, :, None], k_BHSd.repeat_interleave(groups, 1), v_BHSd.repeat_interleave(groups, 1), mask
         )
         x_BD = finish(x_BD, a_BH1d.flatten(1), layer, decoder)

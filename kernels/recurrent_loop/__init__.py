@@ -3,9 +3,10 @@
     s_0 = 0,   s_i = norm(layers(s_{i-1} W_s + constant))
 
 The constant half of the adapter, e W_e + b, is the same in every recurrence (`kernels.recurrent_block`). On a GPU all
-recurrences are one launch as long as launches are what takes the time: the definition as a CUDA graph, or, where that
-was measured to be slower, a Triton kernel in which the weights stay where they are used: as much of them as fits in the
-shared memory of all multiprocessors together (some 17 MB of an H100's 30), the rest in the L2 cache (50 MB).
+recurrences are one launch where launches are what takes the time: the definition as a CUDA graph, for inputs of a kind
+that comes often, or, where that was measured to be slower, a Triton kernel in which the weights stay where they are
+used: as much of them as fits in the shared memory of all multiprocessors together (some 17 MB of an H100's 30), the
+rest in the L2 cache (50 MB).
 
 One layer at the sizes of GPT-2 or Qwen3-0.6B compiles for 15 to 22 s of a CPU, once; two of GPT-2 for 37 s (Triton 3.9,
 sm_90). Two thirds of that are a pass that orders memory accesses, and more of them with every chunk that is kept. No
@@ -30,12 +31,12 @@ if TYPE_CHECKING:
 
 __all__ = ["RecurrentLoop"]
 
-Inputs = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]  # constant, cosines, sines, visible
+Ropes = tuple[Tensor, Tensor] | None  # cosines and sines (B, T, d)
 
 _SIZES = 16  # numbers of sequences and positions whose buffers or graphs are kept at a time
-# what `auto` takes the kernel for (positions, and bytes of the loop's weights) and the graph (numbers in a state), as
-# measured on an H200: kernels/README.md and paper/LOG.md
-FEW, SMALL, LARGE = 16, 50 * 2**20, 2**20
+# what `auto` takes the kernel for (positions, and bytes of the loop's weights), and the graph (positions x width^2 x
+# layers of a recurrence), as measured on an H200: kernels/README.md and paper/LOG.md, 2026-11-27
+FEW, SMALL, LARGE = 16, 50 * 2**20, 2**27
 
 
 class RecurrentLoop:
@@ -61,7 +62,7 @@ class RecurrentLoop:
         self._loops: dict[tuple[int, int], Loop] = {}
         self._met = graphs.Met()
         self._captured: OrderedDict[tuple, Captured] = OrderedDict()  # by kind of call, the last used ones
-        self._capturing = True  # until one has failed
+        self._off = False  # once a capture has failed
 
     @torch.no_grad()
     def run(
@@ -93,31 +94,38 @@ class RecurrentLoop:
             dispatch.expect(op, "visible", visible_BT, (batch, length))
         if steps == 0 or constant_BTD.numel() == 0:
             return constant_BTD.new_empty(batch, steps, length, width)
-        if self._by_kernel(constant_BTD):
-            from kernels.recurrent_loop.triton import ROWS
+        states_BRTD = self._by_kernel(steps, constant_BTD, ropes, visible_BT)
+        if states_BRTD is None:
+            states_BRTD = self._by_graph(steps, constant_BTD, ropes, visible_BT)
+        return self._defined(steps, constant_BTD, ropes, visible_BT) if states_BRTD is None else states_BRTD
 
-            rope = ropes and tuple(r.float() for r in ropes)
-            slices = [slice(i, i + ROWS // length) for i in range(0, batch, ROWS // length)]  # sequences at a time
-            with dispatch.launching(op, self.impl, constant_BTD):
-                parts = [self._some(constant_BTD, steps, rope, visible_BT, some) for some in slices]
-                states = [part for part in parts if part is not None]
-                if len(states) == len(parts):
-                    return states[0] if len(states) == 1 else torch.cat(states)
-        cos, sin = ropes or (None, None)
-        inputs = constant_BTD, cos, sin, visible_BT
-        states_BRTD = self._by_graph(steps, inputs) if self._as_graph(constant_BTD) else None
-        return self._defined(steps, *inputs) if states_BRTD is None else states_BRTD
+    @torch.no_grad()
+    def at_once(
+        self, constant_BTD: Tensor, steps: int, ropes: tuple[Tensor, Tensor] | None, visible_BT: Tensor | None
+    ) -> Tensor | None:
+        """What `run` returns where all recurrences are one launch, else None: for those who can make them one by one,
+        and stop early. Also None for a constant of another dtype than the carry's, as autocast makes it."""
+        if self.carry.dtype != constant_BTD.dtype or steps == 0 or constant_BTD.numel() == 0:
+            return None
+        states_BRTD = self._by_kernel(steps, constant_BTD, ropes, visible_BT)
+        return self._by_graph(steps, constant_BTD, ropes, visible_BT) if states_BRTD is None else states_BRTD
 
-    def at_once(self, constant_BTD: Tensor) -> bool:
-        """Whether all recurrences of such an input are one launch, or will be if more of its kind come."""
-        return self._by_kernel(constant_BTD) or self._as_graph(constant_BTD)
+    def _by_kernel(self, steps: int, constant_BTD: Tensor, ropes: Ropes, visible_BT: Tensor | None) -> Tensor | None:
+        """States; None where the kernel is not to serve, or is being compiled."""
+        op = "recurrent_loop"
+        if dispatch.choose(op, self.impl, constant_BTD, self.unless(constant_BTD)) == "torch":
+            return None
+        from kernels.recurrent_loop.triton import ROWS
 
-    def _by_kernel(self, constant_BTD: Tensor) -> bool:
-        return dispatch.choose("recurrent_loop", self.impl, constant_BTD, self.unless(constant_BTD)) == "triton"
-
-    def _as_graph(self, constant_BTD: Tensor) -> bool:
-        wanted = graphs.wanted(constant_BTD) and constant_BTD.numel() <= LARGE
-        return self._capturing and wanted and dispatch.asked(self.impl) == "auto"
+        batch, length, _ = constant_BTD.shape
+        rope = ropes and tuple(r.float() for r in ropes)
+        slices = [slice(i, i + ROWS // length) for i in range(0, batch, ROWS // length)]  # sequences at a time
+        with dispatch.launching(op, self.impl, constant_BTD):
+            parts = [self._some(constant_BTD, steps, rope, visible_BT, some) for some in slices]
+            states = [part for part in parts if part is not None]
+            if len(states) == len(parts):
+                return states[0] if len(states) == 1 else torch.cat(states)
+        return None
 
     def unless(self, constant_BTD: Tensor) -> str | None:
         """Why the Triton kernel is not to serve such an input; None if it is, or if there can be no kernel at all."""
@@ -150,37 +158,56 @@ class RecurrentLoop:
         ]
         return sum(weight.nbytes for weight in (self.carry, *weights))
 
-    def _defined(
-        self, steps: int, constant_BTD: Tensor, cos: Tensor | None, sin: Tensor | None, visible_BT: Tensor | None
-    ) -> Tensor:
-        ropes = None if cos is None or sin is None else (cos, sin)
-        return reference.run(self.decoder, self.carry, (self.norm, self.eps), constant_BTD, steps, ropes, visible_BT)
+    def _defined(self, steps: int, constant_BTD: Tensor, ropes: Ropes, visible_BT: Tensor | None) -> Tensor:
+        norm = self.norm, self.eps
+        return reference.run(self.decoder, self.carry, norm, constant_BTD, steps, ropes, visible_BT)
 
-    def _by_graph(self, steps: int, inputs: Inputs) -> Tensor | None:
-        """States; None for a kind of call that has not come often of late, or that cannot be captured."""
-        place = self.carry.device.type
+    def _by_graph(self, steps: int, constant_BTD: Tensor, ropes: Ropes, visible_BT: Tensor | None) -> Tensor | None:
+        """States; None where it is not to serve: for kinds of call that do not come often, for large ones, for more
+        kinds than memory allows, and once a capture has failed."""
+        products = constant_BTD.numel() * constant_BTD.shape[-1] * len(self.decoder.layers)
+        if self._off or dispatch.asked(self.impl) != "auto" or not graphs.wanted(constant_BTD) or products > LARGE:
+            return None
+        inputs = (constant_BTD, *(ropes or (None, None)), visible_BT)
+        place = constant_BTD.device.type
         mixed = torch.get_autocast_dtype(place) if torch.is_autocast_enabled(place) else None
-        kind = steps, mixed, *(x if x is None else (x.shape, x.dtype) for x in inputs)
+        kind = steps, mixed, *(None if x is None else (x.shape, x.dtype) for x in inputs)
+        often = self._met.often(kind)
+        if kind not in self._captured and often and self._make_room(steps * constant_BTD.nbytes):
+            self._capture(kind, steps, inputs)
         if kind not in self._captured:
-            if not self._met.often(kind):
-                return None
-            try:
-                with torch.inference_mode(False), torch.no_grad():  # written again in whatever mode the next call has
-                    made = Captured(partial(self._defined, steps), inputs)
-            except RuntimeError as e:
-                self._capturing = False
-                self._captured.clear()
-                why = str(e).strip().split("\n")[0]
-                dispatch.log.warning(
-                    "recurrent_loop: its recurrences are launched op by op, not as a CUDA graph: %s", why
-                )
-                return None
-            self._captured[kind] = made
-            kept, limit = self._captured, graphs.limit(self.carry.device)
-            while len(kept) > 1 and (len(kept) > _SIZES or sum(each.bytes for each in kept.values()) > limit):
-                kept.popitem(last=False)
+            return None
         self._captured.move_to_end(kind)
         return self._captured[kind](inputs)
+
+    def _capture(self, kind: tuple, steps: int, inputs: tuple[Tensor | None, ...]) -> None:
+        def run(constant_BTD: Tensor, cos: Tensor | None, sin: Tensor | None, visible_BT: Tensor | None) -> Tensor:
+            return self._defined(steps, constant_BTD, None if cos is None or sin is None else (cos, sin), visible_BT)
+
+        try:
+            with torch.inference_mode(False), torch.no_grad():  # written again in whatever mode the next call has
+                made = Captured(run, inputs)
+        except RuntimeError as e:
+            self._off = True
+            self._captured.clear()
+            why = str(e).strip().split("\n")[0]
+            dispatch.log.warning("recurrent_loop: recurrences are launched op by op, not as a CUDA graph: %s", why)
+            return
+        self._captured[kind] = made
+
+    def _make_room(self, needed: int) -> bool:
+        """Let go of graphs of kinds that did not come lately. Returns whether another one keeps within the limit: it is
+        taken to become as large as the largest that there is, and has so many bytes of states at least."""
+        kept, limit = self._captured, graphs.limit(self.carry.device)
+        stale = [kind for kind in kept if not self._met.lately(kind)]
+        while kept:
+            sizes = [each.bytes for each in kept.values()]
+            if len(kept) < _SIZES and sum(sizes) + max(needed, *sizes) <= limit:
+                break
+            if not stale:
+                return False
+            kept.pop(stale.pop(0))
+        return True
 
     def _some(self, constant_BTD, steps: int, ropes, visible_BT, rows: slice) -> Tensor | None:
         """States of some of the sequences; None while the kernel is compiled."""
@@ -215,13 +242,14 @@ class RecurrentLoop:
 class Captured:
     """The definition as a CUDA graph, for inputs of one kind. Weights are read where they lie."""
 
-    def __init__(self, defined: Callable[..., Tensor], inputs: Inputs):
+    def __init__(self, run: Callable[..., Tensor], inputs: tuple[Tensor | None, ...]):
         self.inputs = [x if x is None else x.clone() for x in inputs]
-        with torch.cuda.device(inputs[0].device) if inputs[0].is_cuda else nullcontext():
-            self.graph, self.states, held = graphs.captured(lambda: defined(*self.inputs))
-        self.bytes = held + sum(x.nbytes for x in self.inputs if x is not None)
+        given = [x for x in self.inputs if x is not None]
+        with torch.cuda.device(given[0].device) if given[0].is_cuda else nullcontext():
+            self.graph, self.states, held = graphs.captured(lambda: run(*self.inputs))
+        self.bytes = held + sum(x.nbytes for x in given)
 
-    def __call__(self, inputs: Inputs) -> Tensor:
+    def __call__(self, inputs: tuple[Tensor | None, ...]) -> Tensor:
         for mine, theirs in zip(self.inputs, inputs):
             if mine is not None and theirs is not None:
                 mine.copy_(theirs)

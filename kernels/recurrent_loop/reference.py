@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.attention import attention
 from kernels.decoder import Affine, Decoder
 from kernels.latent_chain.reference import finish, heads
 
@@ -27,7 +28,7 @@ def run(
             q, k, v = (x.unflatten(0, shape[:2]).transpose(1, 2) for x in heads(x_ND, layer, decoder, rope))
             groups = decoder.heads // decoder.kv_heads
             k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-            a_BHTd = F.scaled_dot_product_attention(q, k, v, attended(shape[1], visible_BT, q.device))
+            a_BHTd = attention(q, k, v, attended(shape[1], visible_BT, q.device))
             x_ND = finish(x_ND, a_BHTd.transpose(1, 2).flatten(2).flatten(0, 1), layer, decoder)
         s_BTD = normed(x_ND, *norm).view(shape)
         states.append(s_BTD)

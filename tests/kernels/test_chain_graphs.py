@@ -241,7 +241,10 @@ def test_a_capture_that_fails_leaves_the_gpu_as_it_was(within):
             real_graphs.captured(waits, warm=0)
     assert torch.cuda.current_stream() == stream
     assert torch.equal(first, want[0]) and torch.equal(torch.randn(5, device=DEVICE), want[1])
+    before = torch.cuda.memory_reserved()
+    torch.empty(2**28, device=DEVICE, dtype=torch.uint8)  # is cached now, and given back where memory can be freed
     torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() <= before
     graph, out, _ = real_graphs.captured(lambda: x + 1)
     x.fill_(4)
     graph.replay()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import kernels.recurrent_loop.triton as kernel
+from kernels import graphs as real_graphs
 from kernels.recurrent_loop import RecurrentLoop
 from tests.kernels import graphs
 from tests.kernels.check import DEVICE
@@ -192,7 +193,6 @@ def test_calls_of_a_kind_that_comes_often_are_a_graph(family, counts, monkeypatc
         constant, ropes, visible = inputs(family, 2, 11, torch.float32)
         constant, visible = constant.to(DEVICE, torch.float32), visible.to(DEVICE)
         ropes = ropes and tuple(r.to(DEVICE, torch.float32) for r in ropes)
-        assert loop.at_once(constant)
         kept.append((loop.run(constant, R, ropes, visible), plain.run(constant, R, ropes, visible)))
         loop.run(constant, R + 1 + i)  # of another kind each time
         seen.append((counts["captured"], counts["replayed"]))
@@ -200,29 +200,34 @@ def test_calls_of_a_kind_that_comes_often_are_a_graph(family, counts, monkeypatc
             decoder.layers[1].down[0].data.mul_(1.5)
     assert seen == [(0, 0), (0, 0), (1, 1), (1, 2), (1, 3)]
     kept.append((loop.run(constant, R, ropes), plain.run(constant, R, ropes)))  # without a mask
-    monkeypatch.setattr("kernels.recurrent_loop.LARGE", constant.numel() - 1)
-    assert not loop.at_once(constant)  # there launches are not what takes the time
+    assert loop.at_once(constant, R, ropes, visible) is not None
+    assert loop.at_once(constant, 50, ropes, visible) is None  # of a kind that did not come before
+    assert loop.at_once(constant.bfloat16(), R, ropes, visible) is None  # as autocast makes it
+    monkeypatch.setattr("kernels.recurrent_loop.LARGE", constant.numel() * 40 * 2 - 1)
+    assert loop.at_once(constant, R, ropes, visible) is None  # launches are not what takes the time
     for got, want in kept:  # later calls write elsewhere
         torch.testing.assert_close(got, want, rtol=0, atol=1e-6 * float(want.abs().max()))
 
 
 def test_graphs_keep_within_a_bound(counts, monkeypatch):
+    """More kinds than there is room for are not captured in turn; those that come no more make room for others."""
     monkeypatch.setattr("kernels.graphs.OFTEN", 0)
-    x = torch.randn(1, 3, 40, device=DEVICE)
-    kinds = [x[:, :n] for n in (1, 2, 3)]
+    x = torch.randn(1, 4, 40, device=DEVICE)
+    kinds = [x[:, :n] for n in (1, 2, 3, 4)]
 
-    def twice_each(limit: float) -> list[int]:
-        counts.clear()
+    def captured(limit: float, times: int, some: list) -> int:
         monkeypatch.setattr("kernels.graphs.limit", lambda device: limit)
-        loop = RecurrentLoop(*make("gpt2", 1, torch.float32)[0], impl="auto")
-        for constant in kinds * 2:
+        for constant in some * times:
             loop.run(constant, 1)
-        return [made.bytes for made in loop._captured.values()]
+        return counts["captured"]
 
-    sizes = twice_each(2.0**40)
-    assert len(sizes) == 3 == counts["captured"]
-    assert len(twice_each(sum(sizes) - 1)) == 2 and counts["captured"] == 6
-    assert len(twice_each(0)) == 1 and counts["captured"] == 6
+    loop = RecurrentLoop(*make("gpt2", 1, torch.float32)[0], impl="auto")
+    assert captured(2.0**40, 2, kinds[:3]) == 3
+    sizes = [made.bytes for made in loop._captured.values()]
+    loop, before = RecurrentLoop(loop.decoder, loop.carry, loop.norm, impl="auto"), counts["captured"]
+    assert captured(2.5 * max(sizes), 4, kinds[:3]) == before + 2
+    assert captured(2.5 * max(sizes), real_graphs.RECENT + 1, kinds[3:]) == before + 3
+    assert captured(0, 2, kinds[:1]) == before + 3
 
 
 def test_where_no_graph_can_be_made_the_definition_serves_and_it_is_said_once(counts, monkeypatch, caplog):
@@ -235,7 +240,7 @@ def test_where_no_graph_can_be_made_the_definition_serves_and_it_is_said_once(co
     x = torch.randn(1, 3, 40, device=DEVICE)
     want = RecurrentLoop(loop.decoder, loop.carry, loop.norm, impl="torch").run(x, 2)
     caplog.clear()
-    assert all(torch.equal(loop.run(x, 2), want) for _ in range(3)) and not loop.at_once(x)
+    assert all(torch.equal(loop.run(x, 2), want) for _ in range(3)) and loop.at_once(x, 2, None, None) is None
     assert [m for m in caplog.messages if "op by op" in m] == [caplog.messages[-1]]
 
 

@@ -3,12 +3,14 @@
     python -m eval.harness run --model latent --model_args pretrained=RUN_OR_DIR,num_latents=4 --tasks cups
 
 This is lm-eval's own command line, with the model `latent` registered and `eval/tasks` among its task folders. Where
-the hub cannot be reached, a task that needs it fails at once, in one line.
+the hub cannot be reached, a task that needs it fails at once, in one line; `--metadata file=PATH` gives our tasks a
+local file. eval/README.md has our tasks and their settings.
 """
 
 import latent.startup  # noqa: F401  first of all: it says what goes wrong before we have begun
 
 # isort: split
+import difflib
 import sys
 from functools import partial
 from pathlib import Path
@@ -33,6 +35,8 @@ def main(args: list[str] | None = None) -> int:
     setup_logging()
     sys.argv = ["python -m eval.harness", *args]
     cli = HarnessCLI()
+    if {"-h", "--help"} & set(args):
+        print(__doc__)
     try:
         options = cli.parse_args()
     except SystemExit as e:
@@ -49,6 +53,8 @@ def main(args: list[str] | None = None) -> int:
             named = set(" ".join(options.tasks or ["all"]).replace(",", " ").split())
             if getattr(options, "cache_requests", None) and named & own_tasks():
                 raise UserError("--cache_requests does not see --metadata: leave it out with tasks of ours")
+            if named <= own_tasks():
+                check_metadata(getattr(options, "metadata", None) or {}, named)
             if not others and named <= own_tasks():  # lm-eval's thousands of task files take five seconds to read
                 tasks.TaskManager = partial(stock, include_defaults=False)
         cli.execute(options)
@@ -78,6 +84,18 @@ def raised_by_us(error: Exception) -> bool:
 def own_tasks() -> set[str]:
     """Names of the tasks in `eval/tasks`."""
     return {path.stem for path in TASKS.glob("[!_]*.yaml")}
+
+
+def check_metadata(given: dict, named: set[str]) -> None:
+    """Raise UserError for a setting that none of the tasks has: lm-eval adds the model's arguments to those of tasks,
+    so that a task cannot tell."""
+    from eval.tasks.own import settings
+
+    known = own_tasks().union(*map(settings, named))
+    if strange := sorted(set(given) - known):
+        near = difflib.get_close_matches(strange[0], known, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"--metadata: {', '.join(sorted(named))} has no setting {strange[0]!r}{hint}")
 
 
 def explain(error: Exception) -> str:

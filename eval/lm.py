@@ -51,6 +51,8 @@ class LatentLM(HFLM):
 
     def __init__(self, pretrained, num_latents: int | None = None, num_recurrences: int | None = None, **kwargs):
         steps = latent_steps(num_latents, num_recurrences)
+        if (rows := str(kwargs.get("batch_size", 1))).lstrip("-").isdigit() and int(rows) < 1:
+            raise UserError(f"batch_size must be at least 1, or auto, got {rows}")
         if isinstance(pretrained, Reasoner):
             kwargs.setdefault("tokenizer", hub.ready_tokenizer(pretrained.codec))
             pretrained = hub.as_hf_model(pretrained)

@@ -207,10 +207,10 @@ def each(plans: list[Plan], compile_only: bool, workers: int, seconds: float) ->
         return sum(pool.map(go, plans))
 
 
-def dry_run() -> int:
-    """Every case at a tiny size on the CPU, its kernels interpreted, nothing timed: what fails here fails there."""
+def dry_run(ops: list[str]) -> int:
+    """Cases at a tiny size on the CPU, their kernels interpreted, nothing timed: what fails here fails there."""
     bench_cases.STEPS, bench_cases.PROMPT, bench_cases.RECURRENCES, failed = 2, 16, 2, 0
-    for op in dict.fromkeys(p.op for p in planned()):
+    for op in ops:
         for shape in (replace(TINY, name="gpt2", kv_heads=4), replace(TINY, name="qwen3-0.6b")):
             case = build(Plan(op, shape, 2, "fp32"), "cpu")
             found = errors(case)
@@ -222,8 +222,10 @@ def dry_run() -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m kernels.bench", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--ops", nargs="*", help="only these ops")
-    parser.add_argument("--shapes", nargs="*", help="only these models' sizes")
+    ops, shapes = (list(dict.fromkeys(names)) for names in zip(*((p.op, p.shape.name) for p in planned())))
+    for flag, every in (("--ops", ops), ("--shapes", shapes)):
+        about = f"only some of {', '.join(every)}"
+        parser.add_argument(flag, nargs="+", choices=every, default=every, metavar="NAME", help=about)
     parser.add_argument("--half", type=int, choices=(1, 2), help="only every second case, from the first or the second")
     parser.add_argument("--missing", action="store_true", help="only cases that the table lacks for this GPU")
     parser.add_argument("--compile-only", action="store_true", help="fill the compilers' caches, in parallel")
@@ -240,7 +242,7 @@ def main() -> int:
         return 0
     if asked.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
-        return 1 if dry_run() else 0
+        return 1 if dry_run(asked.ops) else 0
     if asked.one is not None:
         return one(planned()[asked.one], asked.compile_only, asked.until)
     import torch
@@ -248,10 +250,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("error: there is no GPU to measure on", file=sys.stderr)
         return 2
-    plans = [
-        p for p in planned()
-        if (not asked.ops or p.op in asked.ops) and (not asked.shapes or p.shape.name in asked.shapes)
-    ]  # fmt: skip
+    plans = [p for p in planned() if p.op in asked.ops and p.shape.name in asked.shapes]
     plans = lacking(plans, torch.cuda.get_device_name()) if asked.missing else plans
     plans = plans[asked.half - 1 :: 2] if asked.half else plans
     workers = os.cpu_count() or 1 if asked.compile_only else AHEAD

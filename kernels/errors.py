@@ -48,6 +48,17 @@ def memory_for(what: str, remedy: str) -> Iterator[None]:
         raise UserError(f"out of memory in {what}: {remedy}{_said(e)}") from e
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; its type where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def said(error: BaseException) -> str:
+    """The same, with its type where that says what the message does not, as in KeyError: 'foo'."""
+    first = first_line(error)
+    return first if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {first}"
+
+
 def _said(error: BaseException) -> str:
     """The first line of an error's own message, in brackets."""
     first = next(iter(str(error).strip().splitlines()), "")

@@ -41,9 +41,10 @@ def _lower_right(t: int, size: int) -> Tensor:
     return causal_lower_right(t, size)
 
 
-def _a_head_each(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+def _a_head_each(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """K and V of grouped queries (Ainslie et al. 2023), repeated for each head of `q`."""
-    return tuple(x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    groups = q.shape[1] // k.shape[1]
+    return k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
 
 
 @dataclass(eq=False, slots=True)
@@ -87,9 +88,13 @@ class LayerCache:
             mixed = q.is_cuda and torch.is_autocast_enabled("cuda") and v.dtype != torch.float64
             dtype = torch.get_autocast_dtype("cuda") if mixed else v.dtype
             q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)  # on CUDA autocast casts none for this mask
-        if k.shape[1] != q.shape[1]:
+        if k.shape[1] == q.shape[1]:
+            a = attention(q, k, v, mask, dropout, causal)
+        elif t == 1:  # the heads of a group are as many queries of one head: nothing that is cached is copied
+            a = attention(q.reshape(len(q), k.shape[1], -1, q.shape[3]), k, v, mask, dropout).reshape(q.shape)
+        else:
             k, v = _a_head_each(q, k, v)
-        a = attention(q, k, v, mask, dropout, causal)
+            a = attention(q, k, v, mask, dropout, causal)
         return a.transpose(1, 2).flatten(2)
 
     def weigh(self, q: Tensor, visible_BTS: Tensor | str | None, dropout: float) -> tuple[Tensor, Tensor]:

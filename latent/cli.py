@@ -1,6 +1,7 @@
 """What our command lines share: flags from dataclasses by tyro, and errors in one line."""
 
 import contextlib
+import difflib
 import io
 import math
 import os
@@ -64,14 +65,29 @@ def check_flags(args: list[str]) -> None:
 
 
 def in_one_line(box: str) -> str:
-    """The parser's message without the box around it, up to the first rule in the box."""
+    """The parser's message without the box around it, up to the first rule in the box, and the flags that it takes to
+    be meant where they are named alike."""
     lines: list[str] = []
+    meant: list[str] = []
+    rules = 0
     for line in box.splitlines()[1:]:
-        text = line.strip("│╭╮╰╯ \n")
-        if set(text) <= {"─"} and lines:
-            break
-        lines.append(text)
-    return " ".join(lines).removeprefix("Error parsing ")
+        text = line.strip("│╭╮╰╯|+ \n")  # the latter two where the output is ASCII
+        if set(text) <= {"─", "-"}:
+            rules += bool(lines)
+        elif rules == 0:
+            lines.append(text)
+        elif text.startswith("--"):
+            meant.append(text.split()[0])
+    message = " ".join(lines).removeprefix("Error parsing ")
+    wrong = [word.rstrip(",") for word in message.split() if word.startswith("--")]
+    near = [flag for flag in meant if any(alike(flag, word) for word in wrong)]
+    return message + (f"; did you mean {' or '.join(near[:3])}?" if near else "")
+
+
+def alike(flag: str, other: str) -> bool:
+    """Whether the names of two flags are, the groups before them left out."""
+    one, two = (x.removeprefix("--").rpartition(".")[2].replace("_", "-") for x in (flag, other))
+    return difflib.SequenceMatcher(None, one, two).ratio() > 0.75
 
 
 def guarded(body: Callable[[], int | None]) -> int:

@@ -105,6 +105,15 @@ def digest(path: Path, size: int | None = None) -> str:
     return hashed.hexdigest()
 
 
+def is_ours(folder: Path) -> bool:
+    """Whether a folder is that of a run or a saved reasoner."""
+    try:
+        about = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(about, dict) and (about.get("class") == "Run" or about.get("model_type") == "latent")
+
+
 def has_weights(folder: Path) -> bool:
     """Whether a model's weights lie in a folder, in one file or in shards."""
     return any(folder.glob("model*.safetensors"))

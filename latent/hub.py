@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from tokenizers.processors import TemplateProcessing
 
-from kernels.errors import UserError
+from kernels.errors import UserError, first_line
 from latent.codec import LATENT, PAD, THINK, Codec
 from latent.files import has_weights, named, read_json
 from latent.generate import Reasoner
@@ -171,11 +171,6 @@ def load_tokenizer(folder: Path, config):
 def tokenizer_error(folder: Path, error: Exception) -> UserError:
     """The error to raise where a tokenizer's files cannot be read."""
     return UserError(f"{folder} has no tokenizer that can be read: {type(error).__name__}: {first_line(error)}")
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, empty where it has none."""
-    return next(iter(str(error).strip().splitlines()), "")
 
 
 def check_tokenizer(name, tokenizer, config) -> None:

@@ -1,12 +1,14 @@
 """How a backbone is made: from scratch, of a Hugging Face config, or pretrained."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from kernels.errors import UserError
+from kernels.errors import UserError, mendable, said
 from latent.backbone import Backbone
+from latent.files import is_ours
 
 
 def config_from_scratch(config, vocab: int, pad: int, eos: int | None):
@@ -80,20 +82,31 @@ def from_pretrained(name: str) -> tuple[Backbone, object]:
     than the model has.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    if is_ours(Path(name)):
+        raise UserError(f"{name!r} is a run or a saved reasoner of ours, no plain causal LM: --init goes on from one")
+    loud = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report of a page: what it says is in `info`
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
         )
         lm, info = loaded
-    except (OSError, ValueError) as e:
-        raise UserError(f"cannot load a causal LM from {name!r}: {str(e).splitlines()[0]}") from None
+    except Exception as e:  # transformers, tokenizers and safetensors raise errors of many types
+        if mendable(e) is not None:
+            raise
+        raise UserError(f"cannot load a causal LM from {name!r}: {said(e)}") from e
+    finally:
+        logging.set_verbosity(loud)
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise UserError(f"{name!r} lacks weights of a {type(lm).__name__}: {', '.join(missing[:3])} ...")
     check_finite(lm, repr(name))
     rows = lm.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes one up where there are no files of one
+        raise UserError(f"{name!r} has no tokenizer")
     if len(tokenizer) > rows:
         raise UserError(f"the tokenizer of {name!r} has {len(tokenizer)} ids, the model {rows}: not of one make")
     return Backbone(lm), tokenizer

@@ -129,7 +129,12 @@ def shortened(diagnosis: dict) -> dict:
 
 
 def read(folder: Path, file: str = FILE) -> tuple[dict[str, dict], list[str]]:
-    """Lines by run id, and what was left out and why: incomplete lines, and lines whose id is not their config's."""
+    """Lines by run id, and what was left out and why: incomplete lines, and lines whose id is not their config's.
+
+    Raises UserError for a folder that is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: --records is a folder")
     lines, left_out, _ = _read(folder / file)
     return lines, left_out
 

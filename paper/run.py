@@ -196,12 +196,12 @@ def execute(every: dict[str, list[Cell]], share: dict[str, float], options: Opti
                 todo[label], expected[label] = cell, m
             elif cell.diagnose:
                 todo[label] = cell
+    if not todo:
+        print("nothing is missing")
+        return 0
     if options.dry_run:
         print(*(f"{cell.run.id}  {expected[label]:5.1f} core-min  {label}" for label, cell in todo.items()), sep="\n")
         print(f"{len(todo)} cells, about {sum(expected.values()):.0f} core-minutes")
-        return 0
-    if not todo:
-        print("nothing is missing")
         return 0
     from train.start import check_starts  # here, because it loads torch
 

@@ -70,9 +70,11 @@ class SFT:
         for name in ("lr", "clip"):
             if not getattr(self, name) > 0:
                 raise UserError(f"train.{name} must be > 0, got {getattr(self, name)}")
-        for name in ("decay", "decay_to", "beta2", "stop_at"):
+        for name in ("decay", "decay_to", "stop_at"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"train.{name} must be in [0, 1], got {getattr(self, name)}")
+        if not 0 <= self.beta2 < 1:
+            raise UserError(f"train.beta2 must be in [0, 1), got {self.beta2}")
         if self.weight_decay < 0:
             raise UserError(f"train.weight_decay must be at least 0, got {self.weight_decay}")
 

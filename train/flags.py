@@ -68,6 +68,7 @@ def parse(args: list[str]) -> tuple[str, Run | Experiment, Options]:
 
     Raises UserError for unknown names and flags, and for values that a config's class refuses.
     """
+    plugins.load_all()  # what a user's own files register may stand in any preset
     check_flags(args)
     alone = set(args) <= {"--help", "-h"}
     name, about, config, args = _named_config(args)

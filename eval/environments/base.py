@@ -300,8 +300,9 @@ class Finite(Environment):
     def hold(self, train: list[Problem] | None, test: list[Problem] | None) -> None:
         """Keep the splits."""
         test_only = train is None
-        train = train or []
+        train, why = train or [], " (a problem in both files counts as one to test on)"
         if test is None:
+            why = f": of {len(train)} one in ten, and one at least, is to test on"
             cut = max(1, len(train) // 10)
             train, test = train[cut:], train[:cut]
         tested: dict[str, Problem] = {}
@@ -316,7 +317,7 @@ class Finite(Environment):
         self.splits = {"train": list(trained.values()), "valid": list(valid.values()), "test": list(tested.values())}
         for name in ("train", "test"):
             if not self.splits[name] and not (test_only and name == "train"):
-                raise UserError(f"no problem is left to {name} on (a problem in both files counts as one to test on)")
+                raise UserError(f"no problem is left to {name} on{why}")
         self._order: tuple = (None, [])
 
     def problems(self, split, level, n):

@@ -4,7 +4,10 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from kernels.errors import UserError
+from kernels.errors import UserError, first_line
+
+UTF_16 = "UTF-16: save it as UTF-8"
+NO_TEXT = {b"\x1f\x8b": "gzip: unpack it", b"\xff\xfe": UTF_16, b"\xfe\xff": UTF_16}  # by a file's first bytes
 
 
 def json_rows(source: str) -> Iterator[tuple[dict, str]]:
@@ -27,12 +30,16 @@ def json_rows(source: str) -> Iterator[tuple[dict, str]]:
 
 
 def _file_rows(path: Path) -> Iterator[tuple[object, str]]:
+    path = path.expanduser()
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, not a data file")
     if not path.is_file():
         raise UserError(f"no such data file: {path}")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as e:
-        raise UserError(f"{path} is not text: {e}") from None
+        kind = next((kind for start, kind in NO_TEXT.items() if e.object.startswith(start)), f"not text: {e}")
+        raise UserError(f"{path} is {kind}") from None
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror}") from None
     if text.lstrip().startswith("["):
@@ -104,6 +111,8 @@ def steps_field(row: dict, place: str) -> list[str]:
 def _hub_rows(source: str) -> Iterator[tuple[object, str]]:
     name, _, rest = source.removeprefix("hub:").partition(":")
     split, _, config = rest.partition(":")
+    if not name:
+        raise UserError(f"{source} names no data set: hub:NAME[:SPLIT[:CONFIG]]")
     try:
         from datasets import load_dataset
     except ImportError:
@@ -111,8 +120,7 @@ def _hub_rows(source: str) -> Iterator[tuple[object, str]]:
     try:
         rows = load_dataset(name, config or None, split=split or "train")
     except Exception as e:  # whatever the hub's client raises: no network, no such set, no such split
-        why = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise UserError(f"cannot load {source} ({why}); a local file can be given instead") from None
+        raise UserError(f"cannot load {source} ({first_line(e)}); a local file can be given instead") from None
     yield from ((row, f"{source}, row {i}") for i, row in enumerate(rows))
 
 

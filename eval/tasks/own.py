@@ -34,15 +34,20 @@ CONFIGS = {
 _read: dict[str, str] = {}  # file -> the task that read it, of files that were given to all tasks
 
 
+def settings(task: str) -> set[str]:
+    """What --metadata may say of a task."""
+    return {f.name for f in fields(CONFIGS.get(task, GSM8K))} - {"train", "test"} | {"file", "items", "level"}
+
+
 def rows(task: str, **given):
     """The problems of a task. `given`: --metadata; its settings hold for all tasks, those under a task's name for it.
 
     Raises UserError for a setting that the task does not have.
     """
-    own, names = given.get(task, {}), {f.name for f in fields(CONFIGS.get(task, GSM8K))} - {"train", "test"}
+    own = given.get(task, {})
     if not isinstance(own, dict):
         raise UserError(f'--metadata {task} must be an object, as in \'{{"{task}": {{"file": "PATH"}}}}\', got {own!r}')
-    if strange := set(own) - {"file", "items", "level"} - names:
+    if strange := set(own) - settings(task):
         raise UserError(f"--metadata {task}: there is no setting {sorted(strange)[0]!r}")
     file = given.get("file")
     if "file" not in own and file is not None and _read.setdefault(str(file), task) != task:

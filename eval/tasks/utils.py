@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import fields
+from typing import get_type_hints
 
 from datasets import Dataset
 
@@ -27,6 +28,7 @@ from eval.environments.countdown import evaluate, typed
 from eval.environments.math500 import last_answer
 from eval.judge import verify
 from kernels.errors import UserError
+from latent.plain import fits
 
 _environments: dict[str, Environment] = {}  # of every task that was loaded, by the name that its rows carry
 
@@ -34,6 +36,9 @@ _environments: dict[str, Environment] = {}  # of every task that was loaded, by 
 def _rows(config, given: dict) -> dict[str, Dataset]:
     """The test problems of a config, as a data set for lm-eval. `given`: --metadata, with `file`, `items`, `level`."""
     own = {f.name: given[f.name] for f in fields(config) if f.name in given and f.name not in ("train", "test")}
+    for name, value in own.items():
+        if not fits(value, get_type_hints(type(config))[name]):
+            raise UserError(f"--metadata {name}: {value!r:.40} is no value of it")
     config = type(config)(**({f.name: getattr(config, f.name) for f in fields(config)} | own))
     try:
         env = environments.build(config)

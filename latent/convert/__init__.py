@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from kernels.errors import UserError
-from latent.files import PART, check_writable, put_folder
+from latent.files import PART, check_writable, is_ours, put_folder
 
 if TYPE_CHECKING:
     from latent.convert.source import Source
@@ -108,6 +108,16 @@ def told_from(source: Source) -> str:
     raise UserError(f"{source.place}: the layout is not known (weights: {some} ...): none of {', '.join(LAYOUTS)}")
 
 
+def opened(folder: Path, source: Source) -> None:
+    """Raise UserError for a converted checkpoint that does not open, before it is put where it is asked for."""
+    from latent import hub
+
+    try:
+        hub.load(folder)
+    except UserError as e:
+        raise UserError(f"{source.place}: what it was turned into does not open ({e})") from None
+
+
 def convert(name: str, out: Path, asked: Asked) -> Converted:
     """Turn the checkpoint of a hub name, folder or file into the folder `out`, which is written whole or not at all.
 
@@ -141,6 +151,8 @@ def convert(name: str, out: Path, asked: Asked) -> Converted:
     try:
         made.save(part)
         card.write(part, source, found, made)
+        if is_ours(part):
+            opened(part, source)
         put_folder(part, place)
     finally:
         shutil.rmtree(part, ignore_errors=True)

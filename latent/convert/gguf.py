@@ -14,12 +14,12 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from kernels.errors import UserError
+from kernels.errors import UserError, first_line
 from latent import make
 from latent.convert import Asked, Converted
 from latent.convert.pretrained import put
 from latent.convert.source import Source
-from latent.hub import first_line, without_progress_bars
+from latent.hub import without_progress_bars
 from latent.make import check_finite
 
 TAKES: tuple[str, ...] = ()

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
-from kernels.errors import UserError
+from kernels.errors import UserError, first_line, mendable, said
 from latent import make
 from latent.backbone import Backbone
 from latent.codec import PAD, THINK
 from latent.convert import Asked
 from latent.convert.source import Source
-from latent.hub import first_line
 from latent.make import check_finite
 
 _CONSTANTS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # in state dicts of older releases
@@ -67,7 +66,12 @@ def filled(parts: Parts, weights: dict[str, Tensor], source: Source) -> Backbone
     config.vocab_size, config.dtype = len(rows), torch.float32
     if table is not None and head is not None and not torch.equal(head, table):
         config.tie_word_embeddings = False
-    body = make.from_config(config)
+    try:
+        body = make.from_config(config)
+    except Exception as e:  # transformers raises errors of many types
+        if mendable(e) is not None:
+            raise
+        raise UserError(f"{source.place}: no model can be made of its config: {said(e)}") from e
     if body.lm.get_output_embeddings().weight is body.lm.get_input_embeddings().weight:
         place = next(name for name in body.lm.state_dict() if name.endswith(_EMBEDDINGS))
         weights = {**weights, place: rows, _HEAD: rows}

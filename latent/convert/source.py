@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import zipfile
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from kernels.errors import UserError
+from kernels.errors import UserError, first_line
 from latent.files import read_json
 
 WANTED = ("*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.jinja", "*.gguf", "checkpoint_*")
@@ -48,7 +47,7 @@ class Source:
         try:
             return cls(Path(snapshot_download(name, allow_patterns=list(WANTED))), name)
         except Exception as e:  # the hub's client raises errors of many types: no network, no such name, no access
-            why = "the hub cannot be reached" if os.environ.get("HF_HUB_OFFLINE") else _first_line(e)
+            why = "the hub cannot be reached" if os.environ.get("HF_HUB_OFFLINE") else first_line(e)
             raise UserError(f"{name} is no folder or file here, and was not downloaded: {why}") from None
 
     @cached_property
@@ -124,7 +123,7 @@ def _safetensors(file: Path) -> Iterator[tuple[str, Tensor]]:
             for name in opened.keys():  # noqa: SIM118  it is no mapping
                 yield name, opened.get_tensor(name)
     except (SafetensorError, OSError) as e:
-        raise UserError(f"{file} is damaged: {_first_line(e)}") from None
+        raise UserError(f"{file} is damaged: {first_line(e)}") from None
 
 
 def _pickled(file: Path) -> dict[str, Tensor]:
@@ -136,16 +135,14 @@ def _pickled(file: Path) -> dict[str, Tensor]:
         if named is None:
             raise UserError(f"{file} is damaged: it is no file of tensors") from None
         raise UserError(f"{file} is refused: it holds more than tensors ({named[1]}), and would run code") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except Exception:  # bytes that are no pickle raise anything
         raise UserError(f"{file} is damaged or cut short: it is not as torch.save writes it") from None
     for key in ("state_dict", "model"):  # of some trainers, beside the optimizer's
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    wrong = [name for name, x in state.items() if not isinstance(x, Tensor)] if isinstance(state, dict) else ["it"]
+    if not isinstance(state, dict):
+        raise UserError(f"{file} is no state dict: it is a {type(state).__name__}")
+    wrong = [name for name, x in state.items() if not isinstance(x, Tensor)]
     if wrong:
         raise UserError(f"{file} is no state dict: {wrong[0]} is no tensor")
     return {name.removeprefix("module."): x for name, x in state.items()}  # the prefix of DistributedDataParallel
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -315,6 +315,9 @@ BAD = {
     "line 1: field 'answer' must give a number, got 'many'": '{"question": "a", "answer": "#### many"}',
     "item 1: field 'steps' must be a list of strings": '[{"question": "a", "steps": "x", "answer": "1"}]',
     "item 2: expected an object, got int": '[{"question": "a", "answer": "#### 1"}, 3]',
+    "is gzip: unpack it": b"\x1f\x8b\x08\x00",
+    "is UTF-16: save it as UTF-8": '{"question": "a"}'.encode("utf-16"),
+    "is not text": b"\x80",
     "holds no problems": "",
     "line 3": '[\n{"question": "a"},\n{]',
 }
@@ -324,10 +327,21 @@ BAD = {
 def test_bad_data_names_file_line_and_field(message, tmp_path):
     path = tmp_path / "bad.json"
     if BAD[message] is not None:
-        path.write_text(BAD[message])
+        path.write_bytes(BAD[message] if isinstance(BAD[message], bytes) else BAD[message].encode())
     with pytest.raises(ValueError) as e:
         build(GSM8K(train=str(path)))
     assert message in str(e.value) and str(path) in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_folder_a_name_left_out_and_a_single_problem(tmp_path):
+    (tmp_path / "one.jsonl").write_text('{"question": "a", "answer": "#### 1"}')
+    for source, said in (
+        (tmp_path, "is a folder, not a data file"),
+        ("hub:", "hub: names no data set"),
+        (tmp_path / "one.jsonl", "no problem is left to train on: of 1 one in ten, and one at least, is to test on"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            build(GSM8K(train=str(source)))
 
 
 def test_numbers_are_compared_as_numbers(tmp_path):

@@ -178,6 +178,9 @@ def test_prosqa_and_the_names_of_our_tasks():
         ("--model_args pretrained={sim} --tasks svamp", "cannot load hub:ChilleD/SVAMP:test"),
         ("--model_args pretrained={sim} --tasks svamp --metadata file=nowhere.json", "no such data file: nowhere.json"),
         ("--model_args pretrained={sim} --tasks countdown --metadata file=x.json", "Countdown is generated"),
+        ("--model_args pretrained={sim} --tasks cups --metadata swapps=4", "no setting 'swapps'; did you mean swaps?"),
+        ("--model_args pretrained={sim} --tasks cups --metadata swaps=four", "swaps: 'four' is no value of it"),
+        ("--model_args pretrained={sim} --tasks cups --batch_size 0", "batch_size must be at least 1, or auto, got 0"),
         (
             "--model_args pretrained={sim} --tasks cups --cache_requests true",
             "does not see --metadata",

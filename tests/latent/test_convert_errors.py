@@ -79,6 +79,14 @@ SPOILT = {
         lambda codi, coco, f: (f.mkdir(), torch.save({"epoch": 3}, f / "pytorch_model.bin")),
         "pytorch_model.bin is no state dict: epoch is no tensor",
     ),
+    "a tensor alone": (
+        lambda codi, coco, f: (f.mkdir(), torch.save(torch.zeros(2), f / "pytorch_model.bin")),
+        "pytorch_model.bin is no state dict: it is a Tensor",
+    ),
+    "a few bytes": (
+        lambda codi, coco, f: (f.mkdir(), (f / "pytorch_model.bin").write_bytes(b"\x80\x02ab")),
+        "pytorch_model.bin is damaged or cut",
+    ),
     "no weights": (lambda codi, coco, f: f.mkdir(), "has no file with weights"),
     "several files": (
         lambda codi, coco, f: (saved(coco, f, "checkpoint_1"), saved(coco, f, "checkpoint_2")),

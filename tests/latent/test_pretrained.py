@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
 from eval.environments import GSM8K, build
+from kernels.errors import UserError
 from latent import load, lora, make, methods
 from latent.backbone import Backbone
 from latent.codec import Codec
@@ -199,6 +200,57 @@ def test_what_does_not_go_together(pretrained, tmp_path):
     with pytest.raises(ValueError, match=r"the tokenizer of .* ids, the model 50: not of one make"):
         make.from_pretrained(str(tmp_path / "foreign"))
     assert build(GSM8K(train=str(pretrained / "data.json"))).splits["train"]
+
+
+def changed(file: str, **fields):
+    """Other values in a JSON file of a folder."""
+
+    def spoil(folder):
+        (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | fields))
+
+    return spoil
+
+
+def without(*names: str):
+    def spoil(folder):
+        for name in names:
+            (folder / name).unlink()
+
+    return spoil
+
+
+WEIGHTS = "model.safetensors"
+SPOILT = {
+    "cut weights": (
+        lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:5000]), "cannot load a causal LM .*Safetensor"
+    ),
+    "no bytes": (lambda f: (f / WEIGHTS).write_bytes(b""), "cannot load a causal LM from .*Safetensor"),
+    "a pointer of Git LFS": (
+        lambda f: (f / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\n"), "cannot load .*Safetensor"
+    ),
+    "weights of another shape": (changed("config.json", n_embd=64), "cannot load a causal LM from"),
+    "a word for a number": (changed("config.json", n_layer="one"), "cannot load a causal LM from"),
+    "an unknown activation": (changed("config.json", activation_function="foo"), "KeyError: 'foo'"),
+    "an unknown family": (changed("config.json", model_type="soup"), "cannot load a causal LM from"),
+    "a tokenizer that is none": (lambda f: (f / "tokenizer.json").write_text("{}"), "cannot load a causal LM from"),
+    "no tokenizer": (
+        without("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"), "has no tokenizer|cannot load"
+    ),
+    "a run of ours": (
+        lambda f: (f / "config.json").write_text('{"class": "Run"}'), "a run or a saved reasoner of ours, .*: --init"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_a_damaged_folder_is_one_line(kind, pretrained, tmp_path, capfd):
+    spoil, said = SPOILT[kind]
+    shutil.copytree(pretrained / "model", tmp_path / "model")
+    spoil(tmp_path / "model")
+    capfd.readouterr()
+    with pytest.raises(UserError, match=said) as e:
+        make.from_pretrained(str(tmp_path / "model"))
+    assert "\n" not in str(e.value) and "LOAD REPORT" not in "".join(capfd.readouterr())
 
 
 def test_no_code_of_a_checkpoint_is_run_or_asked_about(pretrained, tmp_path, monkeypatch):

@@ -64,6 +64,7 @@ def test_an_experiment_ends_in_a_table_and_a_figure_and_is_not_repeated(tmp_path
         (["gsm8k", "--env.train", "README.md"], "README.md, line 1: not JSON"),
         (["sim", "--train.lr", "nan"], "train.lr must be > 0, got nan"),
         (["sim", "--train.lr", "inf"], "train.lr must be finite, got inf"),
+        (["sim", "--train.beta2", "1"], "train.beta2 must be in [0, 1), got 1.0"),
         (["sim", "--train.decay-to", "nan"], "train.decay_to must be in [0, 1], got nan"),
         (["sim", "--train.weight-decay", "nan"], "train.weight_decay must be finite, got nan"),
         (["sim", "--train.stop-at", "7"], "train.stop_at must be in [0, 1], got 7"),

@@ -75,12 +75,28 @@ def test_a_method_keeps_what_both_have_and_a_control_is_of_the_method_before_it(
         (["--config", "nowhere:run"], "there is no module 'nowhere'"),
         (["--config", "json:loads_of"], "json has no 'loads_of'"),
         (["--config", "json:decoder"], "must be a Run, an Experiment or a function"),
+        (["sim", "--train.step", "5"], r"--train\.step, 5; did you mean --train\.steps\?$"),
+        (["modular", "--train.steps", "5"], r"did you mean --arms\.cot\.train\.steps or --arms"),
+        (["sim", "--train.seed", "5"], r"--train\.seed, 5$"),  # nothing is named alike
         (["sim", "--help", "soup"], "--help soup: there are env, model, method, train, judge and all"),
     ],
 )  # fmt: skip
 def test_what_is_not_there_is_said_in_one_line(args, said):
     with pytest.raises(UserError, match=said):
         parse(args)
+
+
+@pytest.mark.parametrize(
+    "args, said",
+    [
+        (["--train.lr", "nan"], "config.train: train.lr must be > 0, got nan"),
+        (["--train.step", "5"], "Unrecognized options: --train.step, 5; did you mean --train.steps?"),
+    ],
+)
+def test_output_that_is_ascii_changes_no_message(args, said):
+    """tyro then draws its box by other characters."""
+    ran = python("-m", "train.latent", "sim", *args, PYTHONIOENCODING="ascii")
+    assert (ran.returncode, ran.stderr) == (2, f"error: {said}\n")
 
 
 def shown(capsys, *args) -> str:
@@ -210,6 +226,15 @@ print(type(reasoner.method).__name__, reasoner.method.config.times, len(reasoner
 def _as_before(monkeypatch):
     """What a test imports by LATENT_IMPORT is no other test's."""
     monkeypatch.setenv("LATENT_IMPORT", "")
+
+
+def test_what_latent_import_names_may_stand_in_any_preset(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "helper_beside_it.py").write_text("LATENTS = 2\n")
+    command = ["-m", "train.latent", "sim", "--method", "doubled", "--method.times", "3.0", "--jobs", "0"]
+    for name, said in (("mine.py", "--jobs must be at least 1, got 0"), ("nope.py", f"there is no file {tmp_path}")):
+        ran = python(*command, LATENT_IMPORT=str(tmp_path / name))
+        assert ran.returncode == 2 and ran.stderr.startswith(f"error: {said}") and ran.stderr.count("\n") == 1
 
 
 @pytest.mark.slow

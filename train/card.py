@@ -6,7 +6,7 @@ import inspect
 import json
 from pathlib import Path
 
-from kernels.errors import UserError
+from kernels.errors import UserError, first_line
 from latent.files import read_json, write_text
 from train.record import Record
 
@@ -82,7 +82,7 @@ def may_publish() -> None:
     try:
         HfApi().whoami()
     except Exception as e:  # the hub's client raises errors of many types: no login, no network
-        raise UserError(f"--push-to-hub: {str(e).strip().splitlines()[0]}") from None
+        raise UserError(f"--push-to-hub: {first_line(e)}") from None
 
 
 def publish(record: Record, name: str) -> str:
@@ -93,5 +93,5 @@ def publish(record: Record, name: str) -> str:
         address = HfApi().create_repo(name, exist_ok=True)
         HfApi().upload_folder(repo_id=name, folder_path=record.home / "model")
     except Exception as e:  # the hub's client raises errors of many types: no login, no network, a bad name
-        raise UserError(f"cannot upload to {name!r}: {str(e).strip().splitlines()[0]}") from None
+        raise UserError(f"cannot upload to {name!r}: {first_line(e)}") from None
     return str(address)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from eval import environments
-from kernels.errors import UserError
+from kernels.errors import UserError, first_line
 from latent import methods
 from latent.codec import Codec
 from latent.make import from_config
@@ -87,7 +87,7 @@ def config_of(run: Run):
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as e:
-        raise UserError(f"no config of {name!r} to estimate from: {str(e).splitlines()[0]}") from None
+        raise UserError(f"no config of {name!r} to estimate from: {first_line(e)}") from None
 
 
 def config_of_shape(name: str):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kernels import dispatch, graphs
 from kernels.decoder import Decoder
+from kernels.errors import first_line
 from kernels.latent_chain.deferred import Chain, Pairs, Rope, backward, forward
 
 CLOSE = 2e-2  # relative: what a graph gives and what the same calls give
@@ -94,7 +95,7 @@ class Slot:
                 self.dh = torch.zeros_like(self.h)
                 self._back, (self.dx, self.pairs), more = graphs.captured(lambda: back(self.saved), pool=self.pool)
         except RuntimeError as e:
-            raise NotCaptured(str(e).strip().split("\n")[0]) from e
+            raise NotCaptured(first_line(e)) from e
         self._ahead.replay()
         got = given(self.h.clone(), lambda: self.backward(self.h))
         h_BD, saved = ahead()

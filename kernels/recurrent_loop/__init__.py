@@ -24,6 +24,7 @@ from torch import Tensor
 
 from kernels import dispatch, graphs
 from kernels.decoder import Affine, Decoder
+from kernels.errors import first_line
 from kernels.recurrent_loop import reference
 
 if TYPE_CHECKING:
@@ -190,8 +191,8 @@ class RecurrentLoop:
         except RuntimeError as e:
             self._off = True
             self._captured.clear()
-            why = str(e).strip().split("\n")[0]
-            dispatch.log.warning("recurrent_loop: recurrences are launched op by op, not as a CUDA graph: %s", why)
+            told = "recurrent_loop: recurrences are launched op by op, not as a CUDA graph: %s"
+            dispatch.log.warning(told, first_line(e))
             return
         self._captured[kind] = made
 

@@ -47,6 +47,22 @@ SUPERVISION: Axis = {
 # chains cut to the sequential steps of latents, trained for as many core-seconds as 8 latents are, or more
 CUT: Axis = {f"CoT, 1 step in {n}": {"method": CoT(every=n), "train.steps": 2300} for n in (2, 3, 4)}
 
+# as many core-seconds as at width 64 with two layers; rates fall as the width grows
+SIZES: Axis = {
+    name: model
+    | {
+        f"arms.{arm}.train.steps": round(at * factor / 10) * 10
+        for arm, at in (("cot", 1700), ("forced", 1200), ("cot2", 400))
+    }
+    | {f"arms.{arm}.train.lr": at * rate for arm, at in (("cot", 5e-3), ("forced", 5e-3), ("cot2", 2e-3))}
+    for name, model, factor, rate in (
+        ("width 32", {"model.n_embd": 32}, 1.4, 2.0),
+        ("width 64", {"model.n_embd": 64}, 1.0, 1.0),
+        ("width 128", {"model.n_embd": 128}, 0.57, 0.5),
+        ("4 layers", {"model.n_layer": 4}, 0.58, 1.0),
+    )
+}
+
 
 def beside_controls(**claims: dict) -> tuple[Contrast, ...]:
     """Every method against pause tokens and against the chain. `claims`: of either, by method."""
@@ -342,6 +358,18 @@ ABLATIONS: dict[str, Ablation] = {
             Contrast("rl", "taught", metric="pooled.used"),
             Contrast("rl", "start"),
         ),
+        figure="costs",
+    ),
+    "scale": Ablation(
+        claim="Where a search branches and order matters, mixtures solve more than a chain at every width and depth, "
+        "at equal compute.",
+        registered="5ff3e64",
+        base="modular",
+        axes=(SIZES,),
+        arms=("cot", "cot2"),
+        controls=ON_MODULAR,
+        core_minutes=40,
+        contrasts=tuple(Contrast(f"{size}, cot2", f"{size}, cot", claim="more") for size in SIZES),
         figure="costs",
     ),
     "told": Ablation(

@@ -4,25 +4,7 @@
 """
 
 from paper.ablations import ABLATIONS, BESIDE
-from paper.controls import ON_MODULAR
-from paper.design import Ablation, Axis, Contrast
-
-# as many core-seconds as at width 64 with two layers; rates fall as the width grows
-SIZES: Axis = {
-    name: model
-    | {
-        f"arms.{arm}.train.steps": round(at * factor / 10) * 10
-        for arm, at in (("cot", 1700), ("forced", 1200), ("cot2", 400))
-    }
-    | {f"arms.{arm}.train.lr": at * rate for arm, at in (("cot", 5e-3), ("forced", 5e-3), ("cot2", 2e-3))}
-    for name, model, factor, rate in (
-        ("width 32", {"model.n_embd": 32}, 1.4, 2.0),
-        ("width 64", {"model.n_embd": 64}, 1.0, 1.0),
-        ("width 128", {"model.n_embd": 128}, 0.57, 0.5),
-        ("4 layers", {"model.n_layer": 4}, 0.58, 1.0),
-    )
-}
-
+from paper.design import Ablation, Contrast
 
 PLANNED: dict[str, Ablation] = {
     # CoT2's comparison at width 24, at its own 1,000 epochs; one split for all seeds
@@ -33,18 +15,6 @@ PLANNED: dict[str, Ablation] = {
         seeds=(42, 43, 44, 45, 46),
         core_minutes=330,
         contrasts=(Contrast("continuous", "discrete", claim="more"),),
-    ),
-    "scale": Ablation(
-        claim="Where a search branches and order matters, mixtures solve more than a chain at every width and depth, "
-        "at equal compute.",
-        registered="5ff3e64",
-        base="modular",
-        axes=(SIZES,),
-        arms=("cot", "cot2"),
-        controls=ON_MODULAR,
-        core_minutes=40,
-        contrasts=tuple(Contrast(f"{size}, cot2", f"{size}, cot", claim="more") for size in SIZES),
-        figure="costs",
     ),
     # one seed, for an arm takes half an hour; intervals are over problems alone
     "gsm8k": Ablation(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from kernels.errors import UserError, first_line
 
-UTF_16 = "UTF-16: save it as UTF-8"
-NO_TEXT = {b"\x1f\x8b": "gzip: unpack it", b"\xff\xfe": UTF_16, b"\xfe\xff": UTF_16}  # by a file's first bytes
+UTF_16 = "it is UTF-16: save it as UTF-8"
+NO_TEXT = {b"\x1f\x8b": "it is gzip: unpack it", b"\xff\xfe": UTF_16, b"\xfe\xff": UTF_16}  # by a file's first bytes
 
 
 def json_rows(source: str) -> Iterator[tuple[dict, str]]:
@@ -38,8 +38,8 @@ def _file_rows(path: Path) -> Iterator[tuple[object, str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as e:
-        kind = next((kind for start, kind in NO_TEXT.items() if e.object.startswith(start)), f"not text: {e}")
-        raise UserError(f"{path} is {kind}") from None
+        why = next((why for start, why in NO_TEXT.items() if e.object.startswith(start)), str(e))
+        raise UserError(f"{path} is not text: {why}") from None
     except OSError as e:
         raise UserError(f"cannot read {path}: {e.strerror}") from None
     if text.lstrip().startswith("["):

@@ -36,8 +36,8 @@ GROUPS = (
         ("recurrences are those of the call before", "        self.graph.replay()\n", ""),
         ("inputs are those of the first call", "                mine.copy_(theirs)\n", "                pass\n"),
         ("states are written over by the next call", "return self.states.clone()", "return self.states"),
-        ("calls with and without a mask are one kind", "kind = steps, mixed, *(x if x is None",
-         "kind = steps, mixed, *(None if x is not inputs[0]"),
+        ("calls with and without a mask are one kind", "*(None if x is None else (x.shape",
+         "*(None if x is not constant_BTD else (x.shape"),
     )),
     ("kernels/recurrent_loop/triton.py", LOOP, (
         ("nobody waits for q, k and v", f"{BARRIER}            t = pid\n", "            t = pid\n"),

@@ -162,15 +162,18 @@ def test_a_killed_command_ends_its_workers_and_goes_on_inside_a_cell(monkeypatch
 
 
 def test_cells_that_cannot_be_written_fail_and_can_be_run_again(few, tmp_path, capsys):
-    """Neither they, on a full disk, nor their records, where a file is in the place of the folder."""
+    """Neither they, on a full disk, nor their records, where something is in the place of their lock."""
     full = command("few", places(tmp_path), limit=20_000)
     said = full.communicate()[1]
     assert full.returncode == 1 and "Traceback" not in said
     assert "failed: few: 1 latents, seed 0: " in said and "2 of 2 cells failed" in said
-    (tmp_path / "file").write_text("where a folder should be")
-    assert run.main(["few", *places(tmp_path, "file")]) == 1
+    (tmp_path / "locked" / "runs.lock").mkdir(parents=True)
+    assert run.main(["few", *places(tmp_path, "locked")]) == 1
     err = capsys.readouterr().err
     assert "failed: few: 1 latents, seed 0: its record could not be written" in err and "2 of 2 cells failed" in err
+    (tmp_path / "file").write_text("where a folder should be")
+    assert run.main(["few", *places(tmp_path, "file")]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/file is a file: --records is a folder\n"
     assert run.main(["few", *places(tmp_path)]) == 0
     assert len(records.read(tmp_path / "records")[0]) == 2
 

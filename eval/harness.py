@@ -55,8 +55,8 @@ def main(args: list[str] | None = None) -> int:
                 raise UserError("--cache_requests does not see --metadata: leave it out with tasks of ours")
             if named <= own_tasks():
                 check_metadata(getattr(options, "metadata", None) or {}, named)
-            if not others and named <= own_tasks():  # lm-eval's thousands of task files take five seconds to read
-                tasks.TaskManager = partial(stock, include_defaults=False)
+                if not others:  # lm-eval's thousands of task files take five seconds to read
+                    tasks.TaskManager = partial(stock, include_defaults=False)
         cli.execute(options)
     except SystemExit as e:
         return 2 if e.code else 0

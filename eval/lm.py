@@ -32,6 +32,7 @@ from eval.lm_requests import Request, Written, latent_steps, requested
 from kernels.errors import UserError, memory_for
 from latent import hub
 from latent.codec import Codec
+from latent.files import is_ours
 from latent.generate import Reasoner
 from latent.hf import LatentForCausalLM
 
@@ -292,7 +293,4 @@ class LatentLM(HFLM):
 
 def is_plain_model(folder: Path) -> bool:
     """Whether a folder holds a checkpoint that is not ours, to open as lm-eval opens any."""
-    if not (folder / "config.json").exists():
-        return False
-    about = hub.read_json(folder / "config.json")
-    return about.get("class") != "Run" and about.get("model_type") != "latent"
+    return (folder / "config.json").exists() and not is_ours(folder)

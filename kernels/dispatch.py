@@ -191,6 +191,11 @@ def supposed(capability: int) -> Iterator[None]:
         _supposed = before
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """What autocast multiplies in on a device, None where it is off."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+
+
 @cache
 def find_spec(name: str) -> bool:
     """Whether a package is installed."""

@@ -53,6 +53,18 @@ def limit(device: torch.device) -> float:
     return MEMORY * torch.cuda.get_device_properties(device).total_memory
 
 
+def make_room(
+    needed: int, sizes: Callable[[], list[int]], stale: list, drop: Callable[[Any], object], limit: float
+) -> bool:
+    """Drop what is stale, the first first, until another piece of work keeps within so many bytes. Returns whether it
+    does: it is taken to become as large as the largest of `sizes`, and has the bytes `needed` at least."""
+    while (kept := sizes()) and sum(kept) + max(needed, *kept) > limit:
+        if not stale:
+            return False
+        drop(stale.pop(0))
+    return True
+
+
 def captured(run: Callable[[], Out], warm: int = 1, pool: Any = None) -> tuple[torch.cuda.CUDAGraph, Out, int]:
     """A function in a CUDA graph, what it returned, which every replay writes anew, and the bytes of the graph's pool.
 

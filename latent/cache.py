@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kernels.attention import attention
 from kernels.decode_step import StaticCache
+from kernels.dispatch import autocast_dtype
 from kernels.latent_chain import LatentChain
 from kernels.shared_prefix_attention import shared_prefix_attention
 
@@ -85,8 +86,8 @@ class LayerCache:
         elif isinstance(visible_BTS, str) and 1 < t < self.size:
             # beyond CUDA no kernel takes a mask that is not written out
             mask = _lower_right(t, self.size) if q.is_cuda else _last_of(t, self.size, q.device)
-            mixed = q.is_cuda and torch.is_autocast_enabled("cuda") and v.dtype != torch.float64
-            dtype = torch.get_autocast_dtype("cuda") if mixed else v.dtype
+            mixed = autocast_dtype(q.device) if q.is_cuda and v.dtype != torch.float64 else None
+            dtype = mixed or v.dtype
             q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)  # on CUDA autocast casts none for this mask
         if k.shape[1] == q.shape[1]:
             a = attention(q, k, v, mask, dropout, causal)

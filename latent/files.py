@@ -106,12 +106,10 @@ def digest(path: Path, size: int | None = None) -> str:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether a folder is that of a run or a saved reasoner."""
-    try:
-        about = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return isinstance(about, dict) and (about.get("class") == "Run" or about.get("model_type") == "latent")
+    """Whether a folder is that of a run or a saved reasoner. Raises UserError for a config.json that is damaged."""
+    config = folder / "config.json"
+    about = read_json(config) if config.exists() else {}
+    return about.get("class") == "Run" or about.get("model_type") == "latent"
 
 
 def has_weights(folder: Path) -> bool:

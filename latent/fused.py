@@ -157,8 +157,7 @@ class Fused:
 
     def mixed(self) -> torch.dtype | None:
         """Autocast's dtype, None where it is off."""
-        kind = self.lm.get_input_embeddings().weight.device.type
-        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        return dispatch.autocast_dtype(self.lm.get_input_embeddings().weight.device)
 
     def tag(self) -> tuple:
         """What a chain may be gone on under: the same autocast, and no update since."""

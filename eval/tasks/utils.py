@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import fields
-from typing import get_type_hints
 
 from datasets import Dataset
 
@@ -28,7 +27,7 @@ from eval.environments.countdown import evaluate, typed
 from eval.environments.math500 import last_answer
 from eval.judge import verify
 from kernels.errors import UserError
-from latent.plain import fits
+from latent.plain import fits, hints
 
 _environments: dict[str, Environment] = {}  # of every task that was loaded, by the name that its rows carry
 
@@ -36,10 +35,11 @@ _environments: dict[str, Environment] = {}  # of every task that was loaded, by 
 def _rows(config, given: dict) -> dict[str, Dataset]:
     """The test problems of a config, as a data set for lm-eval. `given`: --metadata, with `file`, `items`, `level`."""
     own = {f.name: given[f.name] for f in fields(config) if f.name in given and f.name not in ("train", "test")}
+    cls: type = type(config)
     for name, value in own.items():
-        if not fits(value, get_type_hints(type(config))[name]):
+        if not fits(value, hints(cls)[name]):
             raise UserError(f"--metadata {name}: {value!r:.40} is no value of it")
-    config = type(config)(**({f.name: getattr(config, f.name) for f in fields(config)} | own))
+    config = cls(**({f.name: getattr(config, f.name) for f in fields(config)} | own))
     try:
         env = environments.build(config)
     except ValueError as e:

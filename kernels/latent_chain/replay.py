@@ -196,12 +196,8 @@ class Graphs:
         more = torch.promote_types(k_BHSd.dtype, torch.float32).itemsize
         b, h, _, d = k_BHSd.shape
         needed = 2 * layers * b * h * room * d * (k_BHSd.itemsize + more)
-        while (kept := self.sizes()) and sum(kept) + max(needed, kept[-1]) > graphs.limit(k_BHSd.device):
-            stale = [work for work in self._free if not self._met.lately(work.kind)]
-            if not stale:
-                return False
-            self._free.remove(stale[0])
-        return True
+        stale = [work for work in self._free if not self._met.lately(work.kind)]
+        return graphs.make_room(needed, self.sizes, stale, self._free.remove, graphs.limit(k_BHSd.device))
 
     def lend(self, chain: Chain, work: Workspace) -> None:
         """The workspace is the chain's until nothing refers to that any more."""

@@ -95,21 +95,20 @@ class RecurrentLoop:
             dispatch.expect(op, "visible", visible_BT, (batch, length))
         if steps == 0 or constant_BTD.numel() == 0:
             return constant_BTD.new_empty(batch, steps, length, width)
-        states_BRTD = self._by_kernel(steps, constant_BTD, ropes, visible_BT)
-        if states_BRTD is None:
-            states_BRTD = self._by_graph(steps, constant_BTD, ropes, visible_BT)
+        states_BRTD = self._one_launch(steps, constant_BTD, ropes, visible_BT)
         return self._defined(steps, constant_BTD, ropes, visible_BT) if states_BRTD is None else states_BRTD
 
     @torch.no_grad()
-    def at_once(
-        self, constant_BTD: Tensor, steps: int, ropes: tuple[Tensor, Tensor] | None, visible_BT: Tensor | None
-    ) -> Tensor | None:
+    def at_once(self, constant_BTD: Tensor, steps: int, ropes: Ropes, visible_BT: Tensor | None) -> Tensor | None:
         """What `run` returns where all recurrences are one launch, else None: for those who can make them one by one,
         and stop early. Also None for a constant of another dtype than the carry's, as autocast makes it."""
         if self.carry.dtype != constant_BTD.dtype or steps == 0 or constant_BTD.numel() == 0:
             return None
-        states_BRTD = self._by_kernel(steps, constant_BTD, ropes, visible_BT)
-        return self._by_graph(steps, constant_BTD, ropes, visible_BT) if states_BRTD is None else states_BRTD
+        return self._one_launch(steps, constant_BTD, ropes, visible_BT)
+
+    def _one_launch(self, *inputs) -> Tensor | None:
+        states_BRTD = self._by_kernel(*inputs)
+        return self._by_graph(*inputs) if states_BRTD is None else states_BRTD
 
     def _by_kernel(self, steps: int, constant_BTD: Tensor, ropes: Ropes, visible_BT: Tensor | None) -> Tensor | None:
         """States; None where the kernel is not to serve, or is being compiled."""
@@ -170,9 +169,11 @@ class RecurrentLoop:
         if self._off or dispatch.asked(self.impl) != "auto" or not graphs.wanted(constant_BTD) or products > LARGE:
             return None
         inputs = (constant_BTD, *(ropes or (None, None)), visible_BT)
-        place = constant_BTD.device.type
-        mixed = torch.get_autocast_dtype(place) if torch.is_autocast_enabled(place) else None
-        kind = steps, mixed, *(None if x is None else (x.shape, x.dtype) for x in inputs)
+        kind = (
+            steps,
+            dispatch.autocast_dtype(constant_BTD.device),
+            *(None if x is None else (x.shape, x.dtype) for x in inputs),
+        )
         often = self._met.often(kind)
         if kind not in self._captured and often and self._make_room(steps * constant_BTD.nbytes):
             self._capture(kind, steps, inputs)
@@ -197,18 +198,16 @@ class RecurrentLoop:
         self._captured[kind] = made
 
     def _make_room(self, needed: int) -> bool:
-        """Let go of graphs of kinds that did not come lately. Returns whether another one keeps within the limit: it is
-        taken to become as large as the largest that there is, and has so many bytes of states at least."""
-        kept, limit = self._captured, graphs.limit(self.carry.device)
+        """Let go of graphs of kinds that did not come lately. Returns whether there is room for another one, with so
+        many bytes of states."""
+        kept = self._captured
         stale = [kind for kind in kept if not self._met.lately(kind)]
-        while kept:
-            sizes = [each.bytes for each in kept.values()]
-            if len(kept) < _SIZES and sum(sizes) + max(needed, *sizes) <= limit:
-                break
+        if len(kept) == _SIZES:
             if not stale:
                 return False
             kept.pop(stale.pop(0))
-        return True
+        limit = graphs.limit(self.carry.device)
+        return graphs.make_room(needed, lambda: [each.bytes for each in kept.values()], stale, kept.pop, limit)
 
     def _some(self, constant_BTD, steps: int, ropes, visible_BT, rows: slice) -> Tensor | None:
         """States of some of the sequences; None while the kernel is compiled."""

@@ -30,15 +30,15 @@ def gsm8k_smollm2() -> Experiment:
     rows are read at a time, so that two arms fit side by side in 24 GiB.
     """
     sim = Sim(n_latent=6, step_tokens=64)
-    coconut = Coconut(n_latent=6, latents_per_step=2, advance_at=1.0, stage_steps=26, closing=True)
+    coconut = Coconut(n_latent=6, latents_per_step=2, advance_at=1.0, stage_steps=33, closing=True)
     arms: dict[str, tuple[MethodConfig, int]] = {
         "no-cot": (NoCoT(), 240),
         "cot": (CoT(), 160),
         "pause": (Pause(sim), 195),
         "fixed": (FixedEmbedding(sim), 165),
-        "coconut": (coconut, 104),
-        "sim": (sim, 118),
-        "codi": (Codi(n_latent=6, closing=True), 64),
+        "coconut": (coconut, 132),
+        "sim": (sim, 140),
+        "codi": (Codi(n_latent=6, closing=True), 72),
         "soft": (Soft(n_latent=12), 165),
     }
     how: dict[str, Any] = {"batch": 16, "lr": 1e-4, "warmup": 20, "log_every": 5, "save_every": 25, "micro_batch": 8}

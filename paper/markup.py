@@ -9,8 +9,8 @@ from paper.tables import ACCURACY, ITEMS, NAMES, Row, Table, named, none_shown
 
 FITTED = r"\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi"  # scales wide tables down
 SOONER = (
-    "Updates to .9: until exact match in training is that high, in a curriculum's last stage; all of them where it "
-    "never is. "
+    " Updates to .9: until exact match in training is that high, in a curriculum's last stage; all of them where it "
+    "never is."
 )
 UNANIMOUS = (
     " Where {0} of {0} seeds agree, the share of seeds that would is only known to be above {1:.2f} (Clopper-Pearson)."
@@ -52,22 +52,28 @@ def caption(table: Table) -> str:
     what = table.metric[0].upper() + table.metric[1:]
     return (
         f"Claim: {table.ablation.claim} By these runs: {table.verdict}. {registered(table)} {what}, greedy, with "
-        f"the 95 % interval of the two-level bootstrap over {table.seeds} seeds and {table.problems}; "
-        "contrasts on the same problems, p-values corrected for their number (Holm). Core-seconds include those of a "
-        "run's start. "
+        f"{over(table)}; contrasts on the same problems, p-values corrected for their number (Holm). Core-seconds "
+        "include those of a run's start."
         + (SOONER if "sooner" in table.ablation.costs else "")
-        + ("Controls are in italics." if any(row.control for row in table.rows.values()) else "")
+        + (" Controls are in italics." if any(row.control for row in table.rows.values()) else "")
         + particulars(table)
         + (UNANIMOUS.format(table.seeds, unanimous(table.seeds)) if any_agree(table) else "")
     )
+
+
+def over(table: Table) -> str:
+    """What the intervals of a table's rows are over, in words."""
+    if table.seeds == 1:
+        return f"a 95 % interval over {table.problems} of one training seed, which says nothing of others"
+    return f"the 95 % interval of the two-level bootstrap over {table.seeds} seeds and {table.problems}"
 
 
 def short_caption(table: Table) -> str:
     """The caption in the paper, whose appendix says once what all tables share."""
     what = table.metric[0].upper() + table.metric[1:]
     return (
-        f"Claim: {table.ablation.claim} By these runs: {table.verdict}. {registered(table)} {what}; {table.seeds} "
-        f"seeds, {table.problems}.{particulars(table)}"
+        f"Claim: {table.ablation.claim} By these runs: {table.verdict}. {registered(table)} {what}; "
+        f"{table.seeds} seed{'s' * (table.seeds > 1)}, {table.problems}.{particulars(table)}"
     )
 
 

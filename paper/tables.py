@@ -133,8 +133,14 @@ class Table:
 
     @property
     def metric(self) -> str:
-        """The name of the ablation's metric."""
-        return named(self.ablation.metric)[0]
+        """The name of the ablation's metric; of no level where all problems are of one."""
+        one = self.ablation.metric == ACCURACY and all(len(levels) == 1 for levels in self.levels)
+        return "accuracy" if one else named(self.ablation.metric)[0]
+
+    @property
+    def levels(self) -> list[dict]:
+        """The results by level of each run, empty where its record has none."""
+        return [line["result"].get("levels", {}) for row in self.rows.values() for line in row.lines]
 
     @property
     def verdict(self) -> str:
@@ -156,12 +162,11 @@ class Table:
     @property
     def telling_level(self) -> str | None:
         """The level at which arms differ most, the hardest of several; None unless they are all at an end of the scale
-        by the metric, and where not all of their records have levels."""
+        by the metric, and where their records do not share several levels."""
         arms = [row for row in self.rows.values() if not row.control]
-        by_line = [line["result"].get("levels", {}) for row in self.rows.values() for line in row.lines]
-        shared = set.intersection(*map(set, by_line)) if self.end else set()
+        shared = set.intersection(*map(set, self.levels)) if self.end else set()
         spread = {}
-        for level in sorted(shared, key=int):
+        for level in sorted(shared, key=int) if len(shared) > 1 else ():
             means = [row.mean(f"levels.{level}.accuracy") for row in arms]
             spread[level] = max(means) - min(means)
         return max(spread, key=lambda level: (spread[level], int(level)), default=None)

@@ -71,10 +71,38 @@ def test_a_ceiling_without_results_by_level_shows_no_level():
 
 @pytest.mark.parametrize("share, end", [((0.1, 0.15), "under 0.2"), ((0.1, 0.3), None), ((0.97, 1.0), None)])
 def test_only_where_all_arms_are_at_one_end_it_is_said(share, end):
-    hits = {f"{k} latents": {"1": [[1] * int(100 * x) + [0] * (100 - int(100 * x))] * 5} for k, x in zip((1, 2), share)}
+    hits = {
+        f"{k} latents": {n: [[1] * int(100 * x) + [0] * (100 - int(100 * x))] * 5 for n in ("1", "2")}
+        for k, x in zip((1, 2), share)
+    }
     table = gathered(by_level(hits))
-    assert table.end == end and table.telling_level == ("1" if end else None)
+    assert table.end == end and table.telling_level == ("2" if end else None)
     assert ("All arms are" in markup.caption(table)) == bool(end)
+
+
+def test_problems_of_one_level_are_of_no_hardest_one():
+    table = gathered(by_level({f"{k} latents": {"0": [[1] * k + [0] * (100 - k)] * 5} for k in (1, 2)}))
+    said = markup.caption(table)
+    assert table.end == "under 0.2" and table.telling_level is None
+    assert "Accuracy, greedy, with the 95 % interval of the two-level bootstrap over 5 seeds" in said
+    assert "at level" not in markup.markdown(table) and "hardest" not in markup.markdown(table)
+    assert "Accuracy; 5 seeds, " in markup.short_caption(table)
+
+
+def test_one_seed_is_said_to_speak_for_no_other():
+    one = seeds(MINI, 1)
+    lines = planted({"1 latents": [[1] * 3 + [0] * 97], "2 latents": [[1] * 30 + [0] * 70]}, one)
+    table = gathered(lines, one)
+    assert "95 % interval over 100 held-out problems of one training seed, which says nothing of others" in (
+        markup.caption(table)
+    )
+    assert "; 1 seed, 100 held-out problems." in markup.short_caption(table)
+    assert (
+        table.rows["1 latents"].interval[0]
+        <= wilson(3, 100)[0]
+        < wilson(3, 100)[1]
+        <= table.rows["1 latents"].interval[1]
+    )
 
 
 def test_controls_and_other_metrics_are_at_no_end():

@@ -30,7 +30,7 @@ def gsm8k_smollm2() -> Experiment:
     rows are read at a time, so that two arms fit side by side in 24 GiB.
     """
     sim = Sim(n_latent=6, step_tokens=64)
-    coconut = Coconut(n_latent=6, latents_per_step=2, advance_at=1.0, stage_steps=33, closing=True)
+    coconut = Coconut(n_latent=6, latents_per_step=2, advance_at=1.0, stage_steps=26, closing=True)
     arms: dict[str, tuple[MethodConfig, int]] = {
         "no-cot": (NoCoT(), 240),
         "cot": (CoT(), 160),

@@ -14,6 +14,9 @@ OFTEN, RECENT = 2, 8  # a kind is captured that was met so often among so many: 
 MEMORY = 1 / 8  # of a GPU's memory, for the caches that graphs write and for the graphs' own
 Out = TypeVar("Out")
 _streams: dict[torch.device, torch.cuda.Stream] = {}  # to capture on: a library keeps memory for each that it has seen
+# from torch 2.12 on a graph that is let go frees cuBLAS's workspace of all that were captured on its stream
+# (github.com/pytorch/pytorch/issues/193402); each then has one within its own pool
+_OWN_WORKSPACE = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 12)
 _ROOMS = (*range(64, 512, 64), *(256 * n * 2**i for i in range(16) for n in (2, 3)))  # few sizes, so few graphs
 
 
@@ -88,7 +91,7 @@ def captured(run: Callable[[], Out], warm: int = 1, pool: Any = None) -> tuple[t
             if not (out_of_memory(e) or (e.__context__ and out_of_memory(e.__context__))):
                 raise
         torch.cuda.empty_cache()  # while it captures, a GPU can free nothing
-        return _capture(run, stream, pool)
+        return _capture(run, stream, None)  # torch 2.11 may take a pool that a capture failed in to be in use
 
 
 def _capture(run: Callable[[], Out], stream: torch.cuda.Stream, pool: Any) -> tuple[torch.cuda.CUDAGraph, Out, int]:
@@ -97,6 +100,7 @@ def _capture(run: Callable[[], Out], stream: torch.cuda.Stream, pool: Any) -> tu
     pool, generator, ended = pool or torch.cuda.graph_pool_handle(), torch.cuda.default_generators[device], False
     torch.cuda.synchronize()
     before = generator.clone_state()
+    _forget_workspaces()
     try:
         with torch.cuda.stream(stream):
             # whatever other threads allocate meanwhile
@@ -113,8 +117,16 @@ def _capture(run: Callable[[], Out], stream: torch.cuda.Stream, pool: Any) -> tu
             generator.graphsafe_set_state(before)
             with suppress(RuntimeError):  # later versions have done so
                 torch._C._cuda_endAllocateToPool(device, pool)
+                torch._C._cuda_releasePool(device, pool)  # as the graph does not, whose capture has not ended
         raise
+    _forget_workspaces()
     return graph, out, held
+
+
+def _forget_workspaces() -> None:
+    """Make cuBLAS ask for its workspaces anew, where a graph is to have its own."""
+    if _OWN_WORKSPACE:
+        torch._C._cuda_clearCublasWorkspaces()
 
 
 def _converting_alone() -> torch.autocast:

@@ -176,11 +176,12 @@ class Codec:
         return tuple(i for piece in ids for i in piece)
 
     def answer(self, text: str) -> tuple[int, ...]:
-        """Ids of an answer, with the end token where its length is not fixed."""
+        """Ids of an answer, with the end token where its length is not fixed. Raises UserError for another length."""
         ids = self.step(text)
         if self.end is not None:
             return (*ids, self.end)
-        assert len(ids) == self.fixed_answer, f"an answer of {len(ids)} tokens, expected {self.fixed_answer}: {text!r}"
+        if len(ids) != self.fixed_answer:
+            raise UserError(f"the answer {text!r:.60} has {len(ids)} tokens, all answers must have {self.fixed_answer}")
         return ids
 
     def _weights(self, frontier: Frontier) -> Tensor:
@@ -236,7 +237,7 @@ def word_codec(words: Iterable[str], fixed_answer: int | None = None) -> Codec:
     from transformers import PreTrainedTokenizerFast
 
     special = [PAD, THINK] + ([] if fixed_answer else [END])
-    vocab = {w: i for i, w in enumerate([*special, *words, UNKNOWN])}
+    vocab = {w: i for i, w in enumerate(dict.fromkeys([*special, *words, UNKNOWN]))}
     raw = Tokenizer(models.WordLevel(vocab, unk_token=UNKNOWN))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     # A space before every word: tools join a text from pieces, and would join words otherwise.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -255,8 +256,8 @@ class Reasoner:
         self, questions: list[str], steps: int | None = None, beside: list[str] | None = None
     ) -> tuple[Tensor, Thought]:
         """Greedy completions of one batch, and the thoughts before them. `beside`: questions to pad them alike with."""
-        if steps is not None and steps < 0:
-            raise UserError(f"the number of latent steps must be at least 0, got {steps}")
+        if steps is not None and not (isinstance(steps, Integral) and steps >= 0):
+            raise UserError(f"the number of latent steps must be a whole number of at least 0, got {steps!r:.40}")
         width = max((len(self.codec.question(q)) for q in beside or ()), default=0)
         prompt = self.codec.prompt(questions, self.method.backbone.device, width)
         choose = Greedy()
@@ -275,16 +276,20 @@ class Reasoner:
         """The text after thinking, one a question. `steps` overrides the number of latents or recurrences.
 
         With `return_thoughts` also the states that each went through, (used + 1, D), the one before any thought first:
-        as many as were used, fewer where a halt stopped them.
+        as many as were used, fewer where a halt stopped them. `batch`: questions read together.
         """
+        if not (isinstance(batch, Integral) and batch >= 1):
+            raise UserError(f"batch must be a whole number of at least 1, got {batch!r:.40}")
         was_training = self.method.training
         self.method.eval()
         texts, thoughts = [], []
-        for i in range(0, len(questions), batch):
-            tokens_BT, thought = self.tokens(questions[i : i + batch], steps)
-            texts += self.codec.texts(tokens_BT)
-            row_B = range(len(tokens_BT)) if thought.row_B is None else thought.row_B.tolist()
-            used_B = thought.used_B.tolist()
-            thoughts += [thought.states_UKD[u, : used + 1].clone() for u, used in zip(row_B, used_B)]
-        self.method.train(was_training)
+        try:
+            for i in range(0, len(questions), batch):
+                tokens_BT, thought = self.tokens(questions[i : i + batch], steps)
+                texts += self.codec.texts(tokens_BT)
+                row_B = range(len(tokens_BT)) if thought.row_B is None else thought.row_B.tolist()
+                used_B = thought.used_B.tolist()
+                thoughts += [thought.states_UKD[u, : used + 1].clone() for u, used in zip(row_B, used_B)]
+        finally:
+            self.method.train(was_training)
         return (texts, thoughts) if return_thoughts else texts

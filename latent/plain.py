@@ -150,6 +150,19 @@ def hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
+def check_types(config, name: str = "") -> None:
+    """Raise UserError naming a field of a config, or of one within it, whose value is of another type than it says."""
+    cls: type = type(config)
+    for f in fields(config) if is_dataclass(config) else ():
+        path, value, hint = f"{name}.{f.name}".lstrip("."), getattr(config, f.name), hints(cls)[f.name]
+        if not fits(value, hint):
+            named = hint.__name__ if isinstance(hint, type) else str(hint)
+            raise UserError(f"{path} must be of type {named}, got {value!r:.40}")
+        check_types(value, path)
+    for key, value in config.items() if isinstance(config, dict) else ():
+        check_types(value, f"{name}.{key}")
+
+
 def fits(value, hint) -> bool:
     """Whether a value fits a field's type: numbers, strings, literals, tuples, dicts, unions and other configs."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)

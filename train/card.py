@@ -34,6 +34,8 @@ def card(record: Record, result: dict, env: dict) -> str:
         for level, s in result["levels"].items()
     )
     floors = "".join(f"| *floor: {name}* | {value:.3f} | | | |\n" for name, value in result["floors"].items())
+    chosen = result.get("selected")
+    selected = f", with the weights of update {chosen['step']}, best on the validation split" if chosen else ""
     over = "clusters of items" if "clusters" in result else "items"
     held_out = "held-out problems" if run.judge.split == "test" else "problems of the validation split"
     return f"""---
@@ -67,7 +69,7 @@ An answer at the hardest level: {result["steps"]:.1f} sequential steps, {result[
 ## Training
 
 Data: {type(run.env).__name__} `{json.dumps(data)}`.{start} {result["updates"]} updates of {type(run.train).__name__},
-{result["core_seconds"]:.0f} core-seconds on {machine}. Run {run.id}, code {code}.
+{result["core_seconds"]:.0f} core-seconds{selected}, on {machine}. Run {run.id}, code {code}.
 
 ```
 {env["command"] or "the command was not recorded"}

@@ -7,6 +7,7 @@ from eval.judge import verify
 from kernels.errors import UserError
 from latent.cli import launched
 from latent.codec import Codec
+from latent.config import Fixed
 from latent.generate import Reasoner
 from latent.text import pad_right
 from train import distill
@@ -36,6 +37,8 @@ def check(reasoner: Reasoner, env: Environment, run: Run, test: list[Problem]) -
     if taught:
         reasoner.method.check_chains([steps for steps, _ in learned])
     notes = check_text_limit(reasoner, run, learned, judged)
+    notes += check_curriculum(reasoner, run, max((sum(steps) for steps, _ in learned), default=0))
+    notes += check_cost(run)
     check_positions(reasoner, run, env, test + train)
     if taught:
         few = train[:2]
@@ -61,7 +64,8 @@ def check_turns(reasoner: Reasoner, run: Run) -> None:
 def check_positions(reasoner: Reasoner, run: Run, env: Environment, problems: list[Problem]) -> None:
     """Raise UserError for a problem that needs more positions, over all its turns, than the model has."""
     codec, method, has = reasoner.codec, reasoner.method, reasoner.method.backbone.positions
-    extra = max([0, *(k - method.steps for k in run.judge.sweep)]) * method.stride  # of the largest number in the sweep
+    sweep = run.judge.sweep if run.method.thinks else ()
+    extra = max([0, *(k - method.steps for k in sweep)]) * method.stride  # of the largest number in the sweep
     for p in problems:
         prompt, needs = 0, -1
         for i, turn in enumerate(env.turns_of(p)):
@@ -74,6 +78,30 @@ def check_positions(reasoner: Reasoner, run: Run, env: Environment, problems: li
                 f"problem {p.key} needs {needs} positions ({prompt} to read, the rest to think and answer), "
                 f"the model has {has} (--model.n-positions)"
             )
+
+
+def check_curriculum(reasoner: Reasoner, run: Run, chain: int) -> list[str]:
+    """A note where a curriculum cannot come to its last stage. `chain`: tokens of the longest one."""
+    method, steps = reasoner.method, run.train.steps
+    if isinstance(run.train, RLVR):
+        if method.in_last_stage:
+            return []
+        return [
+            f"{method.title} is not in its curriculum's last stage, and RL goes on in none: it thinks in "
+            f"{method.trained_steps} of {method.steps} latents (--init RUN starts from one that has ended)"
+        ]
+    least = method.least_updates(chain)
+    if method.in_last_stage or steps > least:
+        return []
+    return [f"{method.title}'s curriculum takes {least} updates to its last stage, of {steps} (--train.steps)"]
+
+
+def check_cost(run: Run) -> list[str]:
+    """A note where a cost on latents changes nothing, because every rollout has as many."""
+    cost, halt = getattr(run.train, "latent_cost", 0.0), getattr(getattr(run.method, "of", run.method), "halt", None)
+    if not cost or not isinstance(halt, Fixed | None):
+        return []
+    return [f"train.latent_cost {cost:g} moves no choice: every rollout uses all latents (--method.halt learned)"]
 
 
 def check_text_limit(reasoner: Reasoner, run: Run, train: list[Lengths], test: list[Lengths]) -> list[str]:

@@ -8,7 +8,7 @@ from eval.environments import EnvConfig
 from kernels.errors import UserError
 from latent.config import ModelConfig
 from latent.methods import MethodConfig
-from latent.plain import HOW, fits, hints, id_of, identity
+from latent.plain import HOW, check_types, id_of, identity
 from train.algorithms import GRPO, Algorithm
 
 LARGEST_FLOAT = 3.4028234663852886e38  # of fp32, in which everything is computed
@@ -118,6 +118,8 @@ class RLVR(SFT):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.stop_at:
+            raise UserError("train.stop_at is of supervised training: RL has no exact match with a gold text")
         for name in ("epochs", "minibatches", "patience"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name} must be at least 1, got {getattr(self, name)}")
@@ -131,8 +133,8 @@ class RLVR(SFT):
         for name in ("clip_low", "clip_high", "entropy", "kl", "stop_lr"):
             if getattr(self, name) < 0:
                 raise UserError(f"train.{name} must be at least 0, got {getattr(self, name)}")
-        if not self.temperature > 0:
-            raise UserError(f"train.temperature must be > 0, got {self.temperature}")
+        if not 1e-6 <= self.temperature <= 1e6:  # what logits are divided by
+            raise UserError(f"train.temperature must be in 1e-6..1e6, got {self.temperature}")
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ class Judge:
     batch: int = 256
     """Problems to decode together."""
     sweep: tuple[int, ...] = ()
-    """Numbers of latent steps to judge with, besides the trained one."""
+    """Numbers of latent steps to judge with, besides the trained one; of arms that think."""
     split: Literal["test", "valid"] = "test"
     """Where its problems come from; valid is for a search over settings, and no table of results takes it."""
 
@@ -180,7 +182,8 @@ class Run:
     """Seed of weights, data order and sampling."""
 
     def __post_init__(self):
-        check_values(self)
+        check_types(self)
+        check_numbers(self)
 
     @property
     def id(self) -> str:
@@ -216,33 +219,36 @@ class Experiment:
     """Seed of weights, data order and sampling."""
 
     def __post_init__(self):
-        check_values(self)
+        check_types(self)
+        check_numbers(self)
+        if not self.arms:
+            raise UserError("an experiment needs at least one arm")
 
     def runs(self) -> dict[str, Run]:
-        """The run of every arm. Where an arm starts from another, `init` is the id of that arm's run."""
+        """The run of every arm. Where an arm starts from another, `init` is the id of that arm's run.
+
+        Raises UserError for an arm that stands before the one that it starts from.
+        """
         runs: dict[str, Run] = {}
         for name, arm in self.arms.items():
+            if arm.init in self.arms and arm.init not in runs:
+                raise UserError(f"arm {name!r} stands before {arm.init!r}, which it starts from")
             init = runs[arm.init].id if arm.init in runs else arm.init
             runs[name] = Run(self.env, self.model, arm.method, arm.train, self.judge, init, self.seed)
         return runs
 
 
-def check_values(config, name: str = "") -> None:
-    """Raise UserError, naming the flag, for values of another type than their field's, and for impossible numbers: not
-    finite, beyond 64 bits, a seed out of range."""
-    cls: type = type(config)
+def check_numbers(config, name: str = "") -> None:
+    """Raise UserError, naming the flag, for impossible numbers: not finite, beyond 64 bits, a seed out of range."""
     if is_dataclass(config):
-        for f, path, value in ((f, f"{name}.{f.name}".lstrip("."), getattr(config, f.name)) for f in fields(config)):
-            if not fits(value, hint := hints(cls)[f.name]):
-                named = hint.__name__ if isinstance(hint, type) else str(hint)
-                raise UserError(f"{path} must be of type {named}, got {value!r:.40}")
-            check_values(value, path)
+        for f in fields(config):
+            check_numbers(getattr(config, f.name), f"{name}.{f.name}".lstrip("."))
     elif isinstance(config, dict):
         for key, value in config.items():
-            check_values(value, f"{name}.{key}")
+            check_numbers(value, f"{name}.{key}")
     elif isinstance(config, (list, tuple)):
         for value in config:
-            check_values(value, name)
+            check_numbers(value, name)
     elif isinstance(config, float) and not math.isfinite(config):
         raise UserError(f"{name} must be finite, got {config}")
     elif isinstance(config, float) and abs(config) > LARGEST_FLOAT:

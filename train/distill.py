@@ -53,7 +53,7 @@ def fit(trainer: Trainer, env: Environment) -> None:
             with trainer.precision():
                 return engine.module("terms", replace(batch, generator=trainer.generator(step)))
 
-        if trainer.method.begins_stage:
+        if trainer.method.begin_update():
             trainer.optimizer.state.clear()
         logged = trainer.descend([partial(terms, batch) for batch in batches], counts)
         norm = logged.pop("grad_norm")

@@ -10,6 +10,7 @@ import latent.startup  # noqa: F401  first of all: it says what goes wrong befor
 # isort: split
 import os
 import shlex
+import signal
 import sys
 import time
 from functools import partial
@@ -122,7 +123,10 @@ def check(runs: dict[str, Run], options: Options) -> None:
         from train import card
 
         card.may_publish()
-    ids = {run.id for run in runs.values()}
+    ids: dict[str, str] = {}
+    for arm, run in runs.items():
+        if ids.setdefault(run.id, arm) != arm:
+            raise UserError(f"arms {ids[run.id]!r} and {arm!r} are one and the same run ({run.id})")
     samples = {}
     for env in {run.env for run in runs.values()}:
         made = environments.build(env)
@@ -147,7 +151,7 @@ def check(runs: dict[str, Run], options: Options) -> None:
 
 def under_launcher(runs: dict[str, Run], options: Options, command: str) -> None:
     """Run the arms one after the other, each over all processes of the launcher. This is one of them."""
-    with heeding_sigterm():
+    with heeding_sigterm(signal.SIGINT):  # launchers pass ^C on to their workers
         for each in runs.values():
             _execute(each, print_event, options, command)
     from accelerate import PartialState

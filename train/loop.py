@@ -51,7 +51,8 @@ class Trainer:
         engine.prepare(self.method)
         # autocast to bfloat16 where the run asks for it: in sampling, training and judging alike
         self.precision = partial(torch.autocast, engine.device.type, torch.bfloat16, enabled=record.run.model.bf16)
-        self.core_seconds, self.done = 0.0, 0
+        self.core_seconds, self.done = 0.0, 0  # the former of all processes, but for `own_seconds`
+        self.own_seconds = 0.0  # of this process, since they were last added up
         self.stop_early = False  # set by an update after which nothing is left to learn
         self.counters: dict[str, Any] = {}  # further progress, which checkpoints keep
         self.start: Saved | None = None  # the checkpoint to go on from
@@ -140,15 +141,18 @@ class Trainer:
     def fit(self, update: Callable[[int], dict[str, Tensor]], dropout: bool = True) -> None:
         """Make all updates that are left. The caller saves the model.
 
-        SIGTERM writes a checkpoint after the update that it arrives in, and raises `Stopped`.
+        SIGTERM writes a checkpoint after the update that it arrives in, and raises `Stopped`. There is one after the
+        last update too: what is left then is judging, which may be interrupted as well.
         """
         c, total = self.config, self.config.steps
         resume.restore(self)
+        if self.selection and self.done:
+            self.selection.after(self)  # where a signal came before it
         self.method.train(dropout)
         window = self.counters.setdefault("window", [])  # metrics since the last log line
         less = memory.remedy(c, self.record.run.model.recompute)
         with amid_update() as told_to_end:
-            for step in range(self.done, total):
+            for step in range(self.done, self.done if self.counters.get("ended") else total):
                 start = time.process_time()
                 self.seed_dropout(step)
                 for group in self.optimizer.param_groups:
@@ -160,11 +164,12 @@ class Trainer:
                     raise diverged(self, step, e) from None
                 give_back_memory()
                 self.done = step + 1
-                self.core_seconds += time.process_time() - start
+                self.own_seconds += time.process_time() - start
                 event: dict[str, Any] = {"stage": "train", "done": self.done, "total": total}
                 if self.logs_after(step):
                     event["metrics"] = mean(window)
                     window.clear()
+                    self.add_up_seconds()
                     line = {"step": self.done, "core_seconds": self.core_seconds, **event["metrics"]}
                     if self.engine.leads:
                         self.record.log(line)
@@ -173,9 +178,12 @@ class Trainer:
                 if self.selection and not leave:
                     self.selection.after(self)
                 self.say(event)
-                ended = self.stop_early or (c.stop_at and event.get("metrics", {}).get("exact", 0.0) >= c.stop_at)
-                if leave or (self.done % c.save_every == 0 and self.done < total and not ended):
+                if self.stop_early or self.learned(event.get("metrics", {})):
+                    self.counters["ended"] = True  # kept, so that a resume makes no update more
+                ended = self.done == total or self.counters.get("ended", False)
+                if leave or ended or self.done % c.save_every == 0:
                     check_weights(self)
+                    self.add_up_seconds()
                     resume.save(self)
                 if leave:
                     raise Stopped
@@ -184,6 +192,16 @@ class Trainer:
         check_weights(self)
         self.method.eval()
         self.engine.release()
+
+    def learned(self, metrics: dict[str, float]) -> bool:
+        """Whether what was logged reaches `stop_at`, in the last stage where there is a curriculum."""
+        enough = self.config.stop_at
+        return bool(enough) and self.method.in_last_stage and metrics.get("exact", 0.0) >= enough
+
+    def add_up_seconds(self) -> None:
+        """Add every process's seconds since the last time to `core_seconds`."""
+        (seconds,) = self.engine.sum([self.own_seconds])
+        self.core_seconds, self.own_seconds = self.core_seconds + float(seconds), 0.0
 
     def logs_after(self, step: int) -> bool:
         """Whether update `step`, counted from 0, ends with a log line: every `log_every`-th, and the last."""

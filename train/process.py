@@ -68,20 +68,22 @@ class _Sigterm:
 
 
 @contextmanager
-def heeding_sigterm() -> Iterator[None]:
-    """Inside, SIGTERM raises `Stopped`, unless `amid_update` delays it.
+def heeding_sigterm(*also: signal.Signals) -> Iterator[None]:
+    """Inside, SIGTERM, and other signals that are given, raise `Stopped`, unless `amid_update` delays it.
 
     It does nothing outside of the main thread, because Python delivers signals only there.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _on_sigterm)
+    before = {each: signal.signal(each, _on_sigterm) for each in (signal.SIGTERM, *also)}
     _Sigterm.received = False
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        _Sigterm.received = False  # what comes after is not told to end
 
 
 def _on_sigterm(signum, frame) -> None:

@@ -31,21 +31,28 @@ class Record:
         self.home = root / run.id
         self.run = run
 
-    def check_same_run(self, data: str | None) -> None:
-        """Raise UserError where this run was begun on other data or another config.
+    def check_same_run(self, data: str | None, weights: str | None = None) -> None:
+        """Raise UserError where this run was begun on other data, from other weights or with another config.
 
-        `data`: the fingerprint of the problems. The config, and so the id, has only the names of data files.
+        `data`, `weights`: fingerprints of the problems and of what it starts from; the config, and so the id, has only
+        their names. Of weights None is anything: they are not needed any more once a run has finished.
         """
         path = self.home / "env.json"
-        if path.exists() and field(read_json(path), "data", (str, type(None)), path) != data:
+        made = read_json(path) if path.exists() else None
+        other = None
+        if made is not None and field(made, "data", (str, type(None)), path) != data:
+            other = "data"
+        if made is not None and None not in (weights, made.get("weights")) and made["weights"] != weights:
+            other = "weights"
+        if other:
             raise UserError(
-                f"{self.home} was made from other data under the same name; remove it or give another --out"
+                f"{self.home} was made from other {other} under the same name; remove it or give another --out"
             )
         path = self.home / "config.json"
         if path.exists() and (odd := unlike(read_json(path), self.run)):
             raise UserError(f"{path} is not that of run {self.run.id}: it has another {odd}; give another --out")
 
-    def open(self, data: str | None, command: str | None, step: int = 0) -> None:
+    def open(self, data: str | None, command: str | None, step: int = 0, weights: str | None = None) -> None:
         """Create the folder, and write config.json and env.json for a start from `step` by `command`.
 
         env.json describes the latest start, and under "starts" every start, in order.
@@ -58,7 +65,7 @@ class Record:
         before = read_json(path).get("starts", []) if path.exists() else []
         now = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "step": step, "command": command}
         now |= environment()
-        write_json(path, {**now, "data": data, "starts": [*before, now]})
+        write_json(path, {**now, "data": data, "weights": weights, "starts": [*before, now]})
 
     @property
     def result(self) -> dict | None:

@@ -209,7 +209,7 @@ def notes(rows: list[Row], seconds: float, timed_on: str | None) -> list[str]:
                 f"{row.arm}: weights of update {chosen['step']}, best on the validation split, {chosen['valid']:.3f}"
             )
         if row.result["sweep"]:
-            swept = {**row.result["sweep"], str(round(row.result["main"]["used"])): row.result["main"]}
+            swept = by_steps(row.result)
             by_k = ", ".join(f"{k}: {swept[k]['accuracy']:.3f}" for k in sorted(swept, key=int))
             remarks.append(f"{row.arm}, accuracy by latent steps when answering: {by_k}")
     first = rows[0].run
@@ -225,6 +225,11 @@ def notes(rows: list[Row], seconds: float, timed_on: str | None) -> list[str]:
         f"{cpu()}; this command took {seconds / 60:.1f} min."
     )
     return remarks
+
+
+def by_steps(result: dict) -> dict[str, dict]:
+    """The sweep's summaries by the latent steps that were allowed, with that of as many as in training."""
+    return {str(result["latents"]): result["main"], **result["sweep"]}
 
 
 def compared(row: Row, other: Row) -> str:
@@ -263,10 +268,10 @@ def figure(rows: list[Row], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    swept = bool(rows[0].result["sweep"])
+    swept = any(row.result["sweep"] for row in rows)
     curves = [row.result["levels"] for row in rows]
     if swept:
-        curves = [{**r.result["sweep"], str(round(r.result["main"]["used"])): r.result["main"]} for r in rows]
+        curves = [by_steps(row.result) for row in rows]
     wide = max(map(len, curves)) > 1
     thrifty = wide and not swept and any(len({round(y["used"], 1) for y in curve.values()}) > 1 for curve in curves)
     panels = 1 + wide + thrifty

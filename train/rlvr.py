@@ -139,10 +139,10 @@ def learn(trainer: Trainer, rolled: Rollout, outcome_B: Tensor, reference: Metho
     method, engine, size = trainer.method, trainer.engine, len(rolled.prompt.ids_BT) // c.minibatches
     cuts = [pieces(range(i * size, (i + 1) * size), c.group, c.micro_batch) for i in range(c.minibatches)]
     minibatches = [[(rolled.part(piece), outcome_B[piece.rows(c.group)]) for piece in cut] for cut in cuts]
-    once, old = c.epochs * c.minibatches == 1, {}
-    if not once:
+    old: dict[int, list[Decision]] = {}
+    if c.minibatches > 1:  # the first one's are those of its first pass, before which no weight changes
         with engine.whole():  # not under no_grad: fused kernels would run, and round in other ways than the trainer
-            for part, _ in (each for minibatch in minibatches for each in minibatch):
+            for part, _ in (each for minibatch in minibatches[1:] for each in minibatch):
                 with trainer.precision():
                     old[id(part)] = detached(score(method, part, c.temperature))
     metrics: dict[str, Tensor] = {}
@@ -150,7 +150,9 @@ def learn(trainer: Trainer, rolled: Rollout, outcome_B: Tensor, reference: Metho
     def terms(part: Rollout, part_outcome_B: Tensor, fresh: bool) -> Terms:
         with trainer.precision():
             now = engine.module(score, part, c.temperature)
-        was = old.get(id(part)) or detached(now)
+        if fresh:
+            old[id(part)] = detached(now)
+        was = old[id(part)]
         losses, logged = c.algorithm.loss(now, was, part_outcome_B, (c.clip_low, c.clip_high), c.entropy)
         if fresh:
             logged = {**logged, "sampler_gap": Extreme(sampler_gap(was, part.all_decisions), 1)}
@@ -238,6 +240,7 @@ def check_reward_signal(trainer: Trainer, no_signal: bool, all_right: bool) -> N
         return
     if not all_right:
         raise UserError(
-            f"no group had any spread of reward for {streak} updates: start from a model that is sometimes right"
+            f"no group had any spread of reward for {streak} updates, or a reward that is accepted: start from a model "
+            "that is sometimes right"
         )
     trainer.stop_early = True

@@ -58,7 +58,8 @@ def _execute(run: Run, root: Path, say, device: str, command: str | None, track:
     record = Record(root, run)
     env = environments.build(run.env)
     data = env.fingerprint()
-    record.check_same_run(data)
+    weights = start.fingerprint(run, root)
+    record.check_same_run(data, weights)
     result = record.result
     engine.wait()  # all processes have read the record before one writes
     if result:
@@ -83,13 +84,13 @@ def _execute(run: Run, root: Path, say, device: str, command: str | None, track:
     with ExitStack() as held:
         engine.on_first(lambda: held.enter_context(exclusive_lock(lock)))  # until here nothing is written
         held.enter_context(engine.ending_together())
-        return _fit(run, root, env, trainer, problems, data, command, track)
+        engine.on_first(lambda: record.open(data, command, trainer.start.step if trainer.start else 0, weights))
+        return _fit(run, root, env, trainer, problems, track)
 
 
-def _fit(run, root, env, trainer, problems, data, command, track) -> dict:
+def _fit(run, root, env, trainer, problems, track) -> dict:
     """The part of `execute` that writes: train, judge, save."""
     reasoner, record, engine = trainer.reasoner, trainer.record, trainer.engine
-    engine.on_first(lambda: record.open(data, command, trainer.start.step if trainer.start else 0))
     if track != "none":
         named = {} if track == "tensorboard" else {track: {"name": run.id}}
         if track == "wandb":  # it would write into the working directory
@@ -107,7 +108,7 @@ def _fit(run, root, env, trainer, problems, data, command, track) -> dict:
             part = record.home / f"model{PART}"
             hub.save(reasoner, part)
             put_folder(part, record.home / "model")
-    result |= final(run, env, problems, trainer) | {
+    result |= final(run, env, problems, trainer, result.get("selected", {}).get("step", trainer.done)) | {
         "core_seconds": trainer.core_seconds,
         "updates": trainer.done,
         "latents": reasoner.method.trained_steps,
@@ -142,14 +143,14 @@ def judged_problems(run: Run, env: Environment) -> list[Problem]:
     return main + [p for lv in others for p in env.problems(split, lv, run.judge.level_items)]
 
 
-def final(run: Run, env: Environment, problems: list[Problem], trainer: Trainer) -> dict:
+def final(run: Run, env: Environment, problems: list[Problem], trainer: Trainer, updates: int) -> dict:
     """Judge on held-out problems, shared among all processes: the main level, the other levels, the sweep.
 
-    Writes samples.jsonl, and returns the result's evaluation.
+    Writes samples.jsonl, and returns the result's evaluation. `updates`: those that the weights have had.
     """
     reasoner, engine, say = trainer.reasoner, trainer.engine, trainer.say
     main = [p for p in problems if p.level == env.main_level]
-    sweep = [k for k in run.judge.sweep if k != reasoner.method.trained_steps]
+    sweep = [k for k in run.judge.sweep if k != reasoner.method.trained_steps and run.method.thinks]
     total, done = len(problems) + len(main) * len(sweep), 0
 
     def tick(n: int) -> None:
@@ -160,7 +161,8 @@ def final(run: Run, env: Environment, problems: list[Problem], trainer: Trainer)
     with trainer.precision(), memory_for(*JUDGING):
         items: list[Item] = judge(reasoner, env, problems, run.judge.batch, tick=tick, among=engine)
     if engine.leads:
-        trainer.record.samples([{"step": run.train.steps, "split": run.judge.split, **asdict(item)} for item in items])
+        at = {"step": updates, "split": run.judge.split}
+        trainer.record.samples([{**at, **asdict(item)} for item in items])
     levels, at_main = by_level(items), summary(items[: len(main)])
     swept = {}
     for k in sorted(sweep):

@@ -1,5 +1,6 @@
 """Which weights a run ends with: the last, or those with the best validation accuracy.
 
+Of a curriculum those of its last stage alone are compared: before it the model writes what it is to think.
 Problems of the split "valid", evenly over the levels, are answered greedily and judged as test problems are; test
 problems play no part. The best weights so far are kept with the trainer's counters, so that checkpoints hold them.
 Validation draws nothing at random: the updates are the same with it and without.
@@ -14,7 +15,7 @@ from torch import Tensor
 from eval.environments.base import Environment, Problem
 from eval.judge import judge
 from kernels.errors import UserError, memory_for
-from train.config import Run
+from train.config import RLVR, Run
 from train.memory import JUDGING
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ class Selection:
         self.problems = valid_problems(env, self.config.valid_items) if self.config.valid_every else []
 
     def after(self, trainer: Trainer) -> None:
-        """Validate, where the number of updates asks for it."""
-        if self.config.valid_every and trainer.done % self.config.valid_every == 0:
+        """Validate, where the number of updates asks for it and it has not been done."""
+        if self.config.valid_every and trainer.done % self.config.valid_every == 0 and not self._is_done(trainer):
             self._validate(trainer)
 
     def choose(self, trainer: Trainer) -> dict:
@@ -40,7 +41,7 @@ class Selection:
         """
         if not self.config.valid_every:
             return {}
-        if trainer.counters.get("last", {}).get("step") != trainer.done:
+        if not self._is_done(trainer):
             self._validate(trainer)
         best = trainer.counters.get("best")
         ended_with = best or trainer.counters["last"]
@@ -49,6 +50,11 @@ class Selection:
             trainer.method.load_state_dict(best["method"])
             result["selected"] = {"step": best["step"], "valid": best["valid"]}
         return result
+
+    @staticmethod
+    def _is_done(trainer: Trainer) -> bool:
+        """Whether the weights as they are have been validated."""
+        return trainer.counters.get("last", {}).get("step") == trainer.done
 
     def _validate(self, trainer: Trainer) -> None:
         """Log the validation accuracy, and keep the weights if they are the best so far.
@@ -65,7 +71,8 @@ class Selection:
             trainer.record.log(line)
         engine.log(line, trainer.done)
         counters["last"], best = line, counters.get("best")
-        if self.config.select == "best" and (best is None or accuracy >= best["valid"]):
+        counts = isinstance(self.config, RLVR) or trainer.method.in_last_stage
+        if self.config.select == "best" and counts and (best is None or accuracy >= best["valid"]):
             counters["best"] = {**line, "method": copied(engine.full(trainer.method.state_dict()))}
 
 

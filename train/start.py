@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from hashlib import blake2b
 from pathlib import Path
 
 import torch
@@ -17,7 +18,9 @@ from latent.files import read_json
 from latent.generate import Reasoner
 from latent.methods.base import Method
 from latent.plain import plain
-from train.config import Run
+from train.config import RLVR, Run
+
+_BLOCK = 2**16  # bytes that are hashed in one place of a file
 
 
 def begin(run: Run, env: Environment, root: Path) -> Reasoner:
@@ -30,7 +33,10 @@ def begin(run: Run, env: Environment, root: Path) -> Reasoner:
         check_same_model(run, folder)
         prepare(run, start.method.backbone)
         method = methods.build(run.method, start.method.backbone)
-        method.load_state_dict(inherited(method, start.method, run.init), strict=False)
+        weights = inherited(method, start.method, run.init)
+        if run.train.steps and not isinstance(run.train, RLVR):  # a curriculum begins where its config says
+            weights = {name: value for name, value in weights.items() if name not in method.on_host}
+        method.load_state_dict(weights, strict=False)
         return reasoner_of(run, env, method, start.codec)
     if run.model.pretrained is not None:
         body, tokenizer = make.from_pretrained(run.model.pretrained)
@@ -53,6 +59,26 @@ def folder_of(init: str, root: Path) -> Path:
     return root / init if (root / init).is_dir() else Path(init)
 
 
+def fingerprint(run: Run, root: Path) -> str | None:
+    """Hash of the weights in the folder that a run starts from, by the files' sizes and 64 blocks of each: other
+    training changes all of them. None where it starts from no folder, or the folder is gone."""
+    name = run.init or run.model.pretrained
+    if name is None:
+        return None
+    folder = folder_of(name, root) if run.init else Path(name)
+    folder = folder / "model" if (folder / "model").is_dir() else folder
+    paths = sorted(p for p in folder.glob("*") if p.suffix in (".safetensors", ".bin") and p.is_file())
+    hashed = blake2b(digest_size=8)
+    for path in paths:
+        size = path.stat().st_size
+        hashed.update(f"{path.name} {size} ".encode())
+        with path.open("rb") as f:
+            for i in range(64):
+                f.seek(max(0, size - _BLOCK) * i // 63)
+                hashed.update(f.read(_BLOCK))
+    return hashed.hexdigest() if paths else None
+
+
 def prepare(run: Run, body: Backbone) -> None:
     """Give the backbone what the config asks for in training: adapters and gradient checkpointing."""
     if run.model.lora_rank:
@@ -69,11 +95,28 @@ def check_same_model(run: Run, folder: Path) -> None:
     new = plain(run.model)
     of_training = ("bf16", "recompute", "lora_rank", "lora_alpha")  # these may differ from the checkpoint's
     if old is None:
-        return
+        old = {} if run.model.pretrained else sizes(folder)
+        new = {k: new[k] for k in old}
     odd = [k for k in new if k not in of_training and old.get(k) != new[k]]
     if odd:
-        k = odd[0]
-        raise UserError(f"{run.init} has model.{k} {old.get(k)}, asked is {new[k]}: a run has the model it starts from")
+        has = ", ".join(f"model.{k} {old.get(k)} where {new[k]} is asked" for k in odd)
+        flags = " ".join(f"--model.{k.replace('_', '-')} {old.get(k)}" for k in odd)
+        raise UserError(f"{run.init} has {has}: a run has the model that it starts from ({flags})")
+
+
+def sizes(folder: Path) -> dict[str, object]:
+    """What a checkpoint's own config says of its backbone, by the model's flags."""
+    from latent.hf_config import LatentConfig
+
+    body = LatentConfig.from_pretrained(hub.find_checkpoint(folder)).backbone_config()
+    named = {
+        "family": "model_type",
+        "n_layer": "num_hidden_layers",
+        "n_embd": "hidden_size",
+        "n_head": "num_attention_heads",
+        "n_positions": "max_position_embeddings",
+    }
+    return {ours: getattr(body, theirs) for ours, theirs in named.items() if hasattr(body, theirs)}
 
 
 def inherited(method: Method, start: Method, name: str) -> dict[str, Tensor]:

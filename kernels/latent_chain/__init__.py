@@ -70,11 +70,12 @@ class LatentChain:
         visible = None if visible_BS is None else visible_BS.t()[:, :, None, None]
         try:
             h_BD, token = Step.apply(x_BD, self.token, self.chain, rope, visible)
-        except NotCaptured as why:
-            assert c.graphs is not None  # which lent the workspace
-            c.graphs.give_up(str(why))
-            return LatentChain.of(c.model, self.read(), c.recompute, c.autocast).step(x_BD, rope, visible_BS)
-        return h_BD, LatentChain(self.chain, token, self.size + 1)
+            return h_BD, LatentChain(self.chain, token, self.size + 1)
+        except NotCaptured as e:
+            why = str(e)
+        assert c.graphs is not None  # which lent the workspace
+        c.graphs.give_up(why)  # outside of the handler, which holds all that the attempt had made
+        return LatentChain.of(c.model, self.read(), c.recompute, c.autocast).step(x_BD, rope, visible_BS)
 
     def read(self) -> list[tuple[Tensor, Tensor]]:
         """K and V of each layer, (B, H_kv, S, d), with gradient."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kernels import dispatch, graphs
 from kernels.decoder import Decoder
-from kernels.errors import first_line
+from kernels.errors import first_line, out_of_memory
 from kernels.latent_chain.deferred import Chain, Pairs, Rope, backward, forward
 
 CLOSE = 2e-2  # relative: what a graph gives and what the same calls give
@@ -94,12 +94,12 @@ class Slot:
                 self._ahead, (self.h, self.saved), held = graphs.captured(ahead, pool=self.pool)
                 self.dh = torch.zeros_like(self.h)
                 self._back, (self.dx, self.pairs), more = graphs.captured(lambda: back(self.saved), pool=self.pool)
-        except RuntimeError as e:
+            self._ahead.replay()
+            got = given(self.h.clone(), lambda: self.backward(self.h))
+            h_BD, saved = ahead()
+            want = given(h_BD, lambda: back(saved))
+        except RuntimeError as e:  # no memory may be left for either
             raise NotCaptured(first_line(e)) from e
-        self._ahead.replay()
-        got = given(self.h.clone(), lambda: self.backward(self.h))
-        h_BD, saved = ahead()
-        want = given(h_BD, lambda: back(saved))
         if not all(bool((g - w).norm() <= CLOSE * w.norm()) for g, w in zip(got, want, strict=True)):
             raise NotCaptured("their graphs do not give what the same calls give")
         self.bytes = max(1, held + more)
@@ -168,13 +168,22 @@ class Graphs:
             return known[-1]
         if not often or not self._make_room(len(model.layers), k_BHSd, room):
             return None
-        return Workspace(kind, self._refresh(model, autocast), k_BHSd, room)
+        try:
+            return Workspace(kind, self._refresh(model, autocast), k_BHSd, room)
+        except RuntimeError as e:
+            if not out_of_memory(e):
+                raise
+            why = first_line(e)
+        self.give_up(why)  # the run had room enough without
+        return None
 
     def give_up(self, why: str) -> None:
         """From now on steps are launched one by one; said in one line."""
         self._off = True
         self._free.clear()
         self._copies.clear()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
         logger.warning("latent_chain: steps in training are launched one by one, not as CUDA graphs: %s", why)
 
     def _stay(self, model: Decoder) -> bool:

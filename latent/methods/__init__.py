@@ -27,7 +27,7 @@ from latent.methods.pccot import Pccot
 from latent.methods.recurrent import Recurrent
 from latent.methods.sim import Sim
 from latent.methods.soft import Soft
-from latent.plain import register_in
+from latent.plain import check_types, register_in
 from latent.plain import unpack as _unpack
 from latent.policies import POLICIES
 
@@ -89,7 +89,8 @@ def register(cls: ConfigT) -> ConfigT:
 
 
 def build(config: MethodConfig, backbone: Backbone) -> Method:
-    """The method of a config."""
+    """The method of a config. Raises UserError naming a field of another type than it says."""
+    check_types(config, "method")
     return config.method_class()(config, backbone)
 
 

@@ -80,9 +80,13 @@ class Method(nn.Module, Generic[ConfigT]):
         return {}
 
     @property
-    def begins_stage(self) -> bool:
-        """Whether the next update is the first of a stage before which the optimizer's moments are forgotten."""
-        return False
+    def in_last_stage(self) -> bool:
+        """Whether training has come to what is to be learned in the end; False before a curriculum's last stage."""
+        return True
+
+    def least_updates(self, chain: int) -> int:
+        """The fewest updates before the last stage of a curriculum, given the tokens of the longest chain."""
+        return 0
 
     def think(
         self, prompt: Prompt, choose: Chooser, group: int = 1, steps: int | None = None, edit: Edit | None = None
@@ -205,11 +209,16 @@ class Method(nn.Module, Generic[ConfigT]):
         first, *others = (term.weight * term.taken() for term in terms)
         return sum(others, first), {name: mean.taken().detach() for name, mean in logged.items()}
 
-    def learned(self, logged: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Told after `terms` what was logged, over all processes: where a curriculum goes on.
+    def begin_update(self) -> bool:
+        """Told before every supervised update: here a curriculum goes on, so that a model that is judged after an
+        update is in the stage that it was trained in.
 
-        Returns what else to log.
+        Returns whether the optimizer's moments are forgotten first.
         """
+        return False
+
+    def learned(self, logged: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Told after `terms` what was logged, over all processes. Returns what else to log."""
         return {}
 
     def written(self, steps: list[int]) -> int:

@@ -76,6 +76,9 @@ class AlongSequence(Method[ConfigT]):
         fed = self.feedback.flops if isinstance(self.feedback, Feedback) else 0
         return super().flops(prompt, used + self.closing_positions, tokens) + used * fed
 
+    def of_latent(self, calls, step):
+        return super().of_latent(calls[: len(calls) - self.closing_positions], step)
+
     def think(
         self, prompt: Prompt, choose: Chooser, group: int = 1, steps: int | None = None, edit: Edit | None = None
     ) -> Thought:

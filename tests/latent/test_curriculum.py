@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from eval.environments import Cups, build
 from latent.config import LearnedStop, ModelConfig
 from latent.methods import Coconut, CoT, FixedEmbedding, NoCoT, Pause, Recurrent, Sim
+from latent.methods import build as build_method
 from latent.methods.fixed.method import Constant
 from latent.methods.pause.method import PauseTokens
 from latent.methods.terms import text_hidden
@@ -73,25 +74,52 @@ def test_the_last_stage_is_the_answer_alone_however_long_the_chain():
 
 
 def told(method, exact: list[float]) -> list[int]:
-    """The stage after every update that was on its stage and had so much right."""
+    """The stage of every update, each of which is on its stage and has so much right."""
     stages = []
     for x in exact:
+        method.begin_update()
         method.drawn = int(method.stage)
-        method.learned({"exact": torch.tensor(x)})
         stages.append(int(method.stage))
+        method.learned({"exact": torch.tensor(x)})
+        assert int(method.stage) == stages[-1]  # what is judged now is in the stage that it was trained in
     return stages
 
 
 def test_a_stage_ends_when_it_is_learned_and_the_next_begins_anew():
     """The average is believed after 20 updates; with weights .98^n, that of 20 ones and 20 noughts is .4."""
     make = lambda at: small_reasoner(Coconut(n_latent=4, advance_at=at, stage_steps=10**6)).method  # noqa: E731
-    assert told(make(0.8), [1.0] * 45) == [0] * 19 + [1] * 20 + [2] * 6
+    assert told(make(0.8), [1.0] * 45) == [0] * 20 + [1] * 20 + [2] * 5
     assert told(make(0.8), [0.79] * 45) == [0] * 45
-    assert told(make(0.3), [1.0] * 20 + [0.0] * 60) == [0] * 19 + [1] * 61
+    assert told(make(0.3), [1.0] * 20 + [0.0] * 60) == [0] * 20 + [1] * 60
     rising = told(make(0.5), [0.0] * 20 + [1.0] * 30)  # 1 - .98^n is half of 1 - .98^(n + 20) first at n = 17
     average = lambda n: (1 - 0.98**n) / (1 - 0.98 ** (n + 20))  # noqa: E731
     first = next(n for n in range(1, 30) if average(n) > 0.5)
-    assert rising[: 19 + first] == [0] * (19 + first) and rising[19 + first] == 1
+    assert rising[: 20 + first] == [0] * (20 + first) and rising[20 + first] == 1
+
+
+def test_a_stage_ends_by_count_and_the_last_one_is_trained_before_it_is_judged():
+    method = small_reasoner(Coconut(n_latent=2, advance_at=1.0, stage_steps=5)).method
+    assert told(method, [0.0] * 15) == [0] * 5 + [1] * 5 + [2] * 5
+    assert method.least_updates(99) == 15 and not method.in_last_stage and method.steps_written(8) == 6
+    assert told(method, [0.0] * 3) == [3] * 3 and method.in_last_stage and method.steps_written(8) == 0
+    by_merit = small_reasoner(Coconut(n_latent=2, advance_at=0.9, first_stage=1)).method
+    assert by_merit.least_updates(99) == 40 and told(by_merit, [1.0] * 41)[-2:] == [2, 3]
+
+
+def test_without_latents_a_curriculum_is_no_cot_in_training_too():
+    """Other batches are of earlier stages: here there are none, however often they are asked for."""
+    reasoner = small_reasoner(Coconut(n_latent=0, earlier=1.0), dtype=torch.float64)
+    batch = cups_batch(reasoner.codec)
+    loss, _ = reasoner.method.loss(batch)
+    torch.testing.assert_close(loss, reasoner_of_no_cot(reasoner).loss(batch)[0], rtol=0, atol=1e-12)
+    assert reasoner.method.positions_needed(5, [4, 4, 4], 4) == reasoner_of_no_cot(reasoner).positions_needed(5, [4], 4)
+    skips = small_reasoner(Coconut(n_latent=2, first_stage=3, earlier=0.0)).method
+    assert skips.positions_needed(5, [4, 4, 4], 4) == 5 + 2 + 4 - 1
+
+
+def reasoner_of_no_cot(reasoner):
+    """No-CoT with the weights of a reasoner."""
+    return build_method(NoCoT(), reasoner.method.backbone)
 
 
 def test_a_stage_has_latents_per_step_for_each_step_that_is_gone():

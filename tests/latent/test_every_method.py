@@ -141,6 +141,7 @@ def test_a_control_is_fed_its_own_in_training_too(name):
         reasoner = made(name, method=control(CONFIGS[name].small()))
         method, batch = reasoner.method, taught(name, reasoner, slice(0, 3))
         while method.trained_steps < method.steps:
+            method.begin_update()
             method.learned(method.loss(batch)[1])
         if control is Pause:
             for _ in range(8):  # draws differ

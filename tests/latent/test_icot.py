@@ -36,7 +36,7 @@ def test_the_loss_is_the_cross_entropy_of_what_remains(side, updates, gone):
     config = ICoT(whole=3, remove_every=2, smoothing=0.5, side=side)
     reasoner = small_reasoner(config, SMALL, dtype=torch.float64)
     method, batch = reasoner.method, ragged_batch(reasoner.codec)
-    method.updates += updates
+    method.updates += updates + 1  # that were made, and this one
     batch.generator = torch.Generator().manual_seed(5)
     drawn = offsets(3, 0.5, torch.Generator().manual_seed(5))
     assert len(set(drawn)) > 1
@@ -74,10 +74,12 @@ def test_the_schedule_and_the_stages_it_makes():
     method = small_reasoner(ICoT(whole=2, remove_every=3, all_beyond=4), SMALL).method
     removed, begun = [], []
     for _ in range(20):
+        begun.append(method.begin_update())
         removed.append(method.removed)
-        begun.append(method.begins_stage)
         none_left = method.removed is None
         method.learned({"chain_left": torch.tensor(0.0 if none_left else 1.0)})
+        assert method.removed == removed[-1]  # what is judged now is what was trained
+    assert method.least_updates(30) == 14 and method.least_updates(2) == 8
     assert removed == [0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, *[None] * 6]
     assert [i for i, first in enumerate(begun) if first] == [5, 8, 11, 14]
     assert method.steps_written(8) == 0 and method.tokens_written(32, 8) == 0
@@ -86,10 +88,12 @@ def test_the_schedule_and_the_stages_it_makes():
 def test_a_stage_writes_as_many_tokens_as_it_is_taught():
     reasoner = small_reasoner(ICoT(remove_every=1), SMALL)
     assert reasoner.max_tokens == 36 and reasoner.method.steps_written(8) == 8
-    for _ in range(5):
+    for _ in range(6):  # on 32 tokens of a chain, 31, ..., 27
+        reasoner.method.begin_update()
         reasoner.method.learned({"chain_left": torch.tensor(1.0)})
     assert reasoner.max_tokens == 31 and len(reasoner.tokens(["01 23 . . . . . ."])[0][0]) == 31
     for _ in range(40):
+        reasoner.method.begin_update()
         reasoner.method.learned({"chain_left": torch.tensor(0.0)})
     assert reasoner.max_tokens == 4 and reasoner.method.steps_written(8) == 0
 
@@ -106,6 +110,7 @@ def test_the_optimizer_starts_afresh_where_a_token_goes(reset, tmp_path):
         if reset and step in (2, 4):
             by_hand = AdamW(mine, run.train)
         batch = Batch.of(env.train_batch(run.seed, step, 4), trainer.reasoner.codec, generator=trainer.generator(step))
+        mine.begin_update()
         loss, logged = mine.loss(batch)
         by_hand.step(loss, 1.0)
         mine.learned(logged)

@@ -143,6 +143,7 @@ def test_coconut_replaces_steps_by_latents_and_advances():
     method, batch = reasoner.method, cups_batch(reasoner.codec)
     seen = []
     for _ in range(22):
+        method.begin_update()
         stage, written = int(method.stage), method.steps_written(8)
         thought = method.think(batch.prompt, Greedy())
         want = F.cross_entropy(

@@ -100,6 +100,7 @@ GROUPS = (
     )),
     ("train/distill.py", BY_HAND_SFT, (
         ("a curriculum is told nothing", "trainer.method.learned(logged)", "{}"),
+        ("a curriculum never goes on", "trainer.method.begin_update()", "False"),
     )),
     ("train/algorithms/grpo.py", ALGORITHMS, (
         ("the sample's standard deviation", "correction=0", "correction=1"),

@@ -13,9 +13,9 @@ from eval.environments import GSM8K, Countdown, Cups, Math500, ProntoQA, ProsQA
 from kernels.errors import UserError
 from latent import make, methods
 from latent.codec import Codec
-from latent.config import ModelConfig
+from latent.config import LearnedStop, ModelConfig
 from latent.generate import Reasoner
-from latent.methods import Coconut, Colar, CoT, Hrpo, Kava, NoCoT, Pause, Recurrent, Sim
+from latent.methods import Coconut, Colar, CoT, Hrpo, ICoT, Kava, NoCoT, Pause, Recurrent, Sim
 from tests.latent.test_plain_text import tokenizer_of
 from train import checks
 from train import run as runs
@@ -51,7 +51,7 @@ def words(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "method", [NoCoT(), CoT(), CoT(every=2), Sim(n_latent=2, step_tokens=200), Coconut(n_latent=2)]
+    "method", [NoCoT(), CoT(), CoT(every=2), Sim(n_latent=2, step_tokens=200), Coconut(n_latent=2, first_stage=3)]
 )
 def test_texts_longer_than_what_is_decoded_are_said_with_the_flag_that_would_do(method, words):
     run = of(words, method)
@@ -178,3 +178,21 @@ def test_the_chain_before_a_gold_is_read_back_too(words):
     (text,) = checks.read_back(codec, env.splits["test"][:1], chain=True)
     assert text == "".join(env.splits["test"][0].steps) + env.splits["test"][0].answer
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("method, least", [(Coconut(n_latent=2, advance_at=1.0, stage_steps=5), 15), (ICoT(), 1600)])
+def test_a_curriculum_that_cannot_end_is_said(method, least):
+    """Chains of 32 tokens that go one by one every 50 updates; three stages of 5 before the last."""
+    (said,) = checked(of(Cups(), method, SFT(steps=least, batch=4)))
+    assert said.startswith(f"{type(method).__name__}'s curriculum takes {least} updates to its last stage, of {least}")
+    assert checked(of(Cups(), method, SFT(steps=least + 1, batch=4))) == []
+
+
+def test_rl_on_a_curriculum_that_has_not_ended_and_a_cost_that_moves_nothing_are_said():
+    said = checked(of(Cups(), Coconut(n_latent=2), RLVR(steps=1, batch=4)))
+    assert len(said) == 1 and "it thinks in 0 of 2 latents" in said[0]
+    costly = RLVR(steps=1, batch=4, latent_cost=0.1)
+    for method in (Sim(), Pause(Sim())):
+        (said,) = checked(of(Cups(), method, costly))
+        assert said.startswith("train.latent_cost 0.1 moves no choice")
+    assert checked(of(Cups(), Pause(Sim(halt=LearnedStop())), costly)) == []

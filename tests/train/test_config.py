@@ -8,16 +8,19 @@ import pytest
 
 from eval.environments import ENVIRONMENTS, Cups, ProsQA
 from kernels.errors import UserError
+from latent import make, methods
 from latent.config import HALTS, Converged, LearnedStop, ModelConfig
-from latent.methods import METHODS, Coconut, FixedEmbedding, Pause, Recurrent, Sim
+from latent.methods import METHODS, Coconut, FixedEmbedding, ICoT, Pause, Recurrent, Sim
 from latent.plain import HOW, hints, id_of, identity, plain, unlike, unpack
 from latent.policies import POLICIES
 from paper import records
 from paper.ablations import ABLATIONS
 from paper.controls import CONTROLS
 from paper.design import cells
+from train import latent as latent_job
 from train.algorithms import ALGORITHMS
 from train.config import RLVR, SFT, Arm, Experiment, Judge, Run
+from train.flags import Options
 
 CLASSES = [
     Run,
@@ -153,6 +156,38 @@ def test_a_value_of_another_type_is_refused_in_an_arm():
         Experiment(Cups(), ModelConfig(), {"a": Arm(Sim(n_latent=2.0), SFT())})
     with pytest.raises(UserError, match=r"arms must be of type dict\[str, train.config.Arm\], got \{'a': 3\}"):
         Experiment(Cups(), ModelConfig(), {"a": 3})
+
+
+def test_a_method_that_is_built_from_code_is_checked_as_flags_are():
+    """A value outside of its choices would fall through to some other branch."""
+    body = make.from_scratch(ModelConfig(n_layer=1, n_embd=16, n_head=2), 20, 0, 1)
+    for wrong, path in (
+        (Sim(feedback="projct"), "feedback"),
+        (Recurrent(supervise="step"), "supervise"),
+        (ICoT(side="middle"), "side"),
+        (Pause(Sim(halt=Converged(by="l2"))), "of.halt.by"),
+    ):
+        with pytest.raises(UserError, match=rf"method\.{path} must be of type .*Literal"):
+            methods.build(wrong, body)
+
+
+def test_experiments_that_cannot_be_run_are_refused():
+    with pytest.raises(UserError, match="needs at least one arm"):
+        Experiment(Cups(), ModelConfig(), {})
+    backwards = Experiment(Cups(), ModelConfig(), {"b": Arm(Sim(), RLVR(), init="a"), "a": Arm(Sim(), SFT())})
+    with pytest.raises(UserError, match="arm 'b' stands before 'a', which it starts from"):
+        backwards.runs()
+    with pytest.raises(UserError, match=r"train\.stop_at is of supervised training"):
+        RLVR(stop_at=0.5)
+    with pytest.raises(UserError, match=r"train\.temperature must be in 1e-6\.\.1e6, got 1e-40"):
+        RLVR(temperature=1e-40)
+
+
+def test_arms_that_are_one_run_are_refused(tmp_path):
+    """`keep` changes no result, and so no id: two processes would train one run."""
+    arms = {"a": Arm(Sim(), SFT()), "b": Arm(Sim(), SFT(keep=3))}
+    with pytest.raises(UserError, match="arms 'a' and 'b' are one and the same run"):
+        latent_job.check(Experiment(Cups(), ModelConfig(), arms).runs(), Options(out=tmp_path))
 
 
 def test_the_committed_records_are_of_todays_defaults():

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import shutil
 from importlib import metadata
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from eval.environments import Cups, Verdict
 from kernels.errors import UserError
@@ -228,7 +230,7 @@ def test_a_run_has_the_model_it_starts_from(tmp_path):
     first = sft(STOPPING)
     runs.execute(first, tmp_path, device="cpu")
     wider = dataclasses.replace(rl(first, STOPPING), model=dataclasses.replace(MODEL, n_embd=MODEL.n_embd * 2))
-    with pytest.raises(ValueError, match=f"has model.n_embd {MODEL.n_embd}, asked is {MODEL.n_embd * 2}"):
+    with pytest.raises(ValueError, match=f"has model.n_embd {MODEL.n_embd} where {MODEL.n_embd * 2} is asked"):
         runs.execute(wider, tmp_path, device="cpu")
     assert not (tmp_path / wider.id).exists()
 
@@ -324,9 +326,74 @@ def test_what_an_arm_cannot_start_from_is_said_before_anything_is_trained(tmp_pa
         with pytest.raises(UserError, match=f"the weights of {start.id} do not fit {name}: "):
             check_starts([alone], tmp_path)
     wider = dataclasses.replace(start, model=dataclasses.replace(MODEL, n_embd=64), init=start.id)
-    with pytest.raises(UserError, match=r"has model\.n_embd \d+, asked is 64"):
+    with pytest.raises(UserError, match=r"has model\.n_embd \d+ where 64 is asked"):
         check_starts([wider], tmp_path)
     (tmp_path / start.id / "model" / "model.safetensors").unlink()
     for init, lacks in ((start.id, "it has no model.safetensors"), ("nowhere", "nowhere is not a folder")):
         with pytest.raises(UserError, match=lacks):
             check_starts([dataclasses.replace(start, init=init)], tmp_path)
+
+
+def test_a_start_that_any_tool_wrote_is_of_the_size_that_is_asked_for(tmp_path):
+    """`runs/ID/model` has no flags of a run: its own config says what it is, and what to give."""
+    first = sft(STOPPING)
+    runs.execute(first, tmp_path, device="cpu")
+    other = dataclasses.replace(sft(STOPPING, steps=2), init=str(tmp_path / first.id / "model"))
+    assert runs.execute(other, tmp_path, device="cpu")["updates"] == 2
+    deeper = dataclasses.replace(other, model=dataclasses.replace(MODEL, n_layer=3, n_head=4))
+    with pytest.raises(UserError, match=r"\(--model.n-layer 2 --model.n-head 2\)"):
+        runs.execute(deeper, tmp_path, device="cpu")
+
+
+def test_a_run_is_not_taken_for_one_from_other_weights(tmp_path):
+    """Other weights in the folder that it starts from; none there any more is no matter to a run that has finished."""
+    first = sft(STOPPING)
+    runs.execute(first, tmp_path / "starts", device="cpu")
+    start = tmp_path / "start"
+    shutil.copytree(tmp_path / "starts" / first.id / "model", start)
+    run = dataclasses.replace(sft(STOPPING, steps=2), init=str(start))
+    result = runs.execute(run, tmp_path, device="cpu")
+    weights = load_file(start / "model.safetensors")
+    save_file({k: v + 0.01 for k, v in weights.items()}, start / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="was made from other weights"):
+        runs.execute(run, tmp_path, device="cpu")
+    shutil.rmtree(start)
+    assert runs.execute(run, tmp_path, device="cpu") == result
+
+
+def test_a_curriculum_begins_where_its_config_says_and_rl_goes_on_from_where_it_ended(tmp_path):
+    coconut = Coconut(n_latent=8, stride=4, advance_at=1.0, stage_steps=1)
+    first = sft(coconut)
+    assert runs.execute(first, tmp_path, device="cpu")["latents"] == 8
+    again = dataclasses.replace(
+        sft(dataclasses.replace(coconut, first_stage=1, stage_steps=99), steps=2), init=first.id
+    )
+    assert runs.execute(again, tmp_path, device="cpu")["latents"] == 1
+    assert runs.execute(rl(first, coconut, steps=1), tmp_path, device="cpu")["latents"] == 8
+    judged = dataclasses.replace(sft(coconut, steps=0), init=first.id)
+    assert runs.execute(judged, tmp_path, device="cpu")["latents"] == 8  # nothing is trained, so nothing begins
+
+
+def test_a_sweep_leaves_out_arms_that_do_not_think(tmp_path):
+    judge = dataclasses.replace(JUDGE, sweep=(0, 2, 99))
+    with pytest.raises(UserError, match="positions"):
+        runs.execute(dataclasses.replace(sft(STOPPING, steps=1), judge=judge), tmp_path, device="cpu")
+    result = runs.execute(dataclasses.replace(sft(CoT(), steps=1), judge=judge), tmp_path, device="cpu")
+    assert result["sweep"] == {} and result["latents"] == 0
+
+
+def test_the_first_of_several_minibatches_is_on_policy_however_scores_round(tmp_path, monkeypatch):
+    """On a GPU the same chain may be steps one by one now and a graph the next time: no two scores need be equal."""
+    start = sft(STOPPING)
+    runs.execute(start, tmp_path, device="cpu")
+    scored, calls = rlvr.score, []
+
+    def rounding(*args):
+        calls.append(1)
+        return [dataclasses.replace(d, logp_BT=d.logp_BT + 1e-7 * len(calls)) for d in scored(*args)]
+
+    monkeypatch.setattr(rlvr, "score", rounding)
+    run = rl(start, STOPPING, steps=2, epochs=2, minibatches=2, micro_batch=8)
+    assert runs.execute(run, tmp_path, device="cpu")["updates"] == 2
+    # the second minibatch beforehand, and both in each pass, two pieces each
+    assert len(calls) == 2 * (2 + 2 * 2 * 2)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import signal
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from latent.methods import Coconut, NoCoT, Sim
 from paper import records
 from train import run as runs
 from train.config import SFT, Judge, Run
+from train.process import Stopped, heeding_sigterm
 from train.selection import valid_problems
 
 MODEL = ModelConfig(n_layer=2, n_embd=32, n_head=2)
@@ -164,3 +167,53 @@ def rows_of(folder):
     path = folder / "rows.jsonl"
     path.write_text('{"question": "1+1?", "answer": "#### 2"}\n')
     return path
+
+
+def test_a_validation_that_a_signal_came_before_is_made_up_for(tmp_path):
+    """SIGTERM in an update after which it validates: the resumed run logs and selects what the whole one does."""
+    run = changed(BASE, select="best")
+
+    def say(event):
+        if event["stage"] == "train" and event["done"] == 17:  # it is heeded after update 18
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    whole = runs.execute(run, tmp_path / "a", device="cpu")
+    with pytest.raises(Stopped), heeding_sigterm():
+        runs.execute(run, tmp_path / "b", say, "cpu")
+    again = runs.execute(run, tmp_path / "b", device="cpu")
+    assert [x["step"] for x in lines(tmp_path / "b", run) if "valid" in x] == [6, 12, 18, 24]
+    assert {k: again[k] for k in ("selected", "valid", "correct")} == {
+        k: whole[k] for k in ("selected", "valid", "correct")
+    }
+    assert same(weights(tmp_path / "a", run), weights(tmp_path / "b", run))
+
+
+def test_an_end_that_a_signal_comes_with_is_an_end(tmp_path):
+    """`stop_at` is reached in the update that a signal comes in: the resumed run makes no update more."""
+    run = changed(BASE, steps=60, stop_at=1e-9, log_every=10, valid_every=0, lr=0.003)
+    ended = runs.execute(run, tmp_path / "a", device="cpu")["updates"]
+    assert ended < 60 and ended % 10 == 0
+
+    def say(event):
+        if event["stage"] == "train" and event["done"] == ended - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped), heeding_sigterm():
+        runs.execute(run, tmp_path / "b", say, "cpu")
+    assert runs.execute(run, tmp_path / "b", device="cpu")["updates"] == ended
+    assert same(weights(tmp_path / "a", run), weights(tmp_path / "b", run))
+
+
+def test_of_a_curriculum_the_last_stage_alone_is_selected_from_and_stopped_in(tmp_path):
+    """Stages of 6 updates, validated every 6: the last begins with update 19. An exact match that ends any run at the
+    first log line ends this one at the first of that stage."""
+    curriculum = dataclasses.replace(BASE, method=Coconut(n_latent=2, advance_at=1.0, stage_steps=6, earlier=0.0))
+    result = runs.execute(changed(curriculum, select="best"), tmp_path, device="cpu")
+    assert result["selected"]["step"] == 24 and result["steps_written"] == 0
+    easy = changed(curriculum, steps=60, stop_at=1e-9, log_every=4, valid_every=0)
+    result = runs.execute(easy, tmp_path, device="cpu")
+    exact = {x["step"]: x["exact"] for x in lines(tmp_path, easy)}
+    assert result["updates"] >= 20 and result["updates"] == next(s for s, x in exact.items() if x > 0 and s >= 20)
+    begun = changed(curriculum, steps=18, valid_every=0)  # ends where its third stage does: judged in that
+    result = runs.execute(begun, tmp_path, device="cpu")
+    assert (result["latents"], result["steps_written"]) == (2, 6)

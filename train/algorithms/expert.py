@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 class ExpertIteration(Algorithm):
     """Expert iteration (STaR, arXiv:2203.14465; ReST-EM, arXiv:2312.06585): supervised training on own right answers.
 
-    A rollout counts 1 where it is right and 0 elsewhere: its decisions' log-probabilities are raised, none is lowered.
+    A rollout counts 1 where it is accepted and 0 elsewhere: its decisions' log-probabilities are raised, none is
+    lowered. At the default that is where it is right, unless its latents cost half a reward.
     Deviates: a round is one update's rollouts, so that the answers are always the present policy's; the mean is over
     all decisions, wrong ones' included, which AdamW's scale makes up for.
     """
@@ -23,7 +24,7 @@ class ExpertIteration(Algorithm):
     name: ClassVar[str] = "expert"
     least_group: ClassVar[int] = 1
     accept: float = 0.5
-    """Reward from which on a rollout is learned."""
+    """Reward, less the cost of latents, from which on a rollout is learned."""
 
     def outcome(self, reward_PG: Tensor) -> Tensor:
         return (reward_PG >= self.accept).to(reward_PG.dtype)

@@ -28,7 +28,7 @@ from latent.text import Batch, pad_right, tokens_in
 class ICoTMethod(AlongSequence[ICoT]):
     """The number of updates is a buffer, so a checkpoint holds it and a resume goes on with it."""
 
-    updates: Tensor
+    updates: Tensor  # that were begun
     gone: Tensor  # whether no row of the last batch had any chain left
     on_host = ("updates", "gone")
 
@@ -40,17 +40,29 @@ class ICoTMethod(AlongSequence[ICoT]):
     @property
     def removed(self) -> int | None:
         """Tokens that every chain has lost; None = all of them."""
-        n = max(0, int(self.updates) - self.config.whole) // self.config.remove_every
+        n = max(0, self.since) // self.config.remove_every
         return None if 0 < self.config.all_beyond <= n else n
 
     @property
-    def begins_stage(self) -> bool:
-        since = int(self.updates) - self.config.whole
-        grown = since > 0 and since % self.config.remove_every == 0
+    def since(self) -> int:
+        """The number, from 0, of the latest update since tokens began to go."""
+        return int(self.updates) - 1 - self.config.whole
+
+    @property
+    def in_last_stage(self) -> bool:
+        return bool(self.gone) or self.removed is None
+
+    def least_updates(self, chain: int) -> int:
+        return self.config.whole + self.config.remove_every * min(chain, self.config.all_beyond or chain)
+
+    def begin_update(self) -> bool:
+        """Count the update. AdamW's moments are forgotten where one token more goes, and any was left."""
+        self.updates += 1
+        grown = self.since > 0 and self.since % self.config.remove_every == 0
         return self.config.reset_optimizer and grown and not bool(self.gone)
 
     def steps_written(self, chain: int) -> int:
-        return 0 if self.gone or self.removed is None else chain
+        return 0 if self.in_last_stage else chain
 
     def tokens_written(self, tokens: int, steps: int) -> int:
         return 0 if self.removed is None else max(0, tokens - self.removed)
@@ -86,7 +98,6 @@ class ICoTMethod(AlongSequence[ICoT]):
         return [chain[: max(0, len(chain) - n)] for chain, n in zip(chains, gone)]
 
     def learned(self, logged: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Count the update, and whether a chain was left in it."""
-        self.updates += 1
+        """Keep whether any chain was left in the update."""
         self.gone.copy_(logged["chain_left"] == 0)
         return {}

@@ -60,8 +60,9 @@ class PccotMethod(CodiMethod):
 
     def of_latent(self, calls: list[Call], step: int) -> Call:
         """The position in the last pass over all latents."""
-        last = calls[-1 - self.closing_positions]
-        return last.at(step - 1) if step and self.own is not None else super().of_latent(calls, step)
+        _, *passes = calls[: len(calls) - self.closing_positions]
+        again = step and passes and self.own is not None
+        return passes[-1].at(step - 1) if again else super().of_latent(calls, step)
 
     def _at_once(
         self, h_PD: Tensor, context: Context, k: int, known_KD: Tensor | None, edit: Edit | None

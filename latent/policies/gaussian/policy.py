@@ -31,9 +31,12 @@ class GaussianPolicy(Policy):
             nn.init.constant_(self.log_std.bias, math.log(config.std))
 
     def forward(self, x_BD: Tensor, h_BD: Tensor) -> Independent:
+        # a density of hundreds of nats has no digit after the point in bfloat16, and ratios are of differences
+        wide = torch.promote_types(x_BD.dtype, torch.float32)
+        x_BD = x_BD.to(wide)
         scale_B1 = x_BD.detach().square().mean(-1, keepdim=True).sqrt()
         if self.log_std is None:
             std_BD = (self.config.std * scale_B1).expand_as(x_BD)
         else:
-            std_BD = scale_B1 * self.log_std(h_BD).exp()
+            std_BD = scale_B1 * self.log_std(h_BD).to(wide).exp()
         return Independent(Normal(x_BD, std_BD.clamp_min(torch.finfo(x_BD.dtype).tiny), validate_args=False), 1)

@@ -70,11 +70,14 @@ def talk(options: Options) -> None:
             line = input("> ").strip()
         except EOFError:
             return
+        except UnicodeDecodeError as e:
+            print(f"cannot read this line: {e}")
+            continue
         word, _, rest = line.partition(" ")
         if word == "/quit":
             return
         if word == "/latents":
-            if rest and not rest.isdigit():
+            if rest and not (rest.isdecimal() and rest.isascii() and len(rest) < 10):
                 print("/latents takes a whole number")
                 continue
             steps = int(rest) if rest else None

@@ -20,6 +20,7 @@ from hashlib import blake2b, file_digest
 from pathlib import Path
 
 import torch
+from jinja2 import TemplateError
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import postprocess_generated_text
 from lm_eval.models.utils_hf import stop_sequences_criteria
@@ -29,7 +30,7 @@ import latent  # noqa: F401  makes its checkpoints known to transformers
 from eval import gen_kwargs
 from eval.environments.base import iterate
 from eval.lm_requests import Request, Written, latent_steps, requested
-from kernels.errors import UserError, memory_for
+from kernels.errors import UserError, first_line, memory_for
 from latent import hub
 from latent.codec import Codec
 from latent.files import is_ours
@@ -54,6 +55,8 @@ class LatentLM(HFLM):
         steps = latent_steps(num_latents, num_recurrences)
         if (rows := str(kwargs.get("batch_size", 1))).lstrip("-").isdigit() and int(rows) < 1:
             raise UserError(f"batch_size must be at least 1, or auto, got {rows}")
+        if not isinstance(longest := kwargs.get("max_length"), int | None):
+            raise UserError(f"max_length must be a whole number, got {longest!r:.40}")
         if isinstance(pretrained, Reasoner):
             kwargs.setdefault("tokenizer", hub.ready_tokenizer(pretrained.codec))
             pretrained = hub.as_hf_model(pretrained)
@@ -145,10 +148,16 @@ class LatentLM(HFLM):
             return super().loglikelihood_rolling(requests, disable_tqdm)
 
     def apply_chat_template(self, chat_history, *args, **kwargs) -> str:
-        """As for any model. Control tokens that are spelt in the turns are marked: `_read` reads them as letters."""
+        """As for any model. Control tokens that are spelt in the turns are marked: `_read` reads them as letters.
+
+        Raises UserError for a chat that the template refuses.
+        """
         if self.thinks:
             chat_history = [turn | {"content": self.codec.marked(turn["content"])} for turn in chat_history]
-        return super().apply_chat_template(chat_history, *args, **kwargs)
+        try:
+            return super().apply_chat_template(chat_history, *args, **kwargs)
+        except TemplateError as e:  # what a template says of a chat that it has no place for
+            raise UserError(f"--apply_chat_template: {first_line(e)} (--num_fewshot, --system_instruction)") from None
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Ids of the context with its think token and placeholders, and of the continuation, each encoded by itself."""

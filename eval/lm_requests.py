@@ -13,6 +13,9 @@ from kernels.errors import UserError
 from latent.hf import LatentForCausalLM
 
 log = logging.getLogger(__name__)
+OURS = {"inputs", "input_ids", "attention_mask", "pad_token_id", "stopping_criteria"}
+OURS |= {"return_dict_in_generate", "num_return_sequences"}
+OURS_WHY = "one text is written for each request, and read as it was made"
 LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # in lm-eval's order
 
 
@@ -44,10 +47,15 @@ def requested(model: LatentForCausalLM, ids: list[int], steps: int, positions: i
     """
     if "max_length" in how:
         raise UserError("max_length is not taken, as thoughts are not counted: give max_gen_toks")
+    if odd := sorted(OURS & how.keys()):
+        raise UserError(f"--gen_kwargs {odd[0]} is not taken: {OURS_WHY}")
     rest = {k: v for k, v in how.items() if k not in (*STEPS, "until", *LIMITS)}
     until = how.get("until") or []
-    until = [] if isinstance(until, TaskDefault) else [until] if isinstance(until, str) else list(until)
-    asked_limit = next((how[name] for name in LIMITS if how.get(name) is not None), None)
+    until = [] if isinstance(until, TaskDefault) else list(until) if isinstance(until, list | tuple) else [until]
+    until = [str(each) for each in until]  # lm-eval reads --gen_kwargs until=4 as a number
+    name, asked_limit = next(((name, how[name]) for name in LIMITS if how.get(name) is not None), ("", None))
+    if asked_limit is not None and not isinstance(asked_limit, int):
+        raise UserError(f"{name} must be a whole number, got {asked_limit!r:.40}")
     if not ids:
         raise UserError("a context of no tokens cannot be gone on with")
     # the last token that is written takes no position

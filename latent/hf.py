@@ -133,6 +133,17 @@ class LatentForCausalLM(PreTrainedModel, LatentGenerationMixin):
     def set_output_embeddings(self, value):
         self.method.backbone.lm.set_output_embeddings(value)
 
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs):
+        """As for any model, and the backbone's config has as many rows. Raises UserError where none is left for the
+        think token."""
+        backbone, think = self.method.backbone, self.config.think_id
+        if new_num_tokens is not None and think is not None and new_num_tokens <= think:
+            raise UserError(f"{new_num_tokens} rows leave none for the think token, whose id is {think}")
+        made = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        backbone.vocab = made.weight.shape[0]
+        self.config.backbone["vocab_size"] = backbone.lm.config.vocab_size = backbone.vocab
+        return made
+
     def gradient_checkpointing_enable(self, *args, **kwargs) -> None:
         """Keep only each layer's input until backward. The backbone decides how: arguments are ignored."""
         self.method.backbone.recompute = True

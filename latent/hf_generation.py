@@ -1,5 +1,6 @@
 """Stock `generate` after thinking: placeholders are appended to the prompt, and taken out of what comes back."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ class LatentGenerationMixin(GenerationMixin):
 
     config: Any  # a LatentConfig; transformers declares its own base class
     method: Method
+    forward: Callable[..., Any]
 
     @property
     def num_latents(self) -> int:
@@ -90,6 +92,8 @@ class LatentGenerationMixin(GenerationMixin):
         given = self._placeholders(ids_BT)
         if not bool(mask_BT[:, -1].all()):
             raise UserError("generate needs prompts padded on the left (tokenizer.padding_side = 'left')")
+        if num_latents is not None and num_recurrences is not None:
+            raise UserError("num_latents and num_recurrences are one setting: give one of them")
         last, steps = set(ids_BT[:, -1].tolist()), num_recurrences if num_latents is None else num_latents
         if len(last) > 1 and self.config.think_id in last:
             raise UserError("either all prompts of a batch end in <think>, or none")
@@ -113,10 +117,12 @@ class LatentGenerationMixin(GenerationMixin):
             return ids
         out["sequences"] = ids
         cache = kwargs.get(CACHE)
-        if isinstance(cache, LatentCache):
-            # beams and returned sequences repeat each prompt: every repetition of a prompt thought alike
-            used_B = ids.new_zeros(b) if cache.used_B is None else cache.used_B[:: len(cache.used_B) // b]
-            out["latents_used"] = used_B.repeat_interleave(len(ids) // b)
+        if not isinstance(cache, LatentCache):  # told to keep none: thought once more, to see
+            cache = LatentCache()
+            self.forward(whole_BT, attention_mask=mask_BT, cache=cache, logits_to_keep=1)
+        # beams and returned sequences repeat each prompt: every repetition of a prompt thought alike
+        used_B = ids.new_zeros(b) if cache.used_B is None else cache.used_B[:: len(cache.used_B) // b]
+        out["latents_used"] = used_B.repeat_interleave(len(ids) // b)
         return out
 
     def _placeholders(self, ids_BT: Tensor) -> int:
@@ -142,12 +148,19 @@ class LatentGenerationMixin(GenerationMixin):
     def _stock_arguments(self, kwargs: dict, config, t: int, n: int, steps: int) -> dict:
         """The arguments of stock `generate`, whose prompt has n columns more than the t that the caller gave.
 
-        An argument in `kwargs` comes before the one in `config`, as in transformers.
+        An argument in `kwargs` comes before the one in `config`, as in transformers, and what is neither's is the
+        model's own, but for lengths: those are of the texts that it was trained to write.
         """
+        lengths = ("max_length", "max_new_tokens")
 
         def asked(name: str):
-            return kwargs[name] if kwargs.get(name) is not None else getattr(config, name, None)
+            places = (config, *(() if config is not None or name in lengths else (self.generation_config,)))
+            given = (kwargs.get(name), *(getattr(place, name, None) for place in places))
+            return next((value for value in given if value is not None), None)
 
+        for name in ("num_latents", "num_recurrences"):
+            if getattr(config, name, None) is not None:
+                raise UserError(f"{name} is an argument of generate, and no setting of a GenerationConfig")
         for name in REFUSED:
             if asked(name) is not None:
                 raise UserError(f"{name} is not supported: a thought is read with its prompt, once")

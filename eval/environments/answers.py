@@ -174,7 +174,7 @@ NUMBER = re.compile(
 )
 _THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?", re.ASCII)
 _SEPARATOR = re.compile(r"(?<=\d)(?:,\\!\s*|,\s*\\!\s*|\{,\}|\\[,;:! ]|~|\u2009)(?=\d{3}(?!\d))")
-_FRAC = re.compile(r"(\d?)\s*\\[dtc]?frac\s*(?:\{\s*([+-]?\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
+_FRAC = re.compile(r"(\d?)\s*\\[dtc]?frac\s*(?:\{\s*([+-]?\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))(?!\s*\d)")
 
 
 def separated(text: str) -> str:

@@ -15,7 +15,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from eval.environments.answers import closing_brace, fold, fractions, number_at, plain, separated
-from eval.environments.latex import DEEPEST, TooDeep, joined, read
+from eval.environments.latex import DEEPEST, TooDeep, joined, read, spaced
 from eval.environments.units import NO_UNITS, UNITS, unit_of
 
 OPENERS = {"(": ")", "[": "]", r"\{": r"\}", "{": "}", r"\begin": r"\end"}
@@ -202,10 +202,9 @@ def _decimal(m: re.Match) -> str:
 def _without_unit(tokens: list[str]) -> tuple[list[str], tuple[str, int] | None]:
     """Without currency, degrees, and a unit at the end, after a number or after an expression that has one."""
     unit = next(((MONEY[t], 1) for t in tokens if t in MONEY), None)
-    tokens = [t for t in tokens if t not in MONEY]
     if tokens and tokens[-1] == "°":
         unit = ("degree", 1)
-    tokens = [t for t in tokens if t != "°"]
+    tokens = spaced([" " if t in MONEY or t == "°" else t for t in tokens])  # 1\\$2 is not 12
     end, power = len(tokens), 1
     if end > 4 and tokens[-4:-2] == ["^", "{"] and tokens[-2].isdecimal() and tokens[-5].startswith("\\text:"):
         end, power = end - 4, int(tokens[-2])

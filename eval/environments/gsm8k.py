@@ -90,10 +90,14 @@ _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10*
 _SCALE = re.compile(rf"\s*({'|'.join(_SCALES)})\b", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?;](?:\s|$)")
 _GOES_ON = re.compile(  # a list, a range, an operation, another number, a symbol
-    r"\s*[-,:/<>~]?\s*[-+]?[$€£¥₹]?\.?\d|\.[-+]?\d|\s*(?:[+*×÷·^±≤≥]|\\[a-zA-Z])"
+    r"\s*[-,:;/<>~&|]?\s*[-+]?[$€£¥₹]?\.?\d|\.[-+]?\d|\s*(?:[+*×÷·^±≤≥]|\\[a-zA-Z])|\s*x\s*[$€£¥₹]?\.?\d|k\b"
+    r"|[a-z]\s*[-+*/=]\s*\d"
 )
+_OPERATED = re.compile(r"(?:[+*/×÷]|\bx\b)\s*[$€£¥₹]?\.?\d")  # "40 minutes + 2 minutes"
+_RUN = re.compile(r"\d[\d.,/]*")
 _ANOTHER = re.compile(
     r"\b(?:or|to|and|through|versus|vs)\b\W{0,3}(?:\w+ ){0,2}?[-+$€£¥₹]{0,2}\.?\d|\bor\s+(?:more|less|so)\b"
+    r"|\band\s+(?:a|one)\s+(?:half|third|quarter)\b"
 )
 
 
@@ -113,13 +117,17 @@ def clean(said: str) -> str:
 def single_number(said: str) -> Fraction | None:
     """The number that a cleaned line says first, None where it begins with none.
 
-    An equation counts for its sides that are single numbers, which must agree. What follows the number in its sentence
-    may be words and other numbers. Raises SeveralNumbers where it is a range, a list, an operation or an alternative.
+    An equation counts for its sides that are single numbers, which must agree; before its last side any other number
+    makes several. What follows the number in its sentence may be words and other numbers. Raises SeveralNumbers where
+    it is a range, a list, an operation or an alternative.
     """
     if "=" in said:
         values, several = set(), False
-        for side in said.split("="):
+        sides = said.split("=")
+        for i, side in enumerate(sides, 1):
             try:
+                if _OPERATED.search(side) or (i < len(sides) and len(_RUN.findall(side)) > 1):
+                    raise SeveralNumbers
                 values.add(single_number(side.strip()))
             except SeveralNumbers:
                 several = True

@@ -94,9 +94,11 @@ class _Reader:
                 out += ["{", *self.read("}", depth + 1), "}"]
             elif token == r"\mathbb":
                 out.append(f"\\mathbb{{{''.join(self.argument(depth))}}}")
-            elif token not in ("$", r"\%", "%", "\\"):  # half of "\\ " at the end
+            elif token in ("$", r"\%", "%", "\\"):  # the last is half of "\\ " at the end
+                out.append(" ")
+            else:
                 out.append(token)
-        return _spaced(out)
+        return spaced(out)
 
     def spaces(self) -> None:
         while self.left and (self.left[-1].isspace() or self.left[-1] in SPACES):
@@ -141,7 +143,7 @@ class _Reader:
         return [token, *(t for _ in range(arguments) for t in ("{", *self.argument(depth), "}"))]
 
 
-def _spaced(tokens: list[str]) -> list[str]:
+def spaced(tokens: list[str]) -> list[str]:
     """Without spaces except those that part two numbers."""
     out: list[str] = []
     for i, token in enumerate(tokens):

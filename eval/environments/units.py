@@ -16,14 +16,19 @@ UNITS = {spelling: name for name, others in _SPELLINGS.items() for spelling in (
 """Spelling -> name."""
 POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 NO_UNITS = {"am", "pm", "and", "or", "mod", "if", "is", "to", "not", "base", "dozen"} | {
-    "hundred", "thousand", "million", "billion", "trillion",
+    "hundred", "thousand", "million", "billion", "trillion", "squared", "cubed",
+    "half", "halves", "third", "thirds", "fourths", "fifth", "fifths", "sixth", "sixths", "eighth", "eighths",
+    "tenth", "tenths", "hundredth", "hundredths",
 }  # fmt: skip
 """Words after a number that change what it says."""
 
 
 def unit_of(words: str, power: int = 1) -> tuple[str, int] | None:
-    """Name and power of a unit such as "cm", "square inches", "cm" with power 2; None where it is not in UNITS."""
+    """Name and power of a unit such as "cm", "square inches", "cm" with power 2, "cm per s"; None of what is not in
+    UNITS."""
     said = words.lower().replace(".", "").split()
+    if len(said) == 3 and said[1] == "per" and said[0] in UNITS and said[2] in UNITS:
+        return f"{UNITS[said[0]]} per {UNITS[said[2]]}", power
     if len(said) == 2 and said[0] in POWERS:
         power, said = POWERS[said[0]], said[1:]
     return (UNITS[said[0]], power) if len(said) == 1 and said[0] in UNITS else None

@@ -37,17 +37,26 @@ def _rows(config, given: dict) -> dict[str, Dataset]:
     own = {f.name: given[f.name] for f in fields(config) if f.name in given and f.name not in ("train", "test")}
     cls: type = type(config)
     for name, value in own.items():
+        own[name] = value = tuple(value) if isinstance(value, list) else value  # JSON has no tuples
         if not fits(value, hints(cls)[name]):
             raise UserError(f"--metadata {name}: {value!r:.40} is no value of it")
+    for name in ("items", "level"):
+        if not isinstance(given.get(name, 1), int) or (name == "items" and given.get(name, 1) < 1):
+            least = " of at least 1" if name == "items" else ""
+            raise UserError(f"--metadata {name} must be a whole number{least}, got {given[name]!r:.40}")
+    if not isinstance(given.get("file", ""), str):
+        raise UserError(f"--metadata file must be a path in quotes, got {given['file']!r:.40}")
     config = cls(**({f.name: getattr(config, f.name) for f in fields(config)} | own))
     try:
         env = environments.build(config)
     except ValueError as e:
         raise UserError(f"{e}: --metadata file=PATH") from None
+    if env.turns > 1:
+        raise UserError(f"--metadata: lm-eval asks once, this environment in {env.turns} turns: `python -m eval.runs`")
     name = repr(config)
     _environments[name] = env
     level = given.get("level", env.main_level)
-    problems = env.problems("test", level, int(given.get("items", 1000 if is_endless(env) else 10**9)))
+    problems = env.problems("test", level, given.get("items", 1000 if is_endless(env) else 10**9))
     return {
         "test": Dataset.from_list(
             [

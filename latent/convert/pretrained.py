@@ -20,6 +20,11 @@ from latent.make import check_finite
 
 _CONSTANTS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # in state dicts of older releases
 _EMBEDDINGS, _HEAD = ("wte.weight", "embed_tokens.weight"), "lm_head.weight"  # of GPT-2, and of Llama and its kin
+ONE_QUESTION = (
+    "{% if messages | length != 1 or messages[0]['role'] != 'user' %}"
+    "{{ raise_exception('this checkpoint reads one question: no system text, no earlier turns') }}{% endif %}"
+)
+"""How the chat templates of converted checkpoints begin: what else a chat has would be left out of their prompts."""
 ANSWER_MARK = "###"  # what the verifiers look for before an answer
 
 

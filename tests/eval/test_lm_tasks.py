@@ -28,6 +28,15 @@ def test_each_task_has_its_own_file_and_examples_are_given(tmp_path, caplog):
         ours({"svamp": {"fil": "x"}}).load(["svamp"])
     with pytest.raises(ValueError, match="--metadata svamp must be an object"):
         ours({"svamp": "x"}).load(["svamp"])
+    # the task cups has a setting of its own name
+    for said in ({"cups": 4, "items": 1}, {"cups": {"cups": 4, "items": 1}}, {"cups": {"swaps": 3, "items": 1}}):
+        (row,) = ours(said).load(["cups"])["tasks"]["cups"].test_docs()
+        own = said["cups"] if isinstance(said["cups"], dict) else said
+        assert len(row["answer"].split()) == own.get("cups", 4) and row["level"] == own.get("swaps", 8)
+    (row,) = (
+        ours({"digits": 5, "other_digits": [7], "level": 7, "items": 1}).load(["mnns"])["tasks"]["mnns"].test_docs()
+    )
+    assert len(row["question"].split()) == 7 == row["level"]  # as eval/README.md has it
     echo = Echo()
     simple_evaluate(echo, tasks=["svamp"], task_manager=manager, num_fewshot=1, bootstrap_iters=0)
     assert echo.seen[0].endswith("Ann has 3 and gets 4. How many?\n") and "Bo has 2. How many?\n ### 2" in echo.seen[0]
@@ -181,6 +190,25 @@ def test_prosqa_and_the_names_of_our_tasks():
         ("--model_args pretrained={sim} --tasks cups --metadata swapps=4", "no setting 'swapps'; did you mean swaps?"),
         ("--model_args pretrained={sim} --tasks cups --metadata swaps=four", "swaps: 'four' is no value of it"),
         ("--model_args pretrained={sim} --tasks cups --batch_size 0", "batch_size must be at least 1, or auto, got 0"),
+        ("--model_args pretrained={sim},max_length=abc --tasks cups", "max_length must be a whole number, got 'abc'"),
+        ("--model_args pretrained={sim} --tasks cups --metadata items=0", "items must be a whole number of at least 1"),
+        (
+            "--model_args pretrained={sim} --tasks cups --metadata items=2.7",
+            "must be a whole number of at least 1, got 2.7",
+        ),
+        ("--model_args pretrained={sim} --tasks svamp --metadata file=2024", "file must be a path in quotes, got 2024"),
+        (
+            "--model_args pretrained={sim} --tasks cups --metadata turns=2",
+            "lm-eval asks once, this environment in 2 turns",
+        ),
+        *(
+            (f"--model_args pretrained={{sim}} --tasks cups --metadata items=1 --gen_kwargs {given}", said)
+            for given, said in (
+                ("max_gen_toks=abc", "max_gen_toks must be a whole number, got 'abc'"),
+                ("num_return_sequences=2", "--gen_kwargs num_return_sequences is not taken: one text"),
+                ("attention_mask=1", "--gen_kwargs attention_mask is not taken"),
+            )
+        ),
         (
             "--model_args pretrained={sim} --tasks cups --cache_requests true",
             "does not see --metadata",

@@ -108,7 +108,8 @@ def test_impossible_sizes_are_one_line(flags, message):
 
 
 @pytest.mark.parametrize(
-    "question", ["", "20", "20 ; 2 3", "20 ; 2 3 4 8", "37 ; 2 3 4 5", "20 , 2 3 4 5", "-1 ; 2 3 4 5"]
+    "question",
+    ["", "20", "20 ; 2 3", "20 ; 2 3 4 8", "9" * 5000 + " ; 2 3 4 5", "37 ; 2 3 4 5", "20 , 2 3 4 5", "-1 ; 2 3 4 5"],
 )
 def test_what_is_no_question_of_it_is_none(question):
     assert build(Modular()).parse_question(question) is None

@@ -89,7 +89,17 @@ def test_a_talk_shows_answer_thoughts_and_verdict(tmp_path, capsys, monkeypatch)
     record(tmp_path, "aaa111", {"class": "Sim"}, [1])
     hub.save(reasoner, tmp_path / "aaa111" / "model")
     (problem,) = build(Cups()).problems("test", 8, 1)
-    typed = ["01 23 12 . . . . .", "/sample", "/latents 1", "01 02 . . . . . .", "01 99", "/latents 99", "01", "/quit"]
+    typed = [
+        "01 23 12 . . . . .",
+        "/sample",
+        "/latents 1",
+        "01 02 . . . . . .",
+        "01 99",
+        "/latents 99",
+        "01",
+        "/latents ²",
+        "/quit",
+    ]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(typed)))
     assert chat.main([str(tmp_path / "aaa111"), "--top", "2"]) == 0
     out = capsys.readouterr().out
@@ -97,6 +107,7 @@ def test_a_talk_shows_answer_thoughts_and_verdict(tmp_path, capsys, monkeypatch)
     assert answer in out and out.count("thought 3:") == 2 and out.count("thought 1:") == 3
     assert problem.question in out and "3 latents" in out and "1 latents" in out
     assert out.count("correct") + out.count("wrong: ") == 3
+    assert "/latents takes a whole number" in out
     assert "cannot answer: cannot encode '01 99'" in out and "positions, the model has 64" in out
     shutil.copytree(tmp_path / "aaa111" / "model", tmp_path / "alone")
     monkeypatch.setattr("sys.stdin", io.StringIO("/sample\n01 23\n"))

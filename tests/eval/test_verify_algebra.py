@@ -31,6 +31,14 @@ EQUAL = [
     ("\\begin{pmatrix} 4 \\\\ 6 \\end{pmatrix}", "\\begin{pmatrix} 2+2 \\\\ 6 \\end{pmatrix}"),
 ]
 DIFFERENT = [
+    (r"\frac{2}{3}4", r"\frac{2}{34}"),
+    (r"\frac12 3", r"\frac{1}{23}"),
+    (r"30^\circ 15", "3015"),
+    (r"1\%2", "12"),
+    (r"1\$2", "12"),
+    (r"100\text{ cm per s}", r"100\text{ cm}"),
+    (r"5\text{ squared}", "5"),
+    (r"2\text{ thirds}", "2"),
     ("x^2+2x+1", "(x-1)^2"),
     ("(1,2)", "[1,2]"),
     ("(1,2)", "1,2"),

@@ -191,6 +191,8 @@ def test_projections_that_are_in_autocasts_dtype_already_are_read_where_they_lie
         ("raises", "operation not permitted when stream is capturing"),
         ("at the second", "out of memory"),
         ("idle", "do not give what the same calls"),
+        ("no workspace", "out of memory"),
+        ("no comparison", "out of memory"),
     ],
 )
 def test_where_graphs_fail_steps_are_launched_one_by_one_and_it_is_said_once(fault, said, counts, monkeypatch, caplog):
@@ -210,7 +212,14 @@ def test_where_graphs_fail_steps_are_launched_one_by_one_and_it_is_said_once(fau
         graph, out, held = real(run, **how)
         return (Idle(graph) if fault == "idle" else graph), out, held
 
+    def full(*args):
+        raise RuntimeError(f"CUDA error: {said}\nCUDA kernel errors might be reported at some other call")
+
     monkeypatch.setattr(replay.graphs, "captured", captured)
+    if fault == "no workspace":
+        monkeypatch.setattr(replay, "Workspace", full)
+    if fault == "no comparison":
+        monkeypatch.setattr(replay.Slot, "backward", full)
     decoder, keep = make_decoder("llama", device=DEVICE), Graphs()
     past, x0, masks = given(decoder, 5)
     want = learned(decoder, past, x0, masks, None)

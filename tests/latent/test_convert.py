@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import latent
@@ -97,6 +98,9 @@ def test_a_converted_checkpoint_answers_alike_in_other_tools(tmp_path):
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     prompts = [tokenizer.apply_chat_template([{"role": "user", "content": q}], tokenize=False) for q in QUESTIONS]
     inputs = tokenizer(prompts, return_tensors="pt", padding=True)
+    for more in ([{"role": "system", "content": "Be brief."}], [{"role": "user", "content": "a"}] * 2):
+        with pytest.raises(TemplateError, match="reads one question"):  # what it would leave out is refused
+            tokenizer.apply_chat_template([*more, {"role": "user", "content": QUESTIONS[0]}], tokenize=False)
     out_BT = model.generate(**inputs, max_new_tokens=7)
     assert reasoner.codec.texts(out_BT[:, inputs.input_ids.shape[1] :]) == want
 

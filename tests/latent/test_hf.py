@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer, pipeline
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TextIteratorStreamer, pipeline
 
 import latent
 from eval.environments import Cups, build
@@ -342,6 +342,12 @@ def test_wrong_calls(folder):
         model(torch.tensor([[3, 99]]))
     with pytest.raises(ValueError, match="padded on the left"):
         model.generate(torch.tensor([[3, 4, 0]]))
+    with pytest.raises(ValueError, match="num_latents and num_recurrences are one setting"):
+        model.generate(ids, num_latents=1, num_recurrences=1)
+    with pytest.raises(ValueError, match="num_latents is an argument of generate"):
+        model.generate(ids, generation_config=GenerationConfig(num_latents=1))
+    with pytest.raises(ValueError, match="1 rows leave none for the think token, whose id is 1"):
+        model.resize_token_embeddings(1)
     with pytest.raises(ValueError, match="either all prompts of a batch end in <think>, or none"):
         model.generate(torch.tensor([[3, 1], [4, 5]]))
     with pytest.raises(ValueError, match="NoCoT has no latents"):

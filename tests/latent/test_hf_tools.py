@@ -103,7 +103,7 @@ def test_the_thoughts_of_an_answer_are_those_of_think(name, steps, folders):
 
 
 @pytest.mark.parametrize("name", ["halting", "recurrent"])
-@pytest.mark.parametrize("more", [{}, {"num_beams": 2, "num_return_sequences": 2}])
+@pytest.mark.parametrize("more", [{}, {"num_beams": 2, "num_return_sequences": 2}, {"use_cache": False}])
 def test_generate_says_how_many_thoughts_it_used(name, more, folders):
     model, tokenizer = (auto.from_pretrained(folders[name]) for auto in (AutoModelForCausalLM, AutoTokenizer))
     reasoner = load(folders[name])
@@ -112,6 +112,21 @@ def test_generate_says_how_many_thoughts_it_used(name, more, folders):
     out = model.generate(**ids, return_dict_in_generate=True, max_new_tokens=4, **more)
     each = more.get("num_return_sequences", 1)
     assert out.latents_used.tolist() == [n for n in want for _ in range(each)]
+    model.generation_config.use_cache = False  # the model's own settings count as an argument does
+    same = model.generate(**ids, return_dict_in_generate=True, max_new_tokens=4, **more)
+    assert torch.equal(same.sequences, out.sequences) and torch.equal(same.latents_used, out.latents_used)
+
+
+def test_more_rows_of_the_embedding_are_saved_with_a_config_that_opens(folders, tmp_path):
+    model, tokenizer = (auto.from_pretrained(folders["sim"]) for auto in (AutoModelForCausalLM, AutoTokenizer))
+    ids = tokenizer(QUESTIONS, padding=True, return_tensors="pt")
+    before = model.get_input_embeddings().weight.detach().clone()
+    model.resize_token_embeddings(50)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert again.get_output_embeddings().weight.shape[0] == 50 == again.method.backbone.vocab
+    assert torch.equal(again.get_input_embeddings().weight[: len(before)], before)
+    assert torch.equal(again.generate(**ids, max_new_tokens=4), model.generate(**ids, max_new_tokens=4))
 
 
 def test_a_prompt_with_its_placeholders_thinks_as_often_as_they_are(folders):

@@ -116,7 +116,7 @@ def diagnose(run: Path, options: Options) -> dict:
         probe = readings.probe(reasoner, readings.trace(reasoner, known, options.batch, options.layer), states)
     return {
         "method": type(reasoner.method.made_from).__name__,
-        "env": type(env).__name__,
+        "env": type(env).__name__.removesuffix("Environment"),
         **({} if states.layer is None else {"layer": states.layer}),
         "latents": reasoner.method.trained_steps,
         "steps_written": reasoner.method.steps_written(env.chain_steps),

@@ -51,8 +51,10 @@ class LatentLM(HFLM):
     foreign tokenizer, and more latents than the positions hold.
     """
 
-    def __init__(self, pretrained, num_latents: int | None = None, num_recurrences: int | None = None, **kwargs):
+    def __init__(self, pretrained=None, num_latents: int | None = None, num_recurrences: int | None = None, **kwargs):
         steps = latent_steps(num_latents, num_recurrences)
+        if pretrained is None:
+            raise UserError("--model_args pretrained=RUN_OR_FOLDER_OR_NAME is needed")
         if (rows := str(kwargs.get("batch_size", 1))).lstrip("-").isdigit() and int(rows) < 1:
             raise UserError(f"batch_size must be at least 1, or auto, got {rows}")
         if not isinstance(longest := kwargs.get("max_length"), int | None):
@@ -65,7 +67,7 @@ class LatentLM(HFLM):
             folder = Path(pretrained)
             if folder.is_dir() and not is_plain_model(folder):
                 pretrained = str(hub.find_checkpoint(folder))
-            elif not folder.is_dir() and not HUB_NAME.fullmatch(pretrained):
+            elif not folder.is_dir() and (not HUB_NAME.fullmatch(pretrained) or is_below_a_folder(folder)):
                 raise UserError(f"{pretrained} is neither a folder nor a name on the hub")
             kwargs = {"device": "cuda" if torch.cuda.is_available() else "cpu", **kwargs}
         no_effect = ("batch_size", "max_batch_size", "device", "tokenizer")  # on answers; the tokenizer is checked
@@ -298,6 +300,11 @@ class LatentLM(HFLM):
             for tensor in self.model.state_dict().values():
                 digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
+
+
+def is_below_a_folder(place: Path) -> bool:
+    """Whether a place that does not exist is named within a folder here, as runs/ID with a slip in it."""
+    return len(place.parts) > 1 and place.parent.is_dir()
 
 
 def is_plain_model(folder: Path) -> bool:

@@ -40,6 +40,7 @@ def main(args: list[str] | None = None) -> int:
         options = parse(Options, args, program("eval.runs", "latent-runs"), __doc__)
         if not options.out.is_dir():
             raise UserError(f"no folder {options.out}")
+        next(options.out.iterdir(), None)  # raises where it may not be read, which a pattern passes over
         runs, damaged = [], {}
         for path in sorted(options.out.glob("*/config.json")):
             try:

@@ -80,7 +80,7 @@ def in_one_line(box: str) -> str:
             meant.append(text.split()[0])
     message = " ".join(lines).removeprefix("Error parsing ")
     wrong = [word.rstrip(",") for word in message.split() if word.startswith("--")]
-    near = [flag for flag in meant if any(alike(flag, word) for word in wrong)]
+    near = [flag for flag in meant if any(alike(flag, word) and flag != word.rstrip(":") for word in wrong)]
     return message + (f"; did you mean {' or '.join(near[:3])}?" if near else "")
 
 

@@ -84,6 +84,8 @@ def from_pretrained(name: str) -> tuple[Backbone, object]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
+    if Path(name).is_dir() and not (Path(name) / "config.json").exists():
+        raise UserError(f"{name!r} has no config.json: it is no folder of a causal LM")
     if is_ours(Path(name)):
         raise UserError(f"{name!r} is a run or a saved reasoner of ours, no plain causal LM: --init goes on from one")
     loud = logging.get_verbosity()

@@ -246,7 +246,7 @@ class Share:
     generator: torch.Generator
 
     def sample(self, dist: Distribution) -> Tensor:
-        """What `dist.sample()` on all rows would draw for the rows here. Raises NotImplementedError for other kinds."""
+        """What `dist.sample()` on all rows would draw for the rows here. Raises UserError for other kinds."""
         if isinstance(dist, Categorical):
             return drawn(dist, self.noise(dist.probs))
         if isinstance(dist, Bernoulli):
@@ -258,7 +258,10 @@ class Share:
             mean_BD, std_BD = dist.loc, dist.scale
             noise_WD = mean_BD.new_empty(self.whole, *mean_BD.shape[1:]).normal_(generator=self.generator)
             return noise_WD[self.rows_B] * std_BD + mean_BD
-        raise NotImplementedError(f"a {type(dist).__name__} cannot be drawn for a share of a batch")
+        raise UserError(
+            f"a {type(dist).__name__} cannot be drawn for a part of a batch, as --train.micro-batch and several "
+            "processes do; Categorical, Bernoulli and Normal can"
+        )
 
     def noise(self, like_BV: Tensor) -> Tensor:
         """Exponential numbers of this shape and dtype for the rows here."""

@@ -169,7 +169,8 @@ class Table:
         for level in sorted(shared, key=int) if len(shared) > 1 else ():
             means = [row.mean(f"levels.{level}.accuracy") for row in arms]
             spread[level] = max(means) - min(means)
-        return max(spread, key=lambda level: (spread[level], int(level)), default=None)
+        widest = max(spread, key=lambda level: (spread[level], int(level)), default=None)
+        return widest if widest is not None and spread[widest] > 0 else None
 
     @property
     def reworded(self) -> bool:

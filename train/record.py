@@ -1,7 +1,8 @@
 """The record of a run, `runs/<id>/`: its config, environment, logs, samples and result.
 
 config.json; env.json (code version, packages and hardware of every start); metrics.jsonl; samples.jsonl; result.json;
-model/. A kill at any moment leaves a record that the next start can go on from.
+model/; code/, where classes of the config are a user's own. A kill at any moment leaves a record that the next start
+can go on from.
 """
 
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 from kernels.errors import UserError
 from latent.files import append, digest, drop_parts, field, read_json, sync_folder, write_bytes, write_json, write_text
 from latent.plain import plain, unlike
+from train import sources
 from train.config import Run
 
 PACKAGES = ("torch", "transformers", "accelerate", "numpy", "triton")
@@ -30,9 +32,11 @@ class Record:
     def __init__(self, root: Path, run: Run):
         self.home = root / run.id
         self.run = run
+        self.code = sources.of(run)
 
     def check_same_run(self, data: str | None, weights: str | None = None) -> None:
-        """Raise UserError where this run was begun on other data, from other weights or with another config.
+        """Raise UserError where this run was begun on other data, from other weights, by other code of a user's own or
+        with another config.
 
         `data`, `weights`: fingerprints of the problems and of what it starts from; the config, and so the id, has only
         their names. Of weights None is anything: they are not needed any more once a run has finished.
@@ -44,6 +48,8 @@ class Record:
             other = "data"
         if made is not None and None not in (weights, made.get("weights")) and made["weights"] != weights:
             other = "weights"
+        if made is not None and made.get("code", self.code.digest) != self.code.digest:  # not kept in older records
+            other = f"code ({', '.join(path.name for path in self.code.files)})"
         if other:
             raise UserError(
                 f"{self.home} was made from other {other} under the same name; remove it or give another --out"
@@ -65,7 +71,11 @@ class Record:
         before = read_json(path).get("starts", []) if path.exists() else []
         now = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "step": step, "command": command}
         now |= environment()
-        write_json(path, {**now, "data": data, "weights": weights, "starts": [*before, now]})
+        for each in self.code.files:
+            (self.home / "code").mkdir(exist_ok=True)
+            write_bytes(self.home / "code" / each.name, each.read_bytes())
+        made_from = {"data": data, "weights": weights, "code": self.code.digest}
+        write_json(path, {**now, **made_from, "starts": [*before, now]})
 
     @property
     def result(self) -> dict | None:

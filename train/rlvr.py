@@ -19,7 +19,7 @@ from latent.text import sent
 from latent.thought import Chooser, Decision, Prompt, Replay, Sample, Share, Thought
 from train.config import RLVR
 from train.divergence import check_weights
-from train.loop import Terms, Trainer
+from train.loop import Terms, Trainer, own_rows
 from train.losses import Extreme, flat, kl_to_reference
 
 LARGEST_GAP = 1e-3  # nats between sampler and trainer on one decision; fp32 stays below 1e-4
@@ -47,9 +47,12 @@ def fit(trainer: Trainer, env: Environment) -> None:
         used_B = rolled.all_used_B.float().cpu()  # rewards are numbers of the host
         reward_B = torch.tensor([v.reward for v in verdicts]) - c.latent_cost * used_B
         reward_PG = rearrange(reward_B, "(P G) -> P G", G=c.group)
-        check_reward_signal(trainer, not c.algorithm.signal(reward_PG), all(v.correct for v in verdicts))
+        whole_PG = torch.cat(engine.gather(reward_PG))  # what a rollout is worth may hang on other prompts' rewards
+        order = [i for rank in range(engine.world) for i in own_rows(c, rank, engine.world)]
+        whole_PG = whole_PG[torch.tensor(order).argsort()]
+        check_reward_signal(trainer, not c.algorithm.signal(whole_PG), all(v.correct for v in verdicts))
 
-        outcome_B = rearrange(c.algorithm.outcome(reward_PG), "P G -> (P G)")
+        outcome_B = rearrange(c.algorithm.outcome(whole_PG)[trainer.rows], "P G -> (P G)")
         with _explained(trainer, step):
             metrics = learn(trainer, rolled, sent(outcome_B, engine.device), trainer.reference)
         if trainer.logs_after(step) and engine.leads:

@@ -158,7 +158,9 @@ def final(run: Run, env: Environment, problems: list[Problem], trainer: Trainer,
         done += n
         say({"stage": "judge", "done": done, "total": total})
 
-    with trainer.precision(), memory_for(*JUDGING):
+    what, less = JUDGING
+    less += f" (--init {run.id} --train.steps 0 judges what is trained)"  # the batch is in a run's id
+    with trainer.precision(), memory_for(what, less):
         items: list[Item] = judge(reasoner, env, problems, run.judge.batch, tick=tick, among=engine)
     if engine.leads:
         at = {"step": updates, "split": run.judge.split}
@@ -166,7 +168,7 @@ def final(run: Run, env: Environment, problems: list[Problem], trainer: Trainer,
     levels, at_main = by_level(items), summary(items[: len(main)])
     swept = {}
     for k in sorted(sweep):
-        with trainer.precision(), memory_for(*JUDGING):
+        with trainer.precision(), memory_for(what, less):
             judged = judge(reasoner, env, main, run.judge.batch, steps=k, tick=tick, among=engine)
         swept[str(k)] = summary(judged) | {"correct": [int(i.correct) for i in judged]}
     prompt = sum(prompt_tokens(reasoner.codec, env.turns_of(p)) for p in main) / len(main)

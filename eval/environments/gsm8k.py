@@ -32,7 +32,8 @@ class GSM8K(EnvConfig):
 
     name: ClassVar[str] = "gsm8k"
     train: str | None = "hub:openai/gsm8k:train:main"
-    """A local file, or hub:NAME[:SPLIT[:CONFIG]]. None = nothing to train on."""
+    """A local file with a JSON object a line, {"question", "answer": "... #### 7"} or {"question", "steps", "answer"},
+    or hub:NAME[:SPLIT[:CONFIG]]. None = nothing to train on."""
     test: str | None = None
     """Problems to test on, in the same ways. Without it, a tenth of `train`."""
     max_answer: int = 12

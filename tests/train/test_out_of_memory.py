@@ -42,7 +42,7 @@ sys.exit(guarded(lambda: execute(large, root, device="cpu") and 0))
     [
         ("sft", "update 1", ["--train.micro-batch", "--train.batch", "--model.recompute"]),
         ("rlvr", "update 1", ["--train.micro-batch", "--train.batch", "--train.group", "--model.recompute"]),
-        ("judge", "judging", ["--judge.batch"]),
+        ("judge", "judging", ["--judge.batch", "--init", "--train.steps"]),
     ],
 )
 def test_a_process_that_may_not_grow_names_the_flags_to_change(tmp_path, kind, where, flags):

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ from latent.text import Batch
 from tests.train import workers
 from tests.train.by_hand import trainer_of
 from train import distill, rlvr
-from train.algorithms import PPO
+from train.algorithms import GRPO, PPO
 from train.config import RLVR, SFT, Run
 from train.engine import Engine
 from train.loop import over_processes
@@ -71,11 +72,22 @@ BY_RL = {
     "rl, nothing random in a thought": (Sim(n_latent=2), 4),
     "rl, gated tokens": (Hrpo(n_latent=3), 4),
     "rl, predicted latents": (Colar(n_latent=2, halt=LearnedStop(bias=-0.5)), 2),
+    "rl, across prompts": (Sim(n_latent=4, halt=LearnedStop(bias=-0.5)), 2),
     "rl, ppo": (Sim(n_latent=2, halt=LearnedStop(bias=-0.5), policy=Gaussian(std=0.3)), 2),
 }
 RUNS: dict[str, tuple[MethodConfig, int]] = {name: CHOSEN.get(name, (cls(), 2)) for name, cls in METHODS.items()}
 RUNS |= BY_RL
 SHARDED = (*METHODS, "rl", "rl, groups cut", "rl, gated tokens")
+
+
+@dataclasses.dataclass(frozen=True)
+class Across(GRPO):
+    """What a rollout is worth is measured against those of all prompts, as in REINFORCE++ (arXiv:2501.03262)."""
+
+    name: ClassVar[str] = "across"
+
+    def outcome(self, reward_PG):
+        return (reward_PG - reward_PG.mean()) / (reward_PG.std() + 1e-6)
 
 
 def run_of(name: str, data: str, micro_batch: int = 0, **change) -> Run:
@@ -87,6 +99,7 @@ def run_of(name: str, data: str, micro_batch: int = 0, **change) -> Run:
     elif name == "recurrent":  # its answers have one length
         env = Cups(cups=4)
     change |= {"algorithm": PPO(lam=0.8)} if "ppo" in name else {}
+    change |= {"algorithm": Across()} if "across" in name else {}
     change |= {"steps": 1} if "cut" in name else {}
     return Run(env, MODEL, method, dataclasses.replace(learn, micro_batch=micro_batch, **change))
 

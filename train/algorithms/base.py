@@ -34,7 +34,7 @@ class Algorithm:
         return None
 
     def outcome(self, reward_PG: Tensor) -> Tensor:
-        """What the rollouts (P, G) of each prompt are worth, among themselves."""
+        """What the rollouts (P, G) of all prompts of an update are worth, those of every process, on the CPU."""
         raise NotImplementedError  # each algorithm's own
 
     def signal(self, reward_PG: Tensor) -> bool:

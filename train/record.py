@@ -42,18 +42,18 @@ class Record:
         their names. Of weights None is anything: they are not needed any more once a run has finished.
         """
         path = self.home / "env.json"
-        made = read_json(path) if path.exists() else None
-        other = None
-        if made is not None and field(made, "data", (str, type(None)), path) != data:
-            other = "data"
-        if made is not None and None not in (weights, made.get("weights")) and made["weights"] != weights:
-            other = "weights"
-        if made is not None and made.get("code", self.code.digest) != self.code.digest:  # not kept in older records
-            other = f"code ({', '.join(path.name for path in self.code.files)})"
-        if other:
-            raise UserError(
-                f"{self.home} was made from other {other} under the same name; remove it or give another --out"
-            )
+        if path.exists():
+            made, other = read_json(path), None
+            if field(made, "data", (str, type(None)), path) != data:
+                other = "data"
+            elif None not in (weights, made.get("weights")) and made["weights"] != weights:
+                other = "weights"
+            elif made.get("code", self.code.digest) != self.code.digest:  # older records do not have it
+                other = f"code ({', '.join(path.name for path in self.code.files)})"
+            if other:
+                raise UserError(
+                    f"{self.home} was made from other {other} under the same name; remove it or give another --out"
+                )
         path = self.home / "config.json"
         if path.exists() and (odd := unlike(read_json(path), self.run)):
             raise UserError(f"{path} is not that of run {self.run.id}: it has another {odd}; give another --out")

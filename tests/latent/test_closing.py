@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import latent
+from kernels.errors import UserError
 from latent import hub, methods
 from latent.generate import rollout, score
 from latent.methods import METHODS, Coconut, Codi, Pause, SequenceConfig, Sim, Soft
@@ -49,6 +50,12 @@ def test_a_text_follows_the_closing_embedding(name, family):
         for i in range(method.steps + 1):
             seen_BD = method.of_latent(tapped.calls, i).h_LBTD[0, :, 0]
             torch.testing.assert_close(seen_BD, thought.states_UKD[:, i], rtol=0, atol=1e-9)
+        with pytest.raises(UserError, match=r"ends 1 latent steps before|not among"):  # what closes it is no latent
+            method.of_latent(tapped.calls, method.steps + 1)
+        with method.backbone.tap((-1,)) as tapped:
+            method.think(prompt, Greedy(), steps=0)
+        with pytest.raises(UserError, match="ends 1 latent steps before"):
+            method.of_latent(tapped.calls, 1)
         got_BTD = text_hidden(method.backbone, thought, text_BT)
         k = method.steps
         fed_BKD = torch.stack(inputs[-k:], 1)

@@ -11,7 +11,7 @@ from kernels.errors import UserError
 from latent import hub
 from latent.config import LearnedStop, ModelConfig
 from latent.generate import decode, rollout, score
-from latent.methods import CoT, Hrpo, NoCoT, Pause
+from latent.methods import CoT, FixedEmbedding, Hrpo, NoCoT, Pause
 from latent.policies import Gaussian
 from latent.text import Batch
 from latent.thought import Greedy
@@ -170,6 +170,11 @@ def test_gates_learn_at_rates_of_their_own(tmp_path):
         problems = env.train_batch(run.seed, step, 4)
         by_hand.step(mine.loss(Batch.of(problems, trainer.reasoner.codec))[0], 1.0)
     assert_same_weights(trainer.method, mine)
+
+
+def test_a_control_learns_what_it_feeds_back_at_the_rate_of_all_else():
+    for control in (Pause(Hrpo(n_latent=4)), FixedEmbedding(Hrpo(n_latent=4))):
+        assert dict(small_reasoner(control).method.lr_scales) == {}
 
 
 def test_a_control_draws_no_tokens():

@@ -11,6 +11,7 @@ from latent.config import Converged, LearnedStop, ModelConfig
 from latent.generate import rollout, score
 from latent.methods import Coconut, Pause, Sim
 from latent.policies import Gaussian
+from latent.policies.gaussian.policy import GaussianPolicy
 from latent.thought import Greedy, Replay, Sample
 from tests.helpers import cups_batch, small_reasoner
 
@@ -158,3 +159,22 @@ def test_a_rule_that_stops_sees_the_random_states_of_each_rollout():
 def test_a_width_that_is_none_is_refused():
     with pytest.raises(UserError, match=r"method\.policy\.std must be > 0"):
         Gaussian(std=0.0)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_density_in_bfloat16_is_as_fine_as_in_fp32(learned):
+    """Ratios are of differences of densities of hundreds of nats: in bfloat16 these have no digit after the point."""
+    torch.manual_seed(0)
+    policy = GaussianPolicy(Gaussian(std=0.1, learned=learned), 256)
+    x_BD, h_BD = (torch.randn(5, 256, dtype=torch.bfloat16) for _ in range(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        dist = policy(x_BD, h_BD)
+        value_BD = dist.sample()
+        logp_B = dist.log_prob(value_BD)
+    assert logp_B.dtype == torch.float32
+    std_BD = dist.base_dist.scale.double()
+    apart_BD = (value_BD.double() - x_BD.double()) / std_BD
+    want_B = (-0.5 * apart_BD**2 - std_BD.log() - 0.5 * math.log(2 * math.pi)).sum(1)
+    assert want_B.abs().min() > 50 and (logp_B.double() - want_B).abs().max() < 1e-3
+    scale_B1 = x_BD.double().square().mean(-1, keepdim=True).sqrt()
+    torch.testing.assert_close(std_BD, (0.1 * scale_B1).expand_as(std_BD), rtol=1e-2 if learned else 1e-6, atol=0)

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from eval.environments import GSM8K, Cups, ProsQA, build
+from kernels.errors import UserError
 from latent import hub, load
-from latent.codec import bpe_codec
+from latent.codec import bpe_codec, word_codec
 from latent.config import Converged, LearnedStop, ModelConfig
 from latent.methods import Coconut, CoT, NoCoT, Recurrent, Sim
 from latent.text import Batch
@@ -83,3 +84,28 @@ def test_gsm8k_answers_survive_the_tokenizer(tmp_path):
         text = codec.texts(batch.chain().ids_BT)[0]
         assert text == "".join(problem.steps) + problem.answer
         assert env.verify(problem, text).correct
+
+
+def test_a_closed_vocabulary_has_a_row_for_each_word_once_and_answers_of_one_length():
+    codec = word_codec(["a", "a", "b"], fixed_answer=1)
+    assert codec.size == len({*codec.step("a"), *codec.step("b")}) + 2  # padding and the think token
+    assert max(codec.step("a b")) < codec.size and codec.text(list(codec.step("a b a"))) == "a b a"
+    with pytest.raises(UserError, match="the answer 'a b' has 2 tokens, all answers must have 1"):
+        codec.answer("a b")
+
+
+def test_wrong_numbers_are_refused_and_training_goes_on():
+    """A caller who trains and looks at answers in between."""
+    reasoner = small_reasoner(Sim(n_latent=2))
+    reasoner.method.train()
+    for wrong, said in (
+        ({"batch": 0}, "batch must be a whole number of at least 1, got 0"),
+        ({"batch": -1}, "batch must be a whole number of at least 1, got -1"),
+        ({"steps": 1.5}, "steps must be a whole number of at least 0, got 1.5"),
+        ({"steps": -1}, "steps must be a whole number of at least 0, got -1"),
+    ):
+        with pytest.raises(UserError, match=said):
+            reasoner.answer(["01 23 . . . . . ."], **wrong)
+    with pytest.raises(UserError, match="outside the vocabulary"):
+        reasoner.answer(["99"])
+    assert reasoner.method.training

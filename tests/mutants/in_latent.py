@@ -24,6 +24,22 @@ GROUPS = (
          "return 1 + (latent - 1) % steps if steps <= k else"),
         ("a long chain is cut", "else -(-latent * steps // k)", "else latent"),
     )),
+    ("latent/policies/gaussian/policy.py", "tests/latent/test_policies.py", (
+        ("densities have no digit after the point in bfloat16", "torch.promote_types(x_BD.dtype, torch.float32)",
+         "x_BD.dtype"),
+    )),
+    ("latent/methods/coconut/method.py", CURRICULUM, (
+        ("without latents some batches are chains", "stage > 0 and self.config.n_latent and", "stage > 0 and"),
+        ("a stage ends an update late", "self.in_stage == self.config.stage_steps > 0",
+         "self.in_stage > self.config.stage_steps > 0"),
+    )),
+    ("latent/methods/icot/method.py", "tests/latent/test_icot.py", (
+        ("what is judged has lost a token more", "int(self.updates) - 1 - self.config.whole",
+         "int(self.updates) - self.config.whole"),
+    )),
+    ("latent/methods/hrpo/method.py", "tests/latent/test_hrpo.py", (
+        ("a control learns at the gate's rate", "if not isinstance(self.feedback, Gate):", "if False:"),
+    )),
     ("latent/policies/tokens/policy.py", COT2, (
         ("temperature ignored", " / self.config.temperature", ""),
         ("the sum of embeddings", ".mean(1)", ".sum(1)"),

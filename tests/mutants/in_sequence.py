@@ -42,8 +42,8 @@ GROUPS = (
         ("the last latent is matched, not what closes it", "if self.closing is None else student[-1]", ""),
     )),
     ("latent/methods/pccot/method.py", CLOSING, (
-        ("the state before the text is of the closing embedding's call", "calls[-1 - self.closing_positions]",
-         "calls[-1]"),
+        ("the state before the text is of the closing embedding's call", "calls[: len(calls) - self.closing_positions]",
+         "calls"),
     )),
     ("latent/convert/pretrained.py", CONVERT, (
         ("adapters at another scale", "alpha / len(a_RI) *", "alpha *"),
@@ -74,13 +74,13 @@ GROUPS = (
         ("the layout that is asked for is believed", "if not layout(found).matches(source):", "if False:"),
     )),
     ("latent/methods/icot/method.py", ICOT, (
-        ("whole ignored", "int(self.updates) - self.config.whole) //", "int(self.updates)) //"),
+        ("whole ignored", "- 1 - self.config.whole", "- 1"),
         ("no offsets", "if self.config.smoothing:", "if False:"),
         ("a uniform offset", "-torch.log1p(-batch.draw_rows().double())", "batch.draw_rows().double()"),
         ("one offset for all rows", "for o in offsets_B.tolist()]", "for o in offsets_B[:1].tolist() * len(gone)]"),
         ("always from the left", 'if self.config.side == "left":', "if True:"),
         ("all_beyond ignored", "None if 0 < self.config.all_beyond <= n else n", "n"),
-        ("the moments are forgotten at every update", "since % self.config.remove_every == 0", "True"),
+        ("the moments are forgotten at every update", "self.since % self.config.remove_every == 0", "True"),
         ("the moments are forgotten when nothing is left", "and grown and not bool(self.gone)", "and grown"),
         ("it decodes as if nothing were gone", "max(0, tokens - self.removed)", "tokens"),
     )),

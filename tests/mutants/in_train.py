@@ -10,6 +10,12 @@ DAMAGED = f"{DISK}::test_a_checkpoint_that_is_not_what_was_written_is_refused_fo
 EDITED = f"{DISK}::test_a_log_that_was_edited_is_said"
 CUT = f"{DISK}::test_a_log_that_does_not_go_with_its_checkpoint_is_said"
 RESUME = f"{RUNS}::test_a_killed_run_goes_on_as_if_never_stopped"
+SIGNALS = (
+    f"{SELECTION}::test_a_validation_that_a_signal_came_before_is_made_up_for "
+    f"{SELECTION}::test_an_end_that_a_signal_comes_with_is_an_end"
+)
+CURRICULUM = f"{SELECTION}::test_of_a_curriculum_the_last_stage_alone_is_selected_from_and_stopped_in"
+WEIGHTS = f"{RUNS}::test_a_run_is_not_taken_for_one_from_other_weights"
 BEST = f"{SELECTION}::test_the_best_weights_are_those_of_a_run_that_ends_with_them"
 
 GROUPS = (
@@ -21,7 +27,7 @@ GROUPS = (
         ("the decay begins at once", "c.steps * (1 - c.decay)", "0"),
         ("weight decay ignored", "weight_decay=c.weight_decay", "weight_decay=0.0"),
         ("beta2 ignored", "betas=(0.9, c.beta2)", "betas=(0.9, 0.999)"),
-        ("stop_at ignored", "(c.stop_at and", "(False and"),
+        ("stop_at ignored", "bool(enough) and", "False and"),
         ("the log has one update, not their mean", "= mean(window)", "= mean(window[-1:])"),
         ("the log's window is never emptied", "window.clear()", "pass"),
         ("the same seed at every step", "seed_of(self.record.run.seed, step, self.engine.rank)",
@@ -53,6 +59,30 @@ GROUPS = (
     ("train/loop.py", BY_HAND_RL, (
         ("stop_lr ignored", 'getattr(c, "stop_lr", 1.0)', "1.0"),
         ("the groups' own rates ignored", 'c.lr * group["scale"]', "c.lr"),
+    )),
+    ("train/loop.py", SIGNALS, (
+        ("an end that comes with a signal is forgotten", 'self.counters["ended"] = True', "pass"),
+        ("a validation that a signal came before is not made", "if self.selection and self.done:", "if False:"),
+    )),
+    ("train/loop.py", CURRICULUM, (
+        ("a curriculum stops where its first stage is learned", " and self.method.in_last_stage", ""),
+    )),
+    ("train/selection.py", CURRICULUM, (
+        ("a curriculum's first stages are selected from", "or trainer.method.in_last_stage", "or True"),
+    )),
+    ("train/start.py", WEIGHTS, (
+        ("other weights of the same size are the same", "hashed.update(f.read(_BLOCK))", "f.read(_BLOCK)"),
+    )),
+    ("train/start.py", f"{RUNS}::test_a_curriculum_begins_where_its_config_says_and_rl_goes_on_from_where_it_ended", (
+        ("a curriculum goes on where its start had ended", "if name not in method.on_host}", "}"),
+    )),
+    ("train/rlvr.py", f"{RUNS}::test_the_first_of_several_minibatches_is_on_policy_however_scores_round", (
+        ("fresh rollouts are scored twice", "if fresh:\n            old", "if False:\n            old"),
+    )),
+    ("train/sources.py", "tests/train/test_sources.py", (
+        ("what a class refers to is not its code", "left += [(module, other)", "[(module, other)"),
+        ("what a class imports is not its code", "left += imported(node)", "imported(node)"),
+        ("all of a file is its classes' code", "node = defined(path).get(name)", "node = None"),
     )),
     ("train/resume.py", RESUME, (
         ("a resume forgets the weights", 'into = {f"method/{n}": v for', 'into = {f"method/{n}": v.clone() for'),
@@ -138,7 +168,7 @@ GROUPS = (
         ("KL dropped", "[*losses, replace(kl, weight=c.kl)]", "[*losses, replace(kl, weight=0.0)]"),
         ("KL's sign", "weight=c.kl)", "weight=-c.kl)"),
         ("KL's weight", "replace(kl, weight=c.kl)", "kl"),
-        ("the old policy is the current one", "was = old.get(id(part)) or detached(now)", "was = detached(now)"),
+        ("the old policy is the current one", "was = old[id(part)]", "was = detached(now)"),
         ("the reference is the current policy", "ref = score(reference, part", "ref = score(method, part"),
         ("clip bounds swapped where passed", "(c.clip_low, c.clip_high)", "(c.clip_high, c.clip_low)"),
         ("entropy not passed", "c.entropy)", "0.0)"),
@@ -175,7 +205,7 @@ GROUPS = (
         ("a log that was edited is taken", 'if digest(path, end["bytes"]) != end["sha256"]:', "if False:"),
     )),
     ("train/record.py", f"{RUNS}::test_a_run_is_not_taken_for_one_on_other_data", (
-        ("other data taken for the run's", "if path.exists() and field(", "if False and field("),
+        ("other data taken for the run's", 'if field(made, "data"', 'if False and field(made, "data"'),
     )),
     ("train/selection.py", f"{SELECTION}::test_of_equally_good_weights_the_later_are_kept", (
         ("of equally good ones the first", 'accuracy >= best["valid"]', 'accuracy > best["valid"]'),
@@ -198,7 +228,7 @@ GROUPS = (
         ("arms start from no run", "runs[arm.init].id if arm.init in runs else arm.init", "arm.init"),
     )),
     ("train/start.py", f"{RUNS}::test_an_arm_starts_from_the_run_of_the_arm_it_names", (
-        ("a run does not take over weights", "inherited(method, start.method, run.init), strict", "{}, strict"),
+        ("a run does not take over weights", "weights = inherited(method, start.method, run.init)", "weights = {}"),
     )),
     ("train/run.py", f"{RUNS}::test_the_seed_says_which_weights_a_run_begins_with"
      f" {RUNS}::test_a_run_is_judged_at_every_level_and_number_of_steps_asked_for"

@@ -237,3 +237,14 @@ def test_a_shell_with_half_a_launchers_variables(set, said, tmp_path, capfd, mon
     assert main_job.main([*map(str, args)]) == (2 if said else 0)
     err = capfd.readouterr().err
     assert said in err and "Traceback" not in err and len(err.splitlines()) <= 1
+
+
+@pytest.mark.slow
+def test_an_interrupted_launch_saves_as_one_that_is_told_to_end(tmp_path):
+    """torchrun passes ^C on: the update that it comes in is finished, and nothing of the others is lost."""
+    args = ["no-cot", *TINY, "--train.steps", 4000, "--train.batch", 8, "--train.log-every", 25, "--no-latency"]
+    done, seconds = told_to_end([*TORCHRUN, *args], tmp_path, signal.SIGINT, "train 25/4000")
+    assert done.returncode != 0 and seconds < 15
+    assert "this goes on from the last checkpoint: torchrun --nproc_per_node 2" in done.stderr
+    (step,) = [int(p.name[5:]) for p in tmp_path.glob("*/checkpoint/step-*")]
+    assert 25 <= step < 4000

@@ -393,7 +393,7 @@ def test_the_first_of_several_minibatches_is_on_policy_however_scores_round(tmp_
         return [dataclasses.replace(d, logp_BT=d.logp_BT + 1e-7 * len(calls)) for d in scored(*args)]
 
     monkeypatch.setattr(rlvr, "score", rounding)
-    run = rl(start, STOPPING, steps=2, epochs=2, minibatches=2, micro_batch=8)
+    run = rl(start, STOPPING, steps=2, epochs=2, minibatches=2, micro_batch=4)
     assert runs.execute(run, tmp_path, device="cpu")["updates"] == 2
     # the second minibatch beforehand, and both in each pass, two pieces each
     assert len(calls) == 2 * (2 + 2 * 2 * 2)

@@ -31,26 +31,23 @@ class Sources:
 def of(config) -> Sources:
     """Those of a config, by the classes in it."""
     left = [(cls.__module__, cls.__qualname__.partition(".")[0]) for cls in classes(config)]
-    seen: dict[tuple[str, str], str] = {}
-    files: dict[Path, None] = {}
+    seen: dict[tuple[Path, str], str] = {}
     while left:
-        key = module, name = left.pop()
+        module, name = left.pop()
         path = file_of(module)
-        if path is None or key in seen:
+        if path is None or (path, name) in seen:
             continue
         node = defined(path).get(name)
         if node is None:  # made at run time, or bound by a star: the whole file then
-            seen[key] = path.read_text(encoding="utf-8")
-            files[path] = None
+            seen[path, name] = repr(path.read_bytes())
             continue
-        seen[key] = ast.unparse(node)
-        files[path] = None
+        seen[path, name] = ast.unparse(node)
         left += [(module, other) for other in names_in(node) if other != name and other in defined(path)]
         left += imported(node)
     if not seen:
         return Sources(None, ())
-    text = "\n".join(f"{module}.{name}:\n{code}" for (module, name), code in sorted(seen.items()))
-    return Sources(blake2b(text.encode(), digest_size=8).hexdigest(), tuple(sorted(files)))
+    text = "\n".join(sorted(f"{path.name}: {name}:\n{code}" for (path, name), code in seen.items()))
+    return Sources(blake2b(text.encode(), digest_size=8).hexdigest(), tuple(sorted({path for path, _ in seen})))
 
 
 def classes(config) -> Iterator[type]:
@@ -93,7 +90,7 @@ def defined(path: Path) -> dict[str, ast.stmt]:
 @cache
 def _defined(path: Path, changed: int) -> dict[str, ast.stmt]:
     out: dict[str, ast.stmt] = {}
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for node in ast.parse(path.read_bytes()).body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             out[node.name] = node
         elif isinstance(node, ast.Import | ast.ImportFrom):

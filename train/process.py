@@ -65,6 +65,7 @@ class _Sigterm:
     """Whether SIGTERM has come, and whether the process is in an update that it should finish first."""
 
     received, in_update = False, False
+    timer: threading.Timer | None = None  # ends a process that does not end itself
 
 
 @contextmanager
@@ -84,6 +85,8 @@ def heeding_sigterm(*also: signal.Signals) -> Iterator[None]:
         for each, handler in before.items():
             signal.signal(each, handler)
         _Sigterm.received = False  # what comes after is not told to end
+        if _Sigterm.timer is not None:
+            _Sigterm.timer.cancel()
 
 
 def _on_sigterm(signum, frame) -> None:
@@ -91,9 +94,9 @@ def _on_sigterm(signum, frame) -> None:
     if not _Sigterm.in_update:
         raise Stopped
     if first:  # an update that takes longer is abandoned; the run goes on from its last checkpoint
-        timer = threading.Timer(PATIENCE, os._exit, (Stopped.code,))
-        timer.daemon = True
-        timer.start()
+        _Sigterm.timer = threading.Timer(PATIENCE, os._exit, (Stopped.code,))
+        _Sigterm.timer.daemon = True
+        _Sigterm.timer.start()
 
 
 @contextmanager

@@ -236,6 +236,7 @@ SPOILT = {
     "no tokenizer": (
         without("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"), "has no tokenizer|cannot load"
     ),
+    "no config": (without("config.json"), "has no config.json: it is no folder of a causal LM"),
     "a run of ours": (
         lambda f: (f / "config.json").write_text('{"class": "Run"}'), "a run or a saved reasoner of ours, .*: --init"
     ),

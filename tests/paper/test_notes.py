@@ -89,6 +89,13 @@ def test_problems_of_one_level_are_of_no_hardest_one():
     assert "Accuracy; 5 seeds, " in markup.short_caption(table)
 
 
+def test_arms_that_differ_nowhere_are_shown_at_no_other_level():
+    """All wrong at every level: the last column would say of another level what the first says of the hardest."""
+    none = {f"{k} latents": {n: [[0] * 20] * 5 for n in ("1", "2")} for k in (1, 2)}
+    table = gathered(by_level(none))
+    assert table.end == "under 0.2" and table.telling_level is None
+
+
 def test_one_seed_is_said_to_speak_for_no_other():
     one = seeds(MINI, 1)
     lines = planted({"1 latents": [[1] * 3 + [0] * 97], "2 latents": [[1] * 30 + [0] * 70]}, one)

@@ -128,9 +128,11 @@ GROUPS = (
          '"terms", batch'),
         ("every process draws for the first rows", "(problems[i], trainer.rows[i])", "(problems[i], i)"),
     )),
+    ("train/distill.py", "tests/latent/test_icot.py", (
+        ("a curriculum never goes on", "trainer.method.begin_update()", "False"),
+    )),
     ("train/distill.py", BY_HAND_SFT, (
         ("a curriculum is told nothing", "trainer.method.learned(logged)", "{}"),
-        ("a curriculum never goes on", "trainer.method.begin_update()", "False"),
     )),
     ("train/algorithms/grpo.py", ALGORITHMS, (
         ("the sample's standard deviation", "correction=0", "correction=1"),

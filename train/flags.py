@@ -80,9 +80,31 @@ def parse(args: list[str]) -> tuple[str, Run | Experiment, Options]:
     config, args = choose(config, args)
     if "--help" in args or "-h" in args:
         _help(name, config, args, about, alone)
-    command: Any = parse_flags(_command(config), args, prog=_program(name), description="", config=PLAIN)
+    try:
+        command: Any = parse_flags(_command(config), args, prog=_program(name), description="", config=PLAIN)
+    except UserError as e:
+        raise UserError(f"{e}{_of_others(config, args) if str(e).startswith('Unrecognized') else ''}") from None
     at_least(command.options, jobs=1)
     return name, command.config, command.options
+
+
+def _of_others(config: Run | Experiment, args: list[str]) -> str:
+    """Of the first flag that its part of a config does not have, whose it is; empty where it is no other class's."""
+    for flag in (arg.partition("=")[0] for arg in args if arg.startswith("--")):
+        *path, name = flag.removeprefix("--").replace("-", "_").split(".")
+        part: Any = config
+        for step in path:
+            named = {key.replace("-", "_"): arm for key, arm in part.items()} if isinstance(part, dict) else vars(part)
+            part = named.get(step)
+            if not isinstance(part, dict) and not is_dataclass(part):
+                break
+        if not is_dataclass(part) or hasattr(part, name):
+            continue
+        for table, base in TABLES:
+            owners = [key for key, cls in table.items() if name in {f.name for f in fields(cls)}]
+            if isinstance(part, base) and owners:
+                return f"; it is a flag of --{'.'.join(path)} {' or '.join(owners[:3])}"
+    return ""
 
 
 def _named_config(args: list[str]) -> tuple[str, str, Run | Experiment, list[str]]:

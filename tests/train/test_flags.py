@@ -75,6 +75,9 @@ def test_a_method_keeps_what_both_have_and_a_control_is_of_the_method_before_it(
         (["--config", "nowhere:run"], "there is no module 'nowhere'"),
         (["--config", "json:loads_of"], "json has no 'loads_of'"),
         (["--config", "json:decoder"], "must be a Run, an Experiment or a function"),
+        (["sim", "--train.algorithm", "grpo"], r"--train\.algorithm, grpo; it is a flag of --train rlvr$"),
+        (["sim", "--method.feedbak", "norm"], r"feedbak, norm; did you mean --method\.feedback\?$"),
+        (["sim", "--method.latents-per-step", "2"], r"; it is a flag of --method coconut$"),
         (["sim", "--train.step", "5"], r"--train\.step, 5; did you mean --train\.steps\?$"),
         (["modular", "--train.steps", "5"], r"did you mean --arms\.cot\.train\.steps or --arms"),
         (["sim", "--train.seed", "5"], r"--train\.seed, 5$"),  # nothing is named alike

@@ -103,7 +103,7 @@ def _of_others(config: Run | Experiment, args: list[str]) -> str:
         for table, base in TABLES:
             owners = [key for key, cls in table.items() if name in {f.name for f in fields(cls)}]
             if isinstance(part, base) and owners:
-                return f"; it is a flag of --{'.'.join(path)} {' or '.join(owners[:3])}"
+                return f"; it is a flag of {flag.rpartition('.')[0]} {' or '.join(owners[:3])}"
     return ""
 
 

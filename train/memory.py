@@ -18,6 +18,10 @@ from train.config import SFT, Run
 
 PROBLEM = 1000  # bytes of a problem as a Python object, at least
 JUDGING = "judging", "a smaller --judge.batch needs less"
+CGROUPS = (  # where a container's limit stands, and what is used of it: of version 2, and of version 1
+    ("/sys/fs/cgroup", ("memory.max", "memory.current")),
+    ("/sys/fs/cgroup/memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")),
+)
 VALUES = 12  # values kept for backward for each layer and position, in units of the width
 
 
@@ -92,8 +96,8 @@ def remedy(train: SFT, recompute: bool) -> str:
 def machine() -> int | None:
     """Bytes of memory that a process may use here, or of the GPUs if that is more; None where it cannot be known."""
     sizes: list[int | None] = [_gpu()]
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        if (text := _text(path).strip()).isdecimal():
+    for place, (limit, _) in CGROUPS:
+        if (text := _text(f"{place}/{limit}").strip()).isdecimal():
             sizes.append(min(int(text), _host() or int(text)))
             break
     else:
@@ -108,9 +112,10 @@ def available() -> int | None:
     for line in _text("/proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
             found.append(1024 * int(line.split()[1]))
-    limit, used = _text("/sys/fs/cgroup/memory.max").strip(), _text("/sys/fs/cgroup/memory.current").strip()
-    if limit.isdecimal() and used.isdecimal():
-        found.append(int(limit) - int(used))
+    for place, names in CGROUPS:
+        limit, used = (_text(f"{place}/{name}").strip() for name in names)
+        if limit.isdecimal() and used.isdecimal():
+            found.append(int(limit) - int(used))
     return min(found, default=None)
 
 

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -110,3 +111,17 @@ def test_presets_fit_where_there_is_room(tmp_path, monkeypatch):
     for method in (Sim(), CoT(), Coconut(), Recurrent(), Pause(Sim())):
         for train in (SFT(), RLVR(), SFT(valid_every=10)):
             check({"arm": replace(RUN, method=method, train=train)}, Options(out=tmp_path))
+
+
+@pytest.mark.parametrize("version", [0, 1])
+def test_what_a_container_may_still_take_is_read_in_both_versions(version, monkeypatch, tmp_path):
+    """cgroup v2 and v1: files of other names, of which a machine has one kind."""
+    places = [(str(tmp_path / f"v{2 - i}"), names) for i, (_, names) in enumerate(memory.CGROUPS)]
+    monkeypatch.setattr(memory, "CGROUPS", places)
+    place, (limit, used) = places[version]
+    Path(place).mkdir()
+    (Path(place) / limit).write_text(f"{2**24}\n")
+    (Path(place) / used).write_text(f"{2**23 + 5}\n")
+    assert memory.available() == 2**24 - 2**23 - 5 and memory.machine() == 2**24
+    (Path(place) / limit).write_text("max\n")
+    assert memory.available() > 2**24 < memory.machine()

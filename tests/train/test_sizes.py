@@ -118,6 +118,7 @@ def test_what_a_container_may_still_take_is_read_in_both_versions(version, monke
     """cgroup v2 and v1: files of other names, of which a machine has one kind."""
     places = [(str(tmp_path / f"v{2 - i}"), names) for i, (_, names) in enumerate(memory.CGROUPS)]
     monkeypatch.setattr(memory, "CGROUPS", places)
+    monkeypatch.setattr(memory, "_gpu", lambda: 0)
     place, (limit, used) = places[version]
     Path(place).mkdir()
     (Path(place) / limit).write_text(f"{2**24}\n")

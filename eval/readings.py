@@ -197,6 +197,8 @@ def _hits(a: Tensor, ids: list[int], b: Tensor, want: list[int], ridge: float) -
 def linear_probe(x_ND: Tensor, ids: list[int], ridge: float = 1e-2) -> Callable[[Tensor], list[int]]:
     """Ridge regression onto one-hot tokens, on standardised states with a bias: states (n, D) -> tokens."""
     known = sorted(set(ids))
+    if len(known) == 1:  # of a single state there is no spread to standardise by
+        return lambda x: known * len(x)
     y = torch.zeros(len(ids), len(known), dtype=torch.float64, device=x_ND.device)
     y[torch.arange(len(y)), torch.tensor([known.index(t) for t in ids])] = 1
     mean, std = x_ND.double().mean(0), x_ND.double().std(0).clamp(min=1e-6)

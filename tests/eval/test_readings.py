@@ -200,3 +200,9 @@ def test_groups_are_counted():
     assert found["gap"] < 1e-4 and found["n"] == 8 and 1 < found["lengths"] <= 4 and 4 < found["texts"] <= 8
     assert found["entropy"]["halt"] == pytest.approx(math.log(2), rel=0.2)
     assert found["flat"] == pytest.approx(1 - found["pass_group"])  # no group of an untrained model is all right
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_probe_of_one_token_says_it_of_every_state():
+    probe = readings.linear_probe(torch.randn(1, 4), [7])
+    assert probe(torch.randn(3, 4)) == [7, 7, 7]

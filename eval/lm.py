@@ -67,7 +67,7 @@ class LatentLM(HFLM):
             folder = Path(pretrained)
             if folder.is_dir() and not is_plain_model(folder):
                 pretrained = str(hub.find_checkpoint(folder))
-            elif not folder.is_dir() and (not HUB_NAME.fullmatch(pretrained) or is_below_a_folder(folder)):
+            elif not folder.is_dir() and (not HUB_NAME.fullmatch(pretrained) or is_among_runs(folder)):
                 raise UserError(f"{pretrained} is neither a folder nor a name on the hub")
             kwargs = {"device": "cuda" if torch.cuda.is_available() else "cpu", **kwargs}
         no_effect = ("batch_size", "max_batch_size", "device", "tokenizer")  # on answers; the tokenizer is checked
@@ -302,9 +302,9 @@ class LatentLM(HFLM):
         return digest.hexdigest()
 
 
-def is_below_a_folder(place: Path) -> bool:
-    """Whether a place that does not exist is named within a folder here, as runs/ID with a slip in it."""
-    return len(place.parts) > 1 and place.parent.is_dir()
+def is_among_runs(place: Path) -> bool:
+    """Whether a place that does not exist is named within a folder of runs, as runs/ID with a slip in it."""
+    return len(place.parts) > 1 and any(place.parent.glob("*/metrics.jsonl"))
 
 
 def is_plain_model(folder: Path) -> bool:

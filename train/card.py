@@ -36,7 +36,7 @@ def card(record: Record, result: dict, env: dict) -> str:
     floors = "".join(f"| *floor: {name}* | {value:.3f} | | | |\n" for name, value in result["floors"].items())
     chosen = result.get("selected")
     selected = f", with the weights of update {chosen['step']}, best on the validation split" if chosen else ""
-    own = ", ".join(path.name for path in record.code.files)
+    own = ", ".join(record.code.files)
     opens = "import latent  # or, without the package, trust_remote_code=True in the next line"
     if own:
         opens = f"import latent  # and LATENT_IMPORT naming the files of its classes: {own}"

@@ -49,7 +49,7 @@ class Record:
             elif None not in (weights, made.get("weights")) and made["weights"] != weights:
                 other = "weights"
             elif made.get("code", self.code.digest) != self.code.digest:  # older records do not have it
-                other = f"code ({', '.join(path.name for path in self.code.files)})"
+                other = f"code ({', '.join(self.code.files)})"
             if other:
                 raise UserError(
                     f"{self.home} was made from other {other} under the same name; remove it or give another --out"
@@ -71,9 +71,10 @@ class Record:
         before = read_json(path).get("starts", []) if path.exists() else []
         now = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "step": step, "command": command}
         now |= environment()
-        for each in self.code.files:
-            (self.home / "code").mkdir(exist_ok=True)
-            write_bytes(self.home / "code" / each.name, each.read_bytes())
+        for name, source in self.code.files.items():
+            place = self.home / "code" / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(place, source.read_bytes())
         made_from = {"data": data, "weights": weights, "code": self.code.digest}
         write_json(path, {**now, **made_from, "starts": [*before, now]})
 

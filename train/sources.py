@@ -1,17 +1,19 @@
-"""The code of a user's own that a run is made of: the classes in its config, and all that their modules need for them.
+"""The code of a user's own that a run is made of: the classes in its config, and all that they refer to.
 
 A run's id names classes and not what they do. Their code is kept beside its record, and a run is not taken for one of
-other code, as it is not for one on other data. What does not matter for the classes may change: comments, other
-classes, the configs that stand in the same file.
+other code, as it is not for one on other data. Of the file of such a class counts what the class needs: the configs and
+other classes that stand in it, and comments, may change. Of files that are imported from there all counts but comments.
 """
 
 from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from hashlib import blake2b
@@ -22,32 +24,37 @@ OURS = {"kernels", "latent", "eval", "train", "paper"}
 
 @dataclass(frozen=True)
 class Sources:
-    """The fingerprint of own code, None where there is none, and the files that it is in."""
+    """The fingerprint of own code, None where there is none, and the files that it is in by names that differ."""
 
     digest: str | None
-    files: tuple[Path, ...]
+    files: dict[str, Path]
 
 
 def of(config) -> Sources:
     """Those of a config, by the classes in it."""
-    left = [(cls.__module__, cls.__qualname__.partition(".")[0]) for cls in classes(config)]
-    seen: dict[tuple[Path, str], str] = {}
+    code: dict[Path, str] = {}
+    left: list[str] = []
+    named = defaultdict(set)
+    for cls in classes(config):
+        named[cls.__module__].add(cls.__qualname__.partition(".")[0])
+    for module, names in named.items():
+        if (path := file_of(module)) is not None:
+            needed = needed_for(names, path)
+            code[path] = text_of(path, needed)
+            left += imported(needed, module, path)
     while left:
-        module, name = left.pop()
+        module = left.pop()
         path = file_of(module)
-        if path is None or (path, name) in seen:
-            continue
-        node = defined(path).get(name)
-        if node is None:  # made at run time, or bound by a star: the whole file then
-            seen[path, name] = repr(path.read_bytes())
-            continue
-        seen[path, name] = ast.unparse(node)
-        left += [(module, other) for other in names_in(node) if other != name and other in defined(path)]
-        left += imported(node)
-    if not seen:
-        return Sources(None, ())
-    text = "\n".join(sorted(f"{path.name}: {name}:\n{code}" for (path, name), code in seen.items()))
-    return Sources(blake2b(text.encode(), digest_size=8).hexdigest(), tuple(sorted({path for path, _ in seen})))
+        if path is not None and path not in code:
+            whole = statements(path)
+            code[path] = text_of(path, whole)
+            left += imported(whole, module, path)
+    if not code:
+        return Sources(None, {})
+    above = os.path.commonpath([path.parent for path in code])
+    files = {str(path.relative_to(above)): path for path in sorted(code)}
+    text = "\n".join(f"{name}:\n{code[path]}" for name, path in files.items())
+    return Sources(blake2b(text.encode(), digest_size=8).hexdigest(), files)
 
 
 def classes(config) -> Iterator[type]:
@@ -62,56 +69,87 @@ def file_of(module: str) -> Path | None:
     """The file of a module that is a user's own; None of ours, and of what is installed."""
     if module.partition(".")[0] in OURS or module in sys.builtin_module_names:
         return None
-    loaded = sys.modules.get(module)
-    origin = getattr(loaded, "__file__", None)
-    if loaded is None:
+    origin = getattr(sys.modules.get(module), "__file__", None)
+    if module not in sys.modules:
         try:
             found = importlib.util.find_spec(module)
-        except (ImportError, ValueError):
+        except Exception:  # it runs what is above the module, which may raise anything
             return None
         origin = found.origin if found is not None and found.has_location else None
     path = Path(origin).resolve() if origin else None
     if path is None or path.suffix != ".py" or not path.is_file():
         return None
-    return None if any(path.is_relative_to(place) for place in installed()) else path
+    library = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")}
+    installed = {"site-packages", "dist-packages"} & set(path.parts) or any(map(path.is_relative_to, library))
+    return None if installed else path
+
+
+def statements(path: Path) -> list[ast.stmt]:
+    """What stands at the top of a file; nothing where it is no Python any more."""
+    return _statements(path, path.stat().st_mtime_ns)
 
 
 @cache
-def installed() -> tuple[Path, ...]:
-    """Where Python keeps what is no user's own."""
-    return tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+def _statements(path: Path, changed: int) -> list[ast.stmt]:
+    try:
+        return ast.parse(path.read_bytes()).body
+    except (SyntaxError, ValueError):
+        return []
 
 
-def defined(path: Path) -> dict[str, ast.stmt]:
-    """The statements at the top of a file, by the names that they bind."""
-    return _defined(path, path.stat().st_mtime_ns)
+def text_of(path: Path, some: Iterable[ast.stmt]) -> str:
+    """Statements without comments; of a file that has none, its bytes."""
+    return "\n".join(map(ast.unparse, some)) or repr(path.read_bytes())
 
 
-@cache
-def _defined(path: Path, changed: int) -> dict[str, ast.stmt]:
-    out: dict[str, ast.stmt] = {}
-    for node in ast.parse(path.read_bytes()).body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            out[node.name] = node
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            out |= {alias.asname or alias.name.partition(".")[0]: node for alias in node.names}
-        else:
-            out |= {n.id: node for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    return out
+def needed_for(names: set[str], path: Path) -> list[ast.stmt]:
+    """The statements at the top of a file that names need, in order: those that bind them and what these refer to, and
+    all that bind no name, for they may change anything."""
+    every = statements(path)
+    binds = [bound(node) for node in every]
+    kept = {i for i, own in enumerate(binds) if not own}
+    left = {*names, *(name for i in kept for name in referred(every[i]))}
+    seen: set[str] = set()
+    while left:
+        name = left.pop()
+        seen.add(name)
+        for i, own in enumerate(binds):
+            if name in own and i not in kept:
+                kept.add(i)
+                left |= referred(every[i]) - seen
+    return [every[i] for i in sorted(kept)]
 
 
-def names_in(node: ast.AST) -> set[str]:
+def bound(node: ast.stmt) -> set[str]:
+    """The names that a definition, an import or an assignment at the top of a file binds; none of anything else."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {node.name}
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        names = {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+        return set() if "*" in names else names
+    if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        names = {n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        return names if all(isinstance(t, ast.Name | ast.Tuple) for t in targets) else set()
+    return set()
+
+
+def referred(node: ast.AST) -> set[str]:
     return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
 
 
-def imported(node: ast.AST) -> list[tuple[str, str]]:
-    """What imports within a statement bring: (module, name), of a whole module all of its names."""
-    out: list[tuple[str, str]] = []
-    for each in ast.walk(node):
-        if isinstance(each, ast.ImportFrom) and each.module and not each.level:
-            out += [(each.module, alias.name) for alias in each.names]
-        elif isinstance(each, ast.Import):
-            for alias in each.names:
-                path = file_of(alias.name)
-                out += [(alias.name, name) for name in defined(path)] if path else []
-    return out
+def imported(some: Iterable[ast.stmt], module: str, path: Path) -> list[str]:
+    """The modules that statements import, wherever within them; of `from a import b` a, and a.b if that is one."""
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    out: list[str] = []
+    for each in (n for node in some for n in ast.walk(node)):
+        if isinstance(each, ast.Import):
+            out += [alias.name for alias in each.names]
+        elif isinstance(each, ast.ImportFrom):
+            try:
+                name = importlib.util.resolve_name("." * each.level + (each.module or ""), package or None)
+            except (ImportError, ValueError):
+                continue
+            out += [name, *(f"{name}.{alias.name}" for alias in each.names if alias.name != "*")]
+    parents = [".".join(name.split(".")[:i]) for name in out for i in range(1, name.count(".") + 1)]
+    return [*out, *parents]

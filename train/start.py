@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
+from typing import BinaryIO, get_args
 
 import torch
 from torch import Tensor
@@ -14,10 +16,11 @@ from kernels.errors import UserError
 from latent import hub, lora, make, methods
 from latent.backbone import Backbone
 from latent.codec import Codec
+from latent.config import ModelConfig
 from latent.files import read_json
 from latent.generate import Reasoner
 from latent.methods.base import Method
-from latent.plain import plain
+from latent.plain import hints, plain
 from train.config import RLVR, Run
 
 _BLOCK = 2**16  # bytes that are hashed in one place of a file
@@ -60,8 +63,8 @@ def folder_of(init: str, root: Path) -> Path:
 
 
 def fingerprint(run: Run, root: Path) -> str | None:
-    """Hash of the weights in the folder that a run starts from, by the files' sizes and 64 blocks of each: other
-    training changes all of them. None where it starts from no folder, or the folder is gone."""
+    """Hash of the weights in the folder that a run starts from: of their files' sizes, of 64 blocks of each, and of how
+    every tensor begins and ends. None where it starts from no folder, or the folder is gone."""
     name = run.init or run.model.pretrained
     if name is None:
         return None
@@ -73,10 +76,22 @@ def fingerprint(run: Run, root: Path) -> str | None:
         size = path.stat().st_size
         hashed.update(f"{path.name} {size} ".encode())
         with path.open("rb") as f:
-            for i in range(64):
-                f.seek(max(0, size - _BLOCK) * i // 63)
+            ends = tensor_ends(f, size) if path.suffix == ".safetensors" else []
+            for at in (*(max(0, size - _BLOCK) * i // 63 for i in range(64)), *ends):
+                f.seek(at)
                 hashed.update(f.read(_BLOCK))
     return hashed.hexdigest() if paths else None
+
+
+def tensor_ends(f: BinaryIO, size: int) -> list[int]:
+    """Where the first and the last block of each tensor begin in a file of safetensors; nowhere in one that is none."""
+    try:
+        length = int.from_bytes(f.read(8), "little")
+        header = json.loads(f.read(length)) if length < size else {}
+        places = [each["data_offsets"] for name, each in header.items() if name != "__metadata__"]
+        return [8 + length + at for begin, end in places for at in (begin, max(begin, end - _BLOCK))]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return []
 
 
 def prepare(run: Run, body: Backbone) -> None:
@@ -116,6 +131,8 @@ def sizes(folder: Path) -> dict[str, object]:
         "n_head": "num_attention_heads",
         "n_positions": "max_position_embeddings",
     }
+    if body.model_type not in get_args(hints(ModelConfig)["family"]):  # of no family that flags can ask for
+        return {}
     return {ours: getattr(body, theirs) for ours, theirs in named.items() if hasattr(body, theirs)}
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from eval.environments.answers import closing_brace, fold, fractions, number_at, plain, separated
 from eval.environments.latex import DEEPEST, TooDeep, joined, read, spaced
-from eval.environments.units import NO_UNITS, UNITS, unit_of
+from eval.environments.units import UNITS, changes_number, unit_of
 
 OPENERS = {"(": ")", "[": "]", r"\{": r"\}", "{": "}", r"\begin": r"\end"}
 CLOSERS = set(OPENERS.values())
@@ -218,7 +218,7 @@ def _without_unit(tokens: list[str]) -> tuple[list[str], tuple[str, int] | None]
         words = "".join(tokens[begin:end]) if end - begin > 1 else ""
         words = words if words in UNITS else ""
     said = re.findall(r"[a-z]+", words.lower().replace(".", ""))
-    if not words or not said or NO_UNITS & set(said) or begin == 0:
+    if not words or not said or changes_number(said) or begin == 0:
         return tokens, unit
     known = all(w in UNITS or w in ("square", "sq", "cubic", "cu", "per", "of") for w in said)
     before = tokens[:begin]

@@ -91,14 +91,15 @@ _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10*
 _SCALE = re.compile(rf"\s*({'|'.join(_SCALES)})\b", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?;](?:\s|$)")
 _GOES_ON = re.compile(  # a list, a range, an operation, another number, a symbol
-    r"\s*[-,:;/<>~&|]?\s*[-+]?[$€£¥₹]?\.?\d|\.[-+]?\d|\s*(?:[+*×÷·^±≤≥]|\\[a-zA-Z])|\s*x\s*[$€£¥₹]?\.?\d|k\b"
-    r"|[a-z]\s*[-+*/=]\s*\d"
+    r"\s*[-,:/<>~&|]?\s*[-+]?[$€£¥₹]?\.?\d|\.[-+]?\d|\s*(?:[+*×÷·^±≤≥]|\\[a-zA-Z])|\s*x\s*[$€£¥₹]?\.?\d|k\b"
+    r"|[a-z]\s*[-+*]\s*\d|\s*;\s*[-+]?[$€£¥₹]?\.?\d[\d.,]*\s*$"
 )
-_OPERATED = re.compile(r"(?:[+*/×÷]|\bx\b)\s*[$€£¥₹]?\.?\d")  # "40 minutes + 2 minutes"
+_OPERATED = re.compile(r"(?:[+*×÷]|(?<=\s)/|\bx\b)\s*[$€£¥₹]?\.?\d")  # "40 minutes + 2 minutes"
+_ASIDE = re.compile(r"\(|,\s|[.!?;](?:\s|$)")  # where what says the number ends
 _RUN = re.compile(r"\d[\d.,/]*")
 _ANOTHER = re.compile(
     r"\b(?:or|to|and|through|versus|vs)\b\W{0,3}(?:\w+ ){0,2}?[-+$€£¥₹]{0,2}\.?\d|\bor\s+(?:more|less|so)\b"
-    r"|\band\s+(?:a|one)\s+(?:half|third|quarter)\b"
+    r"|\band\s+(?:a|one)\s+(?:half|third|quarter)\b(?!\s+of\b)"
 )
 
 
@@ -127,7 +128,7 @@ def single_number(said: str) -> Fraction | None:
         sides = said.split("=")
         for i, side in enumerate(sides, 1):
             try:
-                if _OPERATED.search(side) or (i < len(sides) and len(_RUN.findall(side)) > 1):
+                if is_worked(side, last=i == len(sides)):
                     raise SeveralNumbers
                 values.add(single_number(side.strip()))
             except SeveralNumbers:
@@ -154,6 +155,15 @@ def single_number(said: str) -> Fraction | None:
     if _GOES_ON.match(rest) or _ANOTHER.search(rest, 0, end.start() if end else len(rest)):
         raise SeveralNumbers
     return -value if currency and currency[1] == "-" else value
+
+
+def is_worked(side: str, last: bool) -> bool:
+    """Whether a side of an equation works its number out: by an operation and, before the last side, of several."""
+    first, *_ = _ASIDE.split(side.strip(), maxsplit=1)
+    digit = re.search(r"\.?\d", first)
+    found = number_at(first, digit.start()) if digit else None
+    rest = first[found.end :] if found else ""
+    return bool(_OPERATED.search(rest)) or (not last and bool(_RUN.search(rest)))
 
 
 def parse(row: dict, place: str) -> Problem:

@@ -176,12 +176,19 @@ def test_prosqa_and_the_names_of_our_tasks():
     assert harness.own_tasks() == {*ROWS, "prosqa"}
 
 
+def test_a_slip_in_a_runs_name_is_no_name_on_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "runs" / "abc").mkdir(parents=True)
+    (tmp_path / "runs" / "abc" / "metrics.jsonl").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="runs/abd is neither a folder nor a name on the hub"):
+        LatentLM("runs/abd")
+
+
 @pytest.mark.parametrize(
     "args, message",
     [
         ("--model_args pretrained=nowhere/to/be/found --tasks cups", "is neither a folder nor a name on the hub"),
         ("--model_args pretrained=tests --tasks cups", "tests is not a run or a saved reasoner"),
-        ("--model_args pretrained=tests/nope --tasks cups", "tests/nope is neither a folder nor a name on the hub"),
         ("--model_args num_latents=1 --tasks cups", "--model_args pretrained=RUN_OR_FOLDER_OR_NAME is needed"),
         ("--model_args pretrained={sim},num_latents=-3 --tasks cups", "at least 0, got -3"),
         ("--model_args pretrained={sim},num_latents=40 --tasks cups", "leaves no room for text"),

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from eval.environments import Math500, Problem, build
+from eval.environments.equivalence import same
 
 pytest.importorskip("math_verify", reason="the math extra is not installed")
 
@@ -91,3 +92,17 @@ def test_a_worker_that_was_killed_is_started_again(env):
 def test_another_verifier_is_refused_by_name():
     with pytest.raises(ValueError, match=r"env\.verifier must be spelling or math-verify, got 'sympy'"):
         Math500(verifier="sympy")
+
+
+UNITS = [
+    (r"5\text{ mph}", r"5\text{ miles per hour}"),
+    ("12", r"12\text{ m squared}"),
+    (r"12\text{ m}^2", r"12\text{ m squared}"),
+    ("3", r"3\text{ third-graders}"),
+    ("3", r"3\text{ half dollars}"),
+]
+
+
+@pytest.mark.parametrize("gold, said", UNITS)
+def test_a_unit_says_the_same_in_other_words(gold, said):
+    assert same(said, gold) and same(gold, said)

@@ -1,6 +1,7 @@
 """GSM8K's verifier beside lm-eval's own filters and comparison, read from the installed package's `gsm8k` task."""
 
 import re
+from fractions import Fraction
 from pathlib import Path
 
 import lm_eval
@@ -9,6 +10,7 @@ import yaml
 from lm_eval.api.metrics import exact_match_hf_evaluate
 from lm_eval.filters.extraction import RegexFilter
 
+from eval.environments.gsm8k import answer
 from tests.eval.test_verify import envs, judged, table  # noqa: F401  a fixture of that file
 
 TASK = yaml.safe_load((Path(lm_eval.__file__).parent / "tasks" / "gsm8k" / "gsm8k.yaml").read_text())
@@ -76,3 +78,36 @@ def test_where_they_differ_is_in_the_readme(envs, gold, text, ours, theirs, why)
     said = [tuple(word == "yes" for word in re.split(r",\s*", cell)) for cell in (ours, theirs)]
     assert said == [judged(envs["gsm8k"], "gsm8k", gold, text), lm_eval_judged(gold, text)]
     assert said[0] != said[1] and why
+
+
+EQUATIONS = [
+    ("3.5", "### x = 7/2"),
+    ("0.5", r"\boxed{x = \frac{1}{2}}"),
+    ("7.5", "### 15/2 = 7 1/2"),
+    ("7.5", "### Total = 7 1/2 hours"),
+    ("42", "### Total = $42 ($20 + $22)"),
+    ("42", "### 20 + 22 = 42 (20 + 22)"),
+    ("42", r"\boxed{\text{Total} = 42 \text{ (6 x 7)}}"),
+    ("42", "### Total cost = $42, i.e. 3 x $14"),
+    ("30", "### Speed = 30 miles per 1/2 hour"),
+    ("42", "### 42 = 6*7"),
+    ("15", "#### 3 x $5 = $15."),
+    ("42", "### 84 pens / 2 = 42 pens"),
+    ("42", "### 42 = 40 pens + 2 pens"),
+    ("-3", "### 5 - 8 = -3"),
+    ("5", "### 5l/100 km"),
+    ("42", "### 42; 3 boxes of 14"),
+    ("42", "### 42 people and one half of them girls"),
+]
+
+
+@pytest.mark.parametrize("gold, text", EQUATIONS)
+def test_a_side_that_works_the_number_out_does_not_contradict_it(gold, text):
+    assert answer(text) == Fraction(gold)
+
+
+@pytest.mark.parametrize(
+    "text", ["### 3x + 2", "### 6 x 7", "### 41 = 42 pens", "### 40 pens + 2 = 41 = 42", "### 42; 43."]
+)
+def test_a_line_without_one_number_has_none(text):
+    assert answer(text) is None

@@ -80,9 +80,11 @@ GROUPS = (
         ("fresh rollouts are scored twice", "if fresh:\n            old", "if False:\n            old"),
     )),
     ("train/sources.py", "tests/train/test_sources.py", (
-        ("what a class refers to is not its code", "left += [(module, other)", "[(module, other)"),
-        ("what a class imports is not its code", "left += imported(node)", "imported(node)"),
-        ("all of a file is its classes' code", "node = defined(path).get(name)", "node = None"),
+        ("what a class refers to is not its code", "left |= referred(every[i]) - seen", "pass"),
+        ("what a class imports is not its code", "left += imported(needed, module, path)", "pass"),
+        ("what that imports is not its code", "left += imported(whole, module, path)", "pass"),
+        ("all of a file is its classes' code", "needed = needed_for(names, path)", "needed = statements(path)"),
+        ("relative imports are not followed", '"." * each.level + ', ""),
     )),
     ("train/resume.py", RESUME, (
         ("a resume forgets the weights", 'into = {f"method/{n}": v for', 'into = {f"method/{n}": v.clone() for'),

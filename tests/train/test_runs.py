@@ -8,17 +8,20 @@ from importlib import metadata
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from eval.environments import Cups, Verdict
 from kernels.errors import UserError
-from latent import load
+from latent import hub, load, methods
+from latent.backbone import Backbone
 from latent.config import LearnedStop, ModelConfig
 from latent.methods import Coconut, Colar, CoT, FixedEmbedding, Hrpo, ICoT, Pause, Recurrent, Sim
 from latent.policies import Gaussian
+from tests.helpers import small_reasoner
 from train import rlvr
 from train import run as runs
 from train.config import RLVR, SFT, Arm, Experiment, Judge, Run
-from train.start import begin, check_starts
+from train.start import begin, check_same_model, check_starts, fingerprint
 
 MODEL = ModelConfig(n_layer=2, n_embd=32, n_head=2)
 JUDGE = Judge(items=40, level_items=5, batch=16)
@@ -397,3 +400,26 @@ def test_the_first_of_several_minibatches_is_on_policy_however_scores_round(tmp_
     assert runs.execute(run, tmp_path, device="cpu")["updates"] == 2
     # the second minibatch beforehand, and both in each pass, two pieces each
     assert len(calls) == 2 * (2 + 2 * 2 * 2)
+
+
+def test_a_start_of_another_family_goes_on_whatever_the_flags_of_a_model_from_scratch_say(tmp_path):
+    """No flag asks for Qwen2: what a checkpoint of it has is not compared with them."""
+    body = Backbone(Qwen2ForCausalLM(Qwen2Config(
+        vocab_size=13, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=64,
+    )))  # fmt: skip
+    cups = small_reasoner(STOPPING)
+    hub.save(dataclasses.replace(cups, method=methods.build(STOPPING, body)), tmp_path / "start")
+    run = dataclasses.replace(sft(STOPPING, steps=1), init=str(tmp_path / "start"))
+    check_same_model(run, tmp_path / "start")
+
+
+def test_a_small_tensor_among_frozen_ones_is_other_weights(tmp_path):
+    run = dataclasses.replace(sft(STOPPING), init=str(tmp_path))
+    frozen = {name: torch.randn(3_000_000) for name in ("a", "z")}
+    prints = set()
+    for i in range(2):
+        save_file({**frozen, "m.feedback": torch.full((64, 64), float(i))}, tmp_path / "model.safetensors")
+        prints.add(fingerprint(run, tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    assert len({*prints, fingerprint(run, tmp_path)}) == 3

@@ -1,11 +1,14 @@
 """A run is of the code of its classes: a change of it is noticed, a change of something else is not."""
 
+import importlib
 import json
 import os
 
 import pytest
 
 from tests.helpers import python
+from train import sources
+from train.presets import PRESETS
 
 METHOD = """
 import torch
@@ -89,12 +92,84 @@ def test_a_run_is_not_taken_for_one_by_other_code(tmp_path):
     kept = sorted((home / "code").iterdir())
     assert [p.name for p in kept] == ["mine.py", "scaling.py"]
     assert kept[1].read_text() == METHOD and json.loads((home / "env.json").read_text())["code"]
-    # what the class does not need may change: remarks, other runs and classes of the file
+    # what the class does not need may change: remarks, and other runs and classes of its file
     (tmp_path / "mine.py").write_text(CONFIG + "\n\nother = run  # another\n")
-    (tmp_path / "scaling.py").write_text("# by hand\n" + METHOD + "\n\nclass Other:\n    pass\n")
+    (tmp_path / "scaling.py").write_text("# by hand\n" + METHOD)
     code, said = trained(tmp_path)
     assert code == 0 and "was finished before" in said
     (tmp_path / "scaling.py").write_text(METHOD.replace("SCALE = 1.0", "SCALE = 0.5"))
     code, said = trained(tmp_path)
     assert code == 2 and "was made from other code (mine.py, scaling.py) under the same name" in said
     assert "Traceback" not in said and sorted(os.listdir(home / "code")) == ["mine.py", "scaling.py"]
+
+
+LAYOUTS = {
+    "relative": ("from .helper import M", "def use():\n    return M"),
+    "a submodule": ("from {package} import helper", "def use():\n    return helper.M"),
+    "by its full name": ("import {package}.helper", "def use():\n    return {package}.helper.M"),
+    "a star": ("from .helper import *", "def use():\n    return M"),
+    "tried": ("try:\n    from .helper import M\nexcept ImportError:\n    raise", "def use():\n    return M"),
+    "within": ("", "def use():\n    from .helper import M\n    return M"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_a_class_needs_is_found_wherever_it_stands(layout, tmp_path, monkeypatch):
+    package = f"own_{layout.replace(' ', '_')}"
+    home = tmp_path / package
+    home.mkdir()
+    above, use = (part.format(package=package) for part in LAYOUTS[layout])
+    (home / "__init__.py").write_text("")
+    (home / "helper.py").write_text("class M:\n    k = 1\n")
+    body = f"""{above}
+from dataclasses import dataclass
+
+K = 1
+K = K + 1
+
+{use}
+
+
+@dataclass(frozen=True)
+class Config:
+    n: int = K
+
+    def made(self):
+        return use()
+
+
+class Other:
+    pass
+"""
+    (home / "config.py").write_text(body)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = importlib.import_module(f"{package}.config").Config()
+
+    def digest() -> str:
+        sources._statements.cache_clear()  # two writes may come within one tick of the clock
+        return sources.of(config).digest
+
+    before = digest()
+    assert {"config.py", "helper.py"} <= set(sources.of(config).files)
+    (home / "config.py").write_text(body.replace("    pass", "    more = 1") + "# remark\n")
+    assert digest() == before
+    for name, old, new in (("helper.py", "k = 1", "k = 2"), ("config.py", "K = K + 1", "K = K + 2")):
+        text = (home / name).read_text()
+        (home / name).write_text(text.replace(old, new))
+        assert digest() != before
+        (home / name).write_text(text)
+        assert digest() == before
+    (home / "config.py").write_text(body + "\nConfig.made = None\n")
+    assert digest() != before
+
+
+def test_what_is_ours_or_installed_or_broken_is_no_ones_own(tmp_path, monkeypatch):
+    assert sources.of(PRESETS["sim"]()).digest is None
+    (tmp_path / "broken_parent").mkdir()
+    (tmp_path / "broken_parent" / "__init__.py").write_text("raise RuntimeError('no GPU')\n")
+    (tmp_path / "site-packages").mkdir()
+    (tmp_path / "site-packages" / "as_installed.py").write_text("A = 1\n")
+    for place in (tmp_path, tmp_path / "site-packages"):
+        monkeypatch.syspath_prepend(str(place))
+    assert sources.file_of("broken_parent.sub") is None and sources.file_of("as_installed") is None
+    assert sources.file_of("torch") is None and sources.file_of("json") is None and sources.file_of("nowhere") is None

@@ -120,7 +120,8 @@ def test_what_a_class_needs_is_found_wherever_it_stands(layout, tmp_path, monkey
     home.mkdir()
     above, use = (part.format(package=package) for part in LAYOUTS[layout])
     (home / "__init__.py").write_text("")
-    (home / "helper.py").write_text("class M:\n    k = 1\n")
+    (home / "helper.py").write_text("from .deeper import J\n\n\nclass M:\n    k = 1\n    j = J\n")
+    (home / "deeper.py").write_text("J = 1\n")
     body = f"""{above}
 from dataclasses import dataclass
 
@@ -150,10 +151,15 @@ class Other:
         return sources.of(config).digest
 
     before = digest()
-    assert {"config.py", "helper.py"} <= set(sources.of(config).files)
+    assert {"config.py", "helper.py", "deeper.py"} <= set(sources.of(config).files)
     (home / "config.py").write_text(body.replace("    pass", "    more = 1") + "# remark\n")
     assert digest() == before
-    for name, old, new in (("helper.py", "k = 1", "k = 2"), ("config.py", "K = K + 1", "K = K + 2")):
+    changes = (
+        ("helper.py", "k = 1", "k = 2"),
+        ("deeper.py", "J = 1", "J = 2"),
+        ("config.py", "K = K + 1", "K = K + 2"),
+    )
+    for name, old, new in changes:
         text = (home / name).read_text()
         (home / name).write_text(text.replace(old, new))
         assert digest() != before

@@ -55,6 +55,7 @@ def main(args: list[str] | None = None) -> int:
 def talk(options: Options) -> None:
     """Read problems until the end of the input."""
     from eval import environments
+    from eval.environments.base import is_whole
     from latent import load
 
     reasoner = load(options.checkpoint)
@@ -77,7 +78,7 @@ def talk(options: Options) -> None:
         if word == "/quit":
             return
         if word == "/latents":
-            if rest and not (rest.isdecimal() and rest.isascii() and len(rest) < 10):
+            if rest and not is_whole(rest, 9):
                 print("/latents takes a whole number")
                 continue
             steps = int(rest) if rest else None

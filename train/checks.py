@@ -64,8 +64,7 @@ def check_turns(reasoner: Reasoner, run: Run) -> None:
 def check_positions(reasoner: Reasoner, run: Run, env: Environment, problems: list[Problem]) -> None:
     """Raise UserError for a problem that needs more positions, over all its turns, than the model has."""
     codec, method, has = reasoner.codec, reasoner.method, reasoner.method.backbone.positions
-    sweep = run.judge.sweep if run.method.thinks else ()
-    extra = max([0, *(k - method.steps for k in sweep)]) * method.stride  # of the largest number in the sweep
+    extra = max([0, *(k - method.steps for k in run.sweep)]) * method.stride  # of the largest number in the sweep
     for p in problems:
         prompt, needs = 0, -1
         for i, turn in enumerate(env.turns_of(p)):
@@ -98,7 +97,7 @@ def check_curriculum(reasoner: Reasoner, run: Run, chain: int) -> list[str]:
 
 def check_cost(run: Run) -> list[str]:
     """A note where a cost on latents changes nothing, because every rollout has as many."""
-    cost, halt = getattr(run.train, "latent_cost", 0.0), getattr(getattr(run.method, "of", run.method), "halt", None)
+    cost, halt = getattr(run.train, "latent_cost", 0.0), getattr(run.method.underlying, "halt", None)
     if not cost or not isinstance(halt, Fixed | None):
         return []
     return [f"train.latent_cost {cost:g} moves no choice: every rollout uses all latents (--method.halt learned)"]

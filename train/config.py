@@ -186,6 +186,11 @@ class Run:
         check_numbers(self)
 
     @property
+    def sweep(self) -> tuple[int, ...]:
+        """The numbers of latent steps to judge with besides the trained one: none where nothing is thought."""
+        return self.judge.sweep if self.method.thinks else ()
+
+    @property
     def id(self) -> str:
         """Hash of the fields that differ from their defaults, class names included."""
         return id_of(identity(self))

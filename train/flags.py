@@ -90,20 +90,14 @@ def parse(args: list[str]) -> tuple[str, Run | Experiment, Options]:
 
 def _of_others(config: Run | Experiment, args: list[str]) -> str:
     """Of the first flag that its part of a config does not have, whose it is; empty where it is no other class's."""
+    by_path = {path.replace("_", "-"): (part, table) for path, part, table in parts(config)}
     for flag in (arg.partition("=")[0] for arg in args if arg.startswith("--")):
-        *path, name = flag.removeprefix("--").replace("-", "_").split(".")
-        part: Any = config
-        for step in path:
-            named = {key.replace("-", "_"): arm for key, arm in part.items()} if isinstance(part, dict) else vars(part)
-            part = named.get(step)
-            if not isinstance(part, dict) and not is_dataclass(part):
-                break
-        if not is_dataclass(part) or hasattr(part, name):
-            continue
-        for table, base in TABLES:
-            owners = [key for key, cls in table.items() if name in {f.name for f in fields(cls)}]
-            if isinstance(part, base) and owners:
-                return f"; it is a flag of {flag.rpartition('.')[0]} {' or '.join(owners[:3])}"
+        path, _, name = flag.removeprefix("--").rpartition(".")
+        part, table = by_path.get(path.replace("_", "-"), (None, {}))
+        name = name.replace("-", "_")
+        owners = [key for key, cls in table.items() if name in {f.name for f in fields(cls)}]
+        if owners and not hasattr(part, name):
+            return f"; it is a flag of --{path} {' or '.join(owners[:3])}"
     return ""
 
 
@@ -180,7 +174,7 @@ def choose(config: Run | Experiment, args: list[str]) -> tuple[Run | Experiment,
 def _in_place_of(old, cls: type[Any]):
     if not isinstance(old, MethodConfig):
         return cls()
-    before: Any = old.of if isinstance(old, ControlConfig) else old
+    before: Any = old.underlying
     if issubclass(cls, ControlConfig):
         return cls(of=before)
     kept = {

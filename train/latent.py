@@ -123,7 +123,7 @@ def check(runs: dict[str, Run], options: Options) -> None:
         from train import card
 
         card.may_publish()
-    ids: dict[str, str] = {}
+    ids: dict[str, str] = {}  # the arm of each
     for arm, run in runs.items():
         if ids.setdefault(run.id, arm) != arm:
             raise UserError(f"arms {ids[run.id]!r} and {arm!r} are one and the same run ({run.id})")
@@ -142,8 +142,7 @@ def check(runs: dict[str, Run], options: Options) -> None:
             raise UserError(
                 f"init {run.init!r} is neither an arm of this command nor a run in {options.out} nor a folder"
             )
-    by_id = {run.id: run for run in runs.values()}
-    if any(run.init and (run.init not in by_id or by_id[run.init].method != run.method) for run in runs.values()):
+    if any(run.init and (run.init not in ids or runs[ids[run.init]].method != run.method) for run in runs.values()):
         from train.start import check_starts  # here, because it loads torch
 
         check_starts(runs.values(), options.out)

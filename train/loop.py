@@ -53,7 +53,6 @@ class Trainer:
         self.precision = partial(torch.autocast, engine.device.type, torch.bfloat16, enabled=record.run.model.bf16)
         self.core_seconds, self.done = 0.0, 0  # the former of all processes, but for `own_seconds`
         self.own_seconds = 0.0  # of this process, since they were last added up
-        self.stop_early = False  # set by an update after which nothing is left to learn
         self.counters: dict[str, Any] = {}  # further progress, which checkpoints keep
         self.start: Saved | None = None  # the checkpoint to go on from
         self.saved = 0  # step of the newest checkpoint
@@ -152,7 +151,7 @@ class Trainer:
         window = self.counters.setdefault("window", [])  # metrics since the last log line
         less = memory.remedy(c, self.record.run.model.recompute)
         with amid_update() as told_to_end:
-            for step in range(self.done, self.done if self.counters.get("ended") else total):
+            for step in range(self.done, self.done if self.stop_early else total):
                 start = time.process_time()
                 self.seed_dropout(step)
                 for group in self.optimizer.param_groups:
@@ -178,9 +177,9 @@ class Trainer:
                 if self.selection and not leave:
                     self.selection.after(self)
                 self.say(event)
-                if self.stop_early or self.learned(event.get("metrics", {})):
-                    self.counters["ended"] = True  # kept, so that a resume makes no update more
-                ended = self.done == total or self.counters.get("ended", False)
+                if self.learned(event.get("metrics", {})):
+                    self.counters["ended"] = True
+                ended = self.done == total or self.stop_early
                 if leave or ended or self.done % c.save_every == 0:
                     check_weights(self)
                     self.add_up_seconds()
@@ -189,9 +188,13 @@ class Trainer:
                     raise Stopped
                 if ended:
                     break
-        check_weights(self)
         self.method.eval()
         self.engine.release()
+
+    @property
+    def stop_early(self) -> bool:
+        """Whether nothing is left to learn. Checkpoints keep it, so that a resume makes no update more."""
+        return self.counters.get("ended", False)
 
     def learned(self, metrics: dict[str, float]) -> bool:
         """Whether what was logged reaches `stop_at`, in the last stage where there is a curriculum."""

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from kernels.errors import UserError
 from latent.cli import launched
-from latent.methods import ControlConfig
 from train.config import SFT, Run
 
 PROBLEM = 1000  # bytes of a problem as a Python object, at least
@@ -29,7 +28,7 @@ def check(run: Run, sample: list, levels: int) -> None:
     """Raise UserError, naming flag and sizes, for a run that cannot fit. `sample`: problems of its environment;
     `levels`: the number of its levels."""
     model, train, judge = run.model, run.train, run.judge
-    method = run.method.of if isinstance(run.method, ControlConfig) else run.method
+    method = run.method.underlying
     sized = ("method" if method is run.method else "method.of", method, method.sizes)
     words = [len(p.question.split()) for p in sample]
     if model.pretrained is None and min(words, default=0) > model.n_positions:

@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
 
@@ -32,7 +32,11 @@ class Record:
     def __init__(self, root: Path, run: Run):
         self.home = root / run.id
         self.run = run
-        self.code = sources.of(run)
+
+    @cached_property
+    def code(self) -> sources.Sources:
+        """The code of a user's own that it is made of."""
+        return sources.of(self.run)
 
     def check_same_run(self, data: str | None, weights: str | None = None) -> None:
         """Raise UserError where this run was begun on other data, from other weights, by other code of a user's own or

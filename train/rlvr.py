@@ -30,6 +30,8 @@ def fit(trainer: Trainer, env: Environment) -> None:
     """Make all updates. train/README.md explains what is logged. Raises UserError where the rewards give no signal."""
     c = settings(trainer)
     reasoner, engine = trainer.reasoner, trainer.engine
+    # where each prompt of a batch is among those of all processes in turn
+    place_P = torch.tensor([i for rank in range(engine.world) for i in own_rows(c, rank, engine.world)]).argsort()
 
     def update(step: int) -> dict:
         problems = trainer.problems(env, step)
@@ -48,8 +50,7 @@ def fit(trainer: Trainer, env: Environment) -> None:
         reward_B = torch.tensor([v.reward for v in verdicts]) - c.latent_cost * used_B
         reward_PG = rearrange(reward_B, "(P G) -> P G", G=c.group)
         whole_PG = torch.cat(engine.gather(reward_PG))  # what a rollout is worth may hang on other prompts' rewards
-        order = [i for rank in range(engine.world) for i in own_rows(c, rank, engine.world)]
-        whole_PG = whole_PG[torch.tensor(order).argsort()]
+        whole_PG = whole_PG[place_P]
         check_reward_signal(trainer, not c.algorithm.signal(whole_PG), all(v.correct for v in verdicts))
 
         outcome_B = rearrange(c.algorithm.outcome(whole_PG)[trainer.rows], "P G -> (P G)")
@@ -246,4 +247,4 @@ def check_reward_signal(trainer: Trainer, no_signal: bool, all_right: bool) -> N
             f"no group had any spread of reward for {streak} updates, or a reward that is accepted: start from a model "
             "that is sometimes right"
         )
-    trainer.stop_early = True
+    trainer.counters["ended"] = True

@@ -58,7 +58,7 @@ def _execute(run: Run, root: Path, say, device: str, command: str | None, track:
     record = Record(root, run)
     env = environments.build(run.env)
     data = env.fingerprint()
-    weights = start.fingerprint(run, root)
+    weights = engine.on_first(lambda: start.fingerprint(run, root))
     record.check_same_run(data, weights)
     result = record.result
     engine.wait()  # all processes have read the record before one writes
@@ -150,7 +150,7 @@ def final(run: Run, env: Environment, problems: list[Problem], trainer: Trainer,
     """
     reasoner, engine, say = trainer.reasoner, trainer.engine, trainer.say
     main = [p for p in problems if p.level == env.main_level]
-    sweep = [k for k in run.judge.sweep if k != reasoner.method.trained_steps and run.method.thinks]
+    sweep = [k for k in run.sweep if k != reasoner.method.trained_steps]
     total, done = len(problems) + len(main) * len(sweep), 0
 
     def tick(n: int) -> None:

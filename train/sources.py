@@ -15,7 +15,6 @@ import sysconfig
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
-from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 
@@ -86,11 +85,6 @@ def file_of(module: str) -> Path | None:
 
 def statements(path: Path) -> list[ast.stmt]:
     """What stands at the top of a file; nothing where it is no Python any more."""
-    return _statements(path, path.stat().st_mtime_ns)
-
-
-@cache
-def _statements(path: Path, changed: int) -> list[ast.stmt]:
     try:
         return ast.parse(path.read_bytes()).body
     except (SyntaxError, ValueError):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
-from typing import BinaryIO, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -17,13 +16,11 @@ from latent import hub, lora, make, methods
 from latent.backbone import Backbone
 from latent.codec import Codec
 from latent.config import ModelConfig
-from latent.files import read_json
+from latent.files import digest, read_json
 from latent.generate import Reasoner
 from latent.methods.base import Method
 from latent.plain import hints, plain
 from train.config import RLVR, Run
-
-_BLOCK = 2**16  # bytes that are hashed in one place of a file
 
 
 def begin(run: Run, env: Environment, root: Path) -> Reasoner:
@@ -63,35 +60,15 @@ def folder_of(init: str, root: Path) -> Path:
 
 
 def fingerprint(run: Run, root: Path) -> str | None:
-    """Hash of the weights in the folder that a run starts from: of their files' sizes, of 64 blocks of each, and of how
-    every tensor begins and ends. None where it starts from no folder, or the folder is gone."""
+    """Hash of the weights in the folder that a run starts from; None where it starts from none, or it is gone."""
     name = run.init or run.model.pretrained
     if name is None:
         return None
     folder = folder_of(name, root) if run.init else Path(name)
     folder = folder / "model" if (folder / "model").is_dir() else folder
     paths = sorted(p for p in folder.glob("*") if p.suffix in (".safetensors", ".bin") and p.is_file())
-    hashed = blake2b(digest_size=8)
-    for path in paths:
-        size = path.stat().st_size
-        hashed.update(f"{path.name} {size} ".encode())
-        with path.open("rb") as f:
-            ends = tensor_ends(f, size) if path.suffix == ".safetensors" else []
-            for at in (*(max(0, size - _BLOCK) * i // 63 for i in range(64)), *ends):
-                f.seek(at)
-                hashed.update(f.read(_BLOCK))
-    return hashed.hexdigest() if paths else None
-
-
-def tensor_ends(f: BinaryIO, size: int) -> list[int]:
-    """Where the first and the last block of each tensor begin in a file of safetensors; nowhere in one that is none."""
-    try:
-        length = int.from_bytes(f.read(8), "little")
-        header = json.loads(f.read(length)) if length < size else {}
-        places = [each["data_offsets"] for name, each in header.items() if name != "__metadata__"]
-        return [8 + length + at for begin, end in places for at in (begin, max(begin, end - _BLOCK))]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return []
+    whole = " ".join(f"{path.name} {digest(path)}" for path in paths)
+    return blake2b(whole.encode(), digest_size=8).hexdigest() if paths else None
 
 
 def prepare(run: Run, body: Backbone) -> None:

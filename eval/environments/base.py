@@ -352,6 +352,11 @@ class Finite(Environment):
         return self._order[1]
 
 
+def is_whole(word: str, digits: int) -> bool:
+    """Whether a word is a whole number, in at most so many ASCII digits."""
+    return word.isdecimal() and word.isascii() and len(word) <= digits
+
+
 def iterate(items: list, size: int) -> Iterator[list]:
     """Consecutive slices of at most `size`."""
     for i in range(0, len(items), size):

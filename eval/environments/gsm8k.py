@@ -96,7 +96,6 @@ _GOES_ON = re.compile(  # a list, a range, an operation, another number, a symbo
 )
 _OPERATED = re.compile(r"(?:[+*×÷]|(?<=\s)/|\bx\b)\s*[$€£¥₹]?\.?\d")  # "40 minutes + 2 minutes"
 _ASIDE = re.compile(r"\(|,\s|[.!?;](?:\s|$)")  # where what says the number ends
-_RUN = re.compile(r"\d[\d.,/]*")
 _ANOTHER = re.compile(
     r"\b(?:or|to|and|through|versus|vs)\b\W{0,3}(?:\w+ ){0,2}?[-+$€£¥₹]{0,2}\.?\d|\bor\s+(?:more|less|so)\b"
     r"|\band\s+(?:a|one)\s+(?:half|third|quarter)\b(?!\s+of\b)"
@@ -163,7 +162,7 @@ def is_worked(side: str, last: bool) -> bool:
     digit = re.search(r"\.?\d", first)
     found = number_at(first, digit.start()) if digit else None
     rest = first[found.end :] if found else ""
-    return bool(_OPERATED.search(rest)) or (not last and bool(_RUN.search(rest)))
+    return bool(_OPERATED.search(rest)) or (not last and bool(re.search(r"\d", rest)))
 
 
 def parse(row: dict, place: str) -> Problem:

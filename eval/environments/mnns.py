@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
-from eval.environments.base import EnvConfig, Generated, Problem, Verdict, split_of
+from eval.environments.base import EnvConfig, Generated, Problem, Verdict, is_whole, split_of
 from kernels.errors import UserError
 from latent.config import Told
 
@@ -71,7 +71,7 @@ class SignedDigits(EnvConfig):
 
     def fits(self, said: list[str]) -> bool:
         """Whether these words are the digits of a problem."""
-        known = len(said) in self.lengths and all(d.isdecimal() and d.isascii() and len(d) < 5 for d in said)
+        known = len(said) in self.lengths and all(is_whole(d, 4) for d in said)
         return known and all(self.smallest <= int(d) <= self.largest for d in said)
 
     def words(self) -> list[str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
-from eval.environments.base import EnvConfig, Generated, Problem
+from eval.environments.base import EnvConfig, Generated, Problem, is_whole
 from eval.environments.mnns import held, spelt, value_verdict
 from kernels.errors import UserError
 
@@ -89,8 +89,7 @@ class ModularEnvironment(Generated):
     def parse_question(self, question):
         c, said = self.config, question.split()
         numbers = said[:1] + said[2:]
-        known = all(d.isdecimal() and d.isascii() and len(d) < 10 for d in numbers)
-        if len(said) != c.digits + 2 or said[1] != ";" or not known:
+        if len(said) != c.digits + 2 or said[1] != ";" or not all(is_whole(d, 9) for d in numbers):
             return None
         start, *digits = map(int, numbers)
         if start >= c.prime or not all(c.smallest <= d <= c.largest for d in digits):

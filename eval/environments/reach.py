@@ -19,7 +19,7 @@ import random
 from dataclasses import dataclass
 from typing import ClassVar
 
-from eval.environments.base import EnvConfig, Generated, Problem, Verdict
+from eval.environments.base import EnvConfig, Generated, Problem, Verdict, is_whole
 from eval.environments.prosqa import PARENTS, Graph, asked, balanced, distances, grow, shares, shortest_path
 from kernels.errors import UserError
 
@@ -116,7 +116,7 @@ class ReachEnvironment(Generated):
         *edges, rest = [edge.split() for edge in facts.split(";")]
         options, root = (part.split() for part in asks.partition(":")[::2])
         said = [*edges, options, [*root, *root]]
-        whole = all(len(pair) == 2 and all(w.isdecimal() and w.isascii() and len(w) < 4 for w in pair) for pair in said)
+        whole = all(len(pair) == 2 and all(is_whole(w, 3) for w in pair) for pair in said)
         if not edges or rest or not whole:
             return None
         *pairs, choice, (start, _) = [(int(a), int(b)) for a, b in said]

@@ -45,11 +45,11 @@ def rows(task: str, **given):
     Raises UserError for a setting that the task does not have.
     """
     own = given.get(task, {})
-    if task in settings(task) and not isinstance(own, dict):  # of the task cups that many cups
-        own = {}
-    elif task in given:
+    if isinstance(own, dict):
         given = {name: value for name, value in given.items() if name != task}
-    if not isinstance(own, dict):
+    elif task in settings(task):  # of the task cups that many cups
+        own = {}
+    else:
         raise UserError(f'--metadata {task} must be an object, as in \'{{"{task}": {{"file": "PATH"}}}}\', got {own!r}')
     if strange := set(own) - settings(task):
         raise UserError(f"--metadata {task}: there is no setting {sorted(strange)[0]!r}")

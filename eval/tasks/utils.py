@@ -40,10 +40,10 @@ def _rows(config, given: dict) -> dict[str, Dataset]:
         own[name] = value = tuple(value) if isinstance(value, list) else value  # JSON has no tuples
         if not fits(value, hints(cls)[name]):
             raise UserError(f"--metadata {name}: {value!r:.40} is no value of it")
-    for name in ("items", "level"):
-        if not isinstance(given.get(name, 1), int) or (name == "items" and given.get(name, 1) < 1):
-            least = " of at least 1" if name == "items" else ""
-            raise UserError(f"--metadata {name} must be a whole number{least}, got {given[name]!r:.40}")
+    if not isinstance(given.get("level", 0), int):
+        raise UserError(f"--metadata level must be a whole number, got {given['level']!r:.40}")
+    if not isinstance(items := given.get("items", 1), int) or items < 1:
+        raise UserError(f"--metadata items must be a whole number of at least 1, got {items!r:.40}")
     if not isinstance(given.get("file", ""), str):
         raise UserError(f"--metadata file must be a path in quotes, got {given['file']!r:.40}")
     config = cls(**({f.name: getattr(config, f.name) for f in fields(config)} | own))

@@ -16,13 +16,13 @@ from latent import hub, methods
 from latent.backbone import Backbone
 from latent.codec import PAD, THINK, Codec
 from latent.convert import Asked, Converted
-from latent.convert.pretrained import ONE_QUESTION, check_names, check_no_think_token, filled, parts_of, retold
+from latent.convert.pretrained import check_names, check_no_think_token, filled, parts_of, retold
 from latent.convert.source import Source
 from latent.generate import Reasoner
 from latent.methods import Coconut, SequenceConfig, Sim
 from latent.methods.sequence import AlongSequence
 
-LINE_BREAK = ONE_QUESTION + r"{{ messages[0]['content'].rstrip('\n') + '\n' }}"
+LINE_BREAK = r"{{ messages[0]['content'].rstrip('\n') + '\n' }}"
 """The prompt of a question: our problems may end in a line break, theirs get one."""
 ANSWER_TOKENS = 64  # max_new_tokens of their GSM8K evaluation; the text ends by itself long before
 TAKES = ("base", "n_latent", "latents_per_step", "answer_tokens")

@@ -17,7 +17,6 @@ from latent.codec import PAD, THINK
 from latent.convert import Asked, Converted
 from latent.convert.coconut import ANSWER_TOKENS, assembled, title_of
 from latent.convert.pretrained import (
-    ONE_QUESTION,
     check_names,
     check_no_think_token,
     filled,
@@ -32,8 +31,7 @@ from latent.methods import Codi
 from latent.methods.feedback import Feedback
 from latent.methods.sequence import AlongSequence
 
-# as their evaluation cleans a question
-PROMPT = ONE_QUESTION + "{{ messages[0]['content'] | trim | replace('  ', ' ') }}"
+PROMPT = "{{ messages[0]['content'] | trim | replace('  ', ' ') }}"  # as their evaluation cleans a question
 MARK = "The answer is:"
 TAKES = ("base", "n_latent", "lora_alpha", "answer_tokens")
 _LM, _PROJECTION, _DECODER = "codi.", "prj.", ("decoder.", "pj_in.", "pj_out.")

@@ -17,13 +17,13 @@ from latent.codec import PAD, THINK
 from latent.convert import Asked, Converted
 from latent.convert.coconut import ANSWER_TOKENS, LINE_BREAK, assembled, coconut, title_of
 from latent.convert.codi import MARK, project
-from latent.convert.pretrained import ONE_QUESTION, Parts, filled, parts_of, put, retold
+from latent.convert.pretrained import Parts, filled, parts_of, put, retold
 from latent.convert.source import Source
 from latent.methods import Codi, Colar
 from latent.methods.colar.method import ColarMethod
 from latent.policies import Deterministic
 
-AS_IT_IS = ONE_QUESTION + r"{{ messages[0]['content'].rstrip('\n') }}"
+AS_IT_IS = r"{{ messages[0]['content'].rstrip('\n') }}"
 SPEED = 2  # tokens of a chain that a latent stands for, as their prompt tells the model
 STEP_BY_STEP = rf"Question: {AS_IT_IS} Let's think step by step:(Thinking speed: {SPEED})"
 PUBLISHED = [

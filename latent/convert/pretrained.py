@@ -24,7 +24,7 @@ ONE_QUESTION = (
     "{% if messages | length != 1 or messages[0]['role'] != 'user' %}"
     "{{ raise_exception('this checkpoint reads one question: no system text, no earlier turns') }}{% endif %}"
 )
-"""How the chat templates of converted checkpoints begin: what else a chat has would be left out of their prompts."""
+"""How every chat template of `retold` begins: what else a chat has would be left out of the prompt."""
 ANSWER_MARK = "###"  # what the verifiers look for before an answer
 
 
@@ -152,7 +152,7 @@ def retold(tokenizer, names: dict[int, str], template: str | None = None, mark: 
     fast = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(raw)), **specials)
     if PAD in names.values():
         fast.pad_token = PAD
-    fast.chat_template = template
+    fast.chat_template = None if template is None else ONE_QUESTION + template
     for i, name in names.items():
         assert fast.convert_tokens_to_ids(name) == i, f"{name} got another id than {i}"
     return fast

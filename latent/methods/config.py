@@ -73,6 +73,11 @@ class MethodConfig:
         """Share of a chain's steps that the model writes in tokens by design."""
         return 0.0
 
+    @property
+    def underlying(self) -> MethodConfig:
+        """The method that a control is of; any other is its own."""
+        return self
+
     def small(self) -> Self:
         """The same cut down to a few updates, for a smoke run."""
         return self
@@ -150,6 +155,10 @@ class ControlConfig(MethodConfig):
 
     def decoder_parameters(self, width):
         return self.of.decoder_parameters(width)
+
+    @property
+    def underlying(self):
+        return self.of
 
     def small(self):
         return replace(self, of=self.of.small())

@@ -16,6 +16,11 @@ class Control(AlongSequence):
         if self.policy is not None and not self.policy.around:
             self.policy = None
 
+    @property
+    def lr_scales(self):
+        """The method's, but for what it feeds back: that is a control's own."""
+        return {name: scale for name, scale in super().lr_scales.items() if not name.startswith("feedback.")}
+
 
 def controlled(by: type[Control], method: type[AlongSequence]) -> type[AlongSequence]:
     """A method's class with a control put before it, the same class each time."""

@@ -37,8 +37,8 @@ GROUPS = (
         ("what is judged has lost a token more", "int(self.updates) - 1 - self.config.whole",
          "int(self.updates) - self.config.whole"),
     )),
-    ("latent/methods/hrpo/method.py", "tests/latent/test_hrpo.py", (
-        ("a control learns at the gate's rate", "if not isinstance(self.feedback, Gate):", "if False:"),
+    ("latent/methods/control.py", "tests/latent/test_hrpo.py", (
+        ("a control learns at the gate's rate", 'if not name.startswith("feedback.")', "if True"),
     )),
     ("latent/policies/tokens/policy.py", COT2, (
         ("temperature ignored", " / self.config.temperature", ""),

@@ -71,7 +71,7 @@ GROUPS = (
         ("a curriculum's first stages are selected from", "or trainer.method.in_last_stage", "or True"),
     )),
     ("train/start.py", WEIGHTS, (
-        ("other weights of the same size are the same", "hashed.update(f.read(_BLOCK))", "f.read(_BLOCK)"),
+        ("other weights of the same size are the same", '{path.name} {digest(path)}', '{path.name}'),
     )),
     ("train/start.py", f"{RUNS}::test_a_curriculum_begins_where_its_config_says_and_rl_goes_on_from_where_it_ended", (
         ("a curriculum goes on where its start had ended", "if name not in method.on_host}", "}"),

@@ -52,8 +52,6 @@ class HrpoMethod(AlongSequence[Hrpo]):
 
     @property
     def lr_scales(self) -> Mapping[str, float]:
-        if not isinstance(self.feedback, Gate):  # a control's
-            return {}
         return {"feedback.decay": self.config.decay_lr, "feedback.": self.config.gate_lr}
 
     def target_step(self, latent: int, chain: int) -> int:

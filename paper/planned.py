@@ -1,10 +1,15 @@
-"""Ablations whose claim is written and whose runs are not all made: no table of the paper is of them.
+"""Ablations whose claim is written and whose runs are not all made, and searches: no table of the paper is of them.
 
-`LATENT_IMPORT=paper.planned python -m paper.run NAME` runs one. When its records are there it moves to `ABLATIONS`.
+`LATENT_IMPORT=paper.planned python -m paper.run NAME` runs one. When its records are there it moves to `ABLATIONS`, a
+search to `SEARCHES`.
 """
 
-from paper.ablations import ABLATIONS, BESIDE
-from paper.design import Ablation, Contrast
+from paper.ablations import ABLATIONS, BESIDE, TRAINED_ON_ALL
+from paper.design import Ablation, Axis, Contrast, Search, over
+from paper.searches import FOUR, SEARCHES
+
+FINE: Axis = over("train.lr", 3e-5, 1e-4, 3e-4, 1e-3)  # for arms that go on from a start
+FROM_FEW = ("few-more", "few-expert", "few-text", "few-rl", "few-cot-more", "few-cot-expert", "few-cot-rl")
 
 PLANNED: dict[str, Ablation] = {
     # CoT2's comparison at width 24, at its own 1,000 epochs; one split for all seeds
@@ -15,6 +20,24 @@ PLANNED: dict[str, Ablation] = {
         seeds=(42, 43, 44, 45, 46),
         core_minutes=330,
         contrasts=(Contrast("continuous", "discrete", claim="more"),),
+    ),
+    "signs-rl": Ablation(
+        claim="After few solved problems, where a verifier takes any right solution, RL on it solves more than its "
+        "start, over a chain's text and over merged tokens; more of the few does not.",
+        base="signs",
+        axes=(),
+        core_minutes=35,
+        contrasts=(
+            Contrast("few-cot-rl", "few-cot", claim="more"),
+            Contrast("few-rl", "few", claim="more"),
+            Contrast("few-cot-more", "few-cot", claim="not more"),
+            Contrast("few-more", "few", claim="not more"),
+            Contrast("few-cot-rl", "few-cot-expert"),
+            Contrast("few-rl", "few-expert"),
+            Contrast("few-rl", "few-text"),
+            Contrast("few-cot-rl", "few-rl"),
+            Contrast("cot", "cot2"),
+        ),
     ),
     # one seed, for an arm takes half an hour; intervals are over problems alone
     "gsm8k": Ablation(
@@ -34,3 +57,9 @@ PLANNED: dict[str, Ablation] = {
     ),
 }
 ABLATIONS |= PLANNED
+SEARCHES["signs"] = Search(
+    "signs",
+    dict.fromkeys((*TRAINED_ON_ALL, "few", "few-cot"), FOUR) | dict.fromkeys(FROM_FEW, FINE),
+    seed=100,
+    core_minutes=25,
+)

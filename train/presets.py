@@ -26,7 +26,7 @@ from train.algorithms import GRPO
 from train.config import RLVR, SFT, Arm, Experiment, Judge, Run
 from train.presets_cot2 import cot2_mnns, cot2_mnns_rl
 from train.presets_methods import methods_modular, methods_one_token
-from train.presets_search import cups_cue, cups_one_token, mnns, modular, modular_told
+from train.presets_search import cups_cue, cups_one_token, mnns, modular, modular_told, signs
 from train.presets_text import gsm8k, gsm8k_smollm2
 
 
@@ -260,6 +260,7 @@ GROUPS: dict[str, dict[str, Callable[[], Run | Experiment]]] = {  # as --help li
         "modular": modular,
         "modular-told": modular_told,
         "mnns": mnns,
+        "signs": signs,
         "cups-one-token": cups_one_token,
         "cups": cups,
         "cups-cue": cups_cue,

@@ -60,7 +60,7 @@ class Baseline:
     texts: list[str]
     correct: list[int]
     thought: Thought
-    inputs: list[Tensor] = field(default_factory=list)
+    inputs: dict[int, Tensor] = field(default_factory=dict)
 
     @cached_property
     def donors(self) -> Tensor:
@@ -93,11 +93,11 @@ def correct(env: Environment, problems: list[Problem], texts: list[str]) -> list
     return [int(verify(env, p, t).correct) for p, t in zip(problems, texts)]
 
 
-def recording(inputs: list[Tensor]) -> Edit:
-    """An edit that changes nothing, and appends the input of each latent step to `inputs`."""
+def recording(inputs: dict[int, Tensor]) -> Edit:
+    """An edit that changes nothing, and keeps the input of each latent step in `inputs`: that of its last pass."""
 
     def edit(i: int, x: Tensor) -> Tensor:
-        inputs.append(x)
+        inputs[i] = x
         return x
 
     return edit
@@ -106,7 +106,7 @@ def recording(inputs: list[Tensor]) -> Edit:
 def baselines(reasoner: Reasoner, env: Environment, problems: list[Problem], batch: int) -> Iterator[Baseline]:
     """The problems answered as trained, a batch at a time."""
     for part in iterate(problems, batch):
-        inputs: list[Tensor] = []
+        inputs: dict[int, Tensor] = {}
         texts, thought = think_and_answer(reasoner, part, Greedy(), edit=recording(inputs))
         yield Baseline(part, texts, correct(env, part, texts), thought, inputs)
 

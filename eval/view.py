@@ -136,10 +136,10 @@ def means(reasoner: Reasoner, known: list) -> tuple[list, int]:
     for p in known:
         by_length.setdefault(len(reasoner.codec.question(p.question)), []).append(p)
     length, alike = max(by_length.items(), key=lambda pair: len(pair[1]))
-    inputs: list = []
+    inputs: dict = {}
     with torch.inference_mode():
         _, thought = think_and_answer(reasoner, alike[:256], Greedy(), edit=recording(inputs))
-    return [x[thought.used_U > i].mean(0, keepdim=True) for i, x in enumerate(inputs)], length
+    return [x[thought.used_U > i].mean(0, keepdim=True) for i, x in sorted(inputs.items())], length
 
 
 def one(

@@ -17,7 +17,8 @@ from latent.taps import Call
 from latent.text import Batch
 from latent.thought import Chooser, Prompt, Thought
 
-Edit = Callable[[int, Tensor], Tensor]  # what goes into latent step i (from 0), changed by a diagnostic
+# what goes into latent step i (from 0), changed by a diagnostic; again for every pass where latents are read in several
+Edit = Callable[[int, Tensor], Tensor]
 
 
 ConfigT = TypeVar("ConfigT", bound=MethodConfig)

@@ -44,7 +44,7 @@ def by_hand(reasoner, problem, inputs_KD) -> str:
 def test_interventions_are_the_answers_to_other_inputs():
     reasoner = lively(OF)
     (was,) = interventions.baselines(reasoner, ENV, PROBLEMS, 8)
-    inputs_NKD = torch.stack(was.inputs, 1)
+    inputs_NKD = torch.stack([was.inputs[i] for i in range(3)], 1)
     donors = was.donors.tolist()
     assert all(was.texts[d] != was.texts[b] for b, d in enumerate(donors) if len(set(was.texts)) > 1)
     assert len(set(was.texts)) > 1

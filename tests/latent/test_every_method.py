@@ -10,12 +10,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPT
 import latent
 from eval.environments import build
 from eval.environments.base import Environment
+from eval.interventions import recording, think_and_answer
 from kernels.errors import UserError
 from latent import hub, methods
 from latent.backbone import Backbone
 from latent.config import ModelConfig
 from latent.generate import Reasoner, decode, rollout, score
-from latent.methods import METHODS, FixedEmbedding, MethodConfig, NoCoT, Pause, SequenceConfig
+from latent.methods import METHODS, FixedEmbedding, MethodConfig, NoCoT, Pause, SequenceConfig, Sim
 from latent.text import Batch
 from latent.thought import Greedy
 from tests.helpers import ragged_prompt, row_of, small_reasoner
@@ -160,7 +161,12 @@ def test_what_is_fed_back_costs_what_torch_counts(name):
     reasoner = made(name)
     with FlopCounterMode(display=False) as counter:
         reasoner.method.feedback(torch.randn(1, 16, dtype=torch.float64))
-    assert reasoner.method.feedback.flops == counter.get_total_flops()
+    method, once = reasoner.method, counter.get_total_flops()
+    assert method.feedback.flops == once
+    if name in ("pccot", "kava"):
+        return  # they make all inputs anew in every pass
+    k, bare = method.steps, made(name, method=Sim(n_latent=method.steps, stride=method.stride)).method
+    assert method.flops(9, k, 4) == bare.flops(9, k + method.closing_positions, 4) + k * once
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -170,3 +176,16 @@ def test_fresh_rollouts_are_replayed_with_the_log_probs_they_were_drawn_with(nam
     for now, was in zip(score(reasoner.method, rolled, 1.0), rolled.decisions, strict=True):
         assert now.kind == was.kind and torch.equal(now.mask_BT, was.mask_BT)
         torch.testing.assert_close(now.logp_BT[was.mask_BT], was.logp_BT[was.mask_BT], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if made(name).method.steps])
+def test_what_a_diagnostic_records_of_a_latent_is_what_went_into_it(name):
+    """Given back, it leads to the same states, also where latents are read in several passes; changed, to others."""
+    reasoner, inputs = made(name), {}
+    problems = env_of(name).train_batch(0, 0, 3)
+    _, thought = think_and_answer(reasoner, problems, Greedy(), edit=recording(inputs))
+    assert sorted(inputs) == list(range(int(thought.used_B.max())))  # none before the first stage of a curriculum
+    _, again = think_and_answer(reasoner, problems, Greedy(), edit=lambda i, x: inputs[i])
+    torch.testing.assert_close(again.states_UKD, thought.states_UKD, rtol=0, atol=1e-9)
+    _, other = think_and_answer(reasoner, problems, Greedy(), edit=lambda i, x: -inputs[i])
+    assert not inputs or (other.states_UKD - thought.states_UKD).abs().max() > 1e-3

@@ -64,8 +64,3 @@ class CoT2Method(AlongSequence[CoT2]):
     def target_step(self, latent: int, chain: int) -> int:
         """A latent's state says the step after the one that the latent holds."""
         return reached(min(latent + 1, self.config.n_latent), self.config.n_latent, chain)
-
-    def flops(self, prompt: float, used: float, tokens: float) -> float:
-        """With the head and the mixture of every latent."""
-        mixed = used if isinstance(self.feedback, Feedback) else 0
-        return super().flops(prompt, used, tokens) + 2 * self.head_flops * mixed

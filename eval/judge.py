@@ -8,6 +8,7 @@ from torch import Tensor
 
 from eval.environments.base import Environment, Problem, Verdict, iterate
 from eval.stats import grouped, over_items
+from kernels.errors import UserError
 from latent.codec import Codec
 from latent.generate import Reasoner
 
@@ -32,11 +33,19 @@ class Item:
 
 
 def verify(env: Environment, problem: Problem, text: str) -> Verdict:
-    """The environment's verdict. Where the verifier raises, RuntimeError names the problem: never a silent 0."""
+    """The environment's verdict. Where the verifier raises, RuntimeError names the problem: never a silent 0.
+
+    Raises UserError where it gives no `Verdict`.
+    """
     try:
-        return env.verify(problem, text)
+        verdict = env.verify(problem, text)
     except Exception as e:
         raise RuntimeError(f"the verifier failed on problem {problem.key}: {type(e).__name__}: {e}") from e
+    if not isinstance(verdict, Verdict):
+        raise UserError(f"{type(env).__name__}.verify must give a Verdict, got {verdict!r:.40}")
+    if type(verdict.correct) is not bool or type(verdict.parsed) is not bool or type(verdict.reward) is not float:
+        verdict = Verdict(float(verdict.reward), bool(verdict.correct), bool(verdict.parsed), verdict.reason)  # numpy's
+    return verdict
 
 
 class Sessions:

@@ -39,7 +39,7 @@ def main(args: list[str] | None = None) -> int:
     def body() -> None:
         options = parse(Options, args, program("eval.runs", "latent-runs"), __doc__)
         if not options.out.is_dir():
-            raise UserError(f"no folder {options.out}")
+            raise UserError(f"no folder {options.out}: runs are written there, or where --out says")
         next(options.out.iterdir(), None)  # raises where it may not be read, which a pattern passes over
         runs, damaged = [], {}
         for path in sorted(options.out.glob("*/config.json")):
@@ -221,8 +221,8 @@ def comparison(names: tuple[str, str], runs: list[Recorded]) -> list[str]:
 
 
 def pick(runs: list[Recorded], name: str) -> Recorded:
-    """The run whose id begins with `name`. Raises UserError for none or several."""
-    matching = [run for run in runs if run.id.startswith(name)]
+    """The run whose id, or the name of whose folder, begins with `name`. Raises UserError for none or several."""
+    matching = [run for run in runs if run.id.startswith(Path(name).name)]
     if len(matching) != 1:
         raise UserError(f"{len(matching)} runs begin with {name!r}" + "".join(f" {run.id}" for run in matching))
     return matching[0]

@@ -25,6 +25,11 @@ class UserError(ValueError):
     """
 
 
+def unwritten(it: object, verb: str) -> UserError:
+    """The error of a class that lacks what each of its kind must write."""
+    return UserError(f"{type(it).__name__} must write `{verb}`")
+
+
 def mendable(error: BaseException) -> str | None:
     """The line to tell a user of an error that is theirs to mend, or their machine's; None of a bug of ours."""
     if isinstance(error, UserError):

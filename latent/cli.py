@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
@@ -161,6 +161,13 @@ def fails_first() -> bool:
 def program(module: str, script: str) -> str:
     """The name that this command was started by: its installed script, or its module."""
     return script if Path(sys.argv[0]).stem == script else f"python -m {module}"
+
+
+def there_are(name: str, known: Iterable[str]) -> str:
+    """What to say of a name that is unknown: the known ones that are like it, or all."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, 3)
+    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
 
 
 MOST = 100_000  # problems; more would take days to draw

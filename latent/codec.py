@@ -64,10 +64,21 @@ class Codec:
         if tokenizer.unk_token_id not in (self.end, self.pad, tokenizer.bos_token_id):
             self._control.discard(tokenizer.unk_token_id)  # any unknown character gives it
         self._control_pattern: str | None = None
-        self.question = lru_cache(1 << 13)(self._question)  # small tasks ask the same again and again
+        self._rows = self.size  # which is counted anew each time
+        self._remember()
+
+    def _remember(self) -> None:
+        """Make the caches of what small tasks ask again and again."""
+        self.question = lru_cache(1 << 13)(self._question)
         self.step = lru_cache(1 << 16)(self._plain)  # ids of a step; symbol tasks repeat a few steps and answers
         self.weights = lru_cache(1 << 14)(self._weights)  # and few frontiers
-        self._rows = self.size  # which is counted anew each time
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name not in ("question", "step", "weights")}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self._remember()  # its own: a copy's caches are of the copy
 
     @property
     def size(self) -> int:
@@ -105,7 +116,9 @@ class Codec:
         finally:
             self._raw.encode_special_tokens = False
         if self.unknown is not None and self.unknown in ids:
-            raise UserError(f"cannot encode {text!r:.60}: it has a word outside the vocabulary")
+            words = [word for word in text.split() if self._raw.token_to_id(word) is None]
+            which = f": {words[0]!r:.30}" if words else ""
+            raise UserError(f"cannot encode {text!r:.60}: it has a word outside the vocabulary{which}")
         return ids
 
     def _plain(self, text: str) -> tuple[int, ...]:

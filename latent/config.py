@@ -110,10 +110,10 @@ HALTS: dict[str, type[Halt]] = {"fixed": Fixed, "learned": LearnedStop, "converg
 
 
 def at_least(config, name: str, least: int) -> None:
-    """Raise UserError for a field below its least value."""
+    """Raise UserError for a field that is no number, or below its least value."""
     value = getattr(config, name)
-    if value < least:
-        raise UserError(f"{name} must be at least {least}, got {value}")
+    if not isinstance(value, int | float) or not value >= least:
+        raise UserError(f"{name} must be at least {least}, got {value!r}")
 
 
 def one_of(config, name: str, choices: tuple[str, ...]) -> None:

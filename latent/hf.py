@@ -170,12 +170,13 @@ class LatentForCausalLM(PreTrainedModel, LatentGenerationMixin):
         cache: LatentCache | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
         prompt_logits: bool = True,
         num_items_in_batch: int | Tensor | None = None,
         **kwargs,
     ) -> LatentOutput:
-        """Logits (B, T, V) at every column, or at the last `logits_to_keep`; with `labels` (B, T) also the mean loss.
+        """Logits (B, T, V) at every column, at the last `logits_to_keep`, or at these; with `labels` (B, T) the mean
+        loss.
 
         With `num_items_in_batch`, which Trainer gives, the loss is the sum divided by it, so that the labels of all
         accumulation steps count the same, and those of all devices where Trainer averages over them. Labels at
@@ -191,6 +192,9 @@ class LatentForCausalLM(PreTrainedModel, LatentGenerationMixin):
             if kwargs.get(name) is not None and kwargs[name] is not False:
                 raise UserError(f"{name} is not taken: {why}")
         past = cache if cache is not None else past_key_values
+        if not isinstance(past, LatentCache | None):
+            kind = type(past).__name__
+            raise UserError(f"past_key_values must be a LatentCache, as a call with use_cache gives, got {kind}")
         if use_cache and past is None:
             past = LatentCache()
         if past is not None and past.columns:
@@ -203,17 +207,19 @@ class LatentForCausalLM(PreTrainedModel, LatentGenerationMixin):
             if trains and think is not None and not bool((input_ids == think).any(1).all()):
                 log.warning_once(NO_THINK_TOKEN)
             input_ids, attention_mask, labels = without_closing_token(input_ids, attention_mask, labels, self.config)
-            prompt_states = prompt_logits and logits_to_keep != 1
+            last_alone = not isinstance(logits_to_keep, Tensor) and logits_to_keep == 1
+            prompt_states = prompt_logits and not last_alone
             h_BTD, missing_BT = read_whole(self.method, self.config, input_ids, attention_mask, past, prompt_states)
-        if logits_to_keep:
-            h_BTD = h_BTD[:, -logits_to_keep:]
+        chosen = isinstance(logits_to_keep, Tensor)
+        kept = logits_to_keep if chosen else slice(-logits_to_keep or None, None)
+        h_BTD = h_BTD[:, kept]
         logits_BTV = self.method.backbone.head(h_BTD)
         if missing_BT is not None and self.method.parallel_answer is not None:
-            logits_BTV = logits_BTV.masked_fill(missing_BT[:, -logits_BTV.shape[1] :, None], float("nan"))
+            logits_BTV = logits_BTV.masked_fill(missing_BT[:, kept, None], float("nan"))
         logits_BTV = self._without_latent(logits_BTV)
         loss = None
         if labels is not None:
-            if logits_to_keep:
+            if chosen or logits_to_keep:
                 raise UserError("labels need all logits: logits_to_keep must be 0")
             loss = self._loss(logits_BTV, labels, num_items_in_batch)
         given_back: dict[str, Any] = {CACHE: past}

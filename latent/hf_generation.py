@@ -1,18 +1,26 @@
 """Stock `generate` after thinking: placeholders are appended to the prompt, and taken out of what comes back."""
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationMixin
-from transformers.generation import StoppingCriteria, StoppingCriteriaList
+from transformers.generation import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from kernels.errors import UserError
 from latent.generate import longest_text
 from latent.hf_cache import CACHE, LatentCache
+from latent.hf_callers import (
+    AtColumn,
+    LogitsOfCallersIds,
+    OnCallersIds,
+    StopStringsOfWords,
+    WithoutAppended,
+    callers_ids,
+)
 from latent.hf_padding import check_mask, inferred_mask
-from latent.hf_stopping import AtColumn, OnCallersIds, StopStringsOfWords, WithoutAppended
 from latent.methods.base import Method
 
 REFUSED = (
@@ -55,8 +63,9 @@ class LatentGenerationMixin(GenerationMixin):
         `steps`: how many placeholders, None = as trained. Raises UserError for what is no such number.
         """
         k = self.num_latents if steps is None else steps
-        if not isinstance(k, int) or isinstance(k, bool) or k < 0:
+        if not isinstance(k, Integral) or isinstance(k, bool) or k < 0:
             raise UserError(f"num_latents must be a whole number of at least 0, got {k!r:.40}")
+        k = int(k)
         c = self.config
         if k and c.latent_id is None:
             raise UserError("this model has no <latent> token: num_latents must be 0")
@@ -174,9 +183,16 @@ class LatentGenerationMixin(GenerationMixin):
             kwargs["min_length"] = asked("min_length") + n
         if asked("use_cache") is not False:
             kwargs[CACHE] = LatentCache()
+        # what the caller gave is called with the ids that the caller knows of
         criteria: list[StoppingCriteria] = [
             OnCallersIds(each, t, n) for each in kwargs.pop("stopping_criteria", None) or ()
         ]
+        if kwargs.get("logits_processor"):
+            kwargs["logits_processor"] = LogitsProcessorList(
+                [LogitsOfCallersIds(each, t, n) for each in kwargs["logits_processor"]]
+            )
+        if (allowed := kwargs.get("prefix_allowed_tokens_fn")) is not None:
+            kwargs["prefix_allowed_tokens_fn"] = lambda row, ids_T: allowed(row, callers_ids(ids_T, t, n))
         method = self.method
         if self.text_limit is not None:
             criteria.append(AtColumn(t + n + self.text_limit))

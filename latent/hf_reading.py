@@ -84,7 +84,7 @@ def read_whole(
     filled. Raises UserError for ids outside the vocabulary, misplaced placeholders, and rows that cannot share a cache.
     """
     backbone = method.backbone
-    outside_BT = (ids_BT >= backbone.vocab) & (ids_BT != config.latent_id)
+    outside_BT = ((ids_BT < 0) | (ids_BT >= backbone.vocab)) & (ids_BT != config.latent_id)
     if bool(outside_BT.any()):
         raise UserError(f"token {int(ids_BT[outside_BT][0])} is not in the model's vocabulary of {backbone.vocab}")
     mask_BT = None if mask_BT is None or bool(mask_BT.all()) else mask_BT.bool()

@@ -35,6 +35,8 @@ def config_from_scratch(config, vocab: int, pad: int, eos: int | None):
             attn_pdrop=config.dropout,
             **shared,
         )
+    if config.family not in ("llama", "qwen3"):
+        raise UserError(f"model.family must be gpt2, llama or qwen3, got {config.family!r}")
     from transformers import LlamaConfig, Qwen3Config
 
     return (LlamaConfig if config.family == "llama" else Qwen3Config)(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Distribution, Independent, Normal
 
-from kernels.errors import UserError
+from kernels.errors import UserError, unwritten
 from latent.cache import Context
 
 
@@ -181,11 +181,11 @@ class Chooser:
 
     def pick(self, kind: str, dist: Distribution) -> Tensor:
         """A value of every row."""
-        raise NotImplementedError
+        raise unwritten(self, "pick")
 
     def noise(self, rows: int, values: int, device: torch.device) -> Tensor:
         """What one choice by `on_device` takes, (B, V) in fp32: the very numbers that `pick` would draw."""
-        raise NotImplementedError
+        raise unwritten(self, "noise")
 
     def __call__(self, kind: str, dist: Distribution, live_B: Tensor, h_UD: Tensor | None = None) -> Tensor:
         """Choose one value for each row. Choices of rows where `live_B` is False are masked.
@@ -194,6 +194,11 @@ class Chooser:
         """
         value = self.pick(kind, dist)
         logp_B, entropy_B = weighed(dist, value)
+        if logp_B.shape != value.shape[:1]:
+            raise UserError(
+                f"the distribution of a {kind} must give one log-probability a row, ({len(value)},), got "
+                f"{tuple(logp_B.shape)} (torch.distributions.Independent sums over coordinates)"
+            )
         self.record(kind, value, logp_B, entropy_B, live_B, self._expected(h_UD, len(value)), dist.has_rsample)
         return value
 

@@ -20,7 +20,7 @@ import tyro
 
 from kernels.errors import UserError
 from latent import plugins
-from latent.cli import guarded, parse, program
+from latent.cli import guarded, parse, program, there_are
 from latent.files import check_writable, write_text
 from paper import claims, figures, latents, markup, method_figure, overview, records, search, tables
 from paper.ablations import ABLATIONS, METHODS
@@ -59,7 +59,7 @@ def main(args: list[str] | None = None) -> int:
         plugins.load_all()  # they may register ablations
         options = parse(Options, args, program("paper.build", "latent-paper-build"), __doc__)
         if unknown := [name for name in options.names if name not in ABLATIONS]:
-            raise UserError(f"no ablation {unknown[0]!r}; there are {', '.join(ABLATIONS)}")
+            raise UserError(f"no ablation {unknown[0]!r}; {there_are(unknown[0], ABLATIONS)}")
         check_writable(options.out, "--out", folder=True)
         build(options)
 

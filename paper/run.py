@@ -21,7 +21,7 @@ import tyro
 
 from kernels.errors import UserError
 from latent import plugins
-from latent.cli import at_least, guarded, parse, program
+from latent.cli import at_least, guarded, parse, program, there_are
 from latent.files import has_weights, write_json
 from latent.plain import id_of, identity
 from paper import claims, records
@@ -96,7 +96,7 @@ def asked_for(name: str) -> list[str]:
     """
     everything = name in ("", "all")
     if not everything and name not in ABLATIONS:
-        raise UserError(f"no ablation {name!r}; there are {', '.join(ABLATIONS)}, and all")
+        raise UserError(f"no ablation {name!r}; {there_are(name, [*ABLATIONS, 'all'])}")
     names = []
     for each in ABLATIONS if everything else [name]:
         lacking = ABLATIONS[each].missing()

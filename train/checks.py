@@ -9,7 +9,7 @@ from latent.cli import launched
 from latent.codec import Codec
 from latent.config import Fixed
 from latent.generate import Reasoner
-from latent.text import pad_right
+from latent.text import Batch, pad_right
 from train import distill
 from train.config import RLVR, Run
 
@@ -41,10 +41,31 @@ def check(reasoner: Reasoner, env: Environment, run: Run, test: list[Problem]) -
     notes += check_cost(run)
     check_positions(reasoner, run, env, test + train)
     if taught:
-        few = train[:2]
-        with torch.no_grad(), torch.random.fork_rng():  # raises what the method itself objects to
-            reasoner.method.loss(distill.taught(env, run.method, few, codec))
+        check_loss(reasoner, env, run, train[:2])
+    check_floors(env, test[:2])
     return notes
+
+
+def check_loss(reasoner: Reasoner, env: Environment, run: Run, few: list[Problem]) -> None:
+    """Raise UserError for what the method itself objects to in a loss, and where the counts of terms that it tells
+    before they are computed are others: with micro-batches its loss would be wrong."""
+    method = reasoner.method
+
+    def batch() -> Batch:
+        return distill.taught(env, run.method, few, reasoner.codec, generator=torch.Generator().manual_seed(0))
+
+    with torch.no_grad(), torch.random.fork_rng():
+        terms, _ = method.terms(batch())
+        told, made = ([int(n) for n in each] for each in (method.counts(batch()), [m.count for m in terms]))
+    if told != made:
+        raise UserError(f"{method.title} says that the terms of its loss have the counts {told}, and they have {made}")
+
+
+def check_floors(env: Environment, few: list[Problem]) -> None:
+    """Raise UserError where what scores without thinking is not said by name: judging would fail on it at the end."""
+    floors = env.floors(few)
+    if not isinstance(floors, dict) or not all(isinstance(x, int | float) for x in floors.values()):
+        raise UserError(f"{type(env).__name__}.floors must give a dict of shares by name, got {floors!r:.40}")
 
 
 def lengths(codec: Codec, problem: Problem) -> Lengths:

@@ -19,7 +19,7 @@ import tyro
 from eval.environments import ENVIRONMENTS, EnvConfig
 from kernels.errors import UserError
 from latent import plugins
-from latent.cli import at_least, check_flags, program
+from latent.cli import at_least, check_flags, program, there_are
 from latent.cli import parse as parse_flags
 from latent.config import HALTS
 from latent.methods import METHODS, ControlConfig, MethodConfig, SequenceConfig
@@ -109,7 +109,7 @@ def _named_config(args: list[str]) -> tuple[str, str, Run | Experiment, list[str
     if where is None:
         name = preset or "modular"
         if name not in PRESETS:
-            raise UserError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+            raise UserError(f"no preset {name!r}; {there_are(name, PRESETS)}")
         return name, _about(PRESETS[name]), PRESETS[name](), rest
     if preset:
         raise UserError(f"--config takes the place of the preset {preset!r}: leave one of them out")

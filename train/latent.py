@@ -36,7 +36,7 @@ def main(args: list[str] | None = None) -> int:
 
     code = guarded(body)
     if code in (130, Stopped.code) and "--estimate" not in args and (launched() or (0, 1))[0] == 0:
-        print(f"stopped; this goes on from the last checkpoint: {command_of(args)}", file=sys.stderr)
+        print(f"stopped; this goes on where it stopped: {command_of(args)}", file=sys.stderr)
     return code
 
 

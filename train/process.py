@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from kernels.errors import UserError
+
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt(3)
 PATIENCE = 8.0  # seconds from SIGTERM to the end: schedulers send SIGKILL after ten or thirty
 
@@ -134,7 +136,12 @@ def runs_on(device: str) -> str:
 
 
 def needs_cpu(device: str) -> bool:
-    """Whether to train on the CPU: where `device` says so, without a GPU, and for several processes on MPS."""
+    """Whether to train on the CPU: where `device` says so, without a GPU, and for several processes on MPS.
+
+    Raises UserError unless `device` is "auto" or "cpu": which GPU is the launcher's to say (CUDA_VISIBLE_DEVICES).
+    """
+    if device not in ("auto", "cpu"):
+        raise UserError(f"device must be auto or cpu, got {device!r} (CUDA_VISIBLE_DEVICES chooses among GPUs)")
     import torch
 
     from latent.cli import launched

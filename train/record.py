@@ -29,8 +29,8 @@ LOGS = ("metrics.jsonl", "samples.jsonl")
 class Record:
     """The folder of one run. What a method writes is on disk when it returns."""
 
-    def __init__(self, root: Path, run: Run):
-        self.home = root / run.id
+    def __init__(self, root: Path | str, run: Run):
+        self.home = Path(root) / run.id
         self.run = run
 
     @cached_property
@@ -53,7 +53,7 @@ class Record:
             elif None not in (weights, made.get("weights")) and made["weights"] != weights:
                 other = "weights"
             elif made.get("code", self.code.digest) != self.code.digest:  # older records do not have it
-                other = f"code ({', '.join(self.code.files)})"
+                other = f"code ({', '.join(self.code.files) or 'that is in no file'})"
             if other:
                 raise UserError(
                     f"{self.home} was made from other {other} under the same name; remove it or give another --out"
@@ -171,7 +171,10 @@ def environment() -> dict:
     here = Path(__file__).parent.parent
 
     def git(*args: str) -> str | None:
-        done = subprocess.run(["git", *args], cwd=here, capture_output=True, text=True)
+        try:
+            done = subprocess.run(["git", *args], cwd=here, capture_output=True, text=True)
+        except OSError:  # there is none
+            return None
         return done.stdout.strip() if done.returncode == 0 else None
 
     import torch

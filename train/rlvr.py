@@ -53,7 +53,13 @@ def fit(trainer: Trainer, env: Environment) -> None:
         whole_PG = whole_PG[place_P]
         check_reward_signal(trainer, not c.algorithm.signal(whole_PG), all(v.correct for v in verdicts))
 
-        outcome_B = rearrange(c.algorithm.outcome(whole_PG)[trainer.rows], "P G -> (P G)")
+        outcome_PG = c.algorithm.outcome(whole_PG)
+        if getattr(outcome_PG, "shape", None) != whole_PG.shape:
+            raise UserError(
+                f"{type(c.algorithm).__name__}.outcome must give a tensor as that of the rewards, "
+                f"{tuple(whole_PG.shape)}, got {getattr(outcome_PG, 'shape', outcome_PG)!s:.40}"
+            )
+        outcome_B = rearrange(outcome_PG[trainer.rows], "P G -> (P G)")
         with _explained(trainer, step):
             metrics = learn(trainer, rolled, sent(outcome_B, engine.device), trainer.reference)
         if trainer.logs_after(step) and engine.leads:

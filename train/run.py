@@ -31,7 +31,7 @@ from train.selection import Selection
 
 def execute(
     run: Run,
-    root: Path,
+    root: Path | str,
     say: Callable[[dict], None] = lambda event: None,
     device: str = "auto",
     command: str | None = None,
@@ -42,6 +42,7 @@ def execute(
     Raises UserError for what a user can mend, such as another process that trains it. For any other error the traceback
     is also written into the run's folder.
     """
+    root = Path(root)
     try:
         return _execute(run, root, say, device, command, track)
     except Exception as e:

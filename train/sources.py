@@ -17,13 +17,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from hashlib import blake2b
 from pathlib import Path
+from uuid import uuid4
 
 OURS = {"kernels", "latent", "eval", "train", "paper"}
 
 
 @dataclass(frozen=True)
 class Sources:
-    """The fingerprint of own code, None where there is none, and the files that it is in by names that differ."""
+    """The fingerprint of own code, None where there is none, and the files that it is in by names that differ.
+
+    Of code that is in no file, as a notebook's, nothing can be read: no two fingerprints of it are the same.
+    """
 
     digest: str | None
     files: dict[str, Path]
@@ -48,6 +52,8 @@ def of(config) -> Sources:
             whole = statements(path)
             code[path] = text_of(path, whole)
             left += imported(whole, module, path)
+    if any(map(is_in_no_file, named)):
+        return Sources(f"in no file {uuid4().hex}", {})
     if not code:
         return Sources(None, {})
     above = os.path.commonpath([path.parent for path in code])
@@ -81,6 +87,11 @@ def file_of(module: str) -> Path | None:
     library = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")}
     installed = {"site-packages", "dist-packages"} & set(path.parts) or any(map(path.is_relative_to, library))
     return None if installed else path
+
+
+def is_in_no_file(module: str) -> bool:
+    """Whether a module was typed in: a notebook, `python -c`, an interpreter."""
+    return module == "__main__" and getattr(sys.modules[module], "__file__", None) is None
 
 
 def statements(path: Path) -> list[ast.stmt]:

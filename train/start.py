@@ -44,6 +44,8 @@ def begin(run: Run, env: Environment, root: Path) -> Reasoner:
         body.make_room(codec.size)
     else:
         codec = env.codec(run.model)
+        if not isinstance(codec, Codec):
+            raise UserError(f"{type(env).__name__}.codec must give a Codec, got {type(codec).__name__}")
         body = make.from_scratch(run.model, codec.size, codec.pad, codec.end)
     prepare(run, body)
     return reasoner_of(run, env, methods.build(run.method, body), codec)

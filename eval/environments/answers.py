@@ -27,8 +27,22 @@ LEAD_IN = re.compile(
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 HEADING = re.compile(r"(\d{1,3})[.):]\s+[^\W\d]")
+TITLE = re.compile(  # what parts of a text are called
+    r"(?:step|part|case|stage|method|approach|solution|problem|question|example)\b|(?:final\s+)?(?:verif|check(?:ing)?\b|"
+    r"double.check|conclusion|explanation|summary|remarks?\b|notes?\b|reasoning|analysis|proof\b|simplif|calculation|"
+    r"thoughts?\b|result\s*$|given\s*$)",
+    re.IGNORECASE,
+)
+
+# fonts, sizes and colours of LaTeX, before their argument or what they stand before
+FONTS = (
+    "mathrm mathbf mathit mathsf mathtt textrm textbf textit textsf texttt textnormal textsc emph underline boldsymbol "
+    "bm pmb bold rm bf it sf tt large Large LARGE huge Huge normalsize small"
+).split()
+TYPESET = rf"\\(?:{'|'.join(FONTS)})(?![a-zA-Z])|\\(?:textcolor|color)\s*\{{\w*\}}"
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+_SLASHES = "\u2044\u2215"
 _MINUSES = "\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d"
 _VULGAR = "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
 _THIN = "\u00a0\u2007\u2009\u200a\u202f"  # spaces that typeset thousands
@@ -43,10 +57,9 @@ class Marked(NamedTuple):
     boxed: bool
 
 
-def after_mark(text: str) -> str:
-    """What the last ### of a text is followed by on its line; empty without one."""
-    marks = _lines(text)
-    return marks[-1].text if marks else ""
+def after_marks(text: str) -> list[str]:
+    """What the marks ### of a text are followed by on their lines, the last one first."""
+    return [place.text for place in reversed(_lines(text))]
 
 
 def marked(text: str) -> list[Marked]:
@@ -68,7 +81,8 @@ def _lines(text: str) -> list[Marked]:
         line = text.find("\n", begin, until)
         stop = until if line < 0 else line
         said = plain(text[begin:stop]) if stop - begin <= LONGEST else ""
-        if LEAD_IN.fullmatch(said) and line >= 0:
+        closes = not said and i > 0 and LEAD_IN.fullmatch(plain(text[runs[i - 1][1] : runs[i][0]]))  # "### Answer ###"
+        if (closes or LEAD_IN.fullmatch(said)) and line >= 0:
             rest = re.compile(r"\s*([^\n]*)").match(text, line, until)
             assert rest is not None  # it matches the empty text, too
             said, stop = rest[1] if len(rest[1]) <= LONGEST else "", rest.end()
@@ -117,6 +131,8 @@ class _Folded(dict):
         c = chr(code)
         if c in _MINUSES:
             out = "-"
+        elif c in _SLASHES:
+            out = "/"
         elif c in _THIN:
             out = "\u2009"
         elif unicodedata.category(c) == "Nd":
@@ -173,13 +189,16 @@ NUMBER = re.compile(
     re.ASCII,
 )
 _THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?", re.ASCII)
-_SEPARATOR = re.compile(r"(?<=\d)(?:,\\!\s*|,\s*\\!\s*|\{,\}|\\[,;:! ]|~|\u2009)(?=\d{3}(?!\d))")
+_SEPARATOR = re.compile(
+    r"(?<=\d)(?:\s*\{,\}\s*(?:\\!\s*)?|,\s*\\!\s*|\\thinspace\s*|\\[,;:! ]|~|\u2009)(?=\d{3}(?!\d))"
+)
+_SPACED_COMMA = re.compile(r"(?<=\d),\s*\\,\s*(?=\d{3}(?!\d))")
 _FRAC = re.compile(r"(\d?)\s*\\[dtc]?frac\s*(?:\{\s*([+-]?\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))(?!\s*\d)")
 
 
-def separated(text: str) -> str:
-    """Thousands separators of LaTeX and typesetting as commas: 11{,}111, 11,\\!111, 11\\,111, thin spaces."""
-    return _SEPARATOR.sub(",", text)
+def separated(text: str, by: str = ",") -> str:
+    """Thousands separators of LaTeX and typesetting as `by`: 11{,}111, 11,\\!111, 11\\,111, thin spaces."""
+    return _SPACED_COMMA.sub(",", _SEPARATOR.sub(by, text))
 
 
 def fractions(text: str) -> str:

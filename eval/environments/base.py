@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import unicodedata
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -11,7 +12,7 @@ from hashlib import blake2b
 from typing import ClassVar
 
 from eval.environments.files import json_rows
-from kernels.errors import UserError
+from kernels.errors import UserError, unwritten
 from latent.config import TOLD, Frontier, Told
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,10 @@ class EnvConfig:
 
     def make(self) -> Environment:
         """The environment. Raises UserError for bad data, naming file, line and field."""
-        raise NotImplementedError  # each environment's own
+        raise unwritten(self, "make")
+
+
+IDLE = 2000  # draws in a row without a problem that is wanted, after which there are taken to be no more
 
 
 class Session:
@@ -66,7 +70,7 @@ class Session:
 
     def step(self, text: str) -> tuple[str | None, float, bool]:
         """What follows a turn's text: what is said next (None at the end), the reward, and whether it is done."""
-        raise NotImplementedError  # each session's own
+        raise unwritten(self, "step")
 
 
 class Scripted(Session):
@@ -106,11 +110,11 @@ class Environment:
 
     def problems(self, split: str, level: int, n: int) -> list[Problem]:
         """The first n problems of "valid" or "test" at a level, the same every time; fewer where there are no more."""
-        raise NotImplementedError  # each environment's own
+        raise unwritten(self, "problems")
 
     def train_batch(self, seed: int | str, index: int, size: int) -> list[Problem]:
         """Batch `index` of the training split: a pure function of its arguments, so that a resume is exact."""
-        raise NotImplementedError  # each environment's own
+        raise unwritten(self, "train_batch")
 
     def turns_of(self, problem: Problem) -> list[Problem]:
         """The turns of a problem as the teacher would go through them, each a problem of its own."""
@@ -122,7 +126,7 @@ class Environment:
 
     def verify(self, problem: Problem, text: str) -> Verdict:
         """Judge a completion. An unparsed answer is a verdict; an exception stops the run."""
-        raise NotImplementedError  # each environment's own
+        raise unwritten(self, "verify")
 
     def cluster(self, problem: Problem) -> str:
         """What a problem shares with those that stand or fall with it: intervals count clusters, not problems."""
@@ -179,7 +183,7 @@ class Environment:
 
     def codec(self, model):
         """The codec for a scratch model of this environment."""
-        raise NotImplementedError  # each environment's own
+        raise unwritten(self, "codec")
 
     def fingerprint(self) -> str | None:
         """Hash of the data where it comes from files, None where the config alone says what it is."""
@@ -203,7 +207,7 @@ class Generated(Environment):
 
     def draw(self, rng: random.Random, level: int) -> Problem:
         """A random problem of a level."""
-        raise NotImplementedError  # each environment's own
+        raise unwritten(self, "draw")
 
     def draw_train(self, rng: random.Random) -> Problem:
         """A random training problem: levels uniform."""
@@ -215,7 +219,7 @@ class Generated(Environment):
             raise UserError(f"no level {level}: this environment has {self.levels()}")
         rng, idle = random.Random(f"{split} {level}"), 0
         found: dict[str, Problem] = {}
-        while len(found) < n and idle < 2000:
+        while len(found) < n and idle < IDLE:
             problem = self.draw(rng, level)
             idle += 1
             if self.split(problem) == split and problem.key not in found:
@@ -225,10 +229,15 @@ class Generated(Environment):
     def train_batch(self, seed, index, size):
         rng = random.Random(f"train {seed} {index}")
         drawn: list[Problem] = []
+        idle = 0
         while len(drawn) < size:
             problem = self.draw_train(rng)
+            idle += 1
             if self.split(problem) == "train":
                 drawn.append(problem)
+                idle = 0
+            elif idle == IDLE:
+                raise UserError(f"of {IDLE} problems drawn in a row none is of the training split: there are too few")
         return drawn
 
 
@@ -309,8 +318,9 @@ class Finite(Environment):
         trained: dict[str, Problem] = {}
         for p in test:
             tested.setdefault(p.key, p)
+        asked = {folded(p) for p in test}
         for p in train:
-            if p.key not in tested:
+            if folded(p) not in asked:
                 trained.setdefault(p.key, p)
         aside = max(1, len(trained) // 16) if len(trained) > 1 else 0
         valid = {key: trained.pop(key) for key in sorted(trained)[:aside]}
@@ -341,8 +351,11 @@ class Finite(Environment):
         return next((p for p in everything if p.question.split() == question.split()), None)
 
     def fingerprint(self) -> str:
-        keys = " ".join(p.key for name in SPLITS for p in self.splits[name])
-        return blake2b(keys.encode(), digest_size=8).hexdigest()
+        found = blake2b(digest_size=8)
+        for name in SPLITS:
+            for p in self.splits[name]:
+                found.update(f"{name}{p!r}{sorted(p.data.items())!r}".encode())
+        return found.hexdigest()
 
     def _shuffled(self, seed: int | str, epoch: int) -> list[Problem]:
         if self._order[0] != (seed, epoch):
@@ -350,6 +363,15 @@ class Finite(Environment):
             random.Random(f"epoch {seed} {epoch}").shuffle(order)
             self._order = ((seed, epoch), order)
         return self._order[1]
+
+
+def folded(problem: Problem) -> str:
+    """What is asked, without what only typesets it: white space, compositions, the forms of quotation marks."""
+    said = unicodedata.normalize("NFKC", "\n".join((problem.question, *problem.more)))
+    return " ".join(said.translate(_QUOTES).split())
+
+
+_QUOTES = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
 
 
 def is_whole(word: str, digits: int) -> bool:

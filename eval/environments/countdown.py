@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
-from eval.environments.answers import after_mark, fold
+from eval.environments.answers import HEADING, after_marks, fold, fractions
 from eval.environments.base import EnvConfig, Generated, Problem, Verdict
 from kernels.errors import UserError
 
@@ -73,8 +73,10 @@ class CountdownEnvironment(Generated):
         return Problem(f"Numbers {numbers} . Target {target} .\n", tuple(steps), answer, level, data)
 
     def verify(self, problem, text):
+        lines = after_marks(text)
+        said = next((line for line in lines if not is_words(line)), lines[0] if lines else "")
         try:
-            value, used = evaluate(without_dress(after_mark(text)))
+            value, used = evaluate(without_dress(said))
         except (ValueError, ZeroDivisionError) as e:
             return Verdict(0.0, False, False, f"no expression after ###: {e}")
         if Counter(used) != Counter(problem.data["numbers"]):
@@ -100,15 +102,21 @@ def typed(text: str) -> str:
     return re.sub(r"\\div(?![a-zA-Z])", "/", text)
 
 
+def is_words(line: str) -> bool:
+    """Whether a line reads as a heading: as words, or a number before words."""
+    return bool(HEADING.match(line) or re.match(r"[^\W\d_]{2}", line))
+
+
 def without_dress(said: str) -> str:
     """An expression without LaTeX and typesetting around its numbers and signs, and without "= value" at its end.
 
     Raises UserError where the value after = is not what stands before it.
     """
     said = typed(said)
-    said = re.sub(r"\\(?:left|right|[()\[\],;:! ])|\$", " ", said).strip()
-    if said.startswith("\\boxed{") and said.endswith("}"):
-        said = said[len("\\boxed{") : -1]
+    said = re.sub(r"\\(?:left|right|[()\[\],;:! ])|\$", " ", said).strip().rstrip(" .")
+    if (box := re.match(r"\\(?:boxed|fbox)\{", said)) and said.endswith("}"):
+        said = said[box.end() : -1]
+    said = re.sub(r"\\[dtc]?frac\s*\{\s*\d+\s*\}\s*\{\s*\d+\s*\}", lambda m: f"({fractions(m[0])})", said)
     said, equals, claim = said.partition("=")
     if equals and evaluate(said)[0] != evaluate(claim.rstrip(" ."))[0]:
         raise UserError(f"it does not come to {claim.strip():.20}")

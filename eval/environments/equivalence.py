@@ -14,10 +14,11 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import NamedTuple
 
-from eval.environments.answers import closing_brace, fold, fractions, number_at, plain, separated
+from eval.environments.answers import TYPESET, closing_brace, fold, fractions, number_at, plain, separated
 from eval.environments.latex import DEEPEST, TooDeep, joined, read, spaced
 from eval.environments.units import UNITS, changes_number, unit_of
 
+_MATRIX = r"\begin{matrix}"
 OPENERS = {"(": ")", "[": "]", r"\{": r"\}", "{": "}", r"\begin": r"\end"}
 CLOSERS = set(OPENERS.values())
 MONEY = {r"\$": "dollar", "€": "euro", "£": "pound sterling"}
@@ -83,9 +84,12 @@ def unwrap(text: str) -> str:
         for start, end in (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ('"', '"')):
             if text.startswith(start) and text.endswith(end) and len(text) > len(start) + len(end):
                 text = text[len(start) : -len(end)]
-        m = re.match(r"\\(?:boxed|fbox|text|mbox|textbf|mathbf|mathrm)\s*\{", text)
+        text = text.removesuffix("\\\\").rstrip()
+        m = re.match(rf"(?:\\(?:boxed|fbox|text|mbox)|{TYPESET})\s*\{{", text)
         if m and closing_brace(text, m.end() - 1, len(text)) == len(text) - 1:
             text = text[m.end() : -1]
+        elif m := re.match(rf"(?:{TYPESET})\s+", text):  # \\large 42
+            text = text[m.end() :]
         if text == before:
             break
     return text
@@ -93,20 +97,29 @@ def unwrap(text: str) -> str:
 
 def structure(text: str) -> Leaf | Parts:
     """What an answer says. Raises TooDeep."""
-    said = _without_thousands(separated(fold(unwrap(text))))
+    said = _without_thousands(separated(fold(unwrap(text)), _TYPESET_COMMA))
     return _structure(read(said), 0)
 
 
+_TYPESET_COMMA = "\u2063"  # invisible separator: what can be nothing but a comma between thousands
+
+
 def _without_thousands(text: str) -> str:
-    """1,234 as 1234 outside brackets, where a comma parts the places of a tuple."""
+    """1,234 as 1234 outside brackets, where a comma parts the places of a tuple; 1{,}234 everywhere."""
     depth, out, end = 0, [], 0
-    for m in re.finditer(r"[(\[{]|[)\]}]|(?<![0-9])[0-9]++(?:,[0-9]+)+", text):
+    for m in re.finditer(rf"[(\[{{]|[)\]}}]|(?<![0-9])[0-9]++(?:[,{_TYPESET_COMMA}][0-9]+)+", text):
         if len(m[0]) == 1:
             depth += 1 if m[0] in "([{" else -1
-        elif depth == 0 and re.fullmatch(r"[1-9][0-9]{0,2}(?:,[0-9]{3})+", m[0]):
-            out += [text[end : m.start()], m[0].replace(",", "")]
-            end = m.end()
+            continue
+        numbers = [m[0]] if depth == 0 and _is_thousands(m[0]) else m[0].split(",")
+        numbers = [re.sub(r"[^0-9]", "" if _is_thousands(n) else ",", n) for n in numbers]
+        out += [text[end : m.start()], ",".join(numbers)]
+        end = m.end()
     return "".join(out) + text[end:]
+
+
+def _is_thousands(number: str) -> bool:
+    return re.fullmatch(r"[1-9][0-9]{0,2}(?:[^0-9][0-9]{3})+", number) is not None
 
 
 def _split(tokens: list[str], at: set[str]) -> list[list[str]]:
@@ -159,7 +172,7 @@ def _structure(tokens: list[str], depth: int) -> Leaf | Parts:
             return Parts("set", tuple(_structure(part, depth + 1) for part in parts))
         if len(parts) > 1:
             return Parts(first + last, tuple(_structure(part, depth + 1) for part in parts))
-        if first + last in ("()", "{}"):
+        if first + last in ("()", "{}") or (first + last == "[]" and inner[:1] == [_MATRIX] and _around(inner)):
             return _structure(inner, depth + 1)
     return _leaf(tokens, variable)
 
@@ -168,6 +181,7 @@ def _variable(tokens: list[str]) -> tuple[str, list[str]]:
     """What stands before = or \\in, if it is one variable, or f(x), and what stands after."""
     at = next((i for i, token in enumerate(tokens[:6]) if token in ("=", r"\in")), 0)
     name = "".join(tokens[:at])
+    name = re.sub(r"\\(?:vec|hat|overrightarrow)\{?(\w)\}?|\\text:(?=\w(?:[_(]|$))", r"\1", name)
     one = r"(?:[a-zA-Z]|\\[a-zA-Z]+)"
     if at and tokens.count("=") + tokens.count(r"\in") == 1 and re.fullmatch(rf"{one}(?:_\{{\w+\}}|\({one}\))?", name):
         return name, tokens[at + 1 :]
@@ -175,7 +189,7 @@ def _variable(tokens: list[str]) -> tuple[str, list[str]]:
 
 
 def _leaf(tokens: list[str], variable: str) -> Leaf:
-    tokens, unit = _without_unit(tokens)
+    tokens, unit = _without_unit(tokens[1:] if tokens[:1] == ["+"] else tokens)
     spelled = joined(tokens)
     value, text = _number(spelled)
     if value is not None:
@@ -206,7 +220,7 @@ def _without_unit(tokens: list[str]) -> tuple[list[str], tuple[str, int] | None]
         unit = ("degree", 1)
     tokens = spaced([" " if t in MONEY or t == "°" else t for t in tokens])  # 1\\$2 is not 12
     end, power = len(tokens), 1
-    if end > 4 and tokens[-4:-2] == ["^", "{"] and tokens[-2].isdecimal() and tokens[-5].startswith("\\text:"):
+    if end > 4 and tokens[-4:-2] == ["^", "{"] and tokens[-2].isdecimal():
         end, power = end - 4, int(tokens[-2])
     begin = end - 1
     if end and tokens[begin].startswith("\\text:"):

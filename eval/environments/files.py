@@ -120,7 +120,8 @@ def _hub_rows(source: str) -> Iterator[tuple[object, str]]:
     try:
         rows = load_dataset(name, config or None, split=split or "train")
     except Exception as e:  # whatever the hub's client raises: no network, no such set, no such split
-        raise UserError(f"cannot load {source} ({first_line(e)}); a local file can be given instead") from None
+        instead = "a local file can be given instead (--env.train, --env.test; to lm-eval --metadata file=FILE)"
+        raise UserError(f"cannot load {source} ({first_line(e)}); {instead}") from None
     yield from ((row, f"{source}, row {i}") for i, row in enumerate(rows))
 
 

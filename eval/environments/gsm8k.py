@@ -17,7 +17,18 @@ from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from typing import ClassVar
 
-from eval.environments.answers import HEADING, LONGEST, fold, fractions, marked, number_at, plain, separated
+from eval.environments.answers import (
+    HEADING,
+    LONGEST,
+    TITLE,
+    TYPESET,
+    fold,
+    fractions,
+    marked,
+    number_at,
+    plain,
+    separated,
+)
 from eval.environments.base import EnvConfig, Finite, Problem, Verdict, check_lengths
 from eval.environments.files import steps_field, text_field
 from kernels.errors import UserError
@@ -74,7 +85,7 @@ def answer(text: str) -> Fraction | None:
     headings = {n for n in numbered if n == 1 or n - 1 in numbered or n + 1 in numbered}  # "### 2. Subtract"
     for said, boxed in reversed(places):
         heading = None if boxed else HEADING.match(said)
-        if heading and int(heading[1]) in headings:
+        if heading and (int(heading[1]) in headings or TITLE.match(said, heading.end() - 1)):
             continue
         try:
             found = single_number(said)
@@ -105,10 +116,9 @@ _ANOTHER = re.compile(
 def clean(said: str) -> str:
     """A line without the dress of its number: emphasis, boxes, LaTeX's dollars and brackets; characters folded."""
     said = fractions(separated(fold(plain(said))))
+    said = re.sub(r"^([*_\"'])(.+)\1$|^\[(.+)\]$", lambda m: m[2] or m[3], said)
     said = re.sub(r"\\(?=[$%])|\^\{?\\circ\}?", "", said)
-    said = re.sub(
-        r"\\(?:boxed|fbox|text|mbox|math(?:rm|bf)|text(?:bf|rm)|q?quad)(?![a-zA-Z])|\\[()\[\],;:! ]", " ", said
-    )
+    said = re.sub(rf"{TYPESET}|\\(?:boxed|fbox|text|mbox|q?quad)(?![a-zA-Z])|\\[()\[\],;:! ]", " ", said)
     said = re.sub(r"\\(?:times|cdot)(?![a-zA-Z])", "×", said)
     said = re.sub(r"\^\{\s*([-+]?\d{1,3})\s*\}", r"^\1", said)
     said = re.sub(r"[{}]|\$(?!\s*[-+.\d])", " ", said)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from eval.environments.answers import FONTS
+
 DEEPEST = 40
 """Brackets and arguments in each other; what is deeper is compared as its characters."""
 
@@ -12,13 +14,15 @@ TYPESETTING = {
     rf"\{name}"
     for name in "left right middle big Big bigg Bigg bigl bigr Bigl Bigr displaystyle textstyle limits nolimits".split()
 }
-SPACES = {r"\,", r"\;", r"\:", r"\!", r"\ ", r"\quad", r"\qquad", r"\thinspace", "~"}
-TEXT = {
-    rf"\{name}"
-    for name in "text mbox hbox textrm textbf textit textnormal mathrm mathbf mathit mathsf bold operatorname "
-    "boxed fbox".split()
+SPACES = {r"\,", r"\;", r"\:", r"\!", r"\ ", r"\quad", r"\qquad", r"\thinspace", "~", r"\hline"}
+TEXT = {rf"\{name}" for name in "text mbox hbox operatorname boxed fbox".split()} | {
+    rf"\{name}" for name in FONTS if name.startswith(("text", "math", "bold", "bm", "pmb", "under", "emph"))
 }
+SWITCHES = {rf"\{name}" for name in FONTS} - TEXT  # of the rest of a group
+LENGTH = re.compile(r"-?[\d.]+\s*(?:pt|em|ex|mm|cm|in)")
 SYNONYMS = {
+    r"\cr": r"\\", r"\newline": r"\\", r"\tabularnewline": r"\\", r"\leqslant": r"\le", r"\geqslant": r"\ge",
+    r"\bar": r"\overline",
     r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\leq": r"\le", r"\geq": r"\ge", r"\neq": r"\ne",
     "≤": r"\le", "≥": r"\ge", "≠": r"\ne", r"\times": r"\cdot", "*": r"\cdot", "×": r"\cdot", "·": r"\cdot",
     "⋅": r"\cdot", r"\div": "/", "÷": "/", "π": r"\pi", "∞": r"\infty", "√": r"\sqrt", "∪": r"\cup", "∩": r"\cap",
@@ -27,7 +31,7 @@ SYNONYMS = {
     r"\varnothing": r"\emptyset", r"\dbinom": r"\binom", r"\tbinom": r"\binom",
     "∅": r"\emptyset", r"\to": r"\rightarrow",
 }  # fmt: skip
-MATRICES = {"pmatrix": "matrix", "bmatrix": "matrix"}  # round and square brackets say the same
+MATRICES = dict.fromkeys(("pmatrix", "bmatrix", "smallmatrix", "array"), "matrix")  # whatever its brackets are
 
 
 _HALF_OF_DAY = re.compile(r"(?<![a-zA-Z])([ap])\.?\s?m(?![a-zA-Z])\.?", re.IGNORECASE)
@@ -68,8 +72,14 @@ class _Reader:
                 if out and out[-1] != " ":
                     out.append(" ")
             elif token in TEXT:
-                words = " ".join("".join(self.argument(depth, as_it_is=True)).split())
-                out.append("\\text:" + _HALF_OF_DAY.sub(lambda m: f"{m[1]}m".lower(), words))
+                out.append(self.words(depth))
+            elif token in SWITCHES:
+                out.append(" ")
+            elif token in (r"\color", r"\textcolor"):
+                self.argument(depth)
+            elif token == r"\\":
+                self.after_break()
+                out.append(token)
             elif token == r"\frac":
                 out += [token, "{", *self.argument(depth), "}", "{", *self.argument(depth), "}"]
             elif token == r"\sqrt":
@@ -82,23 +92,51 @@ class _Reader:
                 out += ["{", *self.argument(depth), "}"]
             elif token in ("^", "_"):
                 argument = self.argument(depth, whole_number=True)
+                if argument[1:2] == ["/"] and len(argument) == 3:
+                    argument = [r"\frac", "{", argument[0], "}", "{", argument[2], "}"]
                 out += ["°"] if argument in ([r"\circ"], ["°"]) else [token, "{", *argument, "}"]
             elif token in (r"\degree", "°"):
                 out.append("°")
             elif token in (r"\begin", r"\end"):
-                name = "".join(self.argument(depth))
+                name = "".join(self.argument(depth, as_it_is=True)).rstrip("*")
                 out.append(f"{token}{{{MATRICES.get(name, name)}}}")
                 if name == "array" and token == r"\begin":
                     self.argument(depth)
+            elif token == "{" and self.left and self.left[-1] in SWITCHES:
+                self.left[-1] = "{"  # {\rm cm} as \text{cm}
+                out.append(self.words(depth))
             elif token == "{":
-                out += ["{", *self.read("}", depth + 1), "}"]
+                inner = self.read("}", depth + 1)
+                out += inner if inner in ([":"], [","]) else ["{", *inner, "}"]
             elif token == r"\mathbb":
                 out.append(f"\\mathbb{{{''.join(self.argument(depth))}}}")
             elif token in ("$", r"\%", "%", "\\"):  # the last is half of "\\ " at the end
                 out.append(" ")
             else:
                 out.append(token)
-        return spaced(out)
+        out = spaced(out)
+        if r"\over" in out:
+            at = out.index(r"\over")
+            return [r"\frac", "{", *out[:at], "}", "{", *out[at + 1 :], "}"]
+        return out
+
+    def words(self, depth: int) -> str:
+        """A text wrapper's argument as one token."""
+        words = " ".join("".join(self.argument(depth, as_it_is=True)).split())
+        if words in (r"\%", "%"):
+            return " "
+        return r"\$" if words == r"\$" else "\\text:" + _HALF_OF_DAY.sub(lambda m: f"{m[1]}m".lower(), words)
+
+    def after_break(self) -> None:
+        """Drop what a row break takes: a star, and a length in square brackets."""
+        if self.left[-1:] == ["*"]:
+            self.left.pop()
+        if self.left[-1:] == ["["]:
+            ahead = "".join(self.left[:-12:-1])
+            length, bracket, _ = ahead[1:].partition("]")
+            if bracket and LENGTH.fullmatch(length.strip()):
+                while self.left.pop() != "]":
+                    pass
 
     def spaces(self) -> None:
         while self.left and (self.left[-1].isspace() or self.left[-1] in SPACES):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import ClassVar, Literal
 
-from eval.environments.answers import HEADING, LONGEST, last_number, marked
+from eval.environments.answers import HEADING, LONGEST, TITLE, last_number, marked
 from eval.environments.base import EnvConfig, Finite, Problem, Verdict, check_lengths
 from eval.environments.equivalence import same
 from eval.environments.files import text_field
@@ -82,6 +82,9 @@ class Math500Environment(Finite):
         return ask
 
 
+_WORDS = re.compile(
+    r"[^\W\d_]{2}|\(?[a-zA-Z][.)]\s+[^\W\d_]{2}|\$[^$\d]*\$\s+[^\W\d_]{3}|[^\w\s\\$({\[|+.-]\W*[^\W\d_]{2}"
+)
 _SENTENCE = re.compile(r"\banswers?\s*(?:is|are|:|=)\s*:?\s*", re.IGNORECASE)
 _INNER = r"(?:[^$\\]|\\[^()\[\]])"
 _MATH = re.compile(rf"\$\$?([^$]+)\$|\\\(({_INNER}+)\\\)|\\\[({_INNER}+)\\\]")
@@ -90,8 +93,8 @@ _MATH = re.compile(rf"\$\$?([^$]+)\$|\\\(({_INNER}+)\\\)|\\\[({_INNER}+)\\\]")
 def final(text: str) -> str:
     """The last answer in a text that is marked: after ### or in \\boxed{...}; empty where there is none.
 
-    A box inside the line of a mark is that line's answer. Words after ### that more text follows are a heading, which
-    is an answer only where there is no other.
+    A box inside the line of a mark is that line's answer. What more text follows, and what parts of a text are called,
+    are headings: an answer only where there is no other.
     """
     places = marked(text)
     weak = ""
@@ -100,15 +103,16 @@ def final(text: str) -> str:
             return place.text
         if "\\boxed" in place.text or "\\fbox" in place.text:
             continue  # its box comes later in this loop, or was never closed
-        if place.closing or not _is_heading(place.text):
+        named = TITLE.match(place.text) or not any(map(str.isalnum, place.text))
+        if not _is_heading(place.text) or (place.closing and not named):
             return place.text
         weak = weak or place.text
     return weak
 
 
 def _is_heading(line: str) -> bool:
-    """Whether a line reads as words, or as a number before words: "Step 1", "2. Solve for x"."""
-    return bool(HEADING.match(line)) or bool(re.match(r"[^\W\d_]{2}", line))
+    """Whether a line reads as words, or as a number or sign before words: "Step 1", "2. Solve for x", "(b) Check"."""
+    return bool(HEADING.match(line) or _WORDS.match(line)) or not any(map(str.isalnum, line))
 
 
 def last_answer(text: str) -> str:

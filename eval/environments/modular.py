@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
-from eval.environments.base import EnvConfig, Generated, Problem, is_whole
+from eval.environments.base import EnvConfig, Generated, Problem, is_whole, split_of
 from eval.environments.mnns import held, spelt, value_verdict
 from kernels.errors import UserError
 
@@ -63,28 +63,11 @@ class ModularEnvironment(Generated):
 
     def draw(self, rng: random.Random, level: int) -> Problem:
         c = self.config
-        return self.problem_of(rng.randrange(c.prime), tuple(rng.choices(range(c.smallest, c.largest + 1), k=level)))
+        start, digits = rng.randrange(c.prime), tuple(rng.choices(range(c.smallest, c.largest + 1), k=level))
+        return problem_of(start, digits, c.prime)
 
-    def problem_of(self, start: int, digits: tuple[int, ...], values: list[int] | None = None) -> Problem:
-        """The problem of a start and digits, with the chain of the first best choices unless `values` has another's."""
-        values = self.best(start, digits, None) if values is None else values
-        return Problem(
-            f"{start} ; {' '.join(map(str, digits))}", tuple(map(spelt, values[:-1])), f"={values[-1]}", len(digits)
-        )
-
-    def best(self, start: int, digits: tuple[int, ...], rng: random.Random | None) -> list[int]:
-        """The values after each digit that best choices come to: the first ones in the order +, * place by place, or
-        with `rng` any, each as likely."""
-        goal, values, value = min(ways_of(start, digits, self.config.prime)), [], start
-        for i, digit in enumerate(digits):
-            options = after(value, digit, self.config.prime)
-            counts = [ways_of(option, digits[i + 1 :], self.config.prime)[goal] for option in options]
-            if rng is None:
-                value = options[0] if counts[0] else options[1]
-            else:
-                value = options[int(rng.randrange(sum(counts)) >= counts[0])]
-            values.append(value)
-        return values
+    def split(self, problem):
+        return split_of_question(problem.question)
 
     def parse_question(self, question):
         c, said = self.config, question.split()
@@ -94,12 +77,13 @@ class ModularEnvironment(Generated):
         start, *digits = map(int, numbers)
         if start >= c.prime or not all(c.smallest <= d <= c.largest for d in digits):
             return None
-        return self.problem_of(start, tuple(digits))
+        return problem_of(start, tuple(digits), c.prime)
 
     def told(self, problem, what, seed):
         start, digits = numbers_of(problem)
         if what == "chains":
-            return self.problem_of(start, digits, self.best(start, digits, random.Random(seed)))
+            prime = self.config.prime
+            return problem_of(start, digits, prime, tuple(best(start, digits, prime, random.Random(seed))))
         if what == "search":
             steps, values = [], [start]
             for digit in digits[:-1]:
@@ -113,10 +97,7 @@ class ModularEnvironment(Generated):
 
     def frontier(self, problem, step):
         start, digits = numbers_of(problem)
-        if step >= self.config.digits:
-            return ()
-        ways = ways_of(start, digits[:step], self.config.prime)
-        return tuple((f"={value}", ways[value] / 2**step) for value in sorted(ways))
+        return reachable(start, digits[:step], self.config.prime) if step < self.config.digits else ()
 
     def state(self, problem, step, told):
         """The values where the search may stand, or that of the chain: see `mnns.held`."""
@@ -160,8 +141,43 @@ class ModularEnvironment(Generated):
 
 def numbers_of(problem: Problem) -> tuple[int, tuple[int, ...]]:
     """The start and the digits that a problem names."""
-    start, _, *digits = problem.question.split()
+    return _numbers(problem.question)
+
+
+@lru_cache(maxsize=1 << 14)
+def _numbers(question: str) -> tuple[int, tuple[int, ...]]:
+    start, _, *digits = question.split()
     return int(start), tuple(map(int, digits))
+
+
+@lru_cache(maxsize=1 << 16)
+def split_of_question(question: str) -> str:
+    """The split of a question: training draws the same ones again and again."""
+    return split_of(Problem(question, (), "").key)
+
+
+@lru_cache(maxsize=1 << 16)
+def problem_of(start: int, digits: tuple[int, ...], prime: int, values: tuple[int, ...] = ()) -> Problem:
+    """The problem of a start and digits, with the chain of the first best choices unless `values` has another's."""
+    values = values or tuple(best(start, digits, prime))
+    return Problem(
+        f"{start} ; {' '.join(map(str, digits))}", tuple(map(spelt, values[:-1])), f"={values[-1]}", len(digits)
+    )
+
+
+def best(start: int, digits: tuple[int, ...], prime: int, rng: random.Random | None = None) -> list[int]:
+    """The values after each digit that best choices come to: the first ones in the order +, * place by place, or with
+    `rng` any, each as likely."""
+    goal, values, value = min(ways_of(start, digits, prime)), [], start
+    for i, digit in enumerate(digits):
+        options = after(value, digit, prime)
+        counts = [ways_of(option, digits[i + 1 :], prime)[goal] for option in options]
+        if rng is None:
+            value = options[0] if counts[0] else options[1]
+        else:
+            value = options[int(rng.randrange(sum(counts)) >= counts[0])]
+        values.append(value)
+    return values
 
 
 def after(value: int, digit: int, prime: int) -> tuple[int, int]:
@@ -178,3 +194,10 @@ def ways_of(start: int, digits: tuple[int, ...], prime: int) -> Counter[int]:
     for value in after(start, digits[0], prime):
         ways.update(ways_of(value, digits[1:], prime))
     return ways
+
+
+@lru_cache(maxsize=1 << 14)
+def reachable(start: int, digits: tuple[int, ...], prime: int) -> tuple[tuple[str, float], ...]:
+    """The values that ways from a start come to, and the share of all ways that comes to each."""
+    ways, whole = ways_of(start, digits, prime), 2 ** len(digits)
+    return tuple((f"={value}", ways[value] / whole) for value in sorted(ways))

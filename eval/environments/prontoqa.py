@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
-from eval.environments.answers import LONGEST, after_mark
+from eval.environments.answers import LONGEST, after_marks
 from eval.environments.base import EnvConfig, Environment, Finite, Generated, Problem, Verdict
 from eval.environments.files import steps_field, text_field
 from eval.environments.prosqa import CONCEPTS, ENTITIES
@@ -53,8 +53,8 @@ class _ProntoQA(Environment):
     answer_tokens = 8
 
     def verify(self, problem, text):
-        said = truth(after_mark(text))
-        if said is None:
+        said = next((found for line in after_marks(text) if (found := truth(line)) is not None), "")
+        if said == "":
             return Verdict(0.0, False, False, "neither ### True nor ### False")
         correct = f"### {said}" == problem.answer
         return Verdict(float(correct), correct, True, "" if correct else f"expected {problem.answer[4:]}")
@@ -66,12 +66,14 @@ class _ProntoQA(Environment):
         return {"chance": 0.5, "always the same": max(yes, 1 - yes)}
 
 
-def truth(line: str) -> bool | None:
-    """The truth value with which a line begins; None without one, and where it names both or goes on as a clause."""
-    if len(line) > LONGEST or not (first := re.match(r"(true|false)\s*(?:[.,;:!]|$)", line, re.IGNORECASE)):
-        return None
-    named = {word.lower() for word in re.findall(r"\b(?:true|false)\b", line, re.IGNORECASE)}
-    return first[1].lower() == "true" if len(named) == 1 else None
+def truth(line: str) -> bool | str | None:
+    """The truth value with which a line begins; empty where it names a value in another way, or both; None where it
+    names none, as a heading."""
+    named = {word.lower() for word in re.findall(r"\b(?:true|false)\b", line[: LONGEST + 1], re.IGNORECASE)}
+    first = re.match(r"(true|false)\s*(?:[.,;:!]|$)", line, re.IGNORECASE)
+    if len(line) > LONGEST or len(named) != 1 or first is None:
+        return "" if named or len(line) > LONGEST else None
+    return first[1].lower() == "true"
 
 
 class GeneratedProntoQA(_ProntoQA, Generated):

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
-from eval.environments.answers import LONGEST, after_mark
+from eval.environments.answers import LONGEST, after_marks
 from eval.environments.base import EnvConfig, Environment, Finite, Generated, Problem, Verdict
 from eval.environments.files import steps_field, text_field, whole_number
 from kernels.errors import UserError
@@ -72,8 +72,8 @@ class _ProsQA(Environment):
 
     def verify(self, problem, text):
         right = problem.answer.removeprefix("### ").rstrip(". ")
-        said = statement(after_mark(text))
-        if said is None:
+        said = next((found for line in after_marks(text) if (found := statement(line)) is not None), ())
+        if not said:
             return Verdict(0.0, False, False, 'not of the form "### X is a Y ."')
         correct = said == statement(right)
         return Verdict(float(correct), correct, True, "" if correct else f"expected {right}")
@@ -104,11 +104,14 @@ class _ProsQA(Environment):
 STATEMENT = re.compile(r"(\w+) is an? (\w+)\s*(?:[.,;:!]|$)")
 
 
-def statement(line: str) -> tuple[str, str] | None:
-    """Entity and concept of "X is a Y", with which a line begins; None without it, and where X is another thing too."""
-    if len(line) > LONGEST or not (said := STATEMENT.match(line)):
-        return None
-    return (said[1], said[2]) if {said[2]} == set(re.findall(rf"\b{said[1]} is an? (\w+)", line)) else None
+def statement(line: str) -> tuple[str, ...] | None:
+    """Entity and concept of "X is a Y", with which a line begins; empty where it says that in another way, or that X is
+    another thing too; None where it says nothing of the kind, as a heading."""
+    line = " ".join(line[: LONGEST + 1].split())
+    said = STATEMENT.match(line)
+    if len(line) > LONGEST or said is None:
+        return () if len(line) > LONGEST or re.search(r"\bis an? \w", line) else None
+    return (said[1], said[2]) if {said[2]} == set(re.findall(rf"\b{said[1]} is an? (\w+)", line)) else ()
 
 
 class GeneratedProsQA(_ProsQA, Generated):

@@ -8,7 +8,7 @@ from typing import ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from kernels.errors import UserError
+from kernels.errors import UserError, unwritten
 from latent.backbone import Backbone
 from latent.halting import Settled, StopHead
 from latent.methods.config import MethodConfig
@@ -98,7 +98,7 @@ class Method(nn.Module, Generic[ConfigT]):
         change what goes into latent step i: the fed-back embeddings (P, D), or the looped state (P, T, D). Raises
         ValueError where prompt and thoughts need more positions than the model has.
         """
-        raise NotImplementedError  # each method's own
+        raise unwritten(self, "think")
 
     def reserved(self, steps: int) -> int:
         """Positions between a prompt and its text that `steps` latent steps take."""
@@ -106,7 +106,7 @@ class Method(nn.Module, Generic[ConfigT]):
 
     def passes(self, used: float, tokens: float) -> float:
         """Forward passes that must follow one another in an answer of `tokens` after `used` latent steps."""
-        raise NotImplementedError  # each method's own
+        raise unwritten(self, "passes")
 
     def flops(self, prompt: float, used: float, tokens: float) -> float:
         """Forward FLOPs of one answer: 2 a weight and position, 4 d a pair of positions that attend, the head where
@@ -171,7 +171,7 @@ class Method(nn.Module, Generic[ConfigT]):
 
     def positions_needed(self, prompt: int, steps: list[int], answer: int) -> int:
         """Positions that a problem needs at most, given the tokens of its prompt, its chain's steps and its answer."""
-        raise NotImplementedError  # each method's own
+        raise unwritten(self, "positions_needed")
 
     def check_chain(self, steps: list[int], answer: int) -> None:
         """Raise UserError for a chain and answer, given the tokens of each, that `terms` cannot be trained on."""
@@ -185,7 +185,7 @@ class Method(nn.Module, Generic[ConfigT]):
         Each term has a count of its own (tokens of the text, tokens of the steps), and as many terms come back for
         every share of a batch, so that they can be summed over processes.
         """
-        raise NotImplementedError  # each method's own
+        raise unwritten(self, "terms")
 
     def counts(self, batch: Batch) -> list[int | Tensor]:
         """The counts of the terms that `terms` would give of this batch, with the same draws, before any is computed.

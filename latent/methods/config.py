@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from kernels.errors import UserError
+from kernels.errors import UserError, unwritten
 from latent.config import Fixed, Halt, Told, at_least
 from latent.policies import Deterministic, PolicyConfig
 
@@ -30,7 +30,7 @@ class MethodConfig:
 
     def method_class(self) -> type[Method]:
         """The class that thinks, imported only here, for it needs torch."""
-        raise NotImplementedError  # each method's own
+        raise unwritten(self, "method_class")
 
     @property
     def latents(self) -> int:
@@ -104,7 +104,7 @@ class SequenceConfig(MethodConfig):
     """What is random in a thought, sampled in RL and recorded as a decision. Supervised training does not ask it."""
 
     def method_class(self) -> type[AlongSequence]:
-        raise NotImplementedError  # each method's own
+        raise unwritten(self, "method_class")
 
     def __post_init__(self):
         at_least(self, "n_latent", 0)

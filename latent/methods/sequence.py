@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from kernels.errors import UserError
+from kernels.errors import UserError, unwritten
 from latent import halting
 from latent.backbone import Backbone
 from latent.cache import Context
@@ -100,7 +100,7 @@ class AlongSequence(Method[ConfigT]):
 
     def turn(self, batch: Batch) -> Taught:
         """A turn of a batch as it is taught: what was thought, what is to be written after it, and what that costs."""
-        raise NotImplementedError  # each method's own
+        raise unwritten(self, "turn")
 
     def without_latents(self, prompt: Prompt, text: Text) -> Taught:
         """A turn whose text follows the prompt with no latent in between, both read in one pass."""
@@ -127,7 +127,7 @@ class AlongSequence(Method[ConfigT]):
 
     def turn_counts(self, batch: Batch) -> list[int]:
         """The counts of the terms of a turn, from the ids alone."""
-        raise NotImplementedError  # each method's own
+        raise unwritten(self, "turn_counts")
 
     def counts(self, batch):
         found = self.turn_counts(batch)

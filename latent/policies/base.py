@@ -5,6 +5,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from kernels.errors import unwritten
 from latent.thought import Chooser, Prompt
 
 
@@ -20,7 +21,7 @@ class Policy(nn.Module):
     around: ClassVar[bool] = True
 
     def forward(self, x_BD: Tensor, h_BD: Tensor) -> Distribution:
-        raise NotImplementedError  # each policy's own
+        raise unwritten(self, "forward")
 
     def greedy(self, choose: Chooser, prompt: Prompt, k: int) -> Chooser:
         """The chooser of the k thoughts before greedy answers: `choose`, which takes modes, or one that draws them."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from kernels.errors import unwritten
+
 if TYPE_CHECKING:
     from latent.backbone import Backbone
     from latent.policies.base import Policy
@@ -18,4 +20,4 @@ class PolicyConfig:
 
     def build(self, backbone: Backbone) -> Policy | None:
         """The policy over the thoughts of a backbone; None where a thought is what the method computes."""
-        raise NotImplementedError  # each policy's own
+        raise unwritten(self, "build")

@@ -5,10 +5,11 @@ import random
 from collections import Counter
 from itertools import pairwise, permutations, product
 
+import numpy as np
 import pytest
 
 from eval.environments import GSM8K, MNNS, Countdown, Cups, Math500, Modular, ProntoQA, ProsQA, Reach, Signs, build
-from eval.environments.base import Problem
+from eval.environments.base import Problem, Verdict
 from eval.environments.prosqa import Graph, shortcuts
 from eval.judge import verify
 from kernels.errors import UserError
@@ -468,3 +469,56 @@ def test_sets_to_test_on_are_read_in_their_own_formats(row, gold, text, right, t
     assert problem.data["gold"] == gold and env.verify(problem, text).correct is right
     with pytest.raises(ValueError, match="problems to test on only"):
         env.train_batch(0, 0, 4)
+
+
+def test_an_environment_whose_problems_are_all_held_out_says_so():
+    """One problem, drawn again and again, is of one split."""
+    env = build(Cups())
+    held_out = next(p for p in env.problems("test", env.main_level, 1))
+    env.draw_train = lambda rng: held_out
+    with pytest.raises(UserError, match="none is of the training split"):
+        env.train_batch(0, 0, 2)
+
+
+def test_a_question_in_other_white_space_or_quotes_is_not_trained_on(tmp_path):
+    asked = "Tom's dog is 3. How old is it?"
+    others = [
+        "Tom\u2019s dog is 3. How old is it?",
+        "Tom's  dog is 3.\nHow old is it?",
+        "Tom's dog is\u00a03. How old is it?",
+    ]
+    rows = [{"question": q, "steps": [], "answer": "3"} for q in (*others, "And the cat?", "And the cow?")]
+    train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    train.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    test.write_text(json.dumps({"question": asked, "steps": [], "answer": "3"}) + "\n")
+    env = build(GSM8K(train=str(train), test=str(test)))
+    left = {p.question for split in ("train", "valid") for p in env.splits[split]}
+    assert left == {"And the cat?\n", "And the cow?\n"}
+
+
+def test_other_answers_to_the_same_questions_are_other_data(tmp_path):
+    path = tmp_path / "rows.jsonl"
+
+    def fingerprint(add: int, step: str = "<<1+1=2>>") -> str:
+        rows = [{"question": f"{i}?", "steps": [step], "answer": str(i + add)} for i in range(20)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return build(GSM8K(train=str(path))).fingerprint()
+
+    first = fingerprint(0)
+    assert fingerprint(0) == first != fingerprint(1)
+    assert fingerprint(0, "<<1+2=3>>") != first
+
+
+def test_a_verdict_is_one_with_numbers_of_python():
+    class Own(type(build(Cups()))):
+        def verify(self, problem, text):
+            return given
+
+    env = Own(Cups())
+    problem = env.problems("test", env.main_level, 1)[0]
+    given = Verdict(np.float32(1), np.bool_(True), np.bool_(True))
+    said = verify(env, problem, "")
+    assert (type(said.reward), type(said.correct), type(said.parsed)) == (float, bool, bool) and said.correct
+    for given in (True, None, 1.0):
+        with pytest.raises(UserError, match="verify must give a Verdict"):
+            verify(env, problem, "")

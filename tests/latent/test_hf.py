@@ -1,13 +1,25 @@
 """A checkpoint in the hands of `transformers`: stock generation, log-likelihoods, and no package of ours."""
 
+import copy
 import json
 import math
+import pickle
 import shutil
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TextIteratorStreamer, pipeline
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TextIteratorStreamer,
+    pipeline,
+)
 
 import latent
 from eval.environments import Cups, build
@@ -160,6 +172,48 @@ def test_stock_arguments(tmp_path):
     answers = pipe(QUESTIONS, batch_size=2, return_full_text=False)
     want = [[w for w in answer.split() if w[0] != "<"] for answer in reasoner.answer(QUESTIONS)]  # no special tokens
     assert [a[0]["generated_text"].split() for a in answers] == want
+
+
+def test_what_a_caller_gives_sees_the_ids_that_the_caller_knows(tmp_path):
+    """Placeholders that were appended are in none of them, so that a rule about the first token meets the first token."""
+    _, model, tokenizer = saved(tmp_path, METHODS["sim"])
+    inputs, lengths = tokenizer(QUESTIONS, return_tensors="pt", padding=True), []
+
+    class FirstIs(LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            lengths.append(input_ids.shape[1])
+            if input_ids.shape[1] == inputs.input_ids.shape[1]:
+                scores = torch.full_like(scores, -torch.inf)
+                scores[:, 4] = 0
+            return scores
+
+    t = inputs.input_ids.shape[1]
+    out = model.generate(**inputs, logits_processor=LogitsProcessorList([FirstIs()]))
+    assert out[:, t].tolist() == [4] * len(QUESTIONS) and lengths == list(range(t, t + len(lengths)))
+
+    def allowed(row, ids_T):
+        assert ids_T[:t].tolist() == inputs.input_ids[row].tolist()
+        return [3 + row, 5 + row] if len(ids_T) == t else list(range(12))
+
+    out = model.generate(**inputs, prefix_allowed_tokens_fn=allowed, num_beams=2)
+    assert all(int(out[row, t]) in (3 + row, 5 + row) for row in range(len(QUESTIONS)))
+
+
+def test_logits_are_kept_at_the_columns_that_are_named(tmp_path):
+    _, model, tokenizer = saved(tmp_path, METHODS["sim"])
+    inputs = tokenizer(QUESTIONS, return_tensors="pt", padding=True)
+    whole = model(**inputs).logits
+    for kept in (torch.tensor([2]), torch.tensor([0, 3])):
+        torch.testing.assert_close(model(**inputs, logits_to_keep=kept).logits, whole[:, kept])
+    torch.testing.assert_close(model(**inputs, logits_to_keep=2).logits, whole[:, -2:])
+
+
+def test_a_reasoner_goes_through_pickle(tmp_path):
+    """To other processes; its caches stay behind, and a copy's are its own."""
+    reasoner, _, _ = saved(tmp_path, METHODS["sim"])
+    for other in (pickle.loads(pickle.dumps(reasoner)), copy.deepcopy(reasoner)):
+        assert other.answer(QUESTIONS) == reasoner.answer(QUESTIONS)
+        assert other.codec.question.__wrapped__.__self__ is other.codec
 
 
 def test_without_our_package_one_file_opens_it(tmp_path):
@@ -338,8 +392,12 @@ def test_wrong_calls(folder):
         model(ids, **{name: None})
     with pytest.raises(ValueError, match="row 0: <latent> placeholders must follow a prompt, and each other"):
         model(torch.tensor([[3, latent_id, 4, latent_id]]))
-    with pytest.raises(ValueError, match="token 99 is not in the model's vocabulary of 13"):
-        model(torch.tensor([[3, 99]]))
+    for outside in (99, -1):
+        with pytest.raises(ValueError, match=f"token {outside} is not in the model's vocabulary of 13"):
+            model(torch.tensor([[3, outside]]))
+    with pytest.raises(ValueError, match="past_key_values must be a LatentCache, .* got DynamicCache"):
+        model(ids, past_key_values=DynamicCache())
+    assert torch.equal(model.generate(ids, num_latents=np.int64(2)), model.generate(ids, num_latents=2))
     with pytest.raises(ValueError, match="padded on the left"):
         model.generate(torch.tensor([[3, 4, 0]]))
     with pytest.raises(ValueError, match="num_latents and num_recurrences are one setting"):

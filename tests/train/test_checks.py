@@ -16,6 +16,7 @@ from latent.codec import Codec
 from latent.config import LearnedStop, ModelConfig
 from latent.generate import Reasoner
 from latent.methods import Coconut, Colar, CoT, Hrpo, ICoT, Kava, NoCoT, Pause, Recurrent, Sim
+from latent.methods.sim.method import SimMethod
 from tests.latent.test_plain_text import tokenizer_of
 from train import checks
 from train import run as runs
@@ -196,3 +197,18 @@ def test_rl_on_a_curriculum_that_has_not_ended_and_a_cost_that_moves_nothing_are
         (said,) = checked(of(Cups(), method, costly))
         assert said.startswith("train.latent_cost 0.1 moves no choice")
     assert checked(of(Cups(), Pause(Sim(halt=LearnedStop())), costly)) == []
+
+
+def test_counts_that_are_not_those_of_the_terms_are_refused(monkeypatch):
+    """With micro-batches the loss would be divided by them."""
+    assert checked(of(Cups(), Sim(n_latent=2, step_tokens=16))) == []
+    monkeypatch.setattr(SimMethod, "turn_counts", lambda self, batch: [1, 2])
+    with pytest.raises(UserError, match=r"the terms of its loss have the counts \[1, 2\], and they have \["):
+        checked(of(Cups(), Sim(n_latent=2, step_tokens=16)))
+
+
+@pytest.mark.parametrize("given", [None, [0.5], {"chance": "half"}])
+def test_floors_are_shares_by_name(monkeypatch, given):
+    monkeypatch.setattr(type(environments.build(Cups())), "floors", lambda self, problems: given)
+    with pytest.raises(UserError, match="floors must give a dict of shares by name"):
+        checked(of(Cups()))

@@ -160,7 +160,7 @@ def test_a_signal_saves_and_says_how_to_go_on(number, code, updates, tmp_path):
     done, seconds = told_to_end(args, tmp_path / "a", number, "[sim] train 10/")
     assert done.returncode == code and seconds < 10, done.stderr
     (said,) = done.stderr.splitlines()
-    again = shlex.split(said.partition("this goes on from the last checkpoint: ")[2])
+    again = shlex.split(said.partition("this goes on where it stopped: ")[2])
     assert again[:3] == ["python", "-m", "train.latent"]
     _, run, options = main_job.parse(again[3:])
     assert list((options.out / run.id / "checkpoint").glob("step-*/manifest.json"))  # none was due
@@ -182,7 +182,7 @@ def test_two_processes_train_what_one_does_and_go_on_where_they_were_told_to_end
     args = ["no-cot", *TINY, "--train.steps", 60, "--train.batch", 8, "--train.log-every", 25, "--no-latency"]
     done, seconds = told_to_end([*TORCHRUN, *args], tmp_path / "two", signal.SIGTERM, "train 25/60")
     assert done.returncode != 0 and seconds < 15
-    named = f"this goes on from the last checkpoint: torchrun --nproc_per_node 2 -m train.latent {args[0]}"
+    named = f"this goes on where it stopped: torchrun --nproc_per_node 2 -m train.latent {args[0]}"
     assert done.stderr.count(named) == 1
     (step,) = [int(p.name[5:]) for p in (tmp_path / "two").glob("*/checkpoint/step-*")]
     assert 25 <= step < 60
@@ -245,6 +245,6 @@ def test_an_interrupted_launch_saves_as_one_that_is_told_to_end(tmp_path):
     args = ["no-cot", *TINY, "--train.steps", 4000, "--train.batch", 8, "--train.log-every", 25, "--no-latency"]
     done, seconds = told_to_end([*TORCHRUN, *args], tmp_path, signal.SIGINT, "train 25/4000")
     assert done.returncode != 0 and seconds < 15
-    assert "this goes on from the last checkpoint: torchrun --nproc_per_node 2" in done.stderr
+    assert "this goes on where it stopped: torchrun --nproc_per_node 2" in done.stderr
     (step,) = [int(p.name[5:]) for p in tmp_path.glob("*/checkpoint/step-*")]
     assert 25 <= step < 4000

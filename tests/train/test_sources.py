@@ -178,3 +178,28 @@ def test_what_is_ours_or_installed_or_broken_is_no_ones_own(tmp_path, monkeypatc
         monkeypatch.syspath_prepend(str(place))
     assert sources.file_of("broken_parent.sub") is None and sources.file_of("as_installed") is None
     assert sources.file_of("torch") is None and sources.file_of("json") is None and sources.file_of("nowhere") is None
+
+
+def test_code_that_is_in_no_file_is_never_the_same(tmp_path):
+    """A class that is typed in, as in a notebook, cannot be read: a run of it is not taken for one of today's."""
+    script = """
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+from eval.environments import Cups
+from latent.config import ModelConfig
+from latent.methods import NoCoT, register
+from train.config import SFT, Judge, Run
+from train.run import execute
+
+@register
+@dataclass(frozen=True)
+class Typed(NoCoT):
+    name: ClassVar[str] = "typed"
+
+run = Run(Cups(swaps=2), ModelConfig(n_layer=1, n_embd=16, n_head=2), Typed(), SFT(steps=1, batch=2), Judge(2, 0))
+execute(run, "runs")
+"""
+    first, again = (python("-c", script, cwd=tmp_path) for _ in range(2))
+    assert first.returncode == 0, first.stderr[-2000:]
+    assert again.returncode != 0 and "was made from other code (that is in no file)" in again.stderr

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from kernels.errors import unwritten
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -35,7 +37,7 @@ class Algorithm:
 
     def outcome(self, reward_PG: Tensor) -> Tensor:
         """What the rollouts (P, G) of all prompts of an update are worth, those of every process, on the CPU."""
-        raise NotImplementedError  # each algorithm's own
+        raise unwritten(self, "outcome")
 
     def signal(self, reward_PG: Tensor) -> bool:
         """Whether anything can be learned from these rewards: here, whether those of any group differ."""

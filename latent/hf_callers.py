@@ -1,22 +1,36 @@
-"""Stopping criteria and a streamer for stock generation after a prompt to which placeholders were appended."""
+"""What a caller gives to stock generation, called with the ids that the caller knows of; and when a text ends.
+
+Placeholders were appended to the prompt. `t`: columns of the prompt as it was given. `n`: columns that were appended.
+"""
 
 import torch
 from torch import Tensor
-from transformers.generation import StoppingCriteria
+from transformers.generation import LogitsProcessor, StoppingCriteria
+
+
+def callers_ids(ids: Tensor, t: int, n: int) -> Tensor:
+    """Ids (..., T) without the columns that were appended to the prompt."""
+    return torch.cat([ids[..., :t], ids[..., t + n :]], -1)
 
 
 class OnCallersIds(StoppingCriteria):
-    """A caller's criterion, called with the ids that the caller knows of.
-
-    `t`: columns of the prompt as it was given. `n`: columns that were appended to it.
-    """
+    """A caller's criterion."""
 
     def __init__(self, inner, t: int, n: int):
         self.inner, self.t, self.n = inner, t, n
 
     def __call__(self, input_ids: Tensor, scores, **kwargs):
-        without = torch.cat([input_ids[:, : self.t], input_ids[:, self.t + self.n :]], 1)
-        return self.inner(without, scores, **kwargs)
+        return self.inner(callers_ids(input_ids, self.t, self.n), scores, **kwargs)
+
+
+class LogitsOfCallersIds(LogitsProcessor):
+    """A caller's processor of logits."""
+
+    def __init__(self, inner, t: int, n: int):
+        self.inner, self.t, self.n = inner, t, n
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return self.inner(callers_ids(input_ids, self.t, self.n), scores)
 
 
 class AtColumn(StoppingCriteria):

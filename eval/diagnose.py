@@ -187,7 +187,8 @@ def lines(diagnoses: dict[str, dict]) -> list[str]:
     out = [summary(diagnoses["run"]), *filter(None, [exchanged(diagnoses["run"])]), ""]
     if len(diagnoses) == 1:
         out += [
-            "There is no control to compare with: train `pause` and `fixed` of this method into the same folder.",
+            "There is no control to compare with: the same command with --method pause, and with --method fixed, trains",
+            "them, where --method.of.FLAG says what --method.FLAG said.",
             "",
         ]
     rows = [["accuracy (95 % Wilson interval)", *diagnoses]]

@@ -13,7 +13,7 @@ def add(lm: Any, rank: int, alpha: float) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise UserError("model.lora_rank needs the lora extra: pip install 'latent-reasoning[lora]'") from None
+        raise UserError("model.lora_rank needs the lora extra: pip install '.[lora]'") from None
     conv = any(type(m).__name__ == "Conv1D" for m in lm.modules())  # GPT-2's layer, whose weight is (in, out)
     head = lm.get_output_embeddings()
     linear = [n for n, m in lm.named_modules() if type(m).__name__ in ("Linear", "Conv1D") and m is not head]

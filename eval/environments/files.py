@@ -116,7 +116,7 @@ def _hub_rows(source: str) -> Iterator[tuple[object, str]]:
     try:
         from datasets import load_dataset
     except ImportError:
-        raise UserError(f"{source} needs the hub extra: pip install 'latent-reasoning[hub]'") from None
+        raise UserError(f"{source} needs the hub extra: pip install '.[hub]'") from None
     try:
         rows = load_dataset(name, config or None, split=split or "train")
     except Exception as e:  # whatever the hub's client raises: no network, no such set, no such split

@@ -54,7 +54,7 @@ class Math500Environment(Finite):
         self.answer_tokens, self.chain_tokens = config.max_answer, config.max_chain
         self.algebra = config.verifier == "math-verify"
         if self.algebra and find_spec("math_verify") is None:
-            raise UserError("env.verifier math-verify needs the math extra: pip install 'latent-reasoning[math]'")
+            raise UserError("env.verifier math-verify needs the math extra: pip install '.[math]'")
         self.read(config.train, config.test, parse)
 
     def verify(self, problem, text):

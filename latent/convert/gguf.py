@@ -33,7 +33,7 @@ def read(source: Source, asked: Asked) -> Converted:
     try:
         gguf: Any = import_module("gguf")
     except ImportError:
-        raise UserError("a GGUF file needs the gguf extra: pip install 'latent-reasoning[gguf]'") from None
+        raise UserError("a GGUF file needs the gguf extra: pip install '.[gguf]'") from None
     (file,) = source.files
     try:
         split = gguf.GGUFReader(file).get_field("tokenizer.ggml.pre")

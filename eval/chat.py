@@ -61,7 +61,7 @@ def talk(options: Options) -> None:
     reasoner = load(options.checkpoint)
     try:
         env = environments.of_run(options.checkpoint)
-    except ValueError as e:
+    except UserError as e:
         print(f"there will be no verdicts, because the run's data cannot be read: {e}")
         env = None
     steps, drawn = options.latents, 0
@@ -105,7 +105,7 @@ def reply(
 
     try:
         tokens_BT, thought = reasoner.tokens([question], steps)
-    except ValueError as e:
+    except UserError as e:
         print(f"cannot answer: {e}")
         return
     (text,) = reasoner.codec.texts(tokens_BT)

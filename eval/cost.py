@@ -1,4 +1,4 @@
-"""What an answer costs: sequential steps, forward FLOPs, measured latency."""
+"""How long an answer takes; its sequential steps and FLOPs are the method's to say (`passes`, `flops`)."""
 
 import time
 from statistics import median
@@ -6,16 +6,6 @@ from statistics import median
 import torch
 
 from latent.generate import Reasoner
-
-
-def sequential_steps(reasoner: Reasoner, used: float, tokens: float) -> float:
-    """Forward passes that must follow one another in an answer."""
-    return reasoner.method.passes(used, tokens)
-
-
-def forward_flops(reasoner: Reasoner, prompt: float, used: float, tokens: float) -> float:
-    """Forward FLOPs of one answer."""
-    return reasoner.method.flops(prompt, used, tokens)
 
 
 def latency(reasoner: Reasoner, questions: list[str], batch: int, repeats: int = 9, bf16: bool = False) -> float:

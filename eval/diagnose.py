@@ -67,7 +67,7 @@ def main(args: list[str] | None = None) -> int:
         for name, path in {} if options.beside else controls_of(options.run).items():
             try:
                 diagnoses[name] = diagnose(path, options)
-            except ValueError as e:
+            except UserError as e:
                 print(f"control left out: {name}: {e}")
         write_text(options.run / "diagnostics.json", json.dumps(diagnoses) + "\n")
         print(*lines(diagnoses), "", f"{options.run}/diagnostics.json", sep="\n")
@@ -187,8 +187,8 @@ def lines(diagnoses: dict[str, dict]) -> list[str]:
     out = [summary(diagnoses["run"]), *filter(None, [exchanged(diagnoses["run"])]), ""]
     if len(diagnoses) == 1:
         out += [
-            "There is no control to compare with: the same command with --method pause, and with --method fixed, trains",
-            "them, where --method.of.FLAG says what --method.FLAG said.",
+            "There is no control to compare with: train's command with --method pause, and with --method fixed, makes",
+            "them (--method.of.FLAG is there what --method.FLAG is here).",
             "",
         ]
     rows = [["accuracy (95 % Wilson interval)", *diagnoses]]

@@ -47,10 +47,10 @@ def main(args: list[str] | None = None) -> int:
                 if (run := read(path.parent)) is not None:
                     check(run)
                     runs.append(run)
-            except ValueError as e:
+            except UserError as e:
                 damaged[path.parent.name] = str(e)
         for name in options.compare or ():
-            if why := next((why for id, why in damaged.items() if id.startswith(name)), None):
+            if why := next((why for id, why in damaged.items() if id.startswith(Path(name).name)), None):
                 raise UserError(f"{name} is damaged: {why}")
         print(*(comparison(options.compare, runs) if options.compare else listing(options, runs)), sep="\n")
         for name, why in damaged.items():

@@ -7,7 +7,7 @@ counts as one item, and items that are alone give the same numbers as without `c
 
 from dataclasses import dataclass
 from functools import lru_cache
-from math import comb, exp, hypot, log, sqrt
+from math import exp, hypot, log, sqrt
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -266,14 +266,10 @@ def mcnemar(a, b, clusters: ArrayLike | None = None) -> float:
     if len(a) != len(b):
         raise UserError(f"expected results on the same items, got {len(a)} and {len(b)}")
     cluster_N = grouped(clusters, len(a))
+    each_N = np.asarray(a, dtype=int) - np.asarray(b, dtype=int)
     if cluster_N is not None:
-        each_N = np.asarray(a, dtype=int) - np.asarray(b, dtype=int)
-        return sign_flips(np.bincount(cluster_N, each_N).astype(int).tolist())
-    only_a = sum(x and not y for x, y in zip(a, b))
-    only_b = sum(y and not x for x, y in zip(a, b))
-    n = only_a + only_b
-    tail = sum(comb(n, i) for i in range(min(only_a, only_b) + 1)) / 2**n
-    return min(1.0, 2 * tail)
+        each_N = np.bincount(cluster_N, each_N).astype(int)
+    return sign_flips(each_N.tolist())
 
 
 def sign_flips(differences: list[int]) -> float:

@@ -3,10 +3,11 @@
 To add one: an entry in `ABLATIONS`. Methods, environments and presets are named as `python -m train.latent` names them.
 """
 
-from latent.methods import CoT
+from latent.methods import CoT, CoT2
 from latent.plain import Change
 from paper.controls import ANSWER_ONLY, CURRICULUM, LONG, ON_MODULAR, USUAL
 from paper.design import COSTS, Ablation, Axis, Contrast, over
+from train.config import SFT
 
 # starts of RL, and updates of SFT that take as many core-seconds as RL from there (seed 0)
 STARTS: Axis = {
@@ -61,6 +62,38 @@ SIZES: Axis = {
         ("width 128", {"model.n_embd": 128}, 0.57, 0.5),
         ("4 layers", {"model.n_layer": 4}, 0.58, 1.0),
     )
+}
+
+# what the second stage of `modular` is of: 400 updates at the same rate, from where the first stage of each ends
+SECOND: Axis = {
+    "mixtures, then their own": {},
+    "mixtures, then forced again": {"arms.cot2.method": CoT2(n_latent=3)},
+    "chain, then again": {"arms.cot2.method": CoT(), "arms.cot2.init": "cot"},
+    "mixtures, their own throughout": {
+        "arms.cot2.init": None,
+        "arms.cot2.train": SFT(steps=1600, batch=128, lr=5e-3, warmup=100, decay=1.0, decay_to=0.1),
+    },
+}
+# of `mnns`: at .4 of the first stage's rate, as there
+SECOND_ON_MNNS: Axis = {
+    name: {
+        "arms.few-more.method": method,
+        "arms.few-more.init": start,
+        "arms.few-more.train": SFT(steps=400, batch=128, lr=0.4 * lr, warmup=20, decay=1.0, decay_to=0.1),
+    }
+    for name, method, start, lr in (
+        ("mixtures, then their own", CoT2(n_latent=4, teacher=False), "cot2", 1e-2),
+        ("chain, then again", CoT(), "cot", 2e-2),
+    )
+}
+# of `methods-modular`, as long as mixtures and hidden states were first registered with
+LONGER: Axis = {
+    "longer": {
+        "arms.cot.train.steps": 4200,
+        "arms.sim-frontier.train.steps": 2400,
+        "arms.forced.train.steps": 2000,
+        "arms.cot2.train.steps": 1000,
+    }
 }
 
 
@@ -422,5 +455,71 @@ ABLATIONS: dict[str, Ablation] = {
             pause=dict.fromkeys(("sim", "cot2", "soft", "hrpo", "colar", "coconut"), "more")
             | dict.fromkeys(("codi", "pccot", "kava"), "not more"),
         ),
+    ),
+    "stages": Ablation(
+        claim="What mixtures gain over a chain is not their second stage: after as many updates more, a chain, and "
+        "mixtures that are forced again, solve less than mixtures trained on their own.",
+        registered="cc892a3",
+        base="modular",
+        axes=(SECOND,),
+        arms=("cot2",),
+        controls=("one chain", *ON_MODULAR),
+        core_minutes=22,
+        contrasts=(
+            Contrast("mixtures, then their own", "chain, then again", claim="more"),
+            Contrast("mixtures, then their own", "mixtures, then forced again", claim="more"),
+            Contrast("mixtures, then their own", "mixtures, their own throughout", claim="more"),
+            Contrast("chain, then again", "one chain"),
+        ),
+        figure="costs",
+    ),
+    "stages-mnns": Ablation(
+        claim="With a second stage of their own mixtures solve more than a chain where order does not matter, too.",
+        registered="cc892a3",
+        base="mnns",
+        axes=(SECOND_ON_MNNS,),
+        arms=("few-more", *TRAINED_ON_ALL),
+        seeds=UNSEEN,
+        core_minutes=13,
+        contrasts=(
+            Contrast("mixtures, then their own", "chain, then again", claim="more"),
+            Contrast("mixtures, then their own", "cot2"),
+            Contrast("mixtures, then their own", "pause"),
+            Contrast("mixtures, then their own", "fixed"),
+        ),
+        figure="costs",
+    ),
+    "longer": Ablation(
+        claim="Trained half as long again, mixtures told the frontier solve more than a chain, and so do hidden states "
+        "told the frontier.",
+        registered="cc892a3",
+        base="methods-modular",
+        axes=(LONGER,),
+        arms=("cot", "cot2", "sim-frontier"),
+        controls=ON_MODULAR,
+        core_minutes=19,
+        contrasts=(
+            Contrast("longer, cot2", "longer, cot", claim="more"),
+            Contrast("longer, sim-frontier", "longer, cot", claim="more"),
+            Contrast("longer, cot2", "longer, sim-frontier"),
+        ),
+        figure="costs",
+    ),
+    # one seed, for an arm takes half an hour; intervals are over problems alone
+    "gsm8k": Ablation(
+        claim="Half an hour of one core lets SmolLM2-135M solve more of GSM8K by a chain than at once; no method that "
+        "thinks in latents (Coconut, SIM-CoT, CODI, Latent-SFT) solves more than pause tokens by as long.",
+        registered="33bc9d2",
+        base="gsm8k-smollm2",
+        axes=(),
+        arms=(*BESIDE, "coconut", "sim", "codi", "soft"),
+        seeds=(0,),
+        core_minutes=240,
+        contrasts=(
+            Contrast("cot", "no-cot", claim="more"),
+            *(Contrast(arm, "pause", claim="not more") for arm in ("coconut", "sim", "codi", "soft")),
+            *(Contrast(arm, "cot") for arm in ("coconut", "sim", "codi", "soft")),
+        ),
+        needs=("smollm2", "gsm8k_train.jsonl"),
     ),
 }

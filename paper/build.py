@@ -31,7 +31,7 @@ from paper.searches import SEARCHES
 
 HERE = Path(__file__).parent
 # their blocks that are made here
-PAGES = {"README.md": ("main", "results"), "latent/README.md": ("methods",)} | {
+PAGES = {"README.md": ("main", "results"), "latent/README.md": ("methods", "text")} | {
     f"latent/methods/{method}/README.md": (method,) for method in METHODS
 }
 N_BOOT = 4000  # bootstrap resamples of each interval
@@ -199,7 +199,7 @@ def macros(known: dict[str, str]) -> str:
 
 def blocks(made: list[tables.Table]) -> dict[str, list[str]]:
     """The lines of each block of the repository's pages by its name, of those whose tables are made: the first table,
-    the methods side by side, each method beside its controls, and the claims with their verdicts."""
+    the methods side by side and on text, each method beside its controls, and the claims with their verdicts."""
     rows = ["| ablation | claim | by these runs |", "|---|---|---|"]
     for table in made:
         claim, verdict = table.ablation.claim, table.verdict
@@ -212,6 +212,8 @@ def blocks(made: list[tables.Table]) -> dict[str, list[str]]:
     if overview.METHODS_ON.keys() & known.keys():
         found["methods"] = overview.methods(known)
         found |= {method: overview.of_method(known, method) for method in METHODS}
+    if "gsm8k" in known:
+        found["text"] = overview.text(known["gsm8k"])
     return found
 
 

@@ -31,7 +31,7 @@ def test_imports_run_downwards():
 
 def test_only_the_backbone_runs_transformers_models():
     """Two files make and run them; others are what reads and writes theirs, the Hugging Face model, and bare shapes."""
-    model = {f"latent/hf{part}.py" for part in ("", "_cache", "_config", "_generation", "_stopping")}
+    model = {f"latent/hf{part}.py" for part in ("", "_cache", "_config", "_callers", "_generation")}
     face = model | {"latent/hub.py", "eval/lm.py", "latent/convert/pretrained.py", "latent/convert/gguf.py"}
     runs = {"latent/make.py", "latent/families.py"}
     allowed = {"latent/codec.py", "kernels/bench_cases.py", "train/estimate.py"} | runs | face

@@ -107,7 +107,7 @@ def test_the_page_on_ablations_adds_one(page, capsys, monkeypatch):
     monkeypatch.setitem(os.environ, "LATENT_IMPORT", file)
     assert paper_run.main(rest) == 0
     out = capsys.readouterr().out
-    assert "width: 32, seed 1" in out and out.splitlines()[-1].startswith("2 cells")  # the others are recorded
+    assert "width: 32, seed 1" in out and out.splitlines()[-1].startswith("6 cells")  # none is in records of one's own
 
 
 def test_the_page_on_searches_adds_one(page, capsys, monkeypatch):

@@ -187,7 +187,7 @@ def newest(home: Path, run: str, unfit: Callable[[dict], str | None]) -> tuple[S
         folder = home / f"step-{step}"
         try:
             return checked(folder, run, unfit), wrong
-        except ValueError as e:
+        except UserError as e:
             wrong.append(str(e))
     return None, wrong
 

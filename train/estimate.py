@@ -110,7 +110,7 @@ def lengths(run: Run) -> tuple[float, float, float, str]:
     """Mean tokens of prompt, chain and answer, and where the numbers come from."""
     try:
         env = environments.build(run.env)
-    except ValueError:
+    except UserError:
         name = type(run.env).__name__
         if name not in LENGTHS:
             raise

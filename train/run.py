@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 from eval import environments
-from eval.cost import forward_flops, sequential_steps
 from eval.environments.base import Environment, Problem
 from eval.judge import Item, by_level, clusters, judge, summary
 from kernels.errors import UserError, memory_for, mendable
@@ -180,8 +179,8 @@ def final(run: Run, env: Environment, problems: list[Problem], trainer: Trainer,
         "used_mean": sum(v["used"] for v in levels.values()) / len(levels),
         "sweep": swept,
         "floors": env.floors(main),
-        "steps": sequential_steps(reasoner, at_main["used"], at_main["tokens"]),
-        "flops": forward_flops(reasoner, prompt, at_main["used"], at_main["tokens"]),
+        "steps": reasoner.method.passes(at_main["used"], at_main["tokens"]),
+        "flops": reasoner.method.flops(prompt, at_main["used"], at_main["tokens"]),
         "correct": [int(i.correct) for i in items[: len(main)]],
         **({} if together is None else {"clusters": together}),
     }

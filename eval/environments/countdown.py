@@ -110,7 +110,7 @@ def is_words(line: str) -> bool:
 def without_dress(said: str) -> str:
     """An expression without LaTeX and typesetting around its numbers and signs, and without "= value" at its end.
 
-    Raises UserError where the value after = is not what stands before it.
+    Raises ValueError where the value after = is not what stands before it.
     """
     said = typed(said)
     said = re.sub(r"\\(?:left|right|[()\[\],;:! ])|\$", " ", said).strip().rstrip(" .")
@@ -119,24 +119,24 @@ def without_dress(said: str) -> str:
     said = re.sub(r"\\[dtc]?frac\s*\{\s*\d+\s*\}\s*\{\s*\d+\s*\}", lambda m: f"({fractions(m[0])})", said)
     said, equals, claim = said.partition("=")
     if equals and evaluate(said)[0] != evaluate(claim.rstrip(" ."))[0]:
-        raise UserError(f"it does not come to {claim.strip():.20}")
+        raise ValueError(f"it does not come to {claim.strip():.20}")
     return said.rstrip(" .")
 
 
 def evaluate(text: str) -> tuple[Fraction, list[int]]:
     """The value of an expression of whole numbers, + - * / and brackets, and the numbers in it.
 
-    Precedence climbing over at most LONGEST_EXPRESSION characters. Raises UserError for anything else (a sign before a
+    Precedence climbing over at most LONGEST_EXPRESSION characters. Raises ValueError for anything else (a sign before a
     number, numbers side by side, more than DEEPEST brackets in each other), ZeroDivisionError where it divides by zero.
     """
     if len(text) > LONGEST_EXPRESSION:
-        raise UserError(f"it is longer than {LONGEST_EXPRESSION} characters")
+        raise ValueError(f"it is longer than {LONGEST_EXPRESSION} characters")
     tokens, at = [], 0
     text = text.strip()
     while at < len(text):
         m = TOKEN.match(text, at)
         if m is None:
-            raise UserError("it is more than numbers, + - * / and brackets")
+            raise ValueError("it is more than numbers, + - * / and brackets")
         tokens.append(m[1] or m[2])
         at = m.end()
     tokens.reverse()  # the next one is last
@@ -147,10 +147,10 @@ def evaluate(text: str) -> tuple[Fraction, list[int]]:
         if token == "(" and depth < DEEPEST:
             value = expression(depth + 1)
             if not tokens or tokens.pop() != ")":
-                raise UserError("a bracket is not closed")
+                raise ValueError("a bracket is not closed")
             return value
         if not token.isdigit():
-            raise UserError(f"no number where {token} stands")
+            raise ValueError(f"no number where {token} stands")
         used.append(int(token))
         return Fraction(used[-1])
 
@@ -168,5 +168,5 @@ def evaluate(text: str) -> tuple[Fraction, list[int]]:
 
     value = expression(0)
     if tokens:
-        raise UserError(f"it goes on with {tokens[-1]}")
+        raise ValueError(f"it goes on with {tokens[-1]}")
     return value, used

@@ -49,7 +49,7 @@ def _rows(config, given: dict) -> dict[str, Dataset]:
     config = cls(**({f.name: getattr(config, f.name) for f in fields(config)} | own))
     try:
         env = environments.build(config)
-    except ValueError as e:
+    except UserError as e:
         raise UserError(f"{e}: --metadata file=PATH") from None
     if env.turns > 1:
         raise UserError(f"--metadata: lm-eval asks once, this environment in {env.turns} turns: `python -m eval.runs`")

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from eval.cost import forward_flops, sequential_steps
 from latent.config import ModelConfig
 from latent.methods import CoT, NoCoT, Recurrent, Sim
 from tests.helpers import small_reasoner
@@ -20,8 +19,8 @@ def test_flops_of_a_sequence_are_those_counted(family, config, used, tokens):
         h = reasoner.method.backbone.decoder[0](torch.zeros(1, n, dtype=torch.long), use_cache=False).last_hidden_state
         reasoner.method.backbone.head(h[:, -tokens:])
     attention_counted_in_full = 2 * 4 * 64 * (n * n - n * (n + 1) / 2)  # the counter ignores the causal mask
-    assert forward_flops(reasoner, 9, used, tokens) == counter.get_total_flops() - attention_counted_in_full
-    assert sequential_steps(reasoner, used, tokens) == used + tokens
+    assert reasoner.method.flops(9, used, tokens) == counter.get_total_flops() - attention_counted_in_full
+    assert reasoner.method.passes(used, tokens) == used + tokens
 
 
 @pytest.mark.parametrize("feedback", ["hidden", "norm", "project", "soft"])
@@ -29,7 +28,7 @@ def test_flops_of_what_is_fed_back_come_on_top_for_every_latent(feedback):
     reasoner = small_reasoner(Sim(feedback=feedback), ModelConfig())
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         reasoner.method.feedback(torch.zeros(1, 64))
-    more = forward_flops(reasoner, 9, 8, 4) - forward_flops(small_reasoner(Sim(), ModelConfig()), 9, 8, 4)
+    more = reasoner.method.flops(9, 8, 4) - small_reasoner(Sim(), ModelConfig()).method.flops(9, 8, 4)
     assert more == 8 * counter.get_total_flops()
 
 
@@ -38,5 +37,5 @@ def test_flops_of_a_loop_along_the_depth():
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         reasoner.tokens(["01 23 . . . . . ."])
     attention = 4 * 4 * 64 * 12 * 13 / 2  # prelude and three recurrences, causal; fused, so not counted
-    assert forward_flops(reasoner, 9, 3, 4) == counter.get_total_flops() + attention
-    assert sequential_steps(reasoner, 3, 4) == 3
+    assert reasoner.method.flops(9, 3, 4) == counter.get_total_flops() + attention
+    assert reasoner.method.passes(3, 4) == 3

@@ -519,6 +519,7 @@ def test_a_verdict_is_one_with_numbers_of_python():
     given = Verdict(np.float32(1), np.bool_(True), np.bool_(True))
     said = verify(env, problem, "")
     assert (type(said.reward), type(said.correct), type(said.parsed)) == (float, bool, bool) and said.correct
-    for given in (True, None, 1.0):
+    for other in (True, None, 1.0):
+        given = other
         with pytest.raises(UserError, match="verify must give a Verdict"):
             verify(env, problem, "")

@@ -6,7 +6,6 @@ from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
 from eval import harness
-from eval.cost import forward_flops
 from eval.environments import GSM8K, Cups, build
 from eval.judge import judge
 from eval.lm import LatentLM
@@ -41,7 +40,7 @@ def test_the_score_is_the_judges_and_the_results_say_how_it_thought(folders):
     assert found["exact_match,strict-match"] == sum(i.correct for i in items) / 40
     assert out["config"]["num_latents"] == 2 and out["config"]["method"] == "Sim"
     prompts = [len(reasoner.codec.question(p.question)) for p in env.problems("test", 8, 40)]
-    flops = [forward_flops(reasoner, n, i.used, i.tokens) for n, i in zip(prompts, items)]
+    flops = [reasoner.method.flops(n, i.used, i.tokens) for n, i in zip(prompts, items)]
     assert found["latents,strict-match"] == 2 == out["config"]["cost"]["cups"]["latents"]
     assert found["tokens,strict-match"] == 4 and found["mflop,strict-match"] == pytest.approx(sum(flops) / 40 / 1e6)
     assert out["config"]["cost"]["cups"]["mflop"] == pytest.approx(sum(flops) / 40 / 1e6)

@@ -175,7 +175,7 @@ def test_stock_arguments(tmp_path):
 
 
 def test_what_a_caller_gives_sees_the_ids_that_the_caller_knows(tmp_path):
-    """Placeholders that were appended are in none of them, so that a rule about the first token meets the first token."""
+    """Placeholders that were appended are not among them, so that a rule about the first token meets it."""
     _, model, tokenizer = saved(tmp_path, METHODS["sim"])
     inputs, lengths = tokenizer(QUESTIONS, return_tensors="pt", padding=True), []
 
@@ -395,7 +395,7 @@ def test_wrong_calls(folder):
     for outside in (99, -1):
         with pytest.raises(ValueError, match=f"token {outside} is not in the model's vocabulary of 13"):
             model(torch.tensor([[3, outside]]))
-    with pytest.raises(ValueError, match="past_key_values must be a LatentCache, .* got DynamicCache"):
+    with pytest.raises(ValueError, match=r"past_key_values must be a LatentCache, .* got DynamicCache"):
         model(ids, past_key_values=DynamicCache())
     assert torch.equal(model.generate(ids, num_latents=np.int64(2)), model.generate(ids, num_latents=2))
     with pytest.raises(ValueError, match="padded on the left"):

@@ -111,13 +111,13 @@ GROUPS = (
         ("sides that differ", "if len(values) > 1 or", "if"),
         ("ranges and lists", "_GOES_ON.match(rest) or", ""),
         ("a currency's sign lost", 'return -value if currency and currency[1] == "-" else value', "return value"),
-        ("headings are answers", "if heading and int(heading[1]) in headings:", "if False:"),
+        ("headings are answers", "if heading and (int(heading[1])", "if False and (int(heading[1])"),
     )),
     ("eval/environments/gsm8k.py", DATA, (
         ("thousands of a reference", 'gold = gold.replace(",", "")', 'gold = gold.split(",")[0]'),
     )),
     ("eval/environments/math500.py", VERIFY, (
-        ("headings are answers", "if place.closing or not _is_heading(place.text):", "if True:"),
+        ("headings are answers", "if not _is_heading(place.text) or (place.closing and not named):", "if True:"),
         ("the first mark counts", "in reversed(places)", "in places"),
     )),
     ("eval/environments/equivalence.py", SAME, (
@@ -139,7 +139,7 @@ GROUPS = (
         ("either option is right", "correct = said == statement(right)", "correct = said[0] == statement(right)[0]"),
         ("of whom it is said does not count", "correct = said == statement(right)",
          "correct = said[1] == statement(right)[1]"),
-        ("two answers at once", 'if {said[2]} == set(re.findall(rf"\\b{said[1]} is an? (\\w+)", line)) else None', ""),
+        ("two answers at once", 'if {said[2]} == set(re.findall(rf"\\b{said[1]} is an? (\\w+)", line)) else ()', ""),
         ("the other option is reachable too", "and i not in from_away", ""),
         ("closed problems have shortcuts", "balanced(rng, grown) if self.config.closed else", ""),
         ("the target named first", "rng.sample([name[graph.target], name[graph.other]], 2)",
@@ -155,7 +155,7 @@ GROUPS = (
     )),
     ("eval/environments/prontoqa.py", PRONTOQA, (
         ("any truth is right", 'correct = f"### {said}" == problem.answer', "correct = True"),
-        ("both at once", "if len(named) == 1 else None", "if named else None"),
+        ("both at once", "or len(named) != 1 or", "or not named or"),
         ("not does not count", "{has != negated}", "{has}"),
         ("the stranger has the property too", "{'not ' if has else ''}{asked} .\",\n        ]",
          "{'' if has else 'not '}{asked} .\",\n        ]"),
@@ -173,10 +173,10 @@ GROUPS = (
     )),
     ("eval/environments/modular.py", MODULAR, (
         ("* before +", "options[0] if counts[0] else options[1]", "options[1] if counts[1] else options[0]"),
-        ("the largest value", "min(ways_of(start, digits, self", "max(ways_of(start, digits, self"),
+        ("the largest value", "min(ways_of(start, digits, prime))", "max(ways_of(start, digits, prime))"),
         ("a way that is not best is drawn", "rng.randrange(sum(counts)) >= counts[0]", "rng.randrange(2)"),
-        ("values count once each", "ways[value] / 2**step", "1 / len(ways)"),
-        ("the answer is in the frontier", "if step >= self.config.digits:", "if step > self.config.digits:"),
+        ("values count once each", "ways[value] / whole", "1 / len(ways)"),
+        ("the answer is in the frontier", "if step < self.config.digits else", "if step <= self.config.digits else"),
         ("a search that only adds", "for v in after(value, digit, self.config.prime)]",
          "for v in after(value, digit, self.config.prime)[:1] * 2]"),
         ("no modulus", "value * digit % prime", "value * digit"),
@@ -215,7 +215,7 @@ GROUPS = (
         ("multisets are in order", "random.Random(seed).shuffle(multisets)", "pass"),
     )),
     ("eval/environments/base.py", DATA, (
-        ("overlap of train and test kept", "if p.key not in tested:", "if True:"),
+        ("overlap of train and test kept", "if folded(p) not in asked:", "if True:"),
         ("training draws test problems", 'if self.split(problem) == "train":', "if True:"),
         ("splits do not count where problems are drawn", "if self.split(problem) == split and", "if"),
         ("validation problems stay in train", "trained.pop(key)", "trained[key]"),
@@ -261,8 +261,8 @@ GROUPS = (
         ("the interval without Student's", "max(float(high), mean + half)", "float(high)"),
         ("Bonferroni for Holm", "(len(p) - rank) * p[i]", "len(p) * p[i]"),
         ("Holm's values may fall", "worst = max(worst, min(1.0,", "worst = max(0.0, min(1.0,"),
-        ("McNemar of one side", "return min(1.0, 2 * tail)", "return min(1.0, tail)"),
-        ("McNemar counts those that both have", "only_a = sum(x and not y", "only_a = sum(x and y"),
+        ("McNemar of one side", "far = np.abs(np.arange(-most, most + 1))", "far = np.arange(-most, most + 1)"),
+        ("McNemar counts those that both have", "dtype=int) - np.asarray(b", "dtype=int) + np.asarray(b"),
         ("a minus b is b minus a", "diff_SN = a_SN - b_SN", "diff_SN = b_SN - a_SN"),
     )),
     ("eval/stats.py", "tests/eval/test_clusters.py", (
@@ -272,7 +272,7 @@ GROUPS = (
         ("clusters that make an interval narrower", "max(1.0, float(", "max(0.0, float("),
         ("a mean over as many items as there are", "n if size_C is None else items @ size_C", "n"),
         ("clusters of equal weight", "* len(size_C) / n", ""),
-        ("signs of items", "return sign_flips(np.bincount(cluster_N, each_N)", "return sign_flips((each_N)"),
+        ("signs of items", "each_N = np.bincount(cluster_N, each_N).astype(int)", "pass"),
     )),
     ("eval/judge.py", JUDGE, (
         ("the end token not counted", "row.index(end) + 1 if end", "row.index(end) if end"),

@@ -100,7 +100,7 @@ GROUPS = (
         ("early stops that are off", 'and self.config.early_stops != "never"', ""),
         ("a stop a latent late", "[numbers[0] for numbers", "[numbers[0] + 1 for numbers"),
         ("stop_weight ignored", "first_B, k), self.config.stop_weight)", "first_B, k), 1.0)"),
-        ("chains dealt unevenly", "(-(-i * n // k), -(-(i + 1) * n // k))", "(i * n // k, (i + 1) * n // k)"),
+        ("chains dealt unevenly", "(reached(i, k, n), reached(i + 1, k, n))", "(i * n // k, (i + 1) * n // k)"),
         ("the step's tokens in reverse", "unflatten(-1, (t, -1))", "unflatten(-1, (t, -1)).flip(1)"),
     )),
     ("latent/methods/sim/method.py", CURRICULUM, (

@@ -136,7 +136,7 @@ class SimMethod(AlongSequence[Sim]):
     def dealt(self, n: int) -> list[tuple[int, int]]:
         """The first step and the one after the last that each latent must give, of a chain of n steps."""
         k = self.config.n_latent
-        return [(i, i + 1) if n <= k else (-(-i * n // k), -(-(i + 1) * n // k)) for i in range(min(k, n))]
+        return [(reached(i, k, n), reached(i + 1, k, n)) for i in range(min(k, n))]
 
     def target_step(self, latent: int, chain: int) -> int:
         latent = min(latent + self.config.head, self.config.n_latent)

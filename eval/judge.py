@@ -91,15 +91,14 @@ def judge(
 ) -> list[Item]:  # fmt: skip
     """Greedy answers to `problems`, verified. `steps` overrides the latent steps; `tick(n)` is called after n problems.
 
-    The processes in `among` take the rows of every batch in turn, and all of them return all items. Each pads its rows
-    as the whole batch is padded: a text may end at the last position, which padding moves.
+    The processes in `among` take the rows of every batch in turn, and all of them return all items.
     """
     was_training = reasoner.method.training
     reasoner.method.eval()
     rank, world = (among.rank, among.world) if among else (0, 1)
     items = []
     for part in iterate(problems, batch):
-        items += _items(reasoner, env, part[rank::world], steps, [p.question for p in part] if world > 1 else None)
+        items += _items(reasoner, env, part[rank::world], steps)
         if tick:
             tick(len(part))
     reasoner.method.train(was_training)
@@ -109,13 +108,13 @@ def judge(
     return [next(shares[i % world]) for part in iterate(problems, batch) for i in range(len(part))]
 
 
-def _items(reasoner: Reasoner, env: Environment, problems: list[Problem], steps, beside) -> list[Item]:
-    """The judged answers to problems of a batch. `beside`: all questions of the batch, to pad alike with."""
+def _items(reasoner: Reasoner, env: Environment, problems: list[Problem], steps: int | None) -> list[Item]:
+    """The judged answers to problems of a batch."""
     if not problems:
         return []
     if env.turns > 1:
         return _items_of_turns(reasoner, env, problems, steps)
-    tokens_BT, thought = reasoner.tokens([p.question for p in problems], steps, beside)
+    tokens_BT, thought = reasoner.tokens([p.question for p in problems], steps)
     lengths, items = text_lengths(tokens_BT, reasoner.codec.end), []
     for p, text, used, length in zip(problems, reasoner.codec.texts(tokens_BT), thought.used_B.tolist(), lengths):
         v = verify(env, p, text)

@@ -221,14 +221,14 @@ class Codec:
         text = self.tokenizer.decode(ids)
         return text.removeprefix(" ") if self._word_level else text
 
-    def prompt(self, questions: Iterable[str], device="cpu", width: int = 0) -> Prompt:
-        """Left-padded prompts of at least `width` positions. Raises UserError for anything but a list of texts."""
+    def prompt(self, questions: Iterable[str], device="cpu") -> Prompt:
+        """Left-padded prompts. Raises UserError for anything but a list of texts."""
         if isinstance(questions, str):
             raise UserError(f"questions must be a list of texts, got one text: give [{questions!r:.40}]")
         rows = [self.question(q) for q in questions]
         if not rows:
             raise UserError("there is no question to read")
-        return pad_left(rows, self.pad, device, width)
+        return pad_left(rows, self.pad, device)
 
     def observation(self, text: str) -> tuple[int, ...]:
         """Ids of an observation in a later turn, and the think token. Raises UserError with a chat template."""

@@ -30,8 +30,10 @@ def decode(method: Method, thought: Thought, choose: Chooser, max_tokens: int, e
     """Write the text after a thought. Returns tokens (B, T), T <= max_tokens, filled with `end` after a row's end.
 
     Stops where all rows have ended, at the model's last position, and at the end of an answer that was read off in
-    parallel. On a GPU it checks only every few tokens whether all have, because it then has to wait for the device;
-    rows are filled somewhat beyond the longest text. The tokens between two checks are one graph there (`Writer`).
+    parallel. A greedy row is cut at its own last position, as it would be alone; where text is drawn, and may be
+    scored, all are at that of the longest. On a GPU it checks only every few tokens whether all have ended, because it
+    then has to wait for the device; rows are filled somewhat beyond the longest text. The tokens between two checks are
+    one graph there (`Writer`).
     """
     backbone, h_UTD, context, row_B = method.backbone, thought.h_UTD, thought.context, thought.row_B
     read = h_UTD.shape[1]
@@ -58,8 +60,15 @@ def decode(method: Method, thought: Thought, choose: Chooser, max_tokens: int, e
                 continue
             writer = None
         if t >= read and t > written:
-            if context is None or context.reach == backbone.positions:
+            if context is None:
                 break
+            if context.reach == backbone.positions:
+                if end is None or choose.draws_text:
+                    break
+                context, live_B = _without_full(context, row_B, live_B, backbone.positions)
+                if context.reach == backbone.positions:  # the texts that were cut last end as those before them
+                    tokens.append(torch.full_like(tokens[-1], end))
+                    break
             next_U = tokens[-1]
             if row_B is not None:  # rollouts that wrote the same so far go on as one row
                 key_U, row_B = torch.unique(row_B * backbone.vocab + tokens[-1], return_inverse=True)
@@ -71,6 +80,18 @@ def decode(method: Method, thought: Thought, choose: Chooser, max_tokens: int, e
         token_B, live_B = _ended(value_B, live_B, end)
         tokens.append(token_B)
     return torch.stack(tokens, 1)
+
+
+def _without_full(context: Context, row_B: Tensor | None, live_B: Tensor, most: int) -> tuple[Context, Tensor]:
+    """Where the longest row is at the last of `most` positions: which rows go on, as each would alone.
+
+    A row that does not go on is read at the last position again, and says nothing. Without any the context is as it is.
+    """
+    full_U = context.next_B == most
+    going_B = live_B & ~(full_U if row_B is None else full_U[row_B])
+    if not bool(going_B.any()):
+        return context, live_B
+    return replace(context, next_B=context.next_B.clamp(max=most - 1), reach=most - 1), going_B
 
 
 def _ended(value_B: Tensor, live_B: Tensor, end: int | None) -> tuple[Tensor, Tensor]:
@@ -252,14 +273,11 @@ class Reasoner:
         return longest_text(self.method, self.answer_tokens, self.chain_tokens, self.chain_steps)
 
     @torch.inference_mode()
-    def tokens(
-        self, questions: list[str], steps: int | None = None, beside: list[str] | None = None
-    ) -> tuple[Tensor, Thought]:
-        """Greedy completions of one batch, and the thoughts before them. `beside`: questions to pad them alike with."""
+    def tokens(self, questions: list[str], steps: int | None = None) -> tuple[Tensor, Thought]:
+        """Greedy completions of one batch, and the thoughts before them."""
         if steps is not None and not (isinstance(steps, Integral) and steps >= 0):
             raise UserError(f"the number of latent steps must be a whole number of at least 0, got {steps!r:.40}")
-        width = max((len(self.codec.question(q)) for q in beside or ()), default=0)
-        prompt = self.codec.prompt(questions, self.method.backbone.device, width)
+        prompt = self.codec.prompt(questions, self.method.backbone.device)
         choose = Greedy()
         thought = self.method.think(prompt, choose, steps=steps)
         return decode(self.method, thought, choose, self.max_tokens, self.codec.end), thought

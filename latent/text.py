@@ -52,9 +52,9 @@ def tokens_in(rows: Iterable[tuple[int, ...]]) -> int:
     return sum(map(len, rows))
 
 
-def pad_left(rows: list, pad: int, device="cpu", width: int = 0) -> Prompt:
-    """Rows of ids as left-padded prompts of at least `width` positions."""
-    longest = max(width, *map(len, rows))
+def pad_left(rows: list, pad: int, device="cpu") -> Prompt:
+    """Rows of ids as left-padded prompts."""
+    longest = max(map(len, rows))
     if min(map(len, rows)) == longest:
         return Prompt(sent(rows, device))
     ids = sent([[pad] * (longest - len(r)) + list(r) for r in rows], device)

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Categorical
 
+from eval.environments import ProntoQA, build
 from latent.config import Converged, LearnedStop, ModelConfig
 from latent.generate import decode, rollout, score
-from latent.methods import Recurrent, Sim
+from latent.methods import NoCoT, Recurrent, Sim
 from latent.thought import Greedy, Prompt, Replay, Sample
 from tests.helpers import cups_batch, ragged_prompt, small_reasoner
 
@@ -170,3 +171,19 @@ def test_looking_seldom_whether_all_have_ended_changes_nothing_that_counts(monke
     assert torch.equal(written.mask_BT[:, :t], often.decisions[-1].mask_BT) and not written.mask_BT[:, t:].any()
     for now, was in zip(score(method, seldom, 1.0), seldom.decisions, strict=True):
         torch.testing.assert_close(now.logp_BT[was.mask_BT], was.logp_BT[was.mask_BT], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [NoCoT(), Sim(n_latent=2, stride=1)])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_greedy_text_ends_at_its_own_last_position(config, family):
+    """Beside a longer prompt a text is as long as alone, up to the last position that the model has."""
+    env = build(ProntoQA(hops=3))
+    shape = ModelConfig(family=family, n_layer=1, n_embd=16, n_head=2, n_positions=120)
+    reasoner = small_reasoner(config, shape, env, torch.float64)
+    reasoner.answer_tokens = 200  # nothing but the positions ends an untrained text
+    whole = sorted((p.question for p in env.problems("test", env.main_level, 20)), key=lambda q: len(q.split()))[-1]
+    words = whole.split()
+    questions = [" ".join(words[:n]) for n in (90, 30, 60, 30, 10)]
+    alone = [reasoner.answer([q])[0] for q in questions]
+    assert reasoner.answer(questions) == alone
+    assert max(len(text.split()) for text in alone) > 35  # beside the longest prompt 30 positions are left

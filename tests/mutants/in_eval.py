@@ -277,8 +277,8 @@ GROUPS = (
     ("eval/judge.py", JUDGE, (
         ("the end token not counted", "row.index(end) + 1 if end", "row.index(end) if end"),
         ("latents and tokens exchanged", "v.reason, used, length, env", "v.reason, length, used, env"),
-        ("steps ignored", "reasoner.tokens([p.question for p in problems], steps, beside)",
-         "reasoner.tokens([p.question for p in problems], None, beside)"),
+        ("steps ignored", "reasoner.tokens([p.question for p in problems], steps)",
+         "reasoner.tokens([p.question for p in problems], None)"),
         ("dropout stays on", "    reasoner.method.eval()\n", ""),
         ("a verifier that fails is a wrong answer",
          'raise RuntimeError(f"the verifier failed on problem {problem.key}: {type(e).__name__}: {e}") from e',

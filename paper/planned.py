@@ -1,15 +1,10 @@
-"""Ablations whose claim is written and whose runs are not all made, and searches: no table of the paper is of them.
+"""Ablations whose claim is written and whose runs are not all made: no table of the paper is of them.
 
-`LATENT_IMPORT=paper.planned python -m paper.run NAME` runs one. When its records are there it moves to `ABLATIONS`, a
-search to `SEARCHES`.
+`LATENT_IMPORT=paper.planned python -m paper.run NAME` runs one. When its records are there it moves to `ABLATIONS`.
 """
 
-from paper.ablations import ABLATIONS, TRAINED_ON_ALL
-from paper.design import Ablation, Axis, Contrast, Search, over
-from paper.searches import FOUR, SEARCHES
-
-FINE: Axis = over("train.lr", 3e-5, 1e-4, 3e-4, 1e-3)  # for arms that go on from a start
-FROM_FEW = ("few-more", "few-expert", "few-text", "few-rl", "few-cot-more", "few-cot-expert", "few-cot-rl")
+from paper.ablations import ABLATIONS
+from paper.design import Ablation, Contrast
 
 PLANNED: dict[str, Ablation] = {
     # CoT2's comparison at width 24, at its own 1,000 epochs; one split for all seeds
@@ -41,9 +36,3 @@ PLANNED: dict[str, Ablation] = {
     ),
 }
 ABLATIONS |= PLANNED
-SEARCHES["signs"] = Search(
-    "signs",
-    dict.fromkeys((*TRAINED_ON_ALL, "few", "few-cot"), FOUR) | dict.fromkeys(FROM_FEW, FINE),
-    seed=100,
-    core_minutes=25,
-)

@@ -111,7 +111,7 @@ def signs() -> Experiment:
 
     The claim is the ablation `signs-rl`. An answer is a sign for each digit, and RL looks at no gold answer. Arms that
     start from `few` (mixtures told the frontier of 800 problems) or `few-cot` (a chain for each) draw as many rollouts;
-    `few-more` and `few-cot-more` go on with these 800. Each arm has the best of the same four learning rates on the
+    `few-more` and `few-cot-more` go on with these 800. Each arm has the best of four learning rates on the
     validation split, at a seed that no table has (the search `signs`).
     """
     cot2 = CoT2(n_latent=3)
@@ -124,18 +124,18 @@ def signs() -> Experiment:
         env=Signs(digits=4),
         model=_model(48),
         arms={
-            "no-cot": Arm(NoCoT(), _sft(5e-3, 1800)),
+            "no-cot": Arm(NoCoT(), _sft(2.5e-3, 1800)),
             "cot": Arm(CoT(), _sft(1e-2, 1200)),
-            "cot2": Arm(cot2, _sft(1e-2, 1000)),
-            "pause": Arm(Pause(cot2), _sft(1e-2, 1100)),
+            "cot2": Arm(cot2, _sft(2e-2, 1000)),
+            "pause": Arm(Pause(cot2), _sft(2e-2, 1100)),
             "fixed": Arm(FixedEmbedding(cot2), _sft(1e-2, 1000)),
             "few": Arm(cot2, _sft(1e-2, 600, problems=800)),
-            "few-more": Arm(cot2, _sft(3e-4, 1700, problems=800), init="few"),
-            "few-expert": Arm(answer, rl(3e-4, algorithm=ExpertIteration()), init="few"),
-            "few-text": Arm(answer, rl(3e-4), init="few"),
-            "few-rl": Arm(replace(answer, policy=Tokens(k=8)), rl(3e-4), init="few"),
+            "few-more": Arm(cot2, _sft(1e-3, 1700, problems=800), init="few"),
+            "few-expert": Arm(answer, rl(1e-4, algorithm=ExpertIteration()), init="few"),
+            "few-text": Arm(answer, rl(3e-5), init="few"),
+            "few-rl": Arm(replace(answer, policy=Tokens(k=8)), rl(3e-5), init="few"),
             "few-cot": Arm(CoT(), _sft(2.5e-3, 600, problems=800)),
-            "few-cot-more": Arm(CoT(), _sft(3e-4, 1000, problems=800), init="few-cot"),
+            "few-cot-more": Arm(CoT(), _sft(3e-5, 1000, problems=800), init="few-cot"),
             "few-cot-expert": Arm(CoT(), rl(3e-4, algorithm=ExpertIteration()), init="few-cot"),
             "few-cot-rl": Arm(CoT(), rl(3e-4), init="few-cot"),
         },

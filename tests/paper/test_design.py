@@ -121,10 +121,9 @@ def test_every_search_of_an_ablations_preset_tries_each_of_its_arms():
 
 
 def test_planned_ablations_name_rows_that_are_there(monkeypatch):
-    from paper import ablations, searches
+    from paper import ablations
 
     monkeypatch.setattr(ablations, "ABLATIONS", dict(ABLATIONS))
-    monkeypatch.setattr(searches, "SEARCHES", dict(SEARCHES))
     planned = importlib.import_module("paper.planned")
     del sys.modules["paper.planned"]
     assert set(ablations.ABLATIONS) == {*ABLATIONS, *planned.PLANNED} != set(ABLATIONS)

@@ -505,6 +505,25 @@ ABLATIONS: dict[str, Ablation] = {
         ),
         figure="costs",
     ),
+    "signs-rl": Ablation(
+        claim="After few solved problems, where a verifier takes any right solution, RL on it solves more than its "
+        "start, over a chain's text and over merged tokens; more of the few does not.",
+        registered="03c24cb",
+        base="signs",
+        axes=(),
+        core_minutes=28,
+        contrasts=(
+            Contrast("few-cot-rl", "few-cot", claim="more"),
+            Contrast("few-rl", "few", claim="more"),
+            Contrast("few-cot-more", "few-cot", claim="not more"),
+            Contrast("few-more", "few", claim="not more"),
+            Contrast("few-cot-rl", "few-cot-expert"),
+            Contrast("few-rl", "few-expert"),
+            Contrast("few-rl", "few-text"),
+            Contrast("few-cot-rl", "few-rl"),
+            Contrast("cot", "cot2"),
+        ),
+    ),
     # one seed, for an arm takes half an hour; intervals are over problems alone
     "gsm8k": Ablation(
         claim="Half an hour of one core lets SmolLM2-135M solve more of GSM8K by a chain than at once; no method that "

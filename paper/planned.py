@@ -16,23 +16,5 @@ PLANNED: dict[str, Ablation] = {
         core_minutes=330,
         contrasts=(Contrast("continuous", "discrete", claim="more"),),
     ),
-    "signs-rl": Ablation(
-        claim="After few solved problems, where a verifier takes any right solution, RL on it solves more than its "
-        "start, over a chain's text and over merged tokens; more of the few does not.",
-        base="signs",
-        axes=(),
-        core_minutes=35,
-        contrasts=(
-            Contrast("few-cot-rl", "few-cot", claim="more"),
-            Contrast("few-rl", "few", claim="more"),
-            Contrast("few-cot-more", "few-cot", claim="not more"),
-            Contrast("few-more", "few", claim="not more"),
-            Contrast("few-cot-rl", "few-cot-expert"),
-            Contrast("few-rl", "few-expert"),
-            Contrast("few-rl", "few-text"),
-            Contrast("few-cot-rl", "few-rl"),
-            Contrast("cot", "cot2"),
-        ),
-    ),
 }
 ABLATIONS |= PLANNED

@@ -107,7 +107,7 @@ def mnns() -> Experiment:
 
 
 def signs() -> Experiment:
-    """A search whose checker takes any right solution: the same arms; then RL after few.
+    """A search with many right answers: the same arms; then RL after few solved problems.
 
     The claim is the ablation `signs-rl`. An answer is a sign for each digit, and RL looks at no gold answer. Arms that
     start from `few` (mixtures told the frontier of 800 problems) or `few-cot` (a chain for each) draw as many rollouts;

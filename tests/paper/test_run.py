@@ -70,7 +70,8 @@ def kind(cell: Cell) -> tuple:
 
 def test_a_run_of_every_kind_in_the_ablations_is_trained_judged_and_recorded(tmp_path):
     """Of a few updates, beside what it starts from; kinds that the smoke above has are left out."""
-    all_cells = [c for ablation in ABLATIONS.values() for c in cells(ablation, CONTROLS, smoke=True)]
+    here = [ablation for ablation in ABLATIONS.values() if not ablation.missing()]  # others need data of their own
+    all_cells = [c for ablation in here for c in cells(ablation, CONTROLS, smoke=True)]
     every = {c.run.id: c for c in sorted(all_cells, key=lambda c: c.diagnose)}  # of equal runs one that is diagnosed
     ids, kinds = set(), {kind(c) for c in cells(ABLATIONS[SMOKED], CONTROLS, smoke=True)}
     for id, cell in every.items():

@@ -82,11 +82,7 @@ def lens(reasoner: Reasoner, env: Environment, states: States) -> list[dict]:
     and `frontier_share`, their share of the words of all steps. Problems where the first tokens of these words also
     begin other words of the search are left out.
     """
-    method, codec = reasoner.method, reasoner.codec
-
-    def first_token(problem: Problem, latent: int) -> int:
-        return codec.step(problem.steps[method.target_step(latent, len(problem.steps)) - 1])[0]
-
+    method = reasoner.method
     searches = [frontiers(reasoner, env, p) for p in states.problems]
     rows = []
     for i in range(states.states_NKD.shape[1]):
@@ -107,11 +103,12 @@ def lens(reasoner: Reasoner, env: Environment, states: States) -> list[dict]:
             for b, n in enumerate(which):
                 problem = states.problems[n]
                 other = states.problems[(n + 1) % len(states.problems)]
-                if problem.steps and other.steps:
-                    own.append(best[b] == first_token(problem, i))
-                    elsewhere.append(best[b] == first_token(other, i))
+                steps = step_of(reasoner, problem, i), step_of(reasoner, other, i)
+                if steps[0] and steps[1]:
+                    own.append(best[b] == steps[0][0])
+                    elsewhere.append(best[b] == steps[1][0])
                 depth = method.target_step(i, max(i, len(problem.steps))) - 1
-                if depth < len(searches[n]):
+                if 0 <= depth < len(searches[n]):
                     here, anywhere = searches[n][depth], {w: t for each in searches[n] for w, t in each.items()}
                     if not set(here.values()) & {token for word, token in anywhere.items() if word not in here}:
                         mass.append(p_NV[b, sorted(set(here.values()))].sum().item())
@@ -120,6 +117,12 @@ def lens(reasoner: Reasoner, env: Environment, states: States) -> list[dict]:
             row |= {"frontier": fmean(mass), "frontier_share": fmean(share)} if mass else {}
         rows.append(row)
     return rows
+
+
+def step_of(reasoner: Reasoner, problem: Problem, latent: int) -> tuple[int, ...]:
+    """The ids of the chain's step that a latent stands for; none where it stands for none yet."""
+    step = reasoner.method.target_step(latent, len(problem.steps))
+    return reasoner.codec.step(problem.steps[step - 1]) if step else ()
 
 
 def frontiers(reasoner: Reasoner, env: Environment, problem: Problem) -> list[dict[str, int]]:
@@ -136,15 +139,15 @@ def probe(reasoner: Reasoner, train: States, test: States, ridge: float = 1e-2) 
     control task has no structure: each step's text is given tokens at random, from those that occur at the place.
     `selectivity` is what the probe gains over the majority beyond its gain on the control task,
     (accuracy - majority) - (control - control's majority), on steps that occur in both sets; it is left out where there
-    are fewer than 20. Problems without steps are left out. Raises UserError where none is left.
+    are fewer than 20. Problems without steps are left out; a latent that stands for no step has no numbers. Raises
+    UserError where no problem is left.
     """
-    rows = []
+    rows: list[dict] = []
     for i in range(1, test.states_NKD.shape[1]):
         both = [targets(reasoner, states, i) for states in (train, test)]
         if not all(len(steps) for _, steps in both):
-            if i == 1:
-                raise UserError("a probe needs the oracle's steps, and no problem has any")
-            break
+            rows.append({"latent": i})
+            continue
         seen = set(both[0][1])
         probed, majority, control, gains = [], [], [], []
         for place in range(max(map(len, seen))):
@@ -165,15 +168,19 @@ def probe(reasoner: Reasoner, train: States, test: States, ridge: float = 1e-2) 
         if len(control) >= 20:
             row |= {"control": fmean(control), "selectivity": fmean(gains)}
         rows.append(row)
+    while rows and "accuracy" not in rows[-1]:
+        rows.pop()
+    if not rows:
+        raise UserError("a probe needs the oracle's steps, and no problem has any")
     return rows
 
 
 def targets(reasoner: Reasoner, states: States, latent: int) -> tuple[Tensor, list[tuple[int, ...]]]:
     """States (n, D) after a latent, and the ids of the steps that it stands for, of problems that have steps."""
     h_ND, rows = states.after(latent)
-    kept = [n for n, row in enumerate(rows) if states.problems[row].steps]
-    chains = [states.problems[rows[n]].steps for n in kept]
-    return h_ND[kept], [reasoner.codec.step(c[reasoner.method.target_step(latent, len(c)) - 1]) for c in chains]
+    steps = [step_of(reasoner, states.problems[row], latent) for row in rows]
+    kept = [n for n, step in enumerate(steps) if step]
+    return h_ND[kept], [steps[n] for n in kept]
 
 
 def with_place(h_ND: Tensor, steps: list[tuple[int, ...]], place: int) -> tuple[Tensor, list[tuple[int, ...]]]:

@@ -149,6 +149,7 @@ def one(
     """A problem with its thoughts."""
     import torch
 
+    from eval import readings
     from eval.interventions import think_and_answer
     from eval.judge import verify
     from latent.halting import StopHead
@@ -182,8 +183,7 @@ def one(
                 shown["moved"] = ((h_D - states_KD[i - 1]).norm() / h_D.norm()).item()
                 if (text_without := ablated(reasoner, problem, thought, i - 1, mean_inputs)) is not None:
                     shown["ablated"] = judged(text_without)
-                if problem.steps and probes.get(i):
-                    step = codec.step(problem.steps[method.target_step(i, len(problem.steps)) - 1])
+                if probes.get(i) and (step := readings.step_of(reasoner, problem, i)):
                     shown["oracle"] = decode(list(step))
                     shown["probe"] = decode([probe(h_D[None])[0] for probe in probes[i][: len(step)]])
             thoughts.append(shown)

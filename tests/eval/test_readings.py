@@ -11,7 +11,7 @@ from eval.environments import MNNS, ProsQA, Reach, build
 from eval.environments.prosqa import Graph, distances
 from kernels.errors import UserError
 from latent.config import Fixed, LearnedStop, ModelConfig
-from latent.methods import CoT2, Recurrent, Sim
+from latent.methods import CoT2, Recurrent, Sim, Soft
 from tests.eval.lively import ENV, OF, PROBLEMS, lively
 from tests.helpers import small_reasoner
 
@@ -206,3 +206,16 @@ def test_groups_are_counted():
 def test_a_probe_of_one_token_says_it_of_every_state():
     probe = readings.linear_probe(torch.randn(1, 4), [7])
     assert probe(torch.randn(3, 4)) == [7, 7, 7]
+
+
+def test_a_latent_that_stands_for_no_step_yet_is_not_read_for_the_last_one():
+    """Of twelve latents over eight steps the first stands for none: it has neither an oracle nor a target."""
+    reasoner = lively(Soft(n_latent=12, stride=1))
+    states = readings.trace(reasoner, PROBLEMS)
+    assert readings.step_of(reasoner, PROBLEMS[0], 1) == () and readings.targets(reasoner, states, 1)[1] == []
+    first, last = (readings.step_of(reasoner, PROBLEMS[0], i) for i in (2, 12))
+    assert (first, last) == tuple(reasoner.codec.step(PROBLEMS[0].steps[n]) for n in (0, -1))
+    rows = readings.lens(reasoner, ENV, states)
+    assert "oracle" not in rows[1] and "oracle" in rows[2]
+    probed = readings.probe(reasoner, states, states)
+    assert "accuracy" not in probed[0] and "accuracy" in probed[1] and len(probed) == 12

@@ -7,7 +7,7 @@ from latent.methods import CoT, CoT2
 from latent.plain import Change
 from paper.controls import ANSWER_ONLY, CURRICULUM, LONG, ON_MODULAR, USUAL
 from paper.design import COSTS, Ablation, Axis, Contrast, over
-from train.config import SFT
+from train.presets_search import sft
 
 # starts of RL, and updates of SFT that take as many core-seconds as RL from there (seed 0)
 STARTS: Axis = {
@@ -71,7 +71,7 @@ SECOND: Axis = {
     "chain, then again": {"arms.cot2.method": CoT(), "arms.cot2.init": "cot"},
     "mixtures, their own throughout": {
         "arms.cot2.init": None,
-        "arms.cot2.train": SFT(steps=1600, batch=128, lr=5e-3, warmup=100, decay=1.0, decay_to=0.1),
+        "arms.cot2.train": sft(5e-3, 1600),
     },
 }
 # of `mnns`: at .4 of the first stage's rate, as there
@@ -79,7 +79,7 @@ SECOND_ON_MNNS: Axis = {
     name: {
         "arms.few-more.method": method,
         "arms.few-more.init": start,
-        "arms.few-more.train": SFT(steps=400, batch=128, lr=0.4 * lr, warmup=20, decay=1.0, decay_to=0.1),
+        "arms.few-more.train": sft(0.4 * lr, 400, warmup=20),
     }
     for name, method, start, lr in (
         ("mixtures, then their own", CoT2(n_latent=4, teacher=False), "cot2", 1e-2),

@@ -21,8 +21,13 @@ from train.algorithms import GRPO, ExpertIteration
 from train.config import RLVR, SFT, Arm, Experiment
 
 
-def _sft(lr: float, steps: int, **more) -> SFT:
+def sft(lr: float, steps: int, **more) -> SFT:
+    """Supervised training as all arms of these tasks have it."""
     return SFT(**{"steps": steps, "batch": 128, "lr": lr, "warmup": 100, "decay": 1.0, "decay_to": 0.1} | more)
+
+
+def _rl(lr: float, **more) -> RLVR:
+    return RLVR(steps=400, batch=32, group=8, lr=lr, patience=400, **more)  # a collapse is a result
 
 
 def _model(width: int) -> ModelConfig:
@@ -42,12 +47,12 @@ def modular() -> Experiment:
         env=Modular(),
         model=_model(64),
         arms={
-            "no-cot": Arm(NoCoT(), _sft(5e-3, 3000)),
-            "cot": Arm(CoT(), _sft(5e-3, 1700)),
-            "forced": Arm(forced, _sft(5e-3, 1200)),
-            "cot2": Arm(own, _sft(2e-3, 400, warmup=20), init="forced"),
-            "pause": Arm(Pause(forced), _sft(5e-3, 1450)),
-            "fixed": Arm(FixedEmbedding(forced), _sft(5e-3, 1400)),
+            "no-cot": Arm(NoCoT(), sft(5e-3, 3000)),
+            "cot": Arm(CoT(), sft(5e-3, 1700)),
+            "forced": Arm(forced, sft(5e-3, 1200)),
+            "cot2": Arm(own, sft(2e-3, 400, warmup=20), init="forced"),
+            "pause": Arm(Pause(forced), sft(5e-3, 1450)),
+            "fixed": Arm(FixedEmbedding(forced), sft(5e-3, 1400)),
         },
     )
 
@@ -63,10 +68,10 @@ def modular_told() -> Experiment:
         env=Modular(),
         model=_model(64),
         arms={
-            "cot-ties": Arm(CoT(told="chains"), _sft(1e-2, 1700)),
-            "cot-search": Arm(CoT(told="search"), _sft(5e-3, 1000)),
-            "sim": Arm(Sim(n_latent=3, told="frontier", head=True, feedback="norm"), _sft(5e-3, 1350)),
-            "answer": Arm(CoT2(n_latent=3, told="answer"), _sft(5e-3, 1500)),
+            "cot-ties": Arm(CoT(told="chains"), sft(1e-2, 1700)),
+            "cot-search": Arm(CoT(told="search"), sft(5e-3, 1000)),
+            "sim": Arm(Sim(n_latent=3, told="frontier", head=True, feedback="norm"), sft(5e-3, 1350)),
+            "answer": Arm(CoT2(n_latent=3, told="answer"), sft(5e-3, 1500)),
         },
     )
 
@@ -82,26 +87,23 @@ def mnns() -> Experiment:
     cot2 = CoT2(n_latent=4)
     answer = replace(cot2, told="answer")
 
-    def rl(lr: float, **more) -> RLVR:
-        return RLVR(steps=400, batch=32, group=8, lr=lr, patience=400, **more)  # a collapse is a result
-
     return Experiment(
         env=MNNS(digits=5, smallest=5, largest=16),
         model=_model(48),
         arms={
-            "no-cot": Arm(NoCoT(), _sft(2.5e-3, 2800)),
-            "cot": Arm(CoT(), _sft(2e-2, 1800)),
-            "cot2": Arm(cot2, _sft(1e-2, 1500)),
-            "pause": Arm(Pause(cot2), _sft(1e-2, 1600)),
-            "fixed": Arm(FixedEmbedding(cot2), _sft(1e-2, 1400)),
-            "few": Arm(cot2, _sft(1e-2, 600, problems=800)),
-            "few-more": Arm(cot2, _sft(3e-4, 1000, problems=800), init="few"),
-            "few-sft": Arm(answer, _sft(1e-3, 1000, problems=12_800), init="few"),
-            "few-expert": Arm(answer, rl(3e-4, algorithm=ExpertIteration()), init="few"),
-            "few-text": Arm(answer, rl(1e-4), init="few"),
-            "few-rl": Arm(replace(answer, policy=Tokens(k=8)), rl(1e-4), init="few"),
-            "few-cot": Arm(CoT(), _sft(1e-2, 600, problems=800)),
-            "few-cot-rl": Arm(CoT(), rl(1e-4), init="few-cot"),
+            "no-cot": Arm(NoCoT(), sft(2.5e-3, 2800)),
+            "cot": Arm(CoT(), sft(2e-2, 1800)),
+            "cot2": Arm(cot2, sft(1e-2, 1500)),
+            "pause": Arm(Pause(cot2), sft(1e-2, 1600)),
+            "fixed": Arm(FixedEmbedding(cot2), sft(1e-2, 1400)),
+            "few": Arm(cot2, sft(1e-2, 600, problems=800)),
+            "few-more": Arm(cot2, sft(3e-4, 1000, problems=800), init="few"),
+            "few-sft": Arm(answer, sft(1e-3, 1000, problems=12_800), init="few"),
+            "few-expert": Arm(answer, _rl(3e-4, algorithm=ExpertIteration()), init="few"),
+            "few-text": Arm(answer, _rl(1e-4), init="few"),
+            "few-rl": Arm(replace(answer, policy=Tokens(k=8)), _rl(1e-4), init="few"),
+            "few-cot": Arm(CoT(), sft(1e-2, 600, problems=800)),
+            "few-cot-rl": Arm(CoT(), _rl(1e-4), init="few-cot"),
         },
     )
 
@@ -117,27 +119,24 @@ def signs() -> Experiment:
     cot2 = CoT2(n_latent=3)
     answer = replace(cot2, told="answer")
 
-    def rl(lr: float, **more) -> RLVR:
-        return RLVR(steps=400, batch=32, group=8, lr=lr, patience=400, **more)
-
     return Experiment(
         env=Signs(digits=4),
         model=_model(48),
         arms={
-            "no-cot": Arm(NoCoT(), _sft(2.5e-3, 1800)),
-            "cot": Arm(CoT(), _sft(1e-2, 1200)),
-            "cot2": Arm(cot2, _sft(2e-2, 1000)),
-            "pause": Arm(Pause(cot2), _sft(2e-2, 1100)),
-            "fixed": Arm(FixedEmbedding(cot2), _sft(1e-2, 1000)),
-            "few": Arm(cot2, _sft(1e-2, 600, problems=800)),
-            "few-more": Arm(cot2, _sft(1e-3, 1700, problems=800), init="few"),
-            "few-expert": Arm(answer, rl(1e-4, algorithm=ExpertIteration()), init="few"),
-            "few-text": Arm(answer, rl(3e-5), init="few"),
-            "few-rl": Arm(replace(answer, policy=Tokens(k=8)), rl(3e-5), init="few"),
-            "few-cot": Arm(CoT(), _sft(2.5e-3, 600, problems=800)),
-            "few-cot-more": Arm(CoT(), _sft(3e-5, 1000, problems=800), init="few-cot"),
-            "few-cot-expert": Arm(CoT(), rl(3e-4, algorithm=ExpertIteration()), init="few-cot"),
-            "few-cot-rl": Arm(CoT(), rl(3e-4), init="few-cot"),
+            "no-cot": Arm(NoCoT(), sft(2.5e-3, 1800)),
+            "cot": Arm(CoT(), sft(1e-2, 1200)),
+            "cot2": Arm(cot2, sft(2e-2, 1000)),
+            "pause": Arm(Pause(cot2), sft(2e-2, 1100)),
+            "fixed": Arm(FixedEmbedding(cot2), sft(1e-2, 1000)),
+            "few": Arm(cot2, sft(1e-2, 600, problems=800)),
+            "few-more": Arm(cot2, sft(1e-3, 1700, problems=800), init="few"),
+            "few-expert": Arm(answer, _rl(1e-4, algorithm=ExpertIteration()), init="few"),
+            "few-text": Arm(answer, _rl(3e-5), init="few"),
+            "few-rl": Arm(replace(answer, policy=Tokens(k=8)), _rl(3e-5), init="few"),
+            "few-cot": Arm(CoT(), sft(2.5e-3, 600, problems=800)),
+            "few-cot-more": Arm(CoT(), sft(3e-5, 1000, problems=800), init="few-cot"),
+            "few-cot-expert": Arm(CoT(), _rl(3e-4, algorithm=ExpertIteration()), init="few-cot"),
+            "few-cot-rl": Arm(CoT(), _rl(3e-4), init="few-cot"),
         },
     )
 
@@ -153,11 +152,11 @@ def cups_one_token() -> Experiment:
         env=Cups(state_tokens=1),
         model=_model(64),
         arms={
-            "no-cot": Arm(NoCoT(), _sft(2.5e-3, 3000)),
-            "cot": Arm(CoT(), _sft(2.5e-3, 1500)),
-            "cot2": Arm(cot2, _sft(2.5e-3, 1500)),
-            "pause": Arm(Pause(cot2), _sft(5e-3, 1500)),
-            "fixed": Arm(FixedEmbedding(cot2), _sft(2.5e-3, 1500)),
+            "no-cot": Arm(NoCoT(), sft(2.5e-3, 3000)),
+            "cot": Arm(CoT(), sft(2.5e-3, 1500)),
+            "cot2": Arm(cot2, sft(2.5e-3, 1500)),
+            "pause": Arm(Pause(cot2), sft(5e-3, 1500)),
+            "fixed": Arm(FixedEmbedding(cot2), sft(2.5e-3, 1500)),
         },
     )
 

@@ -7,12 +7,14 @@ is at most LONGEST characters, so that a verifier's time is linear in the text. 
 
 import re
 import unicodedata
+from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
 from itertools import islice
 from math import gcd
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+T = TypeVar("T")
 LONGEST = 2000
 """Characters of an answer; what is longer is none."""
 LAST = 20
@@ -60,6 +62,16 @@ class Marked(NamedTuple):
 def after_marks(text: str) -> list[str]:
     """What the marks ### of a text are followed by on their lines, the last one first."""
     return [place.text for place in reversed(_lines(text))]
+
+
+def last_read(text: str, read: Callable[[str], T | None]) -> T | None:
+    """What `read` finds in the last line after a mark in which it finds anything; a heading has nothing: None."""
+    return next((found for line in after_marks(text) if (found := read(line)) is not None), None)
+
+
+def is_words(line: str) -> bool:
+    """Whether a line reads as words, or as a number before words: "Step 1", "2. Solve for x"."""
+    return bool(HEADING.match(line) or re.match(r"[^\W\d_]{2}", line))
 
 
 def marked(text: str) -> list[Marked]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
-from eval.environments.answers import HEADING, after_marks, fold, fractions
+from eval.environments.answers import after_marks, fold, fractions, is_words
 from eval.environments.base import EnvConfig, Generated, Problem, Verdict
 from kernels.errors import UserError
 
@@ -100,11 +100,6 @@ def typed(text: str) -> str:
     """A text with the signs that a keyboard has."""
     text = re.sub(r"\\(?:times|cdot|ast)(?![a-zA-Z])", "*", fold(text).translate(SIGNS))
     return re.sub(r"\\div(?![a-zA-Z])", "/", text)
-
-
-def is_words(line: str) -> bool:
-    """Whether a line reads as a heading: as words, or a number before words."""
-    return bool(HEADING.match(line) or re.match(r"[^\W\d_]{2}", line))
 
 
 def without_dress(said: str) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import ClassVar, Literal
 
-from eval.environments.answers import HEADING, LONGEST, TITLE, last_number, marked
+from eval.environments.answers import LONGEST, TITLE, is_words, last_number, marked
 from eval.environments.base import EnvConfig, Finite, Problem, Verdict, check_lengths
 from eval.environments.equivalence import same
 from eval.environments.files import text_field
@@ -82,8 +82,8 @@ class Math500Environment(Finite):
         return ask
 
 
-_WORDS = re.compile(
-    r"[^\W\d_]{2}|\(?[a-zA-Z][.)]\s+[^\W\d_]{2}|\$[^$\d]*\$\s+[^\W\d_]{3}|[^\w\s\\$({\[|+.-]\W*[^\W\d_]{2}"
+_LABELLED = re.compile(  # words after a letter, a formula without numbers, or a sign
+    r"\(?[a-zA-Z][.)]\s+[^\W\d_]{2}|\$[^$\d]*\$\s+[^\W\d_]{3}|[^\w\s\\$({\[|+.-]\W*[^\W\d_]{2}"
 )
 _SENTENCE = re.compile(r"\banswers?\s*(?:is|are|:|=)\s*:?\s*", re.IGNORECASE)
 _INNER = r"(?:[^$\\]|\\[^()\[\]])"
@@ -111,8 +111,8 @@ def final(text: str) -> str:
 
 
 def _is_heading(line: str) -> bool:
-    """Whether a line reads as words, or as a number or sign before words: "Step 1", "2. Solve for x", "(b) Check"."""
-    return bool(HEADING.match(line) or _WORDS.match(line)) or not any(map(str.isalnum, line))
+    """Whether a line reads as words, with or without a number, letter or sign before them, or has none: "(b) Check"."""
+    return is_words(line) or bool(_LABELLED.match(line)) or not any(map(str.isalnum, line))
 
 
 def last_answer(text: str) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
-from eval.environments.answers import LONGEST, after_marks
+from eval.environments.answers import LONGEST, last_read
 from eval.environments.base import EnvConfig, Environment, Finite, Generated, Problem, Verdict
 from eval.environments.files import steps_field, text_field
 from eval.environments.prosqa import CONCEPTS, ENTITIES
@@ -53,8 +53,8 @@ class _ProntoQA(Environment):
     answer_tokens = 8
 
     def verify(self, problem, text):
-        said = next((found for line in after_marks(text) if (found := truth(line)) is not None), "")
-        if said == "":
+        said = last_read(text, truth)
+        if not isinstance(said, bool):
             return Verdict(0.0, False, False, "neither ### True nor ### False")
         correct = f"### {said}" == problem.answer
         return Verdict(float(correct), correct, True, "" if correct else f"expected {problem.answer[4:]}")

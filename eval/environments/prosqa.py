@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
-from eval.environments.answers import LONGEST, after_marks
+from eval.environments.answers import LONGEST, last_read
 from eval.environments.base import EnvConfig, Environment, Finite, Generated, Problem, Verdict
 from eval.environments.files import steps_field, text_field, whole_number
 from kernels.errors import UserError
@@ -72,7 +72,7 @@ class _ProsQA(Environment):
 
     def verify(self, problem, text):
         right = problem.answer.removeprefix("### ").rstrip(". ")
-        said = next((found for line in after_marks(text) if (found := statement(line)) is not None), ())
+        said = last_read(text, statement)
         if not said:
             return Verdict(0.0, False, False, 'not of the form "### X is a Y ."')
         correct = said == statement(right)

@@ -80,6 +80,8 @@ def of_run(home: Path, run: Run) -> dict:
         swept["correct"] = pack(swept["correct"])
     diagnosis = home / "diagnosis.json"
     diagnosed = {"diagnosis": shortened(json.loads(diagnosis.read_text()))} if diagnosis.exists() else {}
+    if diagnosed and "iia" in (whole := diagnosed["diagnosis"]["causal"].get("interchange", {})):
+        result["exchanged"] = whole["iia"]
     about = {name: env[name] for name in ("git", "packages", "python", "cpu", "data")}
     about["changed"] = bool(env["diff"])
     line = {"id": run.id, "identity": identity(run), "config": config, "env": about, "result": result}

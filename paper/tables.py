@@ -20,6 +20,7 @@ NAMES = {  # of a result: its name in tables, and the factor to multiply by
     "pooled.accuracy": ("accuracy over levels", 1.0),
     "pooled.used": ("latents used over levels", 1.0),
     "sooner": ("updates to .9", 1.0),
+    "exchanged": ("share of answers as the donor's", 1.0),
     "steps": ("sequential steps", 1.0),
     "flops": ("MFLOP", 1e-6),
     "main.used": ("latents used", 1.0),
@@ -90,6 +91,8 @@ class Row:
             return float(min(line["config"]["train"]["log_every"] for line in self.lines))
         if metric == "pooled.used":
             return 1 / min(len(records.unpack(line["result"]["pooled"]["correct"])) for line in self.lines)
+        if metric == "exchanged":
+            return 1 / min(line["diagnosis"]["causal"]["interchange"]["pairs"] for line in self.lines)
         return None
 
     @property

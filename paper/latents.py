@@ -144,7 +144,8 @@ def contrasts(table: Table) -> dict[str, tuple[Difference, float]]:
 
     Means over states: of the ablation's contrasts whose rows have as many latents, what decodes (states 1 to k) and
     what flips (1 to k - 1); of each row that feeds states back, what flips less where state 0 is patched, and, where
-    each is taught its step, less what would from the state alone (`other_step`).
+    each is taught its step, less what would from the state alone (`other_step`); of each row whose patches should lead
+    somewhere, how many do, less by chance.
     """
     found = {each.row.label: each for each in gather(table)}
     pairs = {}
@@ -158,6 +159,10 @@ def contrasts(table: Table) -> dict[str, tuple[Difference, float]]:
             pairs[f"{key}: flipped"] = a.flipped_SK[:, 1:].mean(1), b.flipped_SK[:, 1:].mean(1), items
     steps = other_step(list(found.values())) if found else None
     for label, each in found.items():
+        hits, by_chance = each.by_state("exchanged"), each.by_state("by_chance")
+        if states := sorted(hits.keys() & by_chance.keys()):
+            both = (np.mean([of[i] for i in states], 0) for of in (hits, by_chance))
+            pairs[f"{table.name}: {label}: as the donor's - by chance"] = *both, each.items
         if each.flipped_SK is None or each.k == 1:
             continue
         flipped_S = each.flipped_SK[:, 1:].mean(1)

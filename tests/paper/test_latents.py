@@ -91,6 +91,12 @@ def test_what_patches_lead_to_is_shown_where_every_seed_has_it():
     numbers = latents.numbers(table)
     assert numbers["mini: one: state 1: exchanged: value"] == means[0]
     assert not [key for key in numbers if key.startswith("mini: two: state") and "exchanged" in key]
+    d, _ = latents.contrasts(table)["mini: one: as the donor's - by chance"]
+    apart_S = iia_SK.mean(1) * 8 / 9
+    half = student.ppf(0.975, 4) * apart_S.std(ddof=1) / np.sqrt(5)
+    assert d.mean == pytest.approx(apart_S.mean())
+    assert d.low <= d.mean - half + 1e-12 and d.high >= d.mean + half - 1e-12
+    assert "mini: two: as the donor's - by chance" not in numbers
     assert "Geiger" in latents.caption(table, found)
     before = diagnosed()
     assert "Geiger" not in latents.caption(before, latents.gather(before))

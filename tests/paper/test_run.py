@@ -85,6 +85,9 @@ def test_a_run_of_every_kind_in_the_ablations_is_trained_judged_and_recorded(tmp
     lines, left_out = records.read(options.records)
     assert set(lines) == ids and not left_out
     assert {id for id in ids if "diagnosis" in lines[id]} == {id for id in ids if every[id].diagnose} != set()
+    together = {id: lines[id]["diagnosis"]["causal"].get("interchange", {}) for id in ids if every[id].diagnose}
+    exchanged = {id: whole["iia"] for id, whole in together.items() if "iia" in whole}
+    assert {id: x["result"]["exchanged"] for id, x in lines.items() if "exchanged" in x["result"]} == exchanged != {}
 
 
 def test_an_ablation_whose_data_is_not_there_is_left_out_of_all_and_alone_an_error(tmp_path, monkeypatch, capsys):

@@ -95,6 +95,15 @@ class Backbone(nn.Module):
         """The number of the last layer."""
         return len(self.blocks)
 
+    @property
+    def embedding_rms(self) -> Tensor:
+        """Root mean square of the input embeddings' entries (): the scale at which learned inputs begin."""
+        return self.lm.get_input_embeddings().weight.detach().square().mean().sqrt()
+
+    def random_embedding(self, *shape: int) -> Tensor:
+        """Normal numbers (*shape, D) at the scale of the input embeddings."""
+        return self.embedding_rms * torch.randn(*shape, self.width)
+
     def make_room(self, vocab: int) -> None:
         """Grow the embedding and the head to at least `vocab` rows."""
         if vocab > self.vocab:

@@ -25,8 +25,6 @@ class MethodConfig:
     name: ClassVar[str]
     recipe: ClassVar[Mapping[str, object]] = {}
     """What the method's own preset changes, by dotted path: of the method itself, of training, of the judge."""
-    control: ClassVar[bool] = False
-    """Whether it stands beside another method, `of`, and has everything of it but the thoughts."""
 
     def method_class(self) -> type[Method]:
         """The class that thinks, imported only here, for it needs torch."""
@@ -133,7 +131,6 @@ def check_supervised(config) -> None:
 class ControlConfig(MethodConfig):
     """A control of a method that loops along the sequence: its training, its number of latents, other inputs."""
 
-    control: ClassVar[bool] = True
     of: SequenceConfig
     """The method whose training and number of latents it has; its `feedback` does not apply."""
 

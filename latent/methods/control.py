@@ -10,6 +10,8 @@ _made: dict[tuple[type, type], type] = {}
 class Control(AlongSequence):
     """What is put before a method's class. Subclasses write a `feedback` of their own over the method's."""
 
+    recycles = False
+
     def __init__(self, config: ControlConfig, backbone: Backbone):
         super().__init__(config.of, backbone)
         self.made_from = config

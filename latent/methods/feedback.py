@@ -39,8 +39,7 @@ class Feedback(nn.Module):
         self.top_k, self.temperature = top_k, temperature
         self.backbone = [backbone]  # in a list: its parameters are the method's
         if kind == "norm":
-            rms = backbone.lm.get_input_embeddings().weight.detach().square().mean().sqrt()
-            self.scale = nn.Parameter(rms.expand(d).clone())
+            self.scale = nn.Parameter(backbone.embedding_rms.expand(d).clone())
         if kind == "project":
             self.mlp = nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.Linear(d, d), nn.LayerNorm(d))
 
@@ -65,3 +64,11 @@ class Feedback(nn.Module):
             case "soft":
                 return self.backbone[0].mix(h_BD, self.top_k, self.temperature)
         return h_BD
+
+
+def flops_of(feedback: Feeding) -> int:
+    """FLOPs of making one input from a state: what the feedback says, 2 a weight of one that does not say."""
+    own = getattr(feedback, "flops", None)
+    if own is not None or not isinstance(feedback, nn.Module):
+        return own or 0
+    return 2 * sum(p.numel() for p in feedback.parameters() if p.ndim == 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +12,10 @@ from kernels.errors import UserError, unwritten
 from latent import halting
 from latent.backbone import Backbone
 from latent.cache import Context
-from latent.halting import Settled, StopHead
+from latent.halting import Settled, StopHead, stop_loss
 from latent.methods.base import ConfigT, Edit, Method
 from latent.methods.config import SequenceConfig
-from latent.methods.feedback import Feedback, Feeding
+from latent.methods.feedback import Feedback, Feeding, flops_of
 from latent.methods.terms import Mean, text_loss
 from latent.policies.base import Policy
 from latent.text import Batch, Text, pad_left
@@ -36,10 +37,11 @@ class AlongSequence(Method[ConfigT]):
 
     states[0] is the hidden state of the think token, states[i] that of latent i, whose input is fed back from
     states[i - 1]; states[used] gives the first token of the text, or that of the closing embedding after it, where the
-    config asks for one.
+    config asks for one. `recycles`: whether latents are made of the states before them; a control's are not.
     """
 
     closing: nn.Parameter | None
+    recycles: ClassVar[bool] = True
 
     def __init__(self, config: ConfigT, backbone: Backbone):
         super().__init__(config, backbone)
@@ -53,8 +55,7 @@ class AlongSequence(Method[ConfigT]):
             self.stop = halting.build(config.halt, self)
             self.policy = config.policy.build(backbone)
             if config.closing:
-                scale = backbone.lm.get_input_embeddings().weight.detach().square().mean().sqrt()
-                self.closing = nn.Parameter(scale * torch.randn(backbone.width))
+                self.closing = nn.Parameter(backbone.random_embedding())
 
     @property
     def closing_positions(self) -> int:
@@ -73,7 +74,7 @@ class AlongSequence(Method[ConfigT]):
         return 1 + (used if waits else min(used, 1)) + self.closing_positions + tokens - 1
 
     def flops(self, prompt: float, used: float, tokens: float) -> float:
-        fed = self.feedback.flops if isinstance(self.feedback, Feedback) else 0
+        fed = flops_of(self.feedback) if self.recycles and self.feedback is not None else 0
         return super().flops(prompt, used + self.closing_positions, tokens) + used * fed
 
     def of_latent(self, calls, step):
@@ -89,6 +90,37 @@ class AlongSequence(Method[ConfigT]):
         if self.policy is not None and not choose.random:
             choose = self.policy.greedy(choose, prompt, k)
         return self.closed(self.loop(prompt, choose, group, k, max(k, trained), self.stop, edit))
+
+    def given(self, prompt: Prompt, x_BKD: Tensor, room: int) -> Thought:
+        """The thought whose K latents are fed given embeddings, read in one pass with the prompt; `room` as in
+        `loop`."""
+        k = x_BKD.shape[1]
+        h_BTD, context = self.backbone.hidden(
+            prompt.ids_BT, prompt.mask_BT, k + 1, prompt.after, then_BKD=x_BKD, stride=self.stride
+        )
+        states_BKD = h_BTD[:, -k - 1 :]
+        context = context.skip(self.stride * (room - k))
+        return Thought(states_BKD[:, -1:], context, states_BKD, prompt.ids_BT.new_full((len(h_BTD),), k))
+
+    @staticmethod
+    def cut_at(thought: Thought, used_U: Tensor) -> Thought:
+        """The thought with the text following latent `used_U` of each row: the later ones are hidden from it."""
+        context, states_UKD = thought.context, thought.states_UKD
+        assert context is not None  # a loop along the sequence leaves one
+        done = states_UKD.shape[1] - 1
+        if done:
+            context = context.hide(torch.arange(done, device=used_U.device) >= used_U[:, None])
+        h_UD = states_UKD[torch.arange(len(used_U), device=used_U.device), used_U]
+        return replace(thought, h_UTD=h_UD[:, None], context=context, used_U=used_U)
+
+    def stop_term(self, thought: Thought, used_B: Tensor, most: int, weight: float = 1.0) -> dict[str, Mean]:
+        """Cross-entropy of a learned stop that should come after `used_B` of at most `most` latents, as `stop_ce`.
+
+        Nothing where no stop is learned.
+        """
+        if not isinstance(self.stop, StopHead):
+            return {}
+        return {"stop_ce": Mean(*stop_loss(self.stop, thought.states_UKD, used_B, most), weight)}
 
     def closed(self, thought: Thought) -> Thought:
         """The thought with the closing embedding read after it, where there is one."""
@@ -187,12 +219,10 @@ class AlongSequence(Method[ConfigT]):
         states_PKD = torch.stack(states, 1)
         context = context.skip(self.stride * (room - len(states) + 1))
         prompt_U, used_U, row_B = tracker.rows()
-        if stop is None:
-            return Thought(states_PKD[:, -1:], context, states_PKD, used_U, choose.decisions(), row_B)
-        if row_B is not None:
+        if stop is not None and row_B is not None:
             context, states_PKD = context.rows(prompt_U), states_PKD[prompt_U]
-        h_U1D, context = self.stopped(states_PKD, context, used_U)
-        return Thought(h_U1D, context, states_PKD, used_U, choose.decisions(), row_B)
+        thought = Thought(states_PKD[:, -1:], context, states_PKD, used_U, choose.decisions(), row_B)
+        return thought if stop is None else self.cut_at(thought, used_U)
 
     def _at_once(
         self, h_PD: Tensor, context: Context, k: int, known_KD: Tensor | None, edit: Edit | None
@@ -204,14 +234,6 @@ class AlongSequence(Method[ConfigT]):
             return self.backbone.chain(h_PD, context, self.feedback, k, self.stride)
         x_PKD = known_KD.expand(len(h_PD), -1, -1)
         return self.backbone.step(x_PKD, context.skip(self.stride - 1), self.stride)
-
-    @staticmethod
-    def stopped(states_UKD: Tensor, context: Context, used_U: Tensor) -> tuple[Tensor, Context]:
-        """State and context to write from after `used_U` of the latents thought: the later ones are hidden."""
-        done = states_UKD.shape[1] - 1
-        if done:
-            context = context.hide(torch.arange(done, device=used_U.device) >= used_U[:, None])
-        return states_UKD[torch.arange(len(used_U), device=used_U.device), used_U][:, None], context
 
 
 def followed(thought: Thought, texts: list[list[int]], prompt: Prompt, pad: int) -> Prompt:

@@ -169,6 +169,15 @@ def test_what_is_fed_back_costs_what_torch_counts(name):
     assert method.flops(9, k, 4) == bare.flops(9, k + method.closing_positions, 4) + k * once
 
 
+def test_a_feedback_that_does_not_say_what_it_costs_costs_its_weights_and_that_of_a_control_nothing():
+    method = made("sim").method
+    k, plain = method.steps, method.flops(9, method.steps, 4)  # the state as it is
+    method.feedback = torch.nn.Sequential(torch.nn.Linear(16, 24), torch.nn.Linear(24, 16, bias=False))
+    assert method.flops(9, k, 4) - plain == k * 2 * (16 * 24 + 24 * 16)
+    for control in (Pause(method.config), FixedEmbedding(method.config)):
+        assert made("sim", method=control).method.flops(9, k, 4) == plain
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_fresh_rollouts_are_replayed_with_the_log_probs_they_were_drawn_with(name):
     reasoner = made(name)

@@ -13,8 +13,8 @@ GROUPS = (
     ("latent/methods/cot2/method.py", COT2, (
         ("latents are taught a step late", "states_UKD[:, every - 1 : -1 : every]", "states_UKD[:, every::every]"),
         ("step_weight ignored", "step_loss.weight = self.config.step_weight", "step_loss.weight = 1.0"),
-        ("no teacher", "self.config.teacher and own", "False"),
-        ("a control is fed the targets", "isinstance(self.feedback, Feedback)  # a control", "True  # a control"),
+        ("no teacher", "self.config.teacher and self.recycles", "False"),
+        ("a control is fed the targets", "self.config.teacher and self.recycles", "self.config.teacher"),
     )),
     ("latent/methods/frontier.py", COT2, (
         ("cross-entropy for KL", "torch.special.xlogy(p_BKV, p_BKV) - p_BKV", "-p_BKV"),
@@ -99,7 +99,7 @@ GROUPS = (
         ("every latent is supervised", "self.dealt(len(steps))))[every - 1 :: every]", "self.dealt(len(steps))))"),
         ("early stops that are off", 'and self.config.early_stops != "never"', ""),
         ("a stop a latent late", "[numbers[0] for numbers", "[numbers[0] + 1 for numbers"),
-        ("stop_weight ignored", "first_B, k), self.config.stop_weight)", "first_B, k), 1.0)"),
+        ("stop_weight ignored", "first_B, k, self.config.stop_weight)", "first_B, k)"),
         ("chains dealt unevenly", "(reached(i, k, n), reached(i + 1, k, n))", "(i * n // k, (i + 1) * n // k)"),
         ("the step's tokens in reverse", "unflatten(-1, (t, -1))", "unflatten(-1, (t, -1)).flip(1)"),
     )),
@@ -147,8 +147,7 @@ GROUPS = (
          "self.backbone.step(x_PD[:, None], context)"),
         ("the text begins where the last latent is", "context.skip(self.stride * (room - len(states) + 1))", "context"),
         ("later latents seen after a stop", ">= used_U[:, None]", "> used_U[:, None]"),
-        ("the text follows the last state", "device=used_U.device), used_U][:, None]",
-         "device=used_U.device), -1][:, None]"),
+        ("the text follows the last state", "device=used_U.device), used_U]", "device=used_U.device), -1]"),
     )),
     ("latent/methods/terms.py", METHODS, (
         ("the text is read a token late", "backbone.embed(ids_UT[:, :-1])", "backbone.embed(ids_UT[:, 1:])"),
@@ -177,11 +176,12 @@ GROUPS = (
     )),
     ("latent/methods/fixed/method.py", f"{CONTROLS} {CURRICULUM}", (
         ("the state is fed back after all", "return self.embedding.expand_as(h_BD)", "return h_BD"),
-        ("not at the vocabulary's scale", "scale * torch.randn", "torch.randn"),
+    )),
+    ("latent/backbone.py", f"{CONTROLS} {CURRICULUM}", (
+        ("learned inputs not at the vocabulary's scale", "return self.embedding_rms * torch.", "return torch."),
     )),
     ("latent/methods/pause/method.py", f"{CONTROLS} {CURRICULUM}", (
         ("tokens come again from the first", ".clamp(max=len(self.table) - 1)", " % len(self.table)"),
-        ("not at the vocabulary's scale", "scale * torch.randn", "torch.randn"),
         ("all places have one token", "torch.arange(k, device=self.table.device)", "torch.zeros(k, dtype=torch.long)"),
     )),
     ("latent/methods/recurrent/method.py", METHODS, (

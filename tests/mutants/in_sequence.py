@@ -96,7 +96,7 @@ GROUPS = (
         ("long parts count for more", "- logp_M) / size_M).sum()", "- logp_M)).sum()"),
         ("parts overlap", "chain[a : max(b, a + 1)]", "chain[a : b + 1]"),
         ("top_k ignored", "config.top_k or None", "None"),
-        ("a control is led", "if not isinstance(self.feedback, Feedback):", "if False:"),
+        ("a control is led", "if not self.recycles:", "if False:"),
     )),
     ("latent/halting.py", "tests/latent/test_methods.py", (
         ("the entropy of the state before", 'self.lens(h_PD), nothing_P)', 'self.lens(states[0]), nothing_P)'),
@@ -112,8 +112,7 @@ GROUPS = (
          "Categorical(logits=self.gate[0].backbone[0].head(h_BD)"),
         ("rates of their own ignored", '"feedback.": self.config.gate_lr}', '"feedback.": 1.0}'),
         ("the answer after a short chain waits", "if min(map(len, rows)) < k:", "if False:"),
-        ("the stop is not taught", "if isinstance(self.stop, StopHead):\n            stopped",
-         "if False:\n            stopped"),
+        ("the stop is not taught", "answered), *stop.values()]", "answered)]"),
         ("long chains are cut", "if k and sum(steps) > k:", "if False:"),
     )),
     ("latent/methods/control.py", HRPO, (
@@ -138,7 +137,18 @@ GROUPS = (
         ("the number of latents says nothing", "min(self.config.r_max, -(-self.steps * self.config.r // steps))",
          "self.config.r"),
         ("predictions at another scale", "return self.scale * self.mlp", "return self.mlp"),
-        ("the text begins after the latents used", "context.skip(self.stride * (room - k))", "context"),
+    )),
+    ("latent/methods/colar/method.py", "tests/latent/test_every_method.py", (
+        ("a control is led", "if self.recycles:", "if True:"),
+    )),
+    ("latent/methods/sequence.py", COLAR, (
+        ("the text begins after the latents that were given", "context.skip(self.stride * (room - k))", "context"),
+    )),
+    ("latent/methods/sequence.py", "tests/latent/test_every_method.py", (
+        ("what a control is fed is said to cost something", "if self.recycles and self.feedback", "if self.feedback"),
+    )),
+    ("latent/methods/feedback.py", "tests/latent/test_every_method.py", (
+        ("a feedback that does not say what it costs is free", "in feedback.parameters() if p.ndim == 2", "in feedback.parameters() if p.ndim == 9"),
     )),
     ("latent/methods/pccot/method.py", PCCOT, (
         ("a refresh more", "range(self.config.iterations)", "range(self.config.iterations + 1)"),
@@ -148,7 +158,8 @@ GROUPS = (
         ("edits are ignored", "if edit is not None:", "if False:"),
         ("refreshes cost nothing in sequence", "(self.config.iterations + 1 if used else 0)", "(2 if used else 0)"),
         ("refreshes cost no FLOPs", "return once + again * (used", "return once + 0 * (used"),
-        ("a control is refreshed", "if own is None:", "if False:"),
+        ("a control is refreshed", "if not self.recycles:\n            return super()._at",
+         "if False:\n            return super()._at"),
     )),
     ("latent/methods/kava/eviction.py", KAVA, (
         ("attention to all that is read", "real_BC[:, None, None]\n", "1.0\n"),

@@ -26,7 +26,7 @@ from torch.distributions import Independent
 
 from kernels.errors import UserError
 from latent.backbone import Backbone
-from latent.halting import StopHead, stop_loss
+from latent.halting import StopHead
 from latent.methods.base import Edit
 from latent.methods.colar import Colar
 from latent.methods.feedback import Feedback
@@ -95,11 +95,9 @@ class ColarMethod(AlongSequence[Colar]):
             written = token_loss(self.backbone, before_ND[:, None], Text(groups.words(u_BK)[:, None], None))[0]
             latent = self.predicted(before_ND, x_BKD[groups.real_BK], r)
         latent = replace(latent, weight=self.config.latent_weight)
-        terms, logged = [written.joined(answered), latent], {**logged, "chain_ce": written, "latent": latent}
-        if isinstance(self.stop, StopHead):
-            stopped = Mean(*stop_loss(self.stop, thought.states_UKD, groups.used_B, self.latents(r)))
-            terms, logged = [*terms, stopped], {**logged, "stop_ce": stopped}
-        return Taught(thought, text, terms, logged)
+        stop = self.stop_term(thought, groups.used_B, self.latents(r))
+        terms = [written.joined(answered), latent, *stop.values()]
+        return Taught(thought, text, terms, {**logged, "chain_ce": written, "latent": latent, **stop})
 
     def turn_counts(self, batch: Batch) -> list[int]:
         answers = tokens_in(batch.answers)
@@ -130,19 +128,11 @@ class ColarMethod(AlongSequence[Colar]):
         """The thought whose latents are fed pooled groups, in one pass; those of a control what it feeds."""
         k = x_BKD.shape[1]
         room = max(self.latents(r), self.steps)
-        if k == 0 or not isinstance(self.feedback, Predicted):
-            thought = self.loop(prompt, Greedy(), 1, k, room, stop=None)
+        if self.recycles:
+            thought = self.given(prompt, x_BKD, room)
         else:
-            h_BD, context = self.backbone.read(prompt.ids_BT, prompt.mask_BT, prompt.after)
-            later_BKD, context = self.backbone.step(x_BKD, context.skip(self.stride - 1), self.stride)
-            states_BKD = torch.cat([h_BD[:, None], later_BKD], 1)
-            context = context.skip(self.stride * (room - k))
-            thought = Thought(states_BKD[:, -1:], context, states_BKD, groups.used_B)
-        if bool(groups.real_BK.all()):
-            return thought
-        assert thought.context is not None  # the text follows
-        h_B1D, context = self.stopped(thought.states_UKD, thought.context, groups.used_B)
-        return replace(thought, h_UTD=h_B1D, context=context, used_U=groups.used_B)
+            thought = self.loop(prompt, Greedy(), 1, k, room, stop=None)
+        return thought if bool(groups.real_BK.all()) else self.cut_at(thought, groups.used_B)
 
     def predicted(self, before_ND: Tensor, x_ND: Tensor, r: int) -> Mean:
         """What the head's distributions say of the pooled groups that came; a mean over coordinates, too."""
@@ -197,8 +187,7 @@ class LatentHead(nn.Module):
         self.told = nn.Embedding(r_max, d)
         nn.init.zeros_(self.told.weight)
         self.mlp = nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.Linear(d, d), nn.LayerNorm(d), nn.Linear(d, d))
-        table_VD = backbone.lm.get_input_embeddings().weight.detach()
-        self.register_buffer("scale", table_VD.square().mean().sqrt())
+        self.register_buffer("scale", backbone.embedding_rms)
         self.register_buffer("now", torch.ones((), dtype=torch.long), persistent=False)  # the r of this thought
 
     def forward(self, h_ND: Tensor, r: Tensor) -> Tensor:

@@ -12,16 +12,13 @@ Deviates: the think token of every method stands where the paper's discrete mode
 ours unless a preset says the paper's; latents beyond a problem's last step are taught to stay there.
 """
 
-from torch import Tensor
-
 from latent.backbone import Backbone
 from latent.methods.cot2 import CoT2
-from latent.methods.feedback import Feedback
 from latent.methods.frontier import frontier_loss, frontier_targets, reached
 from latent.methods.sequence import AlongSequence, Taught
 from latent.methods.terms import text_loss
 from latent.text import Batch, pad_right, tokens_in
-from latent.thought import Greedy, Prompt, Thought
+from latent.thought import Greedy
 
 
 class CoT2Method(AlongSequence[CoT2]):
@@ -35,9 +32,8 @@ class CoT2Method(AlongSequence[CoT2]):
         k, every = self.config.n_latent, self.config.supervise_every
         text = pad_right(batch.answers, batch.pad, batch.prompt.ids_BT.device)
         p_BKV = frontier_targets(batch, k, self.backbone.vocab, every) if self.is_taught else None
-        own = isinstance(self.feedback, Feedback)  # a control feeds what it feeds
-        if p_BKV is not None and self.config.teacher and own:
-            thought = self.forced(batch.prompt, p_BKV)
+        if p_BKV is not None and self.config.teacher and self.recycles:
+            thought = self.given(batch.prompt, self.backbone.average(p_BKV), k)
         else:
             thought = self.loop(batch.prompt, Greedy(), 1, k, k, stop=None)
         thought = self.closed(thought)
@@ -47,15 +43,6 @@ class CoT2Method(AlongSequence[CoT2]):
         step_loss, more = frontier_loss(self.backbone, thought.states_UKD[:, every - 1 : -1 : every], p_BKV)
         step_loss.weight = self.config.step_weight
         return Taught(thought, text, [loss, step_loss], logged | more)
-
-    def forced(self, prompt: Prompt, p_BKV: Tensor) -> Thought:
-        """The thought whose latents are the mixtures of given distributions (B, K, V), read in one pass."""
-        k, x_BKD = p_BKV.shape[1], self.backbone.average(p_BKV)
-        h_BTD, context = self.backbone.hidden(
-            prompt.ids_BT, prompt.mask_BT, k + 1, prompt.after, then_BKD=x_BKD, stride=self.stride
-        )
-        states_BKD = h_BTD[:, -k - 1 :]
-        return Thought(states_BKD[:, -1:], context, states_BKD, prompt.ids_BT.new_full((len(h_BTD),), k))
 
     def turn_counts(self, batch: Batch) -> list[int]:
         answers = tokens_in(batch.answers)

@@ -6,7 +6,6 @@ over add nothing but their positions. In supervised training they are one. In an
 all the same, so that latency and sequential steps are those of the thoughts they stand beside.
 """
 
-import torch
 from torch import Tensor, nn
 
 from latent.backbone import Backbone
@@ -30,8 +29,7 @@ class Constant(nn.Module):
 
     def __init__(self, backbone: Backbone):
         super().__init__()
-        scale = backbone.lm.get_input_embeddings().weight.detach().square().mean().sqrt()
-        self.register_buffer("embedding", scale * torch.randn(backbone.width))
+        self.register_buffer("embedding", backbone.random_embedding())
 
     def known(self, k: int) -> Tensor:
         """The inputs (K, D) of k latents."""

@@ -21,7 +21,6 @@ mixtures as they were when sampled.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +29,11 @@ from torch.distributions import Categorical
 from kernels.errors import UserError
 from kernels.thought_feedback import thought_feedback
 from latent.backbone import Backbone
-from latent.halting import StopHead, stop_loss
+from latent.halting import StopHead
 from latent.methods.feedback import Feedback
 from latent.methods.hrpo import Hrpo
 from latent.methods.sequence import AlongSequence, Taught
-from latent.methods.terms import Mean, text_loss, token_loss
+from latent.methods.terms import text_loss, token_loss
 from latent.policies.base import Policy
 from latent.text import Batch, Text, pad_right, tokens_in
 from latent.thought import Decision, Greedy, Prompt, Replay, Thought
@@ -76,16 +75,12 @@ class HrpoMethod(AlongSequence[Hrpo]):
         thought = self.led(batch.prompt, ids_BK)
         written, _ = token_loss(self.backbone, thought.states_UKD[:, :-1], chain)
         if min(map(len, rows)) < k:
-            assert thought.context is not None  # the text follows
-            h_B1D, context = self.stopped(thought.states_UKD, thought.context, used_B)
-            thought = replace(thought, h_UTD=h_B1D, context=context, used_U=used_B)
+            thought = self.cut_at(thought, used_B)
         thought = self.closed(thought)
         answered, logged = text_loss(self.backbone, thought, text)
-        terms, logged = [written.joined(answered)], {**logged, "chain_ce": written}
-        if isinstance(self.stop, StopHead):
-            stopped = Mean(*stop_loss(self.stop, thought.states_UKD, used_B, k))
-            terms, logged = [*terms, stopped], {**logged, "stop_ce": stopped}
-        return Taught(thought, text, terms, logged)
+        stop = self.stop_term(thought, used_B, k)
+        terms = [written.joined(answered), *stop.values()]
+        return Taught(thought, text, terms, {**logged, "chain_ce": written, **stop})
 
     def turn_counts(self, batch: Batch) -> list[int]:
         k, answers = self.config.n_latent, tokens_in(batch.answers)

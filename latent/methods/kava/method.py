@@ -61,7 +61,7 @@ class KavaMethod(PccotMethod):
     def distances(self, batch: Batch, student: list[Call], teacher: list[Call]) -> dict[str, Mean]:
         found, count = super().distances(batch, student, teacher), self.turn_counts(batch)[-1]
         thought = student[1 : len(student) - self.closing_positions]
-        latents = join(thought) if self.own is None else thought[-1]  # a control's, or those of the last pass
+        latents = join(thought) if not self.recycles else thought[-1]  # a control's, or those of the last pass
         k_LBHKd, v_LBHKd = wide(latents.k_LBHTd), wide(latents.v_LBHTd)
         if count:
             k_LBHMd, v_LBHMd, real_BM = self.compressed(batch, teacher[-1])

@@ -29,8 +29,7 @@ class PauseTokens(nn.Module):
 
     def __init__(self, k: int, backbone: Backbone):
         super().__init__()
-        scale = backbone.lm.get_input_embeddings().weight.detach().square().mean().sqrt()
-        self.table = nn.Parameter(scale * torch.randn(k, backbone.width))
+        self.table = nn.Parameter(backbone.random_embedding(k))
 
     def known(self, k: int) -> Tensor:
         """The inputs (K, D) of k latents."""

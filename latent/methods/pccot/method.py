@@ -29,51 +29,46 @@ class PccotMethod(CodiMethod):
     """CODI, but for how the latents are computed; a control's are computed as it says."""
 
     config: Pccot
+    feedback: Feedback  # but for a control, which does not recycle
     fresh = (*CodiMethod.fresh, "start")
 
     def __init__(self, config: Pccot, backbone: Backbone):
         super().__init__(config, backbone)
-        scale = backbone.lm.get_input_embeddings().weight.detach().square().mean().sqrt()
-        self.start = nn.Parameter(scale * torch.randn(backbone.width))
-
-    @property
-    def own(self) -> Feedback | None:
-        """What is fed back where it is the method's own, and no control's."""
-        return self.feedback if isinstance(self.feedback, Feedback) else None
+        self.start = nn.Parameter(backbone.random_embedding())
 
     def passes(self, used: float, tokens: float) -> float:
-        if self.own is None:
+        if not self.recycles:
             return super().passes(used, tokens)
         return tokens + self.closing_positions + (self.config.iterations + 1 if used else 0)
 
     def flops(self, prompt: float, used: float, tokens: float) -> float:
         once = super().flops(prompt, used, tokens)
-        if self.own is None:
+        if not self.recycles:
             return once
         again, pairs = self.config.iterations, used * prompt + used * (used + 1) / 2
         attention = 4 * self.backbone.width * pairs * len(self.layer_flops)
-        return once + again * (used * sum(self.layer_flops) + attention) + (again - 1) * used * self.own.flops
+        return once + again * (used * sum(self.layer_flops) + attention) + (again - 1) * used * self.feedback.flops
 
     def kept(self, prompt: float, used: float, text: float) -> float:
-        again = self.config.iterations * used if self.own is not None else 0
+        again = self.config.iterations * used if self.recycles else 0
         return super().kept(prompt, used, text) + again * len(self.backbone.blocks)
 
     def of_latent(self, calls: list[Call], step: int) -> Call:
         """The position in the last pass over all latents."""
         _, *passes = calls[: len(calls) - self.closing_positions]
-        again = step and passes and self.own is not None
+        again = step and passes and self.recycles
         return passes[-1].at(step - 1) if again else super().of_latent(calls, step)
 
     def _at_once(
         self, h_PD: Tensor, context: Context, k: int, known_KD: Tensor | None, edit: Edit | None
     ) -> tuple[Tensor, Context] | None:
-        own, before = self.own, context.skip(self.stride - 1)
-        if own is None:
+        if not self.recycles:
             return super()._at_once(h_PD, context, k, known_KD, edit)
+        before = context.skip(self.stride - 1)
         states_PKD, longer = self.backbone.step(self.start.expand(len(h_PD), k, -1), before, self.stride)
         for _ in range(self.config.iterations):
             from_PKD = torch.cat([h_PD[:, None], states_PKD[:, :-1]], 1)
-            x_PKD = own(from_PKD.flatten(0, 1)).view_as(from_PKD)
+            x_PKD = self.feedback(from_PKD.flatten(0, 1)).view_as(from_PKD)
             if edit is not None:
                 x_PKD = torch.stack([edit(i, x_PD) for i, x_PD in enumerate(x_PKD.unbind(1))], 1)
             states_PKD, longer = self.backbone.step(x_PKD, before, self.stride)

@@ -12,14 +12,11 @@ writes them one by one. No token helps to guess the next, so the whole step must
 learned sooner (paper/LOG.md), and a training step stays cheap.
 """
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 
 from kernels.errors import UserError
 from latent.backbone import Backbone
-from latent.halting import StopHead, stop_loss
 from latent.methods.frontier import frontier_loss, frontier_targets, reached
 from latent.methods.sequence import AlongSequence, Taught
 from latent.methods.sim import Sim
@@ -44,10 +41,7 @@ class SimMethod(AlongSequence[Sim]):
         k = self.config.n_latent
         thought = self.loop(batch.prompt, Greedy(), 1, k, k, stop=None)
         if self.stop is not None and k > 0 and self.config.early_stops != "never":
-            used_B = self.early_stops(batch, device)
-            assert thought.context is not None  # the text follows
-            h_B1D, context = self.stopped(thought.states_UKD, thought.context, used_B)
-            thought = replace(thought, h_UTD=h_B1D, context=context, used_U=used_B)
+            thought = self.cut_at(thought, self.early_stops(batch, device))
         thought = self.closed(thought)
         text = pad_right(batch.answers, batch.pad, device)
         loss, logged = text_loss(self.backbone, thought, text)
@@ -59,12 +53,11 @@ class SimMethod(AlongSequence[Sim]):
             step_loss, hit_N = self.step_loss(batch, thought.states_UKD, device)
             more = {"step_ce": step_loss, "step_exact": share(hit_N)}
         step_loss.weight = self.config.step_weight
-        terms, logged = [loss, step_loss], logged | more
-        if self.config.stop_weight and isinstance(self.stop, StopHead):
+        stop = {}
+        if self.config.stop_weight:
             first_B = sent([numbers[0] for numbers in self.at_last(batch)], device)
-            stopped = Mean(*stop_loss(self.stop, thought.states_UKD, first_B, k), self.config.stop_weight)
-            terms, logged = [*terms, stopped], logged | {"stop_ce": stopped}
-        return Taught(thought, text, terms, logged)
+            stop = self.stop_term(thought, first_B, k, self.config.stop_weight)
+        return Taught(thought, text, [loss, step_loss, *stop.values()], {**logged, **more, **stop})
 
     def frontier_loss(self, batch: Batch, states_BKD: Tensor) -> tuple[Mean, dict[str, Mean]]:
         """KL of where the search may stand from what is read off the latents."""

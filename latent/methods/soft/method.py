@@ -61,13 +61,9 @@ class SoftMethod(AlongSequence[Soft]):
     def led(self, prompt: Prompt, parts: Text) -> Thought:
         """The thought whose latents are fed the parts of a chain, in one pass; those of a control what it feeds."""
         k = self.config.n_latent
-        if not isinstance(self.feedback, Feedback):
+        if not self.recycles:
             return self.loop(prompt, Greedy(), 1, k, k, stop=None)
-        h_BD, context = self.backbone.read(prompt.ids_BT, prompt.mask_BT, prompt.after)
-        x_BKD = self.mixed(parts).unflatten(0, (len(h_BD), k))
-        later_BKD, context = self.backbone.step(x_BKD, context.skip(self.stride - 1), self.stride)
-        states_BKD = torch.cat([h_BD[:, None], later_BKD], 1)
-        return Thought(later_BKD[:, -1:], context, states_BKD, torch.full((len(h_BD),), k, device=h_BD.device))
+        return self.given(prompt, self.mixed(parts).unflatten(0, (-1, k)), k)
 
     def turn_counts(self, batch: Batch) -> list[int]:
         k, answers = self.config.n_latent, tokens_in(batch.answers)

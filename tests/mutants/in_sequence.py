@@ -148,7 +148,8 @@ GROUPS = (
         ("what a control is fed is said to cost something", "if self.recycles and self.feedback", "if self.feedback"),
     )),
     ("latent/methods/feedback.py", "tests/latent/test_every_method.py", (
-        ("a feedback that does not say what it costs is free", "in feedback.parameters() if p.ndim == 2", "in feedback.parameters() if p.ndim == 9"),
+        ("a feedback that does not say what it costs is free",
+         "in feedback.parameters() if p.ndim == 2", "in feedback.parameters() if p.ndim == 9"),
     )),
     ("latent/methods/pccot/method.py", PCCOT, (
         ("a refresh more", "range(self.config.iterations)", "range(self.config.iterations + 1)"),

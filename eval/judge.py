@@ -1,5 +1,6 @@
 """The judge: a reasoner on an environment's held-out problems, item by item."""
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -45,6 +46,8 @@ def verify(env: Environment, problem: Problem, text: str) -> Verdict:
         raise UserError(f"{type(env).__name__}.verify must give a Verdict, got {verdict!r:.40}")
     if type(verdict.correct) is not bool or type(verdict.parsed) is not bool or type(verdict.reward) is not float:
         verdict = Verdict(float(verdict.reward), bool(verdict.correct), bool(verdict.parsed), verdict.reason)  # numpy's
+    if not math.isfinite(verdict.reward):
+        raise RuntimeError(f"the verifier gave problem {problem.key} the reward {verdict.reward}")
     return verdict
 
 
@@ -61,18 +64,32 @@ class Sessions:
         """The next observation of each row that has written a turn's text, as ids; None where its session has ended."""
         observations: list[tuple[int, ...] | None] = []
         for row, text in zip(rows, self.codec.texts(tokens_NT), strict=True):
-            observation, reward, done = self.sessions[row].step(text)
+            observation, reward, done = self._step(row, text)
             self.reward[row] += reward
             self.texts[row].append(text)
             observations.append(None if done or observation is None else self.codec.observation(observation))
         return observations
 
+    def _step(self, row: int, text: str) -> tuple[str | None, float, bool]:
+        """A session's step. Where it raises, or gives no finite reward, RuntimeError names the problem."""
+        key = self.problems[row].key
+        try:
+            observation, reward, done = self.sessions[row].step(text)
+        except Exception as e:
+            raise RuntimeError(f"the session of problem {key} failed: {type(e).__name__}: {e}") from e
+        if not math.isfinite(reward):
+            raise RuntimeError(f"the session of problem {key} gave the reward {reward}")
+        return observation, reward, done
+
     def verdicts(self) -> list[Verdict]:
-        """For each row the verdict on its last text, as the last turn's answer, with the rewards of all its turns."""
-        return [
-            replace(verify(self.env, self.env.turns_of(p)[-1], texts[-1]), reward=reward)
-            for p, texts, reward in zip(self.problems, self.texts, self.reward, strict=True)
-        ]
+        """For each row the verdict on its last text, as the answer of the turn in which its session ended, with the
+        rewards of all its turns."""
+        found = []
+        for p, texts, reward in zip(self.problems, self.texts, self.reward, strict=True):
+            turns = self.env.turns_of(p)
+            at = turns[min(len(texts), len(turns)) - 1]
+            found.append(replace(verify(self.env, at, texts[-1]), reward=reward))
+        return found
 
 
 class Processes(Protocol):

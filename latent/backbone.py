@@ -195,14 +195,16 @@ class Backbone(nn.Module):
 
     def hidden(
         self, ids_BT: Tensor, mask_BT: Tensor | None = None, keep: int | None = None, after: Context | None = None,
-        then_BKD: Tensor | None = None, stride: int = 1,
+        then_BKD: Tensor | None = None, stride: int = 1, real_B: Tensor | None = None,
     ) -> tuple[Tensor, Context]:  # fmt: skip
         """The same with the final hidden states of at least the last `keep` positions, None = all: (B, T, D).
 
-        `then_BKD`: K more positions in the same pass, given as embeddings, their position ids `stride` apart.
+        `then_BKD`: K more positions in the same pass, given as embeddings, their position ids `stride` apart. `real_B`:
+        how many of a row's K are real, None = all; the others, which come last, may lie beyond the model's positions.
         """
         b, t = ids_BT.shape
         x_BTD, pos_BT, before, reach = self.embed(ids_BT), positions(ids_BT, mask_BT), None, t
+        ends_B = None if real_B is None else pos_BT[:, -1] + 1 + stride * real_B
         if then_BKD is not None:
             k = then_BKD.shape[1]
             further_K = stride * torch.arange(1, k + 1, device=ids_BT.device)
@@ -210,9 +212,8 @@ class Backbone(nn.Module):
             mask_BT = mask_BT if mask_BT is None else torch.cat([mask_BT, mask_BT.new_ones(b, k)], 1)
             t, reach = t + k, t + stride * k
         mask_BS = mask_BT
-        reach += 0 if after is None else after.reach
-        self.check_length(reach)
         if after is not None:
+            reach, ends_B = reach + after.reach, None if ends_B is None else ends_B + after.next_B
             pos_BT, before = after.next_B[:, None] + pos_BT, after.layers
             if mask_BT is not None or after.mask_BS is not None:
                 both = (
@@ -220,11 +221,15 @@ class Backbone(nn.Module):
                     pos_BT.new_ones(b, t, dtype=torch.bool) if mask_BT is None else mask_BT,
                 )
                 mask_BS = torch.cat(both, 1)
+        next_B = pos_BT[:, -1] + 1
+        pos_BT = self._within(pos_BT, reach, ends_B)
         h_BTD, past = self._run(x_BTD, pos_BT, before, mask_BS, keep=t if keep is None else keep)
-        return h_BTD, Context(past, mask_BS, pos_BT[:, -1] + 1, reach)
+        return h_BTD, Context(past, mask_BS, next_B, reach)
 
-    def step(self, x_BTD: Tensor, context: Context, stride: int = 1) -> tuple[Tensor, Context]:
-        """Go on by T positions given as embeddings, their position ids `stride` apart.
+    def step(
+        self, x_BTD: Tensor, context: Context, stride: int = 1, real_B: Tensor | None = None
+    ) -> tuple[Tensor, Context]:
+        """Go on by T positions given as embeddings, their position ids `stride` apart; `real_B` as in `hidden`, of T.
 
         Returns final hidden states (B, T, D) and the longer context.
         """
@@ -232,8 +237,9 @@ class Backbone(nn.Module):
         if t == 1 and (fused := self.chain(x_BTD[:, 0], context, None, 1, 1)) is not None:
             return fused
         span = stride * (t - 1) + 1
-        self.check_length(context.reach + span)
         pos_BT = context.next_B[:, None] + stride * torch.arange(t, device=context.next_B.device)
+        ends_B = None if real_B is None else context.next_B + stride * (real_B - 1) + 1
+        pos_BT = self._within(pos_BT, context.reach + span, ends_B)
         mask_BS = context.mask_BS
         if mask_BS is not None:
             mask_BS = torch.cat([mask_BS, mask_BS.new_ones(b, t)], 1)
@@ -330,6 +336,18 @@ class Backbone(nn.Module):
         """Raise UserError where prompt, thoughts and text together need more positions than there are."""
         if length > self.positions:
             raise UserError(f"prompt, thoughts and text need {length} positions, the model has {self.positions}")
+
+    def _within(self, pos_BT: Tensor, reach: int, ends_B: Tensor | None) -> Tensor:
+        """Position ids of rows the longest of which reaches `reach`; what is real of each row ends at `ends_B`.
+
+        What is not real is read at the last position at most, and says nothing. Raises UserError where a row needs more
+        than there are.
+        """
+        if reach <= self.positions or ends_B is None:
+            self.check_length(reach)
+            return pos_BT
+        self.check_length(int(ends_B.max()))  # the host waits for a GPU here alone
+        return pos_BT.clamp(max=self.positions - 1)
 
     def _run(
         self, x_BTD: Tensor, pos_BT: Tensor, past: Caches | None, mask_BS: Tensor | None, keep: int

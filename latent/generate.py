@@ -30,8 +30,8 @@ def decode(method: Method, thought: Thought, choose: Chooser, max_tokens: int, e
     """Write the text after a thought. Returns tokens (B, T), T <= max_tokens, filled with `end` after a row's end.
 
     Stops where all rows have ended, at the model's last position, and at the end of an answer that was read off in
-    parallel. A greedy row is cut at its own last position, as it would be alone; where text is drawn, and may be
-    scored, all are at that of the longest. On a GPU it checks only every few tokens whether all have ended, because it
+    parallel. A row is cut at its own last position, as it would be alone; without an end token all are at that of the
+    longest. On a GPU it checks only every few tokens whether all have ended, because it
     then has to wait for the device; rows are filled somewhat beyond the longest text. The tokens between two checks are
     one graph there (`Writer`).
     """
@@ -63,11 +63,12 @@ def decode(method: Method, thought: Thought, choose: Chooser, max_tokens: int, e
             if context is None:
                 break
             if context.reach == backbone.positions:
-                if end is None or choose.draws_text:
+                if end is None:
                     break
                 context, live_B = _without_full(context, row_B, live_B, backbone.positions)
-                if context.reach == backbone.positions:  # the texts that were cut last end as those before them
-                    tokens.append(torch.full_like(tokens[-1], end))
+                if context.reach == backbone.positions:
+                    if not choose.draws_text:  # the texts that were cut last end as those before them
+                        tokens.append(torch.full_like(tokens[-1], end))
                     break
             next_U = tokens[-1]
             if row_B is not None:  # rollouts that wrote the same so far go on as one row
@@ -215,6 +216,9 @@ def score(method: Method, rolled: Rollout, temperature: float) -> list[Decision]
     whole, last = len(rolled.tokens_BT), rolled
     rows_N = torch.arange(whole, device=rolled.tokens_BT.device)
     for turn in rolled.later:
+        if not len(turn.rows_N):  # all of these episodes have ended before
+            found += [unmade(d, method.critic is not None) for d in turn.decisions]
+            continue
         at_N = torch.searchsorted(rows_N, turn.rows_N)  # both in order
         texts = zip(last.tokens_BT[at_N].tolist(), last.decisions[-1].mask_BT[at_N].sum(1).tolist())
         prompt = _next(thought, at_N, [row[:n] for row, n in texts], turn.prompt)
@@ -223,6 +227,12 @@ def score(method: Method, rolled: Rollout, temperature: float) -> list[Decision]
         rows_N = turn.rows_N
         found += [d.among(rows_N, whole) for d in made]
     return found
+
+
+def unmade(decision: Decision, expects: bool) -> Decision:
+    """Decisions of a kind of which none was made. `expects`: whether there is a critic."""
+    zeros_BT = torch.zeros_like(decision.logp_BT)
+    return replace(decision, logp_BT=zeros_BT, entropy_BT=zeros_BT, expected_BT=zeros_BT if expects else None)
 
 
 def _scored(method: Method, rolled: Rollout, temperature: float) -> tuple[Thought, list[Decision]]:
@@ -240,7 +250,8 @@ def _scored(method: Method, rolled: Rollout, temperature: float) -> tuple[Though
     one_U[copy_B] = torch.arange(len(copy_B))  # one rollout of each kind, whichever
     copy_B, one_U = (sent(x, row_B.device) for x in (copy_B, one_U))
     ids_UT = rolled.tokens_BT[one_U]
-    h_UTD = text_hidden(method.backbone, thought, ids_UT, row_B[one_U])
+    lengths_U = text.mask_BT[one_U].sum(1)
+    h_UTD = text_hidden(method.backbone, thought, ids_UT, lengths_U, row_B[one_U])
     logp_N, entropy_N, _ = method.backbone.logprob(h_UTD.flatten(0, 1), ids_UT.flatten(), temperature)
     assert entropy_N is not None  # as it is where it is not declined
     logp_BT, entropy_BT = (x.view(ids_UT.shape)[copy_B] for x in (logp_N, entropy_N))

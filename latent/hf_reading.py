@@ -106,9 +106,7 @@ def read_whole(
             if cache is not None:
                 cache.context = context
             continue
-        together = [(b, rows[b]) for b in members]
-        for part in [together] if cache is not None else split_to_fit(method, together, steps):
-            h_BTD = _think_and_read(method, h_BTD, ids_BT, part, steps, cache, prompt_states)
+        h_BTD = _think_and_read(method, h_BTD, ids_BT, [(b, rows[b]) for b in members], steps, cache, prompt_states)
         for b in members:
             if method.parallel_answer:
                 missing_BT[b, rows[b].text[method.parallel_answer - 1 :]] = True
@@ -138,19 +136,6 @@ def rows_of(method: Method, config: LatentConfig, ids: list[list[int]], mask: li
         else:
             rows.append(Row(real, [], [], None))
     return rows
-
-
-def split_to_fit(method: Method, rows: list[tuple[int, Row]], steps: int) -> list[list[tuple[int, Row]]]:
-    """The rows in parts, so that in each the longest prompt and the longest text fit into the positions together.
-
-    Every row fits by itself; a batch may not, because prompts are padded on the left and texts on the right.
-    """
-    longest = max(len(row.prompt) for _, row in rows) + max(len(row.text) for _, row in rows)
-    if len(rows) == 1 or longest + method.reserved(steps) <= method.backbone.positions:
-        return [rows]
-    rows = sorted(rows, key=lambda each: len(each[1].prompt))
-    half = len(rows) // 2
-    return split_to_fit(method, rows[:half], steps) + split_to_fit(method, rows[half:], steps)
 
 
 def _think_and_read(
@@ -245,7 +230,8 @@ def _put_texts(
         text_NT = torch.zeros(len(rows), longest, dtype=torch.long)
         for n, (b, row) in enumerate(rows):
             text_NT[n, : len(row.text)] = torch.tensor([ids[b][c] for c in row.text])
-        h_NTD, context = backbone.step(backbone.embed(text_NT.to(ids_BT.device)), context)
+        lengths_N = torch.tensor([len(row.text) for _, row in rows], device=ids_BT.device)
+        h_NTD, context = backbone.step(backbone.embed(text_NT.to(ids_BT.device)), context, real_B=lengths_N)
         places = [(n, i) for n, (_, row) in enumerate(rows) for i in range(len(row.text))]
         ns, ts = zip(*places)
         out.put([(rows[n][0], rows[n][1].text[i]) for n, i in places], h_NTD[list(ns), list(ts)])

@@ -34,6 +34,11 @@ class Text:
             return self.at_N
         return self.mask_BT.flatten().nonzero()[:, 0]
 
+    @property
+    def lengths_B(self) -> Tensor | None:
+        """The tokens of each row, None where there is no padding."""
+        return None if self.mask_BT is None else self.mask_BT.sum(1)
+
     def rows(self) -> list[list[int]]:
         """The ids of each row, without padding."""
         ids = self.ids_BT.tolist()

@@ -23,7 +23,7 @@ class SFT:
     batch: int = 64
     """Problems in an update, over all processes."""
     problems: int = 0
-    """Problems of the training split to learn from, over and over, the same for every arm; 0 = all there are."""
+    """Problems of the training split to learn from, the same for every arm, drawn with replacement; 0 = all."""
     lr: float = 3e-3
     """Peak learning rate of AdamW."""
     warmup: int = 50
@@ -107,11 +107,11 @@ class RLVR(SFT):
     clip_high: float = 0.28
     """... and at most 1 + this."""
     entropy: float = 0.0
-    """Weight of the entropy bonus, in nats per decision."""
+    """Weight of the entropy bonus (nats). Decisions that are drawn from a density have none, and count in the mean."""
     kl: float = 0.0
     """Weight of the KL to the frozen starting policy, over discrete decisions."""
     temperature: float = 1.0
-    """Sampling temperature of the text. All log-probabilities are at this temperature."""
+    """Sampling temperature of the text, at which its log-probabilities are taken as well."""
     patience: int = 20
     """Stop with an error after this many updates in a row in which no group had rewards that differ: nothing can be
     learned from such groups."""

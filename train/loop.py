@@ -166,7 +166,7 @@ class Trainer:
                 self.own_seconds += time.process_time() - start
                 event: dict[str, Any] = {"stage": "train", "done": self.done, "total": total}
                 if self.logs_after(step):
-                    event["metrics"] = mean(window)
+                    event["metrics"] = together(window)
                     window.clear()
                     self.add_up_seconds()
                     line = {"step": self.done, "core_seconds": self.core_seconds, **event["metrics"]}
@@ -263,8 +263,11 @@ def own_rows(config: SFT, rank: int, world: int) -> list[int]:
     return [i * size + rank * own + j for i in range(minibatches) for j in range(own)]
 
 
-def mean(window: list[dict]) -> dict[str, float]:
-    """The mean of each metric over the updates that logged it."""
-    names = {name for metrics in window for name in metrics}
-    values = {name: [float(m[name]) for m in window if name in m] for name in sorted(names)}
-    return {name: sum(v) / len(v) for name, v in values.items()}
+def together(steps: list[dict]) -> dict[str, float]:
+    """Each metric over the steps that logged it: the mean, of names that end in `_max` or `_min` the extreme."""
+    names = {name for metrics in steps for name in metrics}
+    values = {name: [float(m[name]) for m in steps if name in m] for name in sorted(names)}
+    return {
+        name: max(v) if name.endswith("_max") else min(v) if name.endswith("_min") else sum(v) / len(v)
+        for name, v in values.items()
+    }

@@ -1,7 +1,8 @@
 """RL losses as pure functions: the clipped policy gradient over decisions of all kinds, and the KL to a reference."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +24,20 @@ class Extreme:
 
 
 Logged = Mean | Extreme
+Over = Literal["decisions", "rollouts", "sums"]  # what the mean of a loss is over, see `counted`
+
+
+def detached(decisions: list[Decision]) -> list[Decision]:
+    """The same decisions without gradient: those of the old policy."""
+    return [
+        replace(
+            d,
+            logp_BT=d.logp_BT.detach(),
+            entropy_BT=d.entropy_BT.detach(),
+            expected_BT=None if d.expected_BT is None else d.expected_BT.detach(),
+        )
+        for d in decisions
+    ]
 
 
 def flat(reward_PG: Tensor) -> Tensor:
@@ -30,23 +45,36 @@ def flat(reward_PG: Tensor) -> Tensor:
     return reward_PG.max(1).values == reward_PG.min(1).values
 
 
+def counted(decisions: list[Decision], over: Over) -> Tensor:
+    """What the mean of a loss is divided by: the decisions made, or for "rollouts" and "sums" the rollouts."""
+    made = sum((d.mask_BT.sum() for d in decisions[1:]), decisions[0].mask_BT.sum())
+    return made if over == "decisions" else torch.full_like(made, len(decisions[0].mask_BT))
+
+
 def policy_loss(
-    now: list[Decision], old: list[Decision], adv: list[Tensor], clip: tuple[float, float], entropy: float
-) -> tuple[Mean, dict[str, Logged]]:
-    """PPO's clipped objective over the decisions of all kinds, and an entropy bonus: a mean over decisions.
+    now: list[Decision], old: list[Decision], adv: list[Tensor], clip: tuple[float, float], entropy: float,
+    over: Over = "decisions",
+) -> tuple[Mean, dict[str, Logged]]:  # fmt: skip
+    """PPO's clipped objective over the decisions of all kinds, and an entropy bonus.
 
-        L = - sum_{b,t} min(rho A_bt, clip(rho, 1 - low, 1 + high) A_bt) / #decisions - entropy * mean H
+        L = - sum_{b,t} w_b (min(rho A_bt, clip(rho, 1 - low, 1 + high) A_bt) + entropy * H_bt) / n
 
-    #decisions counts those of the whole minibatch, of all kinds and on all processes, so that every decision has the
-    same weight, whatever its kind and however long its rollout. rho = exp(logp - logp_old) (Schulman et al. 2017,
-    arXiv:1707.06347, eq. 7; asymmetric clip: DAPO, arXiv:2503.14476). `now` carries gradient, `old` holds the
-    log-probabilities of the sampling policy, `adv` the advantages for each entry of `now`, (B, T) or (B, 1).
-    Continuous decisions, whose log-probability is that of a density, have no part in the bonus. Logs the ratio, the
-    share that is clipped, and the entropy of each kind.
+    `over` decisions: w = 1 and n counts the decisions of the whole minibatch, of all kinds and on all processes, so
+    that every decision has the same weight, whatever its kind and however long its rollout (DAPO, arXiv:2503.14476,
+    eq. 8, for tokens). Over rollouts: w is one by a rollout's decisions, n the rollouts (GRPO, arXiv:2402.03300, eq.
+    3). Over sums: w = 1, n the rollouts (Dr. GRPO, arXiv:2503.20783, with 1 for its constant).
+
+    rho = exp(logp - logp_old) (Schulman et al. 2017, arXiv:1707.06347, eq. 7; asymmetric clip: DAPO). `now` carries
+    gradient, `old` holds the log-probabilities of the sampling policy, `adv` the advantages for each entry of `now`,
+    (B, T) or (B, 1). Continuous decisions, whose log-probability is that of a density, have no part in the bonus. Logs
+    the ratio, the share that is clipped, and the entropy of each kind.
     """
+    weight_B1: Tensor | float = 1.0
+    if over == "rollouts":
+        made_B = sum((d.mask_BT.sum(1) for d in old[1:]), old[0].mask_BT.sum(1))
+        weight_B1 = 1 / made_B.clamp(min=1)[:, None]
     gain: Tensor | float = 0.0
     bonus: Tensor | float = 0.0
-    count: Tensor | int = 0
     entropies: dict[str, Mean] = {}
     ratios: list[Mean] = []
     clipped: list[Mean] = []
@@ -56,11 +84,10 @@ def policy_loss(
         rho_BT = (new.logp_BT - was.logp_BT.detach()).exp()
         bounded_BT = rho_BT.clamp(1 - clip[0], 1 + clip[1]) * adv_BT
         mask_BT = was.mask_BT
-        gain = gain + torch.where(mask_BT, torch.minimum(rho_BT * adv_BT, bounded_BT), 0).sum()
+        gain = gain + (weight_B1 * torch.where(mask_BT, torch.minimum(rho_BT * adv_BT, bounded_BT), 0)).sum()
         if not new.density:  # the entropy of a density may be negative, and does not compare with the others'
-            bonus = bonus + torch.where(mask_BT, new.entropy_BT, 0).sum()
+            bonus = bonus + (weight_B1 * torch.where(mask_BT, new.entropy_BT, 0)).sum()
         made = mask_BT.sum()
-        count = count + made
         was_BT = rho_BT.detach()  # masked and not indexed: how many were made the host would have to wait for
         ratios.append(Mean(torch.where(mask_BT, was_BT, 0).sum(), made))
         clipped.append(Mean(((was_BT * adv_BT > bounded_BT.detach()) & mask_BT).sum(), made))
@@ -77,7 +104,7 @@ def policy_loss(
         "clipped": reduce(Mean.joined, clipped),
     }
     assert isinstance(gain, Tensor)  # there is at least one kind of decision
-    return Mean(-(gain + entropy * bonus), count), logged
+    return Mean(-(gain + entropy * bonus), counted(old, over)), logged
 
 
 def kl_to_reference(now: list[Decision], reference: list[Decision]) -> Mean:

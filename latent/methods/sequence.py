@@ -140,7 +140,10 @@ class AlongSequence(Method[ConfigT]):
         fed_BTD, kept = self.backbone.embed(text.ids_BT[:, :-1]), t + self.closing_positions
         if self.closing is not None:
             fed_BTD = torch.cat([self.closing.expand(b, 1, -1), fed_BTD], 1)
-        h_BTD, context = self.backbone.hidden(prompt.ids_BT, prompt.mask_BT, kept, prompt.after, then_BKD=fed_BTD)
+        real_B = None if text.lengths_B is None else text.lengths_B - 1 + self.closing_positions
+        h_BTD, context = self.backbone.hidden(
+            prompt.ids_BT, prompt.mask_BT, kept, prompt.after, then_BKD=fed_BTD, real_B=real_B
+        )
         h_BTD = h_BTD[:, -kept:]
         context = context.without_last(t - 1)  # a next turn reads the text again, with what follows it
         thought = Thought(h_BTD[:, -t:], context, h_BTD[:, :1], prompt.ids_BT.new_zeros(b))

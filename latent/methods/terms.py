@@ -35,10 +35,13 @@ class Mean:
         return self.total / self.count if self.count else self.total
 
 
-def text_hidden(backbone: Backbone, thought: Thought, ids_UT: Tensor, row_U: Tensor | None = None) -> Tensor:
+def text_hidden(
+    backbone: Backbone, thought: Thought, ids_UT: Tensor, lengths_U: Tensor | None = None, row_U: Tensor | None = None
+) -> Tensor:
     """Final hidden states (U, T, D) that give each token of texts after a thought, the texts read in parallel.
 
-    `row_U`: the thought's row that each text follows, where they are not one to one.
+    `lengths_U`: tokens of each text without padding, None = T. `row_U`: the thought's row that each text follows, where
+    they are not one to one.
     """
     h_UTD, context, t = thought.h_UTD, thought.context, ids_UT.shape[1]
     if row_U is not None:
@@ -47,7 +50,8 @@ def text_hidden(backbone: Backbone, thought: Thought, ids_UT: Tensor, row_U: Ten
         return h_UTD[:, :t]
     assert h_UTD.shape[1] == 1, f"a text of {t} tokens after a parallel answer of {h_UTD.shape[1]}"
     assert context is not None  # as it is after everything but a parallel answer, which is all of its text
-    rest_UTD, _ = backbone.step(backbone.embed(ids_UT[:, :-1]), context)
+    real_U = None if lengths_U is None else lengths_U - 1
+    rest_UTD, _ = backbone.step(backbone.embed(ids_UT[:, :-1]), context, real_B=real_U)
     return torch.cat([h_UTD, rest_UTD], 1)
 
 
@@ -56,7 +60,7 @@ def text_loss(backbone: Backbone, thought: Thought, text: Text) -> tuple[Mean, d
 
     Logs `ce` and `exact`, the share of rows whose every token is the most likely one, teacher-forced.
     """
-    h_BTD = text_hidden(backbone, thought, text.ids_BT)
+    h_BTD = text_hidden(backbone, thought, text.ids_BT, text.lengths_B)
     loss, hit_BT = token_loss(backbone, h_BTD, text)
     return loss, {"ce": loss, "exact": share(hit_BT.all(1))}
 

@@ -4,11 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from kernels.errors import UserError
 from latent.config import Converged, Fixed, LearnedStop, ModelConfig
 from latent.generate import decode
 from latent.methods import Coconut, CoT, NoCoT, Recurrent, Sim
 from latent.methods.feedback import Feedback
 from latent.methods.terms import text_hidden
+from latent.text import Batch, pad_left
 from latent.thought import Greedy, Sample
 from tests.helpers import SMALL, cups_batch, ragged_prompt, row_of, small_reasoner
 
@@ -285,3 +287,23 @@ def test_configs_say_what_is_wrong():
     with pytest.raises(ValueError, match=r"step_tokens is 2"):
         reasoner = small_reasoner(Sim(step_tokens=2))
         reasoner.method.loss(cups_batch(reasoner.codec))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize(
+    "config", [CoT(), Sim(n_latent=2, step_tokens=9), Coconut(n_latent=2)], ids=["cot", "sim", "coconut"]
+)
+def test_rows_that_fit_alone_fit_together(config, family):
+    """A long question with a short chain beside a short one with a long chain: the loss is that of each row alone."""
+    shape = ModelConfig(family=family, n_layer=2, n_embd=16, n_head=2, n_positions=30)
+    method = small_reasoner(config, shape, dtype=torch.float64).method
+    rows = [([1, 2, 3] * 6 + [4], [(4,)], (5, 6)), ([1, 2], [(3, 4, 5)] * 5, (6, 7)), ([1] * 8, [(2, 3)], (4,) * 9)]
+    batches = [Batch(pad_left([q], 0), [steps], [answer], 0) for q, steps, answer in rows]
+    questions, steps, answers = map(list, zip(*rows))
+    together = method.terms(Batch(pad_left(questions, 0), steps, answers, 0))[0]
+    for term, *alone in zip(together, *(method.terms(b)[0] for b in batches), strict=True):
+        torch.testing.assert_close(term.total, sum(a.total for a in alone), rtol=1e-6, atol=0)
+        assert int(term.count) == sum(int(a.count) for a in alone)
+    rows[0][0].extend([1] * 10)  # 29 to read leave no room for chain and answer
+    with pytest.raises(UserError, match="the model has 30"):
+        method.terms(Batch(pad_left(questions, 0), steps, answers, 0))

@@ -8,8 +8,9 @@ from eval.environments import ProntoQA, build
 from latent.config import Converged, LearnedStop, ModelConfig
 from latent.generate import decode, rollout, score
 from latent.methods import NoCoT, Recurrent, Sim
+from latent.methods.terms import text_hidden
 from latent.thought import Greedy, Prompt, Replay, Sample
-from tests.helpers import cups_batch, ragged_prompt, small_reasoner
+from tests.helpers import cups_batch, ragged_prompt, row_of, small_reasoner
 
 STOPPING = Sim(n_latent=4, stride=2, halt=LearnedStop(bias=-0.5))
 
@@ -188,3 +189,31 @@ def test_a_greedy_text_ends_at_its_own_last_position(config, family):
     alone = [reasoner.answer([q])[0] for q in questions]
     assert reasoner.answer(questions) == alone
     assert max(len(text.split()) for text in alone) > 35  # beside the longest prompt 30 positions are left
+
+
+@pytest.mark.parametrize("config", [NoCoT(), Sim(n_latent=2, stride=1)])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_drawn_text_ends_at_its_own_last_position_and_is_scored_there(config, family):
+    """A text may be as long as alone, whatever prompt stands beside it; each is scored as its row read anew."""
+    shape = ModelConfig(family=family, n_layer=1, n_embd=16, n_head=2, n_positions=24)
+    near = {"gpt2": 1e-10, "llama": 1e-6}[family]  # rotations are in fp32
+    torch.manual_seed(2)
+    method = small_reasoner(config, shape, dtype=torch.float64).method
+    prompt = ragged_prompt((3, 18, 9))
+    end, k = 0, config.n_latent if isinstance(config, Sim) else 0
+    rolled = rollout(method, prompt, 4, 100, end, 1.0)
+    text = rolled.decisions[-1]
+    lengths = text.mask_BT.sum(1)
+    longest = [24 - k - n + 1 for n in (3, 18, 9) for _ in range(4)]
+    ended = [bool(row[n - 1] == end) for row, n in zip(rolled.tokens_BT, lengths)]
+    assert all(n == most or done for n, most, done in zip(lengths.tolist(), longest, ended))
+    assert lengths[:4].max() > 7 - k >= lengths[4:8].max()  # beside the longest prompt 7 are left before latents
+    (scored,) = score(method, rolled, 1.0)
+    torch.testing.assert_close(scored.logp_BT[text.mask_BT], text.logp_BT[text.mask_BT], rtol=0, atol=near)
+    for b in range(12):
+        one, n = row_of(prompt, b // 4), int(lengths[b])
+        thought = method.think(one, Greedy())
+        tokens = rolled.tokens_BT[b : b + 1, :n]
+        h_1TD = text_hidden(method.backbone, thought, tokens)
+        logp_1T = method.backbone.head(h_1TD).log_softmax(-1).gather(2, tokens[..., None])[..., 0]
+        torch.testing.assert_close(scored.logp_BT[b, :n], logp_1T[0], rtol=0, atol=near)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch.distributions import Bernoulli
 
 from eval.environments import Cups, build
+from eval.environments.base import Session
 from eval.judge import Sessions, judge
 from kernels.errors import UserError
 from latent.config import LearnedStop, ModelConfig
@@ -169,6 +170,71 @@ def test_the_judge_plays_and_parts_of_rollouts_are_the_rollouts_of_parts():
         made = torch.cat([F.pad(s.mask_BT, (0, d.mask_BT.shape[1] - s.mask_BT.shape[1])) for s in some])
         assert torch.equal(made, d.mask_BT)
         torch.testing.assert_close(logp.where(made, 0), d.logp_BT.where(made, 0), atol=1e-10, rtol=0)
+
+
+def test_a_part_none_of_whose_episodes_goes_on_is_scored_without_a_second_turn():
+    """Of six rollouts two go on: those of the whole are those of the parts, the last of which has one turn alone."""
+    reasoner = reasoner_of(Sim(n_latent=2, step_tokens=6, halt=LearnedStop(bias=0.0)))
+    problems = ENV.problems("test", 4, 3)
+    second = [reasoner.codec.observation(ENV.turns_of(p)[1].question) for p in problems for _ in range(2)]
+
+    def react(rows, tokens_NT):
+        first, turns[0] = turns[0], False
+        return [second[row] if first and row < 2 else None for row in rows]
+
+    turns = [True]
+    prompt = reasoner.codec.prompt([p.question for p in problems])
+    rolled = rollout(reasoner.method, prompt, 2, reasoner.max_tokens, None, 1.0, react)
+    assert rolled.later[0].rows_N.tolist() == [0, 1]
+    whole = score(reasoner.method, rolled, 1.0)
+    parts = [score(reasoner.method, rolled.prompts(slice(i, i + 1)), 1.0) for i in range(3)]
+    assert [d.turn for d in whole] == [d.turn for d in parts[2]]
+    for d, *some in zip(whole, *parts, strict=True):
+        made = torch.cat([F.pad(s.mask_BT, (0, d.mask_BT.shape[1] - s.mask_BT.shape[1])) for s in some])
+        logp = torch.cat([F.pad(s.logp_BT, (0, d.logp_BT.shape[1] - s.logp_BT.shape[1])) for s in some])
+        assert torch.equal(made, d.mask_BT) and bool(d.mask_BT[2:].any()) == (d.turn == 0)
+        torch.testing.assert_close(logp.where(made, 0), d.logp_BT.where(made, 0), atol=1e-10, rtol=0)
+
+
+class Ending(Session):
+    """Ends after the first turn."""
+
+    def step(self, text):
+        return None, 0.25, True
+
+
+def test_a_session_that_ends_early_is_judged_by_the_turn_in_which_it_ended():
+    class Short(type(ENV)):
+        def open(self, problem):
+            return Ending()
+
+    env = Short(ENV.config)
+    both = ((p, *env.turns_of(p)) for p in env.problems("test", 4, 20))
+    problem, first, second = next(each for each in both if each[1].answer != each[2].answer)
+    codec = reasoner_of(Sim(n_latent=2, step_tokens=6)).codec
+    for text, right in ((first.answer, True), (second.answer, False)):
+        sessions = Sessions(env, [problem], codec)
+        sessions.react([0], torch.tensor([codec.answer(text)]))
+        (verdict,) = sessions.verdicts()
+        assert (verdict.correct, verdict.reward) == (right, 0.25)
+
+
+def test_a_session_that_fails_names_its_problem():
+    class Broken(Session):
+        def step(self, text):
+            return {}["gold"], 0.0, True
+
+    class Worthless(Session):
+        def step(self, text):
+            return None, float("nan"), True
+
+    (problem,) = ENV.problems("test", 4, 1)
+    codec = reasoner_of(Sim(n_latent=2, step_tokens=6)).codec
+    for session, said in ((Broken(), "failed: KeyError: 'gold'"), (Worthless(), "gave the reward nan")):
+        sessions = Sessions(ENV, [problem], codec)
+        sessions.sessions = [session]
+        with pytest.raises(RuntimeError, match=f"the session of problem {problem.key} {said}"):
+            sessions.react([0], torch.tensor([codec.answer(problem.answer)]))
 
 
 def test_a_loop_along_the_depth_says_that_it_reads_one_question():

@@ -28,7 +28,7 @@ GROUPS = (
         ("weight decay ignored", "weight_decay=c.weight_decay", "weight_decay=0.0"),
         ("beta2 ignored", "betas=(0.9, c.beta2)", "betas=(0.9, 0.999)"),
         ("stop_at ignored", "bool(enough) and", "False and"),
-        ("the log has one update, not their mean", "= mean(window)", "= mean(window[-1:])"),
+        ("the log has one update, not their mean", "= together(window)", "= together(window[-1:])"),
         ("the log's window is never emptied", "window.clear()", "pass"),
         ("the same seed at every step", "seed_of(self.record.run.seed, step, self.engine.rank)",
          "seed_of(self.record.run.seed, 0, self.engine.rank)"),
@@ -188,7 +188,29 @@ GROUPS = (
         ("updates without a signal need not be in a row", '.get("flat", 0) + 1 if no_signal else 0',
          '.get("flat", 0) + no_signal'),
         ("answers judged by other problems", "problems[i // c.group]", "problems[i % len(problems)]"),
-        ("sampler and trainer may differ", "if not gap <= limit:", "if False:"),
+        ("sampler and trainer may differ", "if not bf16 and not float", "if False and not float"),
+        ("in bfloat16, too", "if bf16 and not float", "if False and not float"),
+        ("a text that was cut has ended", "& ~((d.value_BT == end)", "& ((d.value_BT == end)"),
+    )),
+    ("train/rlvr.py", "tests/train/test_micro_batches.py", (
+        ("counts of an algorithm are not looked at", "if told != made:", "if False:"),
+    )),
+    ("train/loop.py", "tests/train/test_reward_signal.py", (
+        ("extremes are averaged", 'max(v) if name.endswith("_max") else ', ""),
+    )),
+    ("train/losses.py", "tests/train/test_losses.py", (
+        ("a rollout's decisions are not its mean", "weight_B1 = 1 / made_B", "weight_B1 = 1 + 0 * made_B"),
+        ("rollouts without a decision do not count", "torch.full_like(made, len(decisions[0].mask_BT))", "made"),
+    )),
+    ("train/algorithms/expert.py", "tests/train/test_algorithms.py", (
+        ("what is learned is clipped", "detached(now), outcome_B", "old, outcome_B"),
+    )),
+    ("latent/backbone.py", "tests/latent/test_methods.py", (
+        ("rows that do not fit are cut", "self.check_length(int(ends_B.max()))", "pass"),
+        ("rows that fit alone are refused", "if reach <= self.positions or ends_B is None:", "if True:"),
+    )),
+    ("eval/judge.py", "tests/latent/test_turns.py", (
+        ("a session is judged by its last turn", "turns[min(len(texts), len(turns)) - 1]", "turns[-1]"),
     )),
     ("train/checkpoint.py", f"{DISK}::test_the_last_checkpoints_are_kept_and_their_number_changes_no_id", (
         ("one checkpoint kept", "mine[:keep]", "mine[:1]"),

@@ -49,6 +49,17 @@ def test_expert_iteration_is_cross_entropy_of_what_was_right():
         torch.testing.assert_close(g, -right * d.mask_BT / count)
 
 
+def test_expert_iteration_clips_nothing():
+    """In later updates on the same rollouts too its gradient is that of - log p, however far the policy has gone."""
+    torch.manual_seed(4)
+    (old,) = [made_of("token", [0, 1, 2], rows=4)]
+    now = replace(old, logp_BT=torch.randn(4, 3).double().requires_grad_())
+    outcome_B = torch.tensor([1.0, 0.0, 1.0, 1.0]).double()
+    (policy,), _ = ExpertIteration().loss([now], [old], outcome_B, (0.2, 0.2), 0.0)
+    (g,) = torch.autograd.grad(policy.taken(), [now.logp_BT])
+    torch.testing.assert_close(g, -outcome_B[:, None] * old.mask_BT / old.mask_BT.sum())
+
+
 def made_of(kind: str, times: list[int], turn: int = 0, rows: int = 5) -> Decision:
     shape = rows, len(times)
     mask = torch.rand(shape) < 0.7

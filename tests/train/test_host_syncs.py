@@ -169,6 +169,7 @@ def test_learning_from_rollouts_waits_three_times(tmp_path):
     prompt = trainer.reasoner.codec.prompt([p.question for p in trainer.problems(env, 0)], trainer.engine.device)
     rolled = rlvr.sample(trainer, prompt, 0)
     outcome_B = torch.randn(16)
+    trainer.done = 1  # in the first update the counts of the algorithm's terms are looked at as well
     with Syncs() as syncs:
         rlvr.learn(trainer, rolled, outcome_B, None)
     assert syncs.found == {"cpu": 3}

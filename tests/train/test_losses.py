@@ -5,6 +5,7 @@ import torch
 from torch.distributions import Categorical
 
 from latent.thought import Decision
+from train.algorithms import GRPO, DrGRPO
 from train.losses import kl_to_reference, policy_loss
 
 
@@ -36,6 +37,29 @@ def test_policy_loss_is_the_sum_written_out():
     assert float(loss.taken()) == pytest.approx(float(-total / count - 0.01 * 0.3))
     assert float(metrics["clipped"].taken()) == pytest.approx(clipped / count)
     assert float(metrics["entropy_halt"].taken()) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("make", [DrGRPO, GRPO])
+def test_what_a_mean_is_over(make):
+    """Rollouts of 1, 5 and 0 decisions, of two kinds: each alike, a rollout's mean, and a rollout's sum, by hand."""
+    torch.manual_seed(1)
+    halts = decisions(-torch.rand(3, 2), [[False, False], [True, True], [False, False]], "halt")
+    text = decisions(-torch.rand(3, 3), [[True, False, False], [True, True, True], [False, False, False]])
+    old, adv_B = [halts, text], torch.tensor([0.5, -1.0, 2.0]).double()
+    now = [decisions(d.logp_BT + 0.05 * torch.randn(d.logp_BT.shape), d.mask_BT, d.kind) for d in old]
+    every = [((n.logp_BT - o.logp_BT).exp(), o.mask_BT) for n, o in zip(now, old)]
+    ratios = [[float(x) for rho_BT, made_BT in every for x in rho_BT[b][made_BT[b]]] for b in range(3)]
+    sums = [sum(float(adv_B[b]) * rho + 0.01 * 0.3 for rho in of) for b, of in enumerate(ratios)]
+    want = {
+        "decisions": (sum(sums) / 6, 6),
+        "rollouts": ((sums[0] / 1 + sums[1] / 5) / 3, 3),
+        "sums": (sum(sums) / 3, 3),
+    }
+    for over, (mean, count) in want.items():
+        algorithm = make(over=over)
+        (loss,), _ = algorithm.loss(now, old, adv_B, (0.9, 0.9), 0.01)
+        assert float(loss.taken()) == pytest.approx(-mean) and int(loss.count) == count
+        assert [int(n) for n in algorithm.counts(old)] == [count]
 
 
 def test_policy_gradient_is_that_of_the_expected_reward():

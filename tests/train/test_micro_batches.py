@@ -19,6 +19,7 @@ from latent.thought import Share
 from tests.train.by_hand import trainer_of
 from tests.train.test_processes import BY_RL, LEARN, assert_same, run_of, train
 from train import memory
+from train.algorithms import Algorithm, DrGRPO
 from train.config import RLVR, SFT, Run
 from train.presets import PRESETS
 
@@ -41,6 +42,31 @@ def test_any_micro_batch_gives_the_weights_and_log_of_one_piece(name, size, data
     whole = train(run_of(name, data), tmp_path / "whole")
     assert_same(train(run_of(name, data, size), tmp_path / "cut"), whole)
     assert run_of(name, data, size).id == run_of(name, data).id
+
+
+@dataclasses.dataclass(frozen=True)
+class ByRollout(DrGRPO):
+    """A loss that is a mean over rollouts, and does not say so."""
+
+    over: str = "rollouts"
+
+    def counts(self, decisions):
+        return Algorithm.counts(self, decisions)
+
+
+@pytest.mark.parametrize("over", ["rollouts", "sums"])
+def test_a_mean_over_rollouts_is_that_of_one_piece(over, data, tmp_path):
+    run = run_of("rl", data)
+    run = dataclasses.replace(run, train=dataclasses.replace(run.train, algorithm=DrGRPO(over=over)))
+    cut = dataclasses.replace(run, train=dataclasses.replace(run.train, micro_batch=5))
+    assert_same(train(cut, tmp_path / "cut"), train(run, tmp_path / "whole"))
+
+
+def test_an_algorithm_whose_counts_are_not_those_of_its_terms_is_refused(data, tmp_path):
+    run = run_of("rl", data)
+    run = dataclasses.replace(run, train=dataclasses.replace(run.train, algorithm=ByRollout()))
+    with pytest.raises(UserError, match=r"ByRollout\.counts says that .* are means over \[\d+\], and they are"):
+        train(run, tmp_path)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -9,9 +9,10 @@ from eval.environments import Cups
 from kernels.errors import UserError
 from latent.config import LearnedStop, ModelConfig
 from latent.methods import Sim
-from latent.thought import Decision
+from latent.rollout import Rollout, Turn
+from latent.thought import Decision, Prompt
 from tests.train.by_hand import trainer_of
-from train import rlvr
+from train import loop, rlvr
 from train.config import RLVR, Run
 
 
@@ -35,7 +36,7 @@ def test_a_sampler_that_is_not_the_trainers_policy_is_an_error(gap, said):
     """Where a decision was made; what is masked does not count."""
     logp, mask = torch.tensor([[-1.0, -2.0, -3.0]]), torch.tensor([[True, True, False]])
     sampled = Decision("token", torch.zeros_like(logp), logp, torch.zeros_like(logp), mask, torch.arange(3))
-    limit = rlvr.LARGEST_GAP
+    ratios = {"ratio_min": torch.tensor(1.0), "ratio_max": torch.tensor(1.0)}
 
     def scored(place: int, more: float) -> Decision:
         other = logp.clone()
@@ -44,19 +45,47 @@ def test_a_sampler_that_is_not_the_trainers_policy_is_an_error(gap, said):
             "token", torch.zeros_like(logp), other, torch.zeros_like(logp), mask, torch.arange(logp.shape[1])
         )
 
-    def checked(place: int, more: float) -> float:
+    def checked(place: int, more: float, bf16: bool = False) -> float:
         found = rlvr.sampler_gap([scored(place, more)], [sampled])
-        one = torch.tensor(1.0)
-        rlvr.check_on_policy({"ratio_min": one, "ratio_max": one, "sampler_gap": found}, limit)
-        return float(found)
+        gaps = {"sampler_gap": found["sampler_gap"].taken(), "sampler_gap_max": found["sampler_gap_max"].value}
+        rlvr.check_on_policy({**ratios, **gaps}, bf16=bf16, fresh=True)
+        assert not gaps["sampler_gap_max"] or gaps["sampler_gap"] == gaps["sampler_gap_max"] / 2  # of two decisions
+        return float(gaps["sampler_gap_max"])
 
     with pytest.raises(RuntimeError, match=f"sampler and trainer differ by {said} nats on one decision"):
         checked(1, gap)
     assert checked(2, 0.02) == 0.0
     assert checked(0, 5e-4) == pytest.approx(5e-4, rel=1e-3)
+    assert checked(0, 0.19, bf16=True) == pytest.approx(0.19)
+    with pytest.raises(RuntimeError, match=r"differ by 0\.11 nats a decision"):
+        checked(0, 0.22, bf16=True)
+    no_gap = {"sampler_gap": torch.tensor(0.0), "sampler_gap_max": torch.tensor(0.0)}
+    ratios = {"ratio_min": torch.tensor(1.0), "ratio_max": torch.tensor(1.5)}
+    rlvr.check_on_policy({**ratios, **no_gap}, bf16=False, fresh=False)
     with pytest.raises(RuntimeError, match=r"ratio on fresh rollouts: 1.0 to 1.5"):
-        ratios = {"ratio_min": torch.tensor(1.0), "ratio_max": torch.tensor(1.5)}
-        rlvr.check_on_policy({**ratios, "sampler_gap": torch.tensor(0.0)}, limit)
+        rlvr.check_on_policy({**ratios, **no_gap}, bf16=False, fresh=True)
+
+
+def test_metrics_of_several_steps_are_means_and_extremes():
+    steps = [{"loss": 1.0, "ratio_max": 3.0, "ratio_min": 0.5}, {"loss": 2.0, "ratio_max": 1.5, "ratio_min": 0.9}, {}]
+    assert loop.together(steps) == {"loss": 1.5, "ratio_max": 3.0, "ratio_min": 0.5}
+
+
+def test_a_rollout_is_truncated_where_a_text_of_it_did_not_end():
+    """In any turn; a turn that it has not come to is none of its texts."""
+
+    def text(rows: list[list[int]], turn: int) -> Decision:
+        made = torch.tensor([[t >= 0 for t in row] for row in rows])
+        zeros = torch.zeros(made.shape)
+        return Decision("token", torch.tensor(rows), zeros, zeros, made, torch.arange(made.shape[1]), turn)
+
+    first = text([[5, 9, -1], [5, 5, 5], [9, -1, -1], [4, 4, 9]], 0)
+    second = text([[9, -1], [9, -1], [-1, -1], [4, 4]], 1)
+    rolled = Rollout(Prompt(torch.zeros(2, 1, dtype=torch.long)), 2, first.value_BT, torch.zeros(4), [first])
+    assert rlvr.truncated(rolled, 9).tolist() == [False, True, False, False]
+    none_B = torch.zeros(4, dtype=torch.long)
+    rolled.later = [Turn(torch.arange(4), rolled.prompt, second.value_BT, none_B, [second])]
+    assert rlvr.truncated(rolled, 9).tolist() == [False, True, False, True]
 
 
 def test_every_rollout_is_judged_by_its_own_problem(tmp_path):

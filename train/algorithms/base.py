@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 class Algorithm:
     """An algorithm and its choices. `name` is what the command line calls it.
 
-    `least_group`: fewest rollouts a prompt. `terms`: how many terms `loss` returns, each a mean over the decisions
-    made.
+    `least_group`: fewest rollouts a prompt. `terms`: how many terms `loss` returns.
     """
 
     name: ClassVar[str]
@@ -46,6 +45,15 @@ class Algorithm:
     def credit(self, outcome_B: Tensor, old: list[Decision]) -> list[Tensor]:
         """The advantage of every decision (B, T), of each kind; here the rollout's outcome for all of them (B, 1)."""
         return [outcome_B[:, None] for _ in old]
+
+    def counts(self, decisions: list[Decision]) -> list[Tensor]:
+        """What each term of `loss` is a mean over, known before it is computed: here the decisions made.
+
+        Micro-batches and processes divide their share of a term by the sum of these counts.
+        """
+        from train.losses import counted
+
+        return [counted(decisions, "decisions")] * self.terms
 
     def loss(
         self, now: list[Decision], old: list[Decision], outcome_B: Tensor, clip: tuple[float, float], entropy: float

@@ -10,6 +10,10 @@ from train.algorithms.base import Algorithm
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from latent.methods.terms import Mean
+    from latent.thought import Decision
+    from train.losses import Logged
+
 
 @dataclass(frozen=True)
 class ExpertIteration(Algorithm):
@@ -17,8 +21,9 @@ class ExpertIteration(Algorithm):
 
     A rollout counts 1 where it is accepted and 0 elsewhere: its decisions' log-probabilities are raised, none is
     lowered. At the default that is where it is right, unless its latents cost half a reward.
-    Deviates: a round is one update's rollouts, so that the answers are always the present policy's; the mean is over
-    all decisions, wrong ones' included, which AdamW's scale makes up for.
+    Nothing is clipped: with several updates a batch each is supervised training, too. Deviates: a round is one batch's
+    rollouts, and not a pass over the data; the mean is over all decisions, wrong ones' included, which AdamW's scale
+    makes up for.
     """
 
     name: ClassVar[str] = "expert"
@@ -28,6 +33,13 @@ class ExpertIteration(Algorithm):
 
     def outcome(self, reward_PG: Tensor) -> Tensor:
         return (reward_PG >= self.accept).to(reward_PG.dtype)
+
+    def loss(
+        self, now: list[Decision], old: list[Decision], outcome_B: Tensor, clip: tuple[float, float], entropy: float
+    ) -> tuple[list[Mean], dict[str, Logged]]:
+        from train.losses import detached
+
+        return super().loss(now, detached(now), outcome_B, clip, entropy)  # its ratio is 1: its gradient is of log p
 
     def signal(self, reward_PG: Tensor) -> bool:
         return bool((reward_PG >= self.accept).any())

@@ -7,7 +7,7 @@ shapes none of them: its input carries no gradient. Advantages are generalised e
     delta_t = gamma V_{t+1} - V_t, plus the reward at the last;   A_t = sum_l (gamma lambda)^l delta_{t+l}
 
 and the critic learns A_t + V_t. Deviates: advantages are not whitened over the batch, and the critic's loss is not
-clipped.
+clipped. In several turns the rewards of all turns are added up and come at the end.
 """
 
 from __future__ import annotations

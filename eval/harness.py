@@ -48,6 +48,8 @@ def main(args: list[str] | None = None) -> int:
     stock = tasks.TaskManager
     try:
         if options.command == "run":
+            if (limit := getattr(options, "limit", None)) is not None and not limit > 0:
+                raise UserError(f"--limit must be above 0, got {limit:g}")
             if path := getattr(options, "output_path", None):
                 check_writable(Path(path), "--output_path", folder=not path.endswith(".json"))
             named = set(" ".join(options.tasks or ["all"]).replace(",", " ").split())

@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -44,11 +44,20 @@ def verify(env: Environment, problem: Problem, text: str) -> Verdict:
         raise RuntimeError(f"the verifier failed on problem {problem.key}: {type(e).__name__}: {e}") from e
     if not isinstance(verdict, Verdict):
         raise UserError(f"{type(env).__name__}.verify must give a Verdict, got {verdict!r:.40}")
-    if type(verdict.correct) is not bool or type(verdict.parsed) is not bool or type(verdict.reward) is not float:
-        verdict = Verdict(float(verdict.reward), bool(verdict.correct), bool(verdict.parsed), verdict.reason)  # numpy's
-    if not math.isfinite(verdict.reward):
-        raise RuntimeError(f"the verifier gave problem {problem.key} the reward {verdict.reward}")
-    return verdict
+    # numpy's and torch's scalars are numbers, too
+    reward, correct, parsed = (_scalar(x) for x in (verdict.reward, verdict.correct, verdict.parsed))
+    is_number = isinstance(reward, int | float) and math.isfinite(reward)
+    if not is_number or any(x not in (0, 1) or isinstance(x, float) for x in (correct, parsed)):
+        raise UserError(
+            f"{type(env).__name__}.verify must give a finite reward, and True or False for correct and parsed, got "
+            f"{verdict!r:.200} on problem {problem.key}"
+        )
+    return Verdict(float(reward), bool(correct), bool(parsed), verdict.reason)
+
+
+def _scalar(x: Any) -> Any:
+    """A scalar of any library as Python's own; anything else as it is."""
+    return x.item() if getattr(x, "shape", None) == () and hasattr(x, "item") else x
 
 
 class Sessions:
@@ -77,9 +86,9 @@ class Sessions:
             observation, reward, done = self.sessions[row].step(text)
         except Exception as e:
             raise RuntimeError(f"the session of problem {key} failed: {type(e).__name__}: {e}") from e
-        if not math.isfinite(reward):
-            raise RuntimeError(f"the session of problem {key} gave the reward {reward}")
-        return observation, reward, done
+        if not (isinstance(value := _scalar(reward), int | float) and math.isfinite(value)):
+            raise UserError(f"the session of problem {key} must give a finite reward, got {reward!r:.40}")
+        return observation, float(value), done
 
     def verdicts(self) -> list[Verdict]:
         """For each row the verdict on its last text, as the answer of the turn in which its session ended, with the

@@ -75,6 +75,12 @@ class Recorded:
         return self.home.name
 
     @property
+    def data(self) -> str | None:
+        """The fingerprint of the data that its problems come from; None where its config alone says what they are."""
+        path = self.home / "env.json"
+        return read_json(path).get("data") if path.exists() else None
+
+    @property
     def flat(self) -> dict[str, object]:
         """Config fields by dotted name. The value of a part is its class name."""
         return _flat(self.config)
@@ -126,13 +132,28 @@ def check(run: Recorded) -> None:
                 raise UserError(f"{path}: field 'clusters' must hold a number from 0 for each of 'correct'")
 
 
+def judged_alike(a: Recorded, b: Recorded) -> bool:
+    """Whether two finished runs were judged on the same problems. Older records do not have them, but the config that
+    they come from, and the fingerprint of its data."""
+    assert a.result is not None and b.result is not None  # they have finished
+    if len(a.result["correct"]) != len(b.result["correct"]):
+        return False
+    if "problems" in a.result and "problems" in b.result:
+        return a.result["problems"] == b.result["problems"]
+    split_a, split_b = (run.flat.get("judge.split", "test") for run in (a, b))
+    return split_a == split_b and _flat(a.config["env"]) == _flat(b.config["env"]) and a.data == b.data
+
+
 def finished_beside(run: Path, same: tuple[str, ...]) -> Iterator[tuple[Path, MethodConfig]]:
     """The finished runs beside a run that share the parts `same` of its config, each with its method's config."""
+    own = read(run)
     mine = read_json(run / "config.json")
     for path in sorted(run.resolve().parent.glob("*/config.json")):
         try:
             other = read(path.parent)
             if other is None or other.result is None or any(other.config.get(n) != mine.get(n) for n in same):
+                continue
+            if own is not None and other.data != own.data:
                 continue
             method = methods.unpack(other.config["method"])
         except UserError as e:
@@ -205,9 +226,7 @@ def comparison(names: tuple[str, str], runs: list[Recorded]) -> list[str]:
         out.append(f"{name}: {a.result['main'][name]:.3f} | {b.result['main'][name]:.3f}")
     for name in ("steps", "flops", "core_seconds"):
         out.append(f"{name}: {a.result[name]:.4g} | {b.result[name]:.4g}")
-    split_a, split_b = (run.flat.get("judge.split", "test") for run in (a, b))
-    as_many = len(a.result["correct"]) == len(b.result["correct"])
-    if split_a != split_b or not as_many or _flat(a.config["env"]) != _flat(b.config["env"]):
+    if not judged_alike(a, b):
         return [*out, "judged on different problems: no paired difference"]
     x, y = np.array(a.result["correct"]), np.array(b.result["correct"])
     together = a.result.get("clusters") or b.result.get("clusters")  # records were made before clusters were kept

@@ -1,5 +1,6 @@
 """CUDA graphs: when one is worth its capture, capturing it, and how much of a GPU's memory they may take."""
 
+import gc
 from collections import deque
 from collections.abc import Callable, Hashable
 from contextlib import suppress
@@ -99,8 +100,9 @@ def _capture(run: Callable[[], Out], stream: torch.cuda.Stream, pool: Any) -> tu
     device, graph = torch.cuda.current_device(), torch.cuda.CUDAGraph()
     pool, generator, ended = pool or torch.cuda.graph_pool_handle(), torch.cuda.default_generators[device], False
     torch.cuda.synchronize()
-    before = generator.clone_state()
+    before, collects = generator.clone_state(), gc.isenabled()
     _forget_workspaces()
+    gc.disable()  # another graph that it finds unreachable and destroys would end the capture
     try:
         with torch.cuda.stream(stream):
             # whatever other threads allocate meanwhile
@@ -119,6 +121,9 @@ def _capture(run: Callable[[], Out], stream: torch.cuda.Stream, pool: Any) -> tu
                 torch._C._cuda_endAllocateToPool(device, pool)
                 torch._C._cuda_releasePool(device, pool)  # as the graph does not, whose capture has not ended
         raise
+    finally:
+        if collects:
+            gc.enable()
     _forget_workspaces()
     return graph, out, held
 

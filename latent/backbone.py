@@ -156,7 +156,9 @@ class Backbone(nn.Module):
         operands, table_VD = self.fused.operands(h_ND), self._table()
         if operands is not None and not torch.is_grad_enabled():
             low_ND, e_VD = operands
-            return vocab_mix(low_ND, e_VD, table_VD.to(low_ND.dtype), temperature, top_k=top_k)[0].to(h_ND.dtype)
+            tied = table_VD is self.lm.get_output_embeddings().weight  # whose copy in this dtype is there
+            low_VD = e_VD if tied else table_VD.to(low_ND.dtype)
+            return vocab_mix(low_ND, e_VD, low_VD, temperature, top_k=top_k)[0].to(h_ND.dtype)
         table_VD = table_VD.to(h_ND.dtype)
         z_NV = self.head(h_ND) / temperature
         if top_k is None:

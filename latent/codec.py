@@ -198,7 +198,8 @@ class Codec:
         return ids
 
     def _weights(self, frontier: Frontier) -> Tensor:
-        """The probability (V,) of every token where a search may stand. Raises UserError for a word of several."""
+        """The probability (V,) of every token where a search may stand. Raises UserError for a word of several, and for
+        numbers that are no probabilities."""
         ids = [self.step(word) for word, _ in frontier]
         for (word, _), row in zip(frontier, ids):
             if len(row) != 1:
@@ -207,6 +208,11 @@ class Codec:
                 )
         p_V = torch.zeros(self._rows, dtype=torch.float64)
         p_N = torch.tensor([p for _, p in frontier], dtype=torch.float64)
+        if not (bool((p_N >= 0).all()) and abs(float(p_N.sum()) - 1) < 1e-6):
+            raise UserError(
+                f"the probabilities of a frontier must be at least 0 and sum to 1, those of {frontier!r:.80} sum to "
+                f"{float(p_N.sum()):.4g}"
+            )
         return p_V.index_add_(0, torch.tensor([i for (i,) in ids]), p_N)
 
     def texts(self, tokens_BT: Tensor) -> list[str]:

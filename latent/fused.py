@@ -70,16 +70,17 @@ class ServedWeights:
         if stamp == self._stamp:
             return
         self._stamp = stamp
-        mine: list[Tensor] = []
-        theirs: list[Tensor] = []
+        plain: list[tuple[Tensor, Tensor]] = []  # (mine, theirs)
         with torch.inference_mode(False), torch.no_grad():
             for (module, _, _), copies in self._copies.items():
-                for copy, now in zip(copies, _merged(module)):
-                    if copy is not None and now is not None:
-                        mine.append(copy)
-                        theirs.append(now)
-            if mine:
-                torch._foreach_copy_(mine, theirs)
+                pairs = [(c, now) for c, now in zip(copies, _merged(module)) if c is not None and now is not None]
+                if plain_affine(module) is not None:
+                    plain += pairs
+                    continue
+                for copy, now in pairs:  # one after the other, so that one merged weight is in memory at a time
+                    copy.copy_(now)
+            if plain:
+                torch._foreach_copy_([mine for mine, _ in plain], [theirs for _, theirs in plain])
 
 
 def _state(module: Any) -> tuple:

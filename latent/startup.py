@@ -89,5 +89,8 @@ _floor = floor_of(sys.argv[0])
 if _floor and threading.current_thread() is threading.main_thread():
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end_quietly)
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a letter is shown its number
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     if message := shadowed(_floor):
         sys.exit(print(f"error: {message}", file=sys.stderr) or 2)

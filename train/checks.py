@@ -26,6 +26,7 @@ def check(reasoner: Reasoner, env: Environment, run: Run, test: list[Problem]) -
         env.check_tells(run.method.told, reasoner.method.title)
     if env.turns > 1:
         check_turns(reasoner, run)
+    check_splits(env, train, test)
     train, test = ([env.told(p, run.method.told, "checked") for p in some] for some in (train, test))
     turns = {part: [t for p in some for t in env.turns_of(p)] for part, some in (("train", train), ("test", test))}
     check_golds(reasoner, env, turns["train"][:GOLDS], turns["test"])
@@ -42,8 +43,19 @@ def check(reasoner: Reasoner, env: Environment, run: Run, test: list[Problem]) -
     check_positions(reasoner, run, env, test + train)
     if taught:
         check_loss(reasoner, env, run, train[:2])
-    check_floors(env, test[:2])
+    check_scores(env, test)
+    if len(main := [p for p in test if p.level == env.main_level]) < run.judge.items and not isinstance(env, Finite):
+        notes.append(f"judged on {len(main)} problems: there are no {run.judge.items} (judge.items) of the main level")
     return notes
+
+
+def check_splits(env: Environment, train: list[Problem], test: list[Problem]) -> None:
+    """Raise UserError where a problem is both learned from and judged: of those at hand, which may not be all."""
+    if shared := {p.key for p in train} & {p.key for p in test}:
+        raise UserError(
+            f"{len(shared)} of the problems that are judged are among the first that are learned from, e.g. "
+            f"{min(shared)}: the splits of {type(env).__name__} must not share a problem"
+        )
 
 
 def check_loss(reasoner: Reasoner, env: Environment, run: Run, few: list[Problem]) -> None:
@@ -61,11 +73,18 @@ def check_loss(reasoner: Reasoner, env: Environment, run: Run, few: list[Problem
         raise UserError(f"{method.title} says that the terms of its loss have the counts {told}, and they have {made}")
 
 
-def check_floors(env: Environment, few: list[Problem]) -> None:
-    """Raise UserError where what scores without thinking is not said by name: judging would fail on it at the end."""
-    floors = env.floors(few)
+def check_scores(env: Environment, test: list[Problem]) -> None:
+    """Raise UserError where what scores without thinking is not said by name, or a problem's cluster is no text.
+
+    Judging would fail on it at the end.
+    """
+    floors = env.floors([p for p in test if p.level == env.main_level])
     if not isinstance(floors, dict) or not all(isinstance(x, int | float) for x in floors.values()):
         raise UserError(f"{type(env).__name__}.floors must give a dict of shares by name, got {floors!r:.40}")
+    for problem in test:
+        name = env.cluster(problem)
+        if not isinstance(name, str) or not name:
+            raise UserError(f"{type(env).__name__}.cluster must give a text, got {name!r:.40} of problem {problem.key}")
 
 
 def lengths(codec: Codec, problem: Problem) -> Lengths:

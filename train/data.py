@@ -13,7 +13,13 @@ def batch(env: Environment, run: Run, step: int) -> list[Problem]:
     for the few that both are limited to."""
     stream = run.seed if run.init is None else f"{run.seed} after {run.init}"
     if not run.train.problems:
-        return env.train_batch(stream, step, run.train.batch)
+        problems = env.train_batch(stream, step, run.train.batch)
+        if len(problems) != run.train.batch:
+            raise UserError(
+                f"{type(env).__name__}.train_batch was asked for {run.train.batch} problems, batch {step} has "
+                f"{len(problems)}"
+            )
+        return problems
     few = pool(env, run.seed, run.train.problems)
     return random.Random(f"few {stream} {step}").choices(few, k=run.train.batch)
 

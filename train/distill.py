@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 
 from eval.environments.base import Environment, Problem
+from kernels.errors import UserError
 from latent.codec import Codec
 from latent.methods import MethodConfig
 from latent.text import Batch
@@ -17,6 +18,12 @@ def taught(
     """Problems, already `told`, as the batch that a method is trained on."""
     turns = zip(*(env.turns_of(p)[1:] for p in problems)) if env.turns > 1 else ()
     frontiers = [env.frontiers(p) for p in problems] if method.told == "frontier" else None
+    for problem, steps in zip(problems, frontiers or ()):
+        if not steps:
+            raise UserError(
+                f"problem {problem.key} has no frontier, which a method with method.told frontier is taught: "
+                f"{type(env).__name__}.frontier gives none of its first step"
+            )
     return Batch.of(problems, codec, device, turns, frontiers, **share)
 
 

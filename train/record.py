@@ -62,7 +62,20 @@ class Record:
         if path.exists() and (odd := unlike(read_json(path), self.run)):
             raise UserError(f"{path} is not that of run {self.run.id}: it has another {odd}; give another --out")
 
-    def open(self, data: str | None, command: str | None, step: int = 0, weights: str | None = None) -> None:
+    def check_same_problems(self, problems: str) -> None:
+        """Raise UserError where this run was begun with other problems to judge it by, of an environment that does not
+        draw the same ones in every process. `problems`: their digest."""
+        path = self.home / "env.json"
+        if path.exists() and (before := read_json(path).get("problems", problems)) != problems:
+            raise UserError(
+                f"{self.home} was begun with other problems to judge ({before}, now {problems}): the environment must "
+                "give the same ones in every process (a set of strings has another order in each)"
+            )
+
+    def open(
+        self, data: str | None, command: str | None, step: int = 0, weights: str | None = None,
+        problems: str | None = None,
+    ) -> None:  # fmt: skip
         """Create the folder, and write config.json and env.json for a start from `step` by `command`.
 
         env.json describes the latest start, and under "starts" every start, in order.
@@ -73,20 +86,29 @@ class Record:
             write_json(self.home / "config.json", plain(self.run))
         path = self.home / "env.json"
         before = read_json(path).get("starts", []) if path.exists() else []
+        if not isinstance(before, list):
+            raise UserError(f"{path}: field 'starts' must be a list, got {before!r:.40}")
         now = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "step": step, "command": command}
         now |= environment()
         for name, source in self.code.files.items():
             place = self.home / "code" / name
             place.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(place, source.read_bytes())
-        made_from = {"data": data, "weights": weights, "code": self.code.digest}
+        made_from = {"data": data, "weights": weights, "code": self.code.digest, "problems": problems}
         write_json(path, {**now, **made_from, "starts": [*before, now]})
 
     @property
     def result(self) -> dict | None:
         """The result; None until the run has finished."""
         path = self.home / "result.json"
-        return read_json(path) if path.exists() else None
+        if not path.exists():
+            return None
+        result = read_json(path)
+        for name in ("main.accuracy", "steps", "flops", "core_seconds"):
+            field(result, name, (int, float), path)
+        for name, kind in (("levels", dict), ("sweep", dict), ("correct", list)):
+            field(result, name, kind, path)
+        return result
 
     def finish(self, result: dict) -> None:
         """Write the result. It is written last, so that its presence means that the run is whole."""

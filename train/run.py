@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -62,7 +63,7 @@ def _execute(run: Run, root: Path, say, device: str, command: str | None, track:
     record.check_same_run(data, weights)
     result = record.result
     engine.wait()  # all processes have read the record before one writes
-    if result:
+    if result is not None:
         if engine.leads:
             checkpoint.remove(record.home / "checkpoint")  # a kill may have come between the result and this
         return result
@@ -71,6 +72,7 @@ def _execute(run: Run, root: Path, say, device: str, command: str | None, track:
     torch.manual_seed(run.seed)
     reasoner = start.begin(run, env, root)
     problems = judged_problems(run, env)
+    record.check_same_problems(digest(problems))
     notes, reasoner.answer_tokens, reasoner.chain_tokens = engine.on_first(  # it encodes all problems: once is enough
         lambda: (check(reasoner, env, run, problems), reasoner.answer_tokens, reasoner.chain_tokens)
     )
@@ -84,7 +86,8 @@ def _execute(run: Run, root: Path, say, device: str, command: str | None, track:
     with ExitStack() as held:
         engine.on_first(lambda: held.enter_context(exclusive_lock(lock)))  # until here nothing is written
         held.enter_context(engine.ending_together())
-        engine.on_first(lambda: record.open(data, command, trainer.start.step if trainer.start else 0, weights))
+        begun_at = trainer.start.step if trainer.start else 0
+        engine.on_first(lambda: record.open(data, command, begun_at, weights, digest(problems)))
         return _fit(run, root, env, trainer, problems, track)
 
 
@@ -140,7 +143,17 @@ def judged_problems(run: Run, env: Environment) -> list[Problem]:
     if not main:
         raise UserError(f"the environment has no {'test' if split == 'test' else 'validation'} problems (judge.split)")
     others = [lv for lv in env.levels() if lv != env.main_level]
-    return main + [p for lv in others for p in env.problems(split, lv, run.judge.level_items)]
+    asked = {env.main_level: main} | {lv: env.problems(split, lv, run.judge.level_items) for lv in others}
+    for level, problems in asked.items():
+        for p in problems:
+            if p.level != level:
+                raise UserError(f"{type(env).__name__}: problem {p.key} was asked of level {level}, it says {p.level}")
+    return [p for problems in asked.values() for p in problems]
+
+
+def digest(problems: list[Problem]) -> str:
+    """Of the problems that are judged, in order: accuracies of runs are paired where it is the same."""
+    return sha256(" ".join(p.key for p in problems).encode()).hexdigest()[:12]
 
 
 def final(run: Run, env: Environment, problems: list[Problem], trainer: Trainer, updates: int) -> dict:
@@ -182,6 +195,7 @@ def final(run: Run, env: Environment, problems: list[Problem], trainer: Trainer,
         "steps": reasoner.method.passes(at_main["used"], at_main["tokens"]),
         "flops": reasoner.method.flops(prompt, at_main["used"], at_main["tokens"]),
         "correct": [int(i.correct) for i in items[: len(main)]],
+        "problems": digest(main),
         **({} if together is None else {"clusters": together}),
     }
 

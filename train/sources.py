@@ -109,9 +109,10 @@ def text_of(path: Path, some: Iterable[ast.stmt]) -> str:
 
 def needed_for(names: set[str], path: Path) -> list[ast.stmt]:
     """The statements at the top of a file that names need, in order: those that bind them and what these refer to, and
-    all that bind no name, for they may change anything."""
+    all that bind no name or call code of the user's own, e.g. as a decorator, for they may change anything."""
     every = statements(path)
-    binds = [bound(node) for node in every]
+    own_code = {name for node in every for name in ones_own(node)}
+    binds = [set() if called(node) & own_code else bound(node) for node in every]
     kept = {i for i, own in enumerate(binds) if not own}
     left = {*names, *(name for i in kept for name in referred(every[i]))}
     seen: set[str] = set()
@@ -137,6 +138,29 @@ def bound(node: ast.stmt) -> set[str]:
         names = {n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
         return names if all(isinstance(t, ast.Name | ast.Tuple) for t in targets) else set()
     return set()
+
+
+def ones_own(node: ast.stmt) -> set[str]:
+    """The names that a statement binds to functions and modules of the user's own. A capital letter begins a class,
+    making one of which changes nothing."""
+    if isinstance(node, ast.Import):
+        names = {n.asname or n.name.partition(".")[0] for n in node.names if file_of(n.name) is not None}
+    elif isinstance(node, ast.ImportFrom) and not node.level and file_of(node.module or "") is None:
+        names = set()
+    else:
+        names = bound(node)
+    return {name for name in names if not name[:1].isupper()}
+
+
+def called(node: ast.stmt) -> set[str]:
+    """The names of what a definition at the top of a file is decorated with, and of what makes the value of an
+    assignment."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        calls = [each.func if isinstance(each, ast.Call) else each for each in node.decorator_list]
+    else:
+        value = getattr(node, "value", None)
+        calls = [value.func] if isinstance(value, ast.Call) else []
+    return {n.id for call in calls for n in ast.walk(call) if isinstance(n, ast.Name)}
 
 
 def referred(node: ast.AST) -> set[str]:

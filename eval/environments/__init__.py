@@ -14,6 +14,7 @@ from eval.environments.prontoqa import ProntoQA
 from eval.environments.prosqa import ProsQA
 from eval.environments.reach import Reach
 from eval.environments.signs import Signs
+from kernels.errors import UserError
 from latent import plugins
 from latent.files import field, read_json
 from latent.plain import register_in, unpack
@@ -58,7 +59,7 @@ def build(config: EnvConfig) -> Environment:
 def of_run(folder: str | Path) -> Environment | None:
     """The environment that a run was trained in, by its folder or its model's; None where that does not say.
 
-    Raises UserError where this version does not have it.
+    Raises UserError where this version does not have it, and where its data has changed since.
     """
     for place in (Path(folder), Path(folder).parent):
         path = place / "config.json"
@@ -66,5 +67,8 @@ def of_run(folder: str | Path) -> Environment | None:
         if about.get("class") == "Run":
             plugins.load_all()
             config = unpack(field(about, "env", dict, path), ENVIRONMENTS.values(), f"{path}: env")
-            return build(config)
+            env, record = build(config), place / "env.json"
+            if record.exists() and read_json(record).get("data") not in (None, env.fingerprint()):
+                raise UserError(f"{place} was trained on other data than is there now under the same name")
+            return env
     return None

@@ -62,6 +62,7 @@ class EnvConfig:
         raise unwritten(self, "make")
 
 
+MOST_STEPS = 10_000  # of a search
 IDLE = 2000  # draws in a row without a problem that is wanted, after which there are taken to be no more
 
 
@@ -160,10 +161,15 @@ class Environment:
         return ()
 
     def frontiers(self, problem: Problem) -> list[Frontier]:
-        """Those of every step."""
+        """Those of every step. Raises UserError where they never end."""
         found: list[Frontier] = []
         while after := self.frontier(problem, len(found) + 1):
             found.append(after)
+            if len(found) > MOST_STEPS:
+                raise UserError(
+                    f"{type(self).__name__}.frontier must be empty after a problem's last step: that of problem "
+                    f"{problem.key} has not ended after {MOST_STEPS} steps"
+                )
         return found
 
     def state(self, problem: Problem, step: int, told: Told) -> Hashable | None:

@@ -1,6 +1,7 @@
 """A cache of fixed size, and the graphs that go on from what lies in it."""
 
 import inspect
+import logging
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -11,9 +12,12 @@ from torch import Tensor
 
 from kernels import graphs
 from kernels.decoder import Decoder
+from kernels.errors import first_line
 
 if TYPE_CHECKING:
     from kernels.decode_step import LatentDecoder
+
+log = logging.getLogger(__name__)
 
 Feed = Callable[[Tensor], Tensor] | None  # hidden state (B, D) -> the next input; None = as it is
 Past = Sequence[tuple[Tensor, Tensor]]
@@ -140,11 +144,18 @@ class Workspace:
         if not graphs.wanted(h_BD):
             carry, made = chain.launch(self, scan)
         else:
-            if chain.graph is None:
-                chain.graph, chain.out, chain.pool = graphs.captured(lambda: chain.launch(self, scan))
+            if chain.graph is None and not chain.refused:
+                try:
+                    chain.graph, chain.out, chain.pool = graphs.captured(lambda: chain.launch(self, scan))
+                except RuntimeError as e:
+                    chain.refused = True
+                    log.warning("decode_step: kernels are launched one by one, not as a CUDA graph: %s", first_line(e))
                 chain.load(self.filled, inputs)
-            chain.graph.replay()
-            carry, made = chain.out
+            if chain.graph is None:
+                carry, made = chain.launch(self, scan)
+            else:
+                chain.graph.replay()
+                carry, made = chain.out
         self.filled += steps
         states_BKD = chain.states.transpose(0, 1).clone()
         return states_BKD, tuple(x.clone() for x in carry), tuple(torch.stack(each, 1) for each in zip(*made))
@@ -187,6 +198,7 @@ class Chain:
         self.first = torch.arange(steps, dtype=torch.int32, device=h_BD.device)
         self.sizes = torch.zeros_like(self.first)
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.refused = False  # that it be captured
         self.out: tuple[Tensors, list[Tensors]] = (), []  # what every replay of the graph writes anew
         self.pool = 0  # bytes of the graph's own memory
 

@@ -137,7 +137,7 @@ class RecurrentLoop:
             return reason
         batch, length, _ = constant_BTD.shape
         if length > ROWS:
-            return f"it takes up to {ROWS} positions, not {length}"
+            return f"it takes up to {ROWS} positions"  # whatever these are: it is said once
         if len(self.decoder.layers) > LAYERS:
             return f"it unrolls up to {LAYERS} layers, not {len(self.decoder.layers)}"
         if dispatch.asked(self.impl) == "auto":

@@ -115,6 +115,10 @@ class SequenceConfig(MethodConfig):
         return "chain"
 
     @property
+    def learns_from(self) -> Told:
+        return self.told if self.n_latent else "answer"
+
+    @property
     def latents(self):
         return self.n_latent
 

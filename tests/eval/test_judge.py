@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from eval.environments import MNNS, Cups, Verdict, build
 from eval.judge import Item, by_level, clusters, judge, summary, text_lengths, verify
 from eval.stats import over_items, wilson
+from kernels.errors import UserError
 from latent.config import ModelConfig
 from latent.methods import CoT, NoCoT, Sim
 from tests.helpers import small_reasoner
@@ -85,3 +87,32 @@ def test_a_verifier_that_fails_ends_the_run_and_names_the_problem():
     (problem,) = ENV.problems("test", 3, 1)
     with pytest.raises(RuntimeError, match=f"the verifier failed on problem {problem.key}: KeyError: 'gold'"):
         verify(Broken(), problem, "1 2 3 4")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        Verdict(1.0, 0.5, True),  # a grade is no verdict
+        Verdict(1.0, "False", True),
+        Verdict(1.0, None, True),
+        Verdict(1.0, True, 2),
+        Verdict(None, True, True),
+        Verdict(float("nan"), True, True),
+        Verdict(float("inf"), True, True),
+        Verdict("1", True, True),
+        Verdict(np.ones(1), True, True),
+    ],
+)
+def test_a_verdict_that_is_neither_right_nor_wrong_is_refused(given, monkeypatch):
+    (problem,) = ENV.problems("test", 8, 1)
+    monkeypatch.setattr(type(ENV), "verify", lambda self, problem, text: given)
+    with pytest.raises(UserError, match=f"must give a finite reward, and True or False .* on problem {problem.key}"):
+        verify(ENV, problem, "")
+
+
+def test_scalars_of_other_libraries_are_verdicts(monkeypatch):
+    (problem,) = ENV.problems("test", 8, 1)
+    for given in (Verdict(1, 1, 0), Verdict(torch.tensor(1.0), torch.tensor(True), np.bool_(False))):
+        monkeypatch.setattr(type(ENV), "verify", lambda self, problem, text, given=given: given)
+        found = verify(ENV, problem, "")
+        assert found == Verdict(1.0, True, False) and type(found.correct) is type(found.parsed) is bool

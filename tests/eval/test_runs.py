@@ -195,3 +195,13 @@ def test_a_run_is_dated_by_its_first_start(home, capsys):
     (home / "aaa111" / "env.json").write_text(json.dumps({"starts": [start, {"time": "2030-01-01T00:00:00+00:00"}]}))
     (home / "aaa111" / "diagnostics.json").write_text("{}")  # which makes no run newer
     assert "aaa111  2001-02-03" in shown(capsys, home)[2]
+
+
+@pytest.mark.parametrize("where", ["problems", "data"])
+def test_runs_judged_on_other_problems_are_not_paired(where, home, capsys):
+    """By the digest of the problems, and of older records, which lack it, by the fingerprint of the data."""
+    for name, value in (("aaa111", "one"), ("bbb222", "another")):
+        path = home / name / ("result.json" if where == "problems" else "env.json")
+        told = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(told | {where: value}))
+    assert "no paired difference" in "\n".join(shown(capsys, home, "--compare", "aaa", "bbb"))

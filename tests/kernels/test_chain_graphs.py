@@ -1,5 +1,6 @@
 """Steps of a chain in training as graphs: counted, and held to the steps that are launched one by one."""
 
+import contextlib
 import gc
 import weakref
 
@@ -267,3 +268,37 @@ def test_kernels_that_are_turned_off_and_recomputed_steps_are_not_captured(count
     assert LatentChain.of(decoder, past, recompute=True, graphs=keep).chain.work is None
     monkeypatch.setenv("LATENT_KERNELS", "torch")
     assert LatentChain.of(decoder, past, graphs=keep).chain.work is None
+
+
+def test_nothing_is_collected_while_a_graph_is_captured(monkeypatch):
+    """Another graph, in a cycle that no one refers to, would be destroyed then, which ends the capture."""
+    for name in ("synchronize", "graph_pool_handle", "current_device"):
+        monkeypatch.setattr(torch.cuda, name, lambda: 0)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "default_generators", [torch.Generator()], raising=False)
+    monkeypatch.setattr(real_graphs, "_forget_workspaces", lambda: None)
+
+    class Recorded:
+        def capture_begin(self, *args, **how):
+            pass
+
+        capture_end = capture_begin
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorded)
+    seen = []
+
+    def fails():
+        seen.append(gc.isenabled())
+        raise ValueError("of the caller's")
+
+    for before in (True, False):
+        (gc.enable if before else gc.disable)()
+        try:
+            _, out, _ = real_graphs._capture(gc.isenabled, None, None)
+            with pytest.raises(ValueError):
+                real_graphs._capture(fails, None, None)
+            assert out is False and gc.isenabled() is before
+        finally:
+            gc.enable()
+    assert seen == [False, False]

@@ -176,3 +176,21 @@ def test_a_captured_graph_is_what_runs(decoder, monkeypatch):
         got, want = (x.run(past, h, None, 2)[0] for x in (latent, plain))
         torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
     assert len(replayed) == 3 and len(launched) == 4  # captured once, which runs it, and replayed each time
+
+
+def test_where_a_graph_cannot_be_captured_kernels_are_launched_one_by_one_and_it_is_said(decoder, monkeypatch, caplog):
+    """They give what torch gives, and a kind of chain is tried once."""
+    tried = []
+
+    def captured(run, **how):
+        tried.append(run())  # what has been written by then is written again
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nand more of it")
+
+    monkeypatch.setattr(graphs, "wanted", lambda x: True)
+    monkeypatch.setattr(graphs, "captured", captured)
+    past, h = prompts(decoder, 2, 5)
+    want, kv = walk(LatentDecoder(decoder, "torch"), past, h, (2, 2, 2))
+    got, cache = walk(LatentDecoder(decoder, "triton"), past, h, (2, 2, 2))
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+    same(cache, kv)
+    assert len(tried) == len(caplog.messages) == 1 and caplog.messages[0].endswith("when stream is capturing")

@@ -260,7 +260,7 @@ GROUPS = (
      f" {RUNS}::test_a_run_is_judged_at_every_level_and_number_of_steps_asked_for"
      f" {RUNS}::test_an_arm_starts_from_the_run_of_the_arm_it_names", (
         ("runs of all seeds begin with the same weights", "torch.manual_seed(run.seed)", "torch.manual_seed(0)"),
-        ("the other levels not judged", "return main + [p for", "return main or [p for"),
+        ("the other levels not judged", "return [p for problems in asked.values() for p in problems]", "return main"),
         ("the sweep is the trained number of steps", "steps=k, tick=tick,", "tick=tick,"),
     )),
 )  # fmt: skip

@@ -15,10 +15,10 @@ from latent import make, methods
 from latent.codec import Codec
 from latent.config import LearnedStop, ModelConfig
 from latent.generate import Reasoner
-from latent.methods import Coconut, Colar, CoT, Hrpo, ICoT, Kava, NoCoT, Pause, Recurrent, Sim
+from latent.methods import Coconut, Colar, CoT, CoT2, Hrpo, ICoT, Kava, NoCoT, Pause, Recurrent, Sim
 from latent.methods.sim.method import SimMethod
 from tests.latent.test_plain_text import tokenizer_of
-from train import checks
+from train import checks, data
 from train import run as runs
 from train.config import RLVR, SFT, Judge, Run
 
@@ -212,3 +212,51 @@ def test_floors_are_shares_by_name(monkeypatch, given):
     monkeypatch.setattr(type(environments.build(Cups())), "floors", lambda self, problems: given)
     with pytest.raises(UserError, match="floors must give a dict of shares by name"):
         checked(of(Cups()))
+
+
+WRONG = {  # of an environment: what it gives, and what is said of it
+    "train_batch": (lambda env: lambda seed, index, size: env.problems("test", 8, size), "must not share a problem"),
+    "problems": (lambda env: lambda split, level, n: [dataclasses.replace(PROBLEM, level=3)], "was asked of level"),
+    "cluster": (lambda env: lambda problem: None, "cluster must give a text, got None"),
+    "floors": (lambda env: lambda problems: {"chance": None}, "floors must give a dict of shares by name"),
+    "frontiers": (lambda env: lambda problem: [], "has no frontier"),
+    "frontier": (lambda env: lambda problem, step: (("1", 1.0),), "has not ended after 10000 steps"),
+}
+PROBLEM = environments.build(Cups()).problems("test", 8, 1)[0]
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_an_environment_that_would_fail_late_or_silently_is_refused_before_it_trains(name, monkeypatch):
+    wrong, said = WRONG[name]
+    kind = type(environments.build(Cups()))
+    env = environments.build(Cups())
+    monkeypatch.setattr(kind, name, staticmethod(wrong(env)))
+    with pytest.raises(UserError, match=said):
+        checked(of(Cups(state_tokens=1), CoT2(n_latent=2)))
+
+
+def test_fewer_problems_than_are_asked_for_are_said():
+    notes = checked(Run(Cups(cups=3, swaps=3), MODEL, NoCoT(), SFT(steps=1, batch=4), Judge(100, 0)))
+    (n,) = re.fullmatch(
+        r"judged on (\d+) problems: there are no 100 \(judge\.items\) of the main level", notes[0]
+    ).groups()
+    assert int(n) == len(environments.build(Cups(cups=3, swaps=3)).problems("test", 3, 100))
+
+
+@pytest.mark.parametrize("given", [3, 5, 0])
+def test_a_batch_of_another_size_than_was_asked_for_is_refused(given):
+    class Odd:
+        def train_batch(self, seed, index, size):
+            return [PROBLEM] * given
+
+    with pytest.raises(UserError, match=f"Odd.train_batch was asked for 4 problems, batch 7 has {given}"):
+        data.batch(Odd(), of(Cups()), 7)
+
+
+def test_a_frontier_that_is_no_distribution_is_refused():
+    env = environments.build(Cups(state_tokens=1))
+    codec, (problem,) = env.codec(MODEL), env.problems("test", 8, 1)
+    ((word, _),) = env.frontier(problem, 1)
+    for p in (0.5, 2.0, -1.0):
+        with pytest.raises(UserError, match=r"must be at least 0 and sum to 1, those of"):
+            codec.weights(((word, p),))

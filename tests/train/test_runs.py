@@ -10,17 +10,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from eval.environments import Cups, Verdict
+from eval.environments import GSM8K, Cups, Verdict, build, of_run
 from kernels.errors import UserError
 from latent import hub, load, methods
 from latent.backbone import Backbone
 from latent.config import LearnedStop, ModelConfig
-from latent.methods import Coconut, Colar, CoT, FixedEmbedding, Hrpo, ICoT, Pause, Recurrent, Sim
+from latent.methods import Coconut, Colar, CoT, FixedEmbedding, Hrpo, ICoT, NoCoT, Pause, Recurrent, Sim
 from latent.policies import Gaussian
 from tests.helpers import small_reasoner
 from train import rlvr
 from train import run as runs
 from train.config import RLVR, SFT, Arm, Experiment, Judge, Run
+from train.run import execute
 from train.start import begin, check_same_model, check_starts, fingerprint
 
 MODEL = ModelConfig(n_layer=2, n_embd=32, n_head=2)
@@ -423,3 +424,34 @@ def test_a_small_tensor_among_frozen_ones_is_other_weights(tmp_path):
         prints.add(fingerprint(run, tmp_path))
     (tmp_path / "model.safetensors").write_bytes(b"no weights")
     assert len({*prints, fingerprint(run, tmp_path)}) == 3
+
+
+def test_a_run_is_not_opened_on_other_data_than_it_was_trained_on(tmp_path):
+    words = tmp_path / "words.json"
+
+    def write(shift: int) -> None:
+        rows = [{"question": f"{i + shift} pens?", "steps": [], "answer": str(i)} for i in range(40)]
+        words.write_text(json.dumps(rows))
+
+    write(0)
+    env = GSM8K(train=str(words))
+    run = Run(env, ModelConfig(n_layer=1, n_embd=16, n_head=2), NoCoT(), SFT(steps=1, batch=4), Judge(4, 0))
+    execute(run, tmp_path / "runs", device="cpu")
+    home = tmp_path / "runs" / run.id
+    assert of_run(home).fingerprint() == build(env).fingerprint()
+    write(1)
+    with pytest.raises(UserError, match="was trained on other data than is there now under the same name"):
+        of_run(home)
+
+
+def test_a_run_goes_on_with_the_problems_that_it_was_begun_with_alone(tmp_path, monkeypatch):
+    """An environment that gives others in every process is told apart when the run goes on."""
+    run = Run(Cups(swaps=2), ModelConfig(n_layer=1, n_embd=16, n_head=2), NoCoT(), SFT(steps=1, batch=4), Judge(4, 0))
+    result = execute(run, tmp_path, device="cpu")
+    assert result["problems"] == json.loads((tmp_path / run.id / "env.json").read_text())["problems"]
+    (tmp_path / run.id / "result.json").unlink()
+    kind = type(build(Cups()))
+    given = kind.problems
+    monkeypatch.setattr(kind, "problems", lambda self, split, level, n: given(self, split, level, n)[::-1])
+    with pytest.raises(UserError, match=f"was begun with other problems to judge .{result['problems']}, now"):
+        execute(run, tmp_path, device="cpu")

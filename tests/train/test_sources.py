@@ -203,3 +203,56 @@ execute(run, "runs")
     first, again = (python("-c", script, cwd=tmp_path) for _ in range(2))
     assert first.returncode == 0, first.stderr[-2000:]
     assert again.returncode != 0 and "was made from other code (that is in no file)" in again.stderr
+
+
+REGISTERING = """
+from dataclasses import dataclass
+from functools import cache
+
+RULES = {}
+
+
+def rule(made):
+    RULES[made.__name__] = made
+    return made
+
+
+def patch(cls):
+    cls.more = 1
+
+
+class Verifier:
+    def verify(self, text):
+        return RULES["strict"](text)
+
+
+@rule
+def strict(text):
+    return text == "1"
+
+
+_ = patch(Verifier)
+
+
+@cache
+def unused(text):
+    return text == "2"
+
+
+@dataclass
+class Unused:
+    n: int = 2
+
+
+other = Unused(2)
+"""
+
+
+def test_what_registers_itself_is_needed_by_whoever_looks_it_up(tmp_path):
+    """Definitions under a decorator of one's own, and values that a function of one's own makes; nothing else."""
+    path = tmp_path / "rules.py"
+    path.write_text(REGISTERING)
+    text = sources.text_of(path, sources.needed_for({"Verifier"}, path))
+    for edit in ('"1"', "more = 1", "RULES = {}"):
+        assert edit in text.replace("'", '"')
+    assert "unused" not in text and "Unused" not in text

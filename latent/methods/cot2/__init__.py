@@ -42,7 +42,8 @@ class CoT2(SequenceConfig):
 
     @property
     def learns_from(self):
-        return self.told if self.step_weight or self.teacher else "answer"  # a teacher feeds what latents should be
+        taught = self.step_weight or self.teacher  # a teacher feeds what latents should be
+        return super().learns_from if taught else "answer"
 
     def method_class(self):
         from latent.methods.cot2.method import CoT2Method

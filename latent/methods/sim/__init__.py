@@ -50,7 +50,7 @@ class Sim(SequenceConfig):
     @property
     def learns_from(self):
         stops = not isinstance(self.halt, Fixed)  # when to stop early is told by the chain
-        return self.told if self.step_weight or stops else "answer"
+        return super().learns_from if self.step_weight or stops else "answer"
 
     @property
     def decoder_tokens(self) -> int:

@@ -183,8 +183,8 @@ class LatentForCausalLM(PreTrainedModel, LatentGenerationMixin):
         placeholders, and at the token that closes a text of fixed length, add nothing to the sum.
 
         Rows may be padded on either side, and each may think a number of steps of its own. Without a mask the padding
-        token is padding. Without `prompt_logits` the columns before a thought are left zero, which saves reading the
-        prompt twice. Columns after the last token of an answer that is read in parallel are NaN. Raises UserError for
+        token is padding. Without `prompt_logits` the columns before a thought are left zero, which saves computing
+        them. Columns after the last token of an answer that is read in parallel are NaN. Raises UserError for
         arguments in NOT_TAKEN, a mask of another shape, placeholders that do not follow each other, where the positions
         do not suffice, and without a mask where padding cannot be told from text.
         """

@@ -80,7 +80,7 @@ def read_whole(
     """Final hidden states (B, T, D) of whole rows, and which columns have none (B, T).
 
     A column has none after the last token of an answer that is read in parallel. Without `prompt_states` the columns of
-    a prompt before its last are zero as well, which saves reading each prompt twice. `cache`, where there is one, is
+    a prompt before its last are zero as well, which saves computing them. `cache`, where there is one, is
     filled. Raises UserError for ids outside the vocabulary, misplaced placeholders, and rows that cannot share a cache.
     """
     backbone = method.backbone
@@ -150,6 +150,7 @@ def _think_and_read(
     """`h_BTD` with the states of rows that think `steps` times, each given with its number in the batch."""
     ids = ids_BT.tolist()
     prompt, prompt_of_row = _distinct_prompts([[ids[b][c] for c in row.prompt] for b, row in rows], ids_BT.device)
+    prompt.keep = prompt_states
     thought = method.think(prompt, Greedy(), steps=steps)
     prompt_N = torch.tensor(prompt_of_row, device=ids_BT.device)
     if cache is not None:
@@ -159,7 +160,10 @@ def _think_and_read(
     for i in range(1, min(steps, thought.states_UKD.shape[1])):
         out.put([(b, row.latents[i - 1]) for b, row in rows], thought.states_UKD[prompt_N, i])
     if prompt_states:
-        _put_prompts(method, prompt, rows, prompt_of_row, steps, out)
+        read_UTD = thought.prompt_PTD
+        if read_UTD is None:  # a loop along the depth reads them in another way
+            read_UTD, _ = method.backbone.hidden(prompt.ids_BT, prompt.mask_BT)
+        _put_prompts(read_UTD, rows, prompt_of_row, steps, out)
     if method.parallel_answer is not None:
         _put_parallel_answers(h_NTD, rows, cache, out)
     else:
@@ -183,16 +187,10 @@ def _distinct_prompts(prompts: list[list[int]], device: torch.device) -> tuple[P
 
 
 def _put_prompts(
-    method: Method,
-    prompt: Prompt,
-    rows: list[tuple[int, Row]],
-    prompt_of_row: list[int],
-    steps: int,
-    out: Scattered,
+    h_UTD: Tensor, rows: list[tuple[int, Row]], prompt_of_row: list[int], steps: int, out: Scattered
 ) -> None:
     """The states at the columns of the prompts. Without latents the last one gives the text, and is there already."""
-    h_UTD, _ = method.backbone.hidden(prompt.ids_BT, prompt.mask_BT)
-    longest = prompt.ids_BT.shape[1]
+    longest = h_UTD.shape[1]
     places = [
         (b, c, u, longest - len(row.prompt) + i)
         for (b, row), u in zip(rows, prompt_of_row)

@@ -21,11 +21,13 @@ class Prompt:
     """Left-padded prompts. `mask_BT` is False on padding, None where there is no padding.
 
     `after`: the context of what each row has read, thought and written in earlier turns; None in the first turn.
+    `keep`: whether the states of all its positions are wanted, and not of the last alone.
     """
 
     ids_BT: Tensor
     mask_BT: Tensor | None = None
     after: Context | None = None
+    keep: bool = False
 
     def rows(self, index: slice) -> "Prompt":
         """Some of the prompts, with their padding."""
@@ -114,6 +116,7 @@ class Thought:
     where no text follows. `states_UKD`: the trace, states[:, 0] before the first latent step and states[:, i] after the
     i-th; in a loop along the depth, at the last position. `used_U`: latent steps used. `decisions`: every random choice
     (B rows), empty where thinking is deterministic. `row_B`: the row of each rollout, None where each has its own.
+    `prompt_PTD`: final hidden states of the prompts, where they were to be kept and the method reads them in order.
     """
 
     h_UTD: Tensor
@@ -122,6 +125,7 @@ class Thought:
     used_U: Tensor
     decisions: list[Decision] = field(default_factory=list)
     row_B: Tensor | None = None
+    prompt_PTD: Tensor | None = None
 
     @property
     def used_B(self) -> Tensor:

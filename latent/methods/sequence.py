@@ -183,7 +183,9 @@ class AlongSequence(Method[ConfigT]):
         """Think for at most k latents; the text begins where `room` latents would end, whatever was used."""
         before = prompt.after.reach if prompt.after else 0
         self.backbone.check_length(before + prompt.ids_BT.shape[1] + self.stride * room)
-        h_PD, context = self.backbone.read(prompt.ids_BT, prompt.mask_BT, prompt.after)
+        keep = None if prompt.keep else 1
+        prompt_PTD, context = self.backbone.hidden(prompt.ids_BT, prompt.mask_BT, keep, prompt.after)
+        h_PD = prompt_PTD[:, -1]
         policy = self.policy if choose.random else None
         if policy is not None and k and group > 1:  # no two rollouts of a prompt think alike
             prompt_B = torch.arange(len(h_PD), device=h_PD.device).repeat_interleave(group)
@@ -225,6 +227,8 @@ class AlongSequence(Method[ConfigT]):
         if stop is not None and row_B is not None:
             context, states_PKD = context.rows(prompt_U), states_PKD[prompt_U]
         thought = Thought(states_PKD[:, -1:], context, states_PKD, used_U, choose.decisions(), row_B)
+        if prompt.keep:
+            thought.prompt_PTD = prompt_PTD
         return thought if stop is None else self.cut_at(thought, used_U)
 
     def _at_once(

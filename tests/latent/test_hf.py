@@ -417,3 +417,18 @@ def test_a_word_outside_a_closed_vocabulary_is_an_error():
     with pytest.raises(ValueError, match="a word outside the vocabulary"):
         codec.question("01 99")
     assert codec.size == 13
+
+
+@pytest.mark.parametrize("name", ["sim", "cot2", "coconut"])
+def test_forward_reads_a_prompt_once_whatever_logits_are_asked_for(name, tmp_path):
+    """Its own states, the latents' and the text's: as many calls as positions that wait, and the logits of all."""
+    reasoner, model, tokenizer = saved(tmp_path, METHODS[name], dtype=torch.float64)
+    k, latent = model.num_latents, model.config.latent_id
+    ids = tokenizer(QUESTIONS[:1], return_tensors="pt").input_ids
+    ids_1T = torch.cat([ids, torch.full((1, k), latent), torch.tensor([[3, 4, 5]])], 1)
+    with model.method.backbone.tap(layers=(-1,), keep=None) as tapped, torch.no_grad():
+        logits = model(ids_1T).logits
+    assert [call.length for call in tapped.calls] == [ids.shape[1], *[1] * k, 3]
+    alone = reasoner.method.to(torch.float64).backbone
+    h_1TD, _ = alone.hidden(ids)
+    torch.testing.assert_close(logits[:, : ids.shape[1], : alone.vocab], alone.head(h_1TD), rtol=0, atol=1e-9)

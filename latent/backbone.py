@@ -2,7 +2,7 @@
 
 GPT-2, Llama and Qwen3 go through the layer arithmetic of `latent/layers.py`, without the framework's overhead on a
 one-position step, and nothing of the last layer is computed that no one reads. Every other family goes through its own
-`forward` (`latent/families.py`).
+`forward` (`latent/families.py`), and so do these three while a module of theirs has a forward hook.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -44,12 +44,15 @@ class Backbone(nn.Module):
         self.recompute = False  # gradient checkpointing
         self.fused = Fused(lm, self.layers)
         self._taps: list[Tap] = []  # the open ones
-        config = self.lm.config
+        self._hooks: list[dict] | None = None  # of all modules in the blocks
+        config, decoder = self.lm.config, self.decoder[0]
+        if not (getattr(decoder, "layers", None) or getattr(decoder, "h", None)):
+            raise UserError(f"{type(lm).__name__} is not a causal LM with a K/V cache a layer")
+        if not isinstance(getattr(config, "max_position_embeddings", None), int):
+            raise UserError(f"{type(lm).__name__} does not say how many positions it has (max_position_embeddings)")
         self.width: int = config.hidden_size
         self.positions: int = config.max_position_embeddings
         self.vocab: int = self.lm.get_output_embeddings().weight.shape[0]
-        if self.layers is None and not getattr(self.decoder[0], "layers", None):
-            raise UserError(f"{type(lm).__name__} is not a causal LM with a K/V cache a layer")
 
     @property
     def device(self) -> torch.device:
@@ -64,6 +67,23 @@ class Backbone(nn.Module):
         """The family's layer modules."""
         decoder = self.decoder[0]
         return decoder.h if hasattr(decoder, "h") else decoder.layers
+
+    @property
+    def hooked(self) -> bool:
+        """Whether a forward hook is on a block, or on a module in it: our arithmetic would not call it."""
+        if self._hooks is None:
+            inner = [m for block in self.blocks for m in block.modules()]
+            self._hooks = [hooks for m in inner for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+        if not any(self._hooks):  # asked at every position: no loop in Python
+            return False
+        # transformers leaves hooks of its own where hidden states were once asked of it; they do nothing here
+        every = (hook for hooks in self._hooks for hook in hooks.values())
+        return any(not str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in every)
+
+    @property
+    def watched(self) -> bool:
+        """Whether someone looks on, by a tap or a hook: what runs in kernels and graphs is not seen."""
+        return bool(self._taps) or self.hooked
 
     @contextmanager
     def tap(
@@ -246,7 +266,7 @@ class Backbone(nn.Module):
         if mask_BS is not None:
             mask_BS = torch.cat([mask_BS, mask_BS.new_ones(b, t)], 1)
         chain: LatentChain | None = None
-        if t == 1 and torch.is_grad_enabled() and not self._taps and self.layers is not None:
+        if t == 1 and torch.is_grad_enabled() and self.layers is not None and not self.watched:
             if isinstance(context.past, LatentChain):
                 chain = context.past
             elif (decoder := self.layers.decoder()) is not None:
@@ -287,7 +307,7 @@ class Backbone(nn.Module):
         return self._scan(h_BD, context, text, k, 1, head, given, carry)
 
     def _scan(self, h_BD: Tensor, context: Context, scan: Scan, k: int, stride: int, *args):
-        if not k or self._taps:
+        if not k or self.watched:
             return None
         self.check_length(context.reach + k * stride)
         return self.fused.scan(h_BD, context, scan, k, stride, *args)
@@ -298,7 +318,7 @@ class Backbone(nn.Module):
         Rollouts that follow their prompts in order, as many each, share K and V of the prompt where copies of it would
         take more than the kernels' caches may. None where it does not apply, as in `chain`.
         """
-        if self._taps:
+        if self.watched:
             return None
         decoder = self.fused.decode()
         if decoder is None:
@@ -320,7 +340,7 @@ class Backbone(nn.Module):
         None where it does not apply, as in `chain`.
         """
         op = "recurrent_loop"
-        decoder = self.fused.decoder(op) if r and not self._taps else None
+        decoder = self.fused.decoder(op) if r and not self.watched else None
         if decoder is None:
             return None
         weight, affine = carry.weight, (norm.weight, norm.bias)
@@ -332,7 +352,7 @@ class Backbone(nn.Module):
 
     def __getstate__(self):
         """Without open taps."""
-        return self.__dict__ | {"_taps": []}
+        return self.__dict__ | {"_taps": [], "_hooks": None}
 
     def check_length(self, length: int) -> None:
         """Raise UserError where prompt, thoughts and text together need more positions than there are."""
@@ -359,7 +379,7 @@ class Backbone(nn.Module):
         mask_BT = mask_BS if mask_BS is None else mask_BS[:, -t:]
         recording = Recording(self._taps, self.depth, pos_BT, mask_BT) if self._taps else None
         recompute = self.recompute and torch.is_grad_enabled()
-        if self.layers is None:
+        if self.layers is None or self.hooked:
             from latent import families
 
             done = families.forward(self.lm, x_BTD, pos_BT, past, mask_BS, recompute, recording)
@@ -376,6 +396,8 @@ class Backbone(nn.Module):
 
         `constant_BTD`, the same in every recurrence, is added to `h_BTD` first.
         """
+        if self.hooked:
+            raise UserError("a loop along the depth calls no forward hooks: take a tap")
         recording = Recording(self._taps, self.depth, pos_BT, mask_BT) if self._taps else None
         recompute = self.recompute and torch.is_grad_enabled()
         h_BTD = layers.loop(self.layers, h_BTD, blocks, pos_BT, mask_BT, constant_BTD, recompute, recording)

@@ -234,3 +234,41 @@ def test_text_after_a_prompt_without_padding_needs_no_mask(family, grad, monkeyp
     parts = torch.cat([h_BD[:, None], one_B1D, rest_BTD], 1)
     torch.testing.assert_close(parts, whole[:, 5:], rtol=0, atol=EXACT[family])
     assert given and not any(isinstance(seen, torch.Tensor) for seen in given)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_forward_hook_on_a_block_or_in_it_counts(family, grad):
+    """What it changes is changed, in reading and in a latent step, as in the family's own forward; no longer after."""
+    backbone = make(family).to(torch.float32).eval()
+    prompt, x_BTD = ragged_prompt(), torch.randn(3, 1, 32)
+    inner = [m for m in backbone.blocks[1].modules() if type(m).__name__ in ("Linear", "Conv1D")][-1]
+
+    def both() -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.set_grad_enabled(grad):
+            h_BTD, context = backbone.hidden(prompt.ids_BT, prompt.mask_BT)
+            return h_BTD[:, -1], backbone.step(x_BTD, context)[0][:, 0]
+
+    def own() -> tuple[torch.Tensor, torch.Tensor]:
+        e_BTD = torch.cat([backbone.embed(prompt.ids_BT), x_BTD], 1)
+        mask_BT = torch.cat([prompt.mask_BT, prompt.mask_BT.new_ones(3, 1)], 1).long()
+        at_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
+        out = backbone.decoder[0](inputs_embeds=e_BTD, attention_mask=mask_BT, position_ids=at_BT, use_cache=False)
+        return out.last_hidden_state[:, -2], out.last_hidden_state[:, -1]
+
+    before = both()
+    for module in (backbone.blocks[0], inner):
+        for hook in (module.register_forward_hook(lambda m, args, out: half(out)),
+                     module.register_forward_pre_hook(lambda m, args: half(args))):  # fmt: skip
+            for got, want, was in zip(both(), own(), before):
+                torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+                assert (got - was).abs().max() > 1e-3
+            assert backbone.chain(x_BTD[:, 0], backbone.hidden(prompt.ids_BT)[1], None, 1, 1) is None
+            hook.remove()
+    for got, was in zip(both(), before):
+        torch.testing.assert_close(got, was, rtol=0, atol=0)
+
+
+def half(value):
+    """A tensor, or the first of a tuple, by two."""
+    return (value[0] / 2, *value[1:]) if isinstance(value, tuple) else value / 2

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,11 +16,11 @@ from kernels.errors import UserError
 from latent.backbone import Backbone
 from latent.cache import Context
 from latent.codec import Codec
-from latent.methods.base import Method
+from latent.methods.base import Edit, Method
 from latent.methods.sequence import followed
 from latent.methods.terms import text_hidden
 from latent.rollout import Rollout, Turn
-from latent.text import pad_left, sent
+from latent.text import Batch, pad_left, sent
 from latent.thought import Chooser, Decision, Greedy, Pick, Prompt, Replay, Sample, Thought, weighed
 
 _LOOK = {"cuda": 8}  # tokens between two checks whether all rows have ended; elsewhere 1
@@ -270,7 +271,7 @@ class Reasoner:
     """A method with the tokenizer and limits that make it answer text: what `load` returns.
 
     `answer_tokens` bounds the answer; `chain_tokens` and `chain_steps` the longest chain, of which the method writes
-    what it does not think.
+    what it does not think. `steps`: latent steps where a call does not say how many, None = as trained.
     """
 
     method: Method
@@ -278,43 +279,58 @@ class Reasoner:
     answer_tokens: int
     chain_tokens: int
     chain_steps: int
+    steps: int | None = None
+
+    def __repr__(self) -> str:
+        backbone = self.method.backbone
+        return f"Reasoner({self.method.made_from}, {type(backbone.lm).__name__}, {backbone.device}, {backbone.dtype})"
 
     @property
     def max_tokens(self) -> int:
         return longest_text(self.method, self.answer_tokens, self.chain_tokens, self.chain_steps)
 
-    @torch.inference_mode()
-    def tokens(self, questions: list[str], steps: int | None = None) -> tuple[Tensor, Thought]:
-        """Greedy completions of one batch, and the thoughts before them."""
-        if steps is not None and not (isinstance(steps, Integral) and steps >= 0):
-            raise UserError(f"the number of latent steps must be a whole number of at least 0, got {steps!r:.40}")
+    @torch.no_grad()
+    def tokens(
+        self, questions: Sequence[str], steps: int | None = None, temperature: float = 0.0,
+        max_tokens: int | None = None, edit: Edit | None = None,
+    ) -> tuple[Tensor, Thought]:  # fmt: skip
+        """The completions of one batch as ids (B, T), and the thoughts before them; arguments as in `answer`."""
         prompt = self.codec.prompt(questions, self.method.backbone.device)
-        choose = Greedy()
-        thought = self.method.think(prompt, choose, steps=steps)
-        return decode(self.method, thought, choose, self.max_tokens, self.codec.end), thought
+        choose = Sample(temperature) if temperature else Greedy()
+        thought = self.method.think(prompt, choose, steps=self.steps_of(steps), edit=edit)
+        most = self.max_tokens if max_tokens is None else whole(max_tokens, "max_tokens", 1)
+        return decode(self.method, thought, choose, most, self.codec.end), thought
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def episodes(self, questions: list[str], react: React, steps: int | None = None) -> Rollout:
         """Greedy episodes of one batch: `react` says what follows each turn."""
         prompt = self.codec.prompt(questions, self.method.backbone.device)
+        steps = self.steps_of(steps)
         return episode(self.method, prompt, 1, Greedy(), self.max_tokens, self.codec.end, react, steps)
 
+    def steps_of(self, steps: int | None) -> int | None:
+        """The latent steps of a call, None = as trained."""
+        return self.steps if steps is None else whole(steps, "the number of latent steps", 0)
+
     def answer(
-        self, questions: list[str], steps: int | None = None, batch: int = 64, return_thoughts: bool = False
-    ) -> list[str] | tuple[list[str], list[Tensor]]:
+        self, questions: Iterable[str], steps: int | None = None, batch: int = 64, return_thoughts: bool = False,
+        temperature: float = 0.0, max_tokens: int | None = None, edit: Edit | None = None,
+    ) -> list[str] | tuple[list[str], list[Tensor]]:  # fmt: skip
         """The text after thinking, one a question. `steps` overrides the number of latents or recurrences.
 
         With `return_thoughts` also the states that each went through, (used + 1, D), the one before any thought first:
-        as many as were used, fewer where a halt stopped them. `batch`: questions read together.
+        as many as were used, fewer where a halt stopped them. `batch`: questions read together. `temperature`: of the
+        text, drawn by torch's generator, and a latent policy draws its thoughts; 0 is greedy. `max_tokens`: of the text
+        at most, None = as in training. `edit(i, x_BD)` may change what goes into latent step i, of a batch.
         """
-        if not (isinstance(batch, Integral) and batch >= 1):
-            raise UserError(f"batch must be a whole number of at least 1, got {batch!r:.40}")
+        whole(batch, "batch", 1)
+        asked = questions if isinstance(questions, str) else list(questions)  # `tokens` refuses a single text
         was_training = self.method.training
         self.method.eval()
         texts, thoughts = [], []
         try:
-            for i in range(0, len(questions), batch):
-                tokens_BT, thought = self.tokens(questions[i : i + batch], steps)
+            for i in range(0, len(asked), batch):
+                tokens_BT, thought = self.tokens(asked[i : i + batch], steps, temperature, max_tokens, edit)
                 texts += self.codec.texts(tokens_BT)
                 row_B = range(len(tokens_BT)) if thought.row_B is None else thought.row_B.tolist()
                 used_B = thought.used_B.tolist()
@@ -322,3 +338,23 @@ class Reasoner:
         finally:
             self.method.train(was_training)
         return (texts, thoughts) if return_thoughts else texts
+
+    def loss(self, problems: Sequence, **share) -> tuple[Tensor, dict[str, Tensor]]:
+        """The method's own loss of a batch of problems, a scalar to call `backward` on, and what to log of it.
+
+        `problems`: anything with a question, steps and an answer as text. `share`: as `Batch.of` takes it.
+        """
+        return self.method.loss(Batch.of(problems, self.codec, self.method.backbone.device, **share))
+
+    def save(self, folder: str | Path) -> None:
+        """Write it into a folder that `latent.load`, transformers and lm-eval open."""
+        from latent.hub import save
+
+        save(self, Path(folder))
+
+
+def whole(x: object, name: str, least: int) -> int:
+    """A whole number of at least `least`. Raises UserError, naming it, for anything else."""
+    if not isinstance(x, Integral) or isinstance(x, bool) or x < least:
+        raise UserError(f"{name} must be a whole number of at least {least}, got {x!r:.40}")
+    return int(x)

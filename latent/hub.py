@@ -6,6 +6,8 @@ opens the checkpoint without this package.
 
 from __future__ import annotations
 
+import os
+import re
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
@@ -18,6 +20,8 @@ from latent.codec import LATENT, PAD, THINK, Codec
 from latent.files import has_weights, named, read_json
 from latent.generate import Reasoner
 from latent.plain import plain
+
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # owner/name
 
 
 def as_hf_model(reasoner: Reasoner):
@@ -40,6 +44,7 @@ def as_hf_model(reasoner: Reasoner):
         answer_tokens=reasoner.answer_tokens,
         chain_tokens=reasoner.chain_tokens,
         chain_steps=reasoner.chain_steps,
+        num_latents=reasoner.steps,
         vocabulary=vocabulary_hash(codec.tokenizer),
         vocab_size=max(method.backbone.vocab, codec.ensure_latent_token() + 1),  # as wide as the logits
         pad_token_id=codec.pad,
@@ -97,6 +102,21 @@ def match_codec(tokenizer, codec: Codec) -> None:
             tokenizer.chat_template = "{{ " + repr("".join(names)) + " }}" + tokenizer.chat_template
 
 
+def fetched(name: str | Path, revision: str | None = None) -> Path:
+    """The folder of this name, or that of a checkpoint on the hub, which is downloaded. Raises UserError where there is
+    neither; a name that lies under a folder of ours is none of the hub."""
+    folder = Path(name).expanduser()
+    if folder.exists() or not HUB_NAME.fullmatch(str(name)) or (folder.parent.exists() and len(folder.parts) > 1):
+        return folder
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(name), revision=revision))
+    except Exception as e:  # the hub's client raises errors of many types: no network, no such name, no access
+        why = "the hub cannot be reached" if os.environ.get("HF_HUB_OFFLINE") else first_line(e)
+        raise UserError(f"{name} is not a folder, and was not downloaded from the hub: {why}") from None
+
+
 def find_checkpoint(folder: str | Path) -> Path:
     """The checkpoint's folder: the one given, or `model` in that of a finished run (`runs/<id>`).
 
@@ -121,19 +141,21 @@ def find_checkpoint(folder: str | Path) -> Path:
     return folder
 
 
-def load(folder: str | Path, device: str = "cpu") -> Reasoner:
-    """Open a saved reasoner in fp32: a folder written by `save`, or that of a finished run (`runs/<id>`).
+def load(
+    name: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None
+) -> Reasoner:
+    """Open a saved reasoner: a folder written by `save`, that of a finished run (`runs/<id>`), or a name on the hub.
 
-    Raises UserError for any other folder, saying what it lacks.
+    `dtype`: of the weights. `revision`: of a name on the hub. Raises UserError for anything else, saying what it lacks.
     """
     from safetensors import SafetensorError
 
     from latent.hf import LatentForCausalLM
 
-    folder = find_checkpoint(folder)
+    folder = find_checkpoint(fetched(name, revision))
     with without_progress_bars():
         try:
-            model = LatentForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            model = LatentForCausalLM.from_pretrained(folder, dtype=dtype)
         except SafetensorError as e:
             raise UserError(f"the weights in {folder} cannot be read: {e}") from None
         except UserError as e:
@@ -153,7 +175,8 @@ def load(folder: str | Path, device: str = "cpu") -> Reasoner:
         raise
     except Exception as e:  # settings of the tokenizer that nothing has used before
         raise tokenizer_error(folder, e) from e
-    return Reasoner(model.method.to(device).eval(), codec, c.answer_tokens, c.chain_tokens, c.chain_steps)
+    method = model.method.to(device).eval()
+    return Reasoner(method, codec, c.answer_tokens, c.chain_tokens, c.chain_steps, c.num_latents)
 
 
 def load_tokenizer(folder: Path, config):

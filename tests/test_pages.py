@@ -100,6 +100,18 @@ def test_what_is_added_does_what_its_page_says(page, tmp_path):
     torch.testing.assert_close(policy(x, x).log_prob(value), want)
 
 
+def test_the_loop_on_the_page_trains_and_saves(page, tmp_path):
+    torch.manual_seed(0)
+    page("train/README.md")
+    own = importlib.import_module("own")
+    start = own.begin(own.run, own.env)
+    problems = own.env.train_batch(0, 999, 64)
+    with torch.no_grad():
+        assert own.reasoner.loss(problems)[0] < start.loss(problems)[0] - 1  # nats
+    asked = [p.question for p in own.env.problems("test", 4, 8)]
+    assert len(own.answers) == 8 and hub.load(tmp_path / "mine").answer(asked) == own.answers
+
+
 def test_the_page_on_ablations_adds_one(page, capsys, monkeypatch):
     commands = page("paper/README.md")
     (file, module, rest) = next(each for each in commands if "--dry-run" in each[2])

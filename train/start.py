@@ -23,7 +23,7 @@ from latent.plain import hints, plain
 from train.config import RLVR, Run
 
 
-def begin(run: Run, env: Environment, root: Path) -> Reasoner:
+def begin(run: Run, env: Environment, root: Path = Path("runs")) -> Reasoner:
     """The untrained reasoner of a run: from scratch, from a pretrained model, or from another run's weights."""
     if isinstance(env, Finite) and not env.splits["train"]:
         raise UserError("there are problems to test on only: give --env.train")

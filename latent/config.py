@@ -49,6 +49,8 @@ class ModelConfig:
     """Rank of LoRA adapters, trained instead of a pretrained backbone's weights; 0 = none."""
     lora_alpha: float = 32.0
     """Scale of the adapters: their output is multiplied by alpha / rank."""
+    lora_dropout: float = 0.0
+    """Dropout before the adapters in supervised training."""
     bf16: bool = False
     """Sample, train and judge in bfloat16 (autocast); weights and optimizer stay in fp32."""
     recompute: bool = False
@@ -58,8 +60,11 @@ class ModelConfig:
         for name in ("n_layer", "n_embd", "n_head", "n_positions", "vocab_size"):
             at_least(self, name, 1)
         at_least(self, "lora_rank", 0)
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"model.dropout must be in [0, 1), got {self.dropout}")
+        for name in ("dropout", "lora_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"model.{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.lora_dropout and not self.lora_rank:
+            raise UserError("model.lora_dropout is of adapters: say --model.lora-rank")
         if self.dropout and self.family != "gpt2":
             raise UserError(f"model.dropout is of gpt2, the family is {self.family}")
         for name in ("lora_rank", "chat_template"):

@@ -5,7 +5,7 @@ from typing import Any
 from kernels.errors import UserError
 
 
-def add(lm: Any, rank: int, alpha: float) -> None:
+def add(lm: Any, rank: int, alpha: float, dropout: float = 0.0) -> None:
     """Add adapters to every linear layer of a `PreTrainedModel` except its head, and freeze the rest of it.
 
     Parameters that a method adds outside of the backbone stay trainable. Raises UserError without peft.
@@ -20,6 +20,7 @@ def add(lm: Any, rank: int, alpha: float) -> None:
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # peft declares an int, but takes any number
+        lora_dropout=dropout,
         target_modules=linear,
         fan_in_fan_out=conv,
     )

@@ -87,10 +87,13 @@ def prosqa_closed() -> Experiment:
     return prosqa(closed=True)
 
 
-def _published(env, model: ModelConfig, latent, lr: float, epoch: int, first: int, total: int) -> Experiment:
-    """A paper's setting: `first` epochs of CoT, the rest of `total` in latents; CoT and no-CoT beside them, as long.
+def _published(
+    env, model: ModelConfig, latent, lr: float, epoch: int, first: int, rest: int, beside: int
+) -> Experiment:
+    """A paper's setting: `first` epochs of CoT, the `rest` in latents; CoT and no-CoT `beside` them, for as many.
 
-    Deviates from the papers' code: bfloat16, and the optimizer is not reset between stages.
+    Deviates from the papers' code: bfloat16, and AdamW's moments are kept, where it makes a new optimizer at every
+    epoch.
     """
     how: dict[str, Any] = {"batch": 128, "lr": lr, "beta2": 0.999, "warmup": 0, "decay": 0.0}
     how |= {"log_every": 100, "save_every": 1000}
@@ -99,9 +102,9 @@ def _published(env, model: ModelConfig, latent, lr: float, epoch: int, first: in
         model=model,
         arms={
             "start": Arm(CoT(), SFT(steps=first * epoch, **how)),
-            "latent": Arm(latent, SFT(steps=(total - first) * epoch, **how), init="start"),
-            "cot": Arm(CoT(), SFT(steps=total * epoch, **how)),
-            "no-cot": Arm(NoCoT(), SFT(steps=total * epoch, **how)),
+            "latent": Arm(latent, SFT(steps=rest * epoch, **how), init="start"),
+            "cot": Arm(CoT(), SFT(steps=beside * epoch, **how)),
+            "no-cot": Arm(NoCoT(), SFT(steps=beside * epoch, **how)),
         },
         judge=Judge(items=2000, batch=64),
     )
@@ -112,12 +115,15 @@ _EPOCH = 385_620 // 128  # updates an epoch of GSM8K-Aug at batch 128
 
 
 def coconut_gpt2_gsm8k() -> Experiment:
-    """Coconut's own setting on GSM8K-Aug: 6 epochs of CoT, then 3 a stage, 25 in all."""
+    """Coconut's own setting on GSM8K-Aug: 6 epochs of CoT, as the paper has it, then 22 in latents, 3 a stage.
+
+    The code goes from epoch `resume: 3` to 25, and starts from a CoT checkpoint that is trained apart.
+    """
     coconut = Coconut(
         n_latent=6, latents_per_step=2, first_stage=1, advance_at=1.0, stage_steps=3 * _EPOCH, earlier=0.0
     )
     model = ModelConfig(pretrained="openai-community/gpt2", bf16=True)
-    return _published(AUG, model, coconut, 1e-4, _EPOCH, 6, 25)
+    return _published(AUG, model, coconut, 1e-4, _EPOCH, 6, 22, 25)
 
 
 def coconut_gpt2_prosqa() -> Experiment:
@@ -126,21 +132,25 @@ def coconut_gpt2_prosqa() -> Experiment:
     env = ProsQA(train="prosqa_train.json", test="prosqa_test.json")
     coconut = Coconut(n_latent=6, first_stage=1, advance_at=1.0, stage_steps=5 * epoch, earlier=0.0)
     model = ModelConfig(pretrained="openai-community/gpt2", bf16=True)
-    return _published(env, model, coconut, 1e-4, epoch, 5, 50)
+    return _published(env, model, coconut, 1e-4, epoch, 5, 45, 50)
 
 
 def sim_gpt2_gsm8k() -> Experiment:
-    """SIM-CoT's setting on GSM8K-Aug with GPT-2: 6 latents with a step decoder."""
+    """A step decoder on GSM8K-Aug with GPT-2, 6 latents, one a step: near SIM-CoT's setting, and not the same.
+
+    SIM-CoT on Coconut starts from a finished Coconut, goes through its stages again with 10 latents, two a step, and
+    decodes what is fed back by a second language model.
+    """
     sim = Sim(n_latent=6, step_tokens=48)
     model = ModelConfig(pretrained="openai-community/gpt2", bf16=True)
-    return _published(AUG, model, sim, 1e-4, _EPOCH, 6, 25)
+    return _published(AUG, model, sim, 1e-4, _EPOCH, 6, 19, 25)
 
 
 def sim_llama1b_gsm8k() -> Experiment:
-    """SIM-CoT's setting on GSM8K-Aug with Llama 3.2 1B and adapters: 6 latents with a step decoder."""
+    """The same with Llama 3.2 1B and CODI's adapters: a setting of ours, that no publication has."""
     sim = Sim(n_latent=6, step_tokens=48)
     model = ModelConfig(pretrained="meta-llama/Llama-3.2-1B", bf16=True, recompute=True, lora_rank=128, lora_alpha=32.0)
-    return _published(AUG, model, sim, 8e-4, _EPOCH, 3, 10)
+    return _published(AUG, model, sim, 8e-4, _EPOCH, 3, 7, 10)
 
 
 def _codi(model: str, weight: float, lr: float, epochs: int) -> Experiment:
@@ -153,7 +163,7 @@ def _codi(model: str, weight: float, lr: float, epochs: int) -> Experiment:
     how |= {"steps": steps, "warmup": warmup, "decay": 0.97, "log_every": 100, "save_every": 1000}
     return Experiment(
         env=AUG,
-        model=ModelConfig(pretrained=model, bf16=True, lora_rank=128, lora_alpha=32.0),
+        model=ModelConfig(pretrained=model, bf16=True, lora_rank=128, lora_alpha=32.0, lora_dropout=0.1),
         arms={"latent": Arm(Codi(n_latent=6, distill_weight=weight), SFT(**how))},
         judge=Judge(items=2000, batch=64),
     )
@@ -170,10 +180,13 @@ def codi_llama1b_gsm8k() -> Experiment:
 
 
 def pccot_gpt2_gsm8k() -> Experiment:
-    """PCCoT's setting on GSM8K-Aug with GPT-2: CODI's with 24 latents, refreshed 3 times."""
+    """PCCoT's setting on GSM8K-Aug with GPT-2: CODI's with 24 latents, refreshed 3 times, and no projection.
+
+    Deviates: it ends with its last weights, not with the best of its epochs.
+    """
     codi = codi_gpt2_gsm8k()
     how = changed(codi.arms["latent"].train, {"weight_decay": 0.01, "clip": 1.0})
-    return replace(codi, arms={"latent": Arm(Pccot(n_latent=24, iterations=3), how)})
+    return replace(codi, arms={"latent": Arm(Pccot(n_latent=24, iterations=3, feedback="hidden"), how)})
 
 
 def kava_llama1b_gsm8k() -> Experiment:

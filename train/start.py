@@ -76,7 +76,7 @@ def fingerprint(run: Run, root: Path) -> str | None:
 def prepare(run: Run, body: Backbone) -> None:
     """Give the backbone what the config asks for in training: adapters and gradient checkpointing."""
     if run.model.lora_rank:
-        lora.add(body.lm, run.model.lora_rank, run.model.lora_alpha)
+        lora.add(body.lm, run.model.lora_rank, run.model.lora_alpha, run.model.lora_dropout)
     body.recompute = run.model.recompute
 
 
@@ -87,7 +87,8 @@ def check_same_model(run: Run, folder: Path) -> None:
     if not isinstance(old, dict | None):
         raise UserError(f"{written}: field 'model' must be an object, got {old!r:.40}")
     new = plain(run.model)
-    of_training = ("bf16", "recompute", "lora_rank", "lora_alpha")  # these may differ from the checkpoint's
+    # these may differ from the checkpoint's
+    of_training = ("bf16", "recompute", "lora_rank", "lora_alpha", "lora_dropout")
     if old is None:
         old = {} if run.model.pretrained else sizes(folder)
         new = {k: new[k] for k in old}

@@ -289,3 +289,18 @@ def test_no_code_of_a_checkpoint_is_run_or_asked_about(pretrained, tmp_path, mon
     except ValueError as e:
         assert "\n" not in str(e)
     assert not ran.exists() and sys.stdin.read() == "y\n" * 9
+
+
+def test_dropout_of_adapters_is_of_training_alone():
+    reasoner = small_reasoner(Sim(n_latent=2, stride=4, step_tokens=16), ModelConfig(**SMALL))
+    method, batch = reasoner.method, cups_batch(reasoner.codec)
+    lora.add(method.backbone.lm, rank=4, alpha=8.0, dropout=0.5)
+    for name, p in method.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p)
+    for training, differ in ((True, True), (False, False)):
+        method.train(training)
+        one, two = (float(method.loss(batch)[0].detach()) for _ in range(2))
+        assert (abs(one - two) > 1e-4) is differ
+    with pytest.raises(ValueError, match=r"model.lora_dropout is of adapters: say --model.lora-rank"):
+        ModelConfig(pretrained="gpt2", lora_dropout=0.1)

@@ -6,7 +6,8 @@ there is only the last: no-CoT.
 
 Deviates: a stage ends when the model writes the remaining text (`advance_at`), not only after a fixed number of
 updates, and a share of batches comes from earlier stages, so that one run without a hand-made schedule goes through.
-No <eot> token follows the thoughts, unless `closing` asks for one: the last latent gives the first token.
+No <eot> token follows the thoughts, unless `closing` asks for one: the last latent gives the first token. AdamW's
+moments are kept throughout; the authors' code makes a new optimizer at every epoch.
 """
 
 import torch

@@ -14,8 +14,10 @@ spans as many tokens (`--judge.sweep`). With k = 0 there is only the answer: no-
 Deviates: r is told to the head, by a learned vector beside the state, and not to the model by words in the prompt. s_i
 is relative to the root mean square of m_i and comes from the state by a linear map (policies/gaussian). The squared
 error is the expectation, not that of one draw. No "###" ends the thoughts: a learned stop (`method.halt learned`) is
-taught where the chain ends, and without it all k latents are used. The paper's published code averages a latent's
-log-density over its coordinates in RL; here it is the density.
+taught where the chain ends, and without it all k latents are used. A greedy answer feeds back m_i, where the authors'
+code (github.com/xiaomi-research/colar) draws thoughts and answers when it is evaluated, too; training begins without
+the CoT model that theirs is loaded from. It averages a latent's log-density over its coordinates in RL; here it is the
+density.
 """
 
 from dataclasses import replace

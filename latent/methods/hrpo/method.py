@@ -16,8 +16,9 @@ answer follows at once, and a learned stop (`method.halt learned`) is taught whe
 answer: no-CoT.
 
 Deviates: thinking ends after k tokens, or by `method.halt`, and not at an answer's delimiter. Gradients flow through
-the mixture into the states before it, as eq. 2-4 have it; the authors' code (github.com/Yueeeeeee/HRPO) learns from
-mixtures as they were when sampled.
+the mixture into the states before it, as eq. 2-4 have it; the authors' code (github.com/Yueeeeeeee/HRPO) learns from
+mixtures as they were when sampled. Its reference policy for the KL reads plain tokens without the gate; ours thinks as
+the policy does.
 """
 
 from collections.abc import Mapping

@@ -9,8 +9,7 @@ The offset o, drawn for each row (removal smoothing), lets the model meet the ne
 s grows, AdamW's moments are forgotten, unless the last batch had no chain left. What is learned in the end is a model
 without latents: it shows what a curriculum alone brings.
 
-Deviates: removal counts updates and not shares of an epoch. Where `all_beyond` is reached, the rest goes at once rather
-than at the end of that epoch.
+Deviates: removal counts updates and not shares of an epoch.
 """
 
 from dataclasses import replace

@@ -5,12 +5,13 @@ pass each, from the states of the pass before:
 
     x_1^t = f(h_0),   x_i^t = f(h_{i-1}^{t-1}),   h_1^t .. h_k^t = LM(prompt, x_1^t .. x_k^t),   t = 1 .. T
 
-f is the projection and h_0 the state of the think token. Latent i is CODI's from t = i on, so that T >= k refreshes are
-the sequential loop; with fewer the later latents rest on earlier guesses. An answer follows the last pass. The losses
-are CODI's. Thinking takes T + 1 passes in sequence after the prompt's, however many latents there are.
+f is what is fed back and h_0 the state of the think token. Latent i is CODI's from t = i on, so that T >= k refreshes
+are the sequential loop; with fewer the later latents rest on earlier guesses. An answer follows the last pass. The
+losses are CODI's. Thinking takes T + 1 passes in sequence after the prompt's, however many latents there are.
 
-Deviates: the authors' code (github.com/whyNLP/PCCoT) reads prompt and first embeddings in one pass, here they are two.
-Otherwise as in `latent.methods.codi`.
+Deviates: f is CODI's projection unless `feedback` says hidden, as the authors' runs have it (`use_projection` is false
+in all configs of github.com/whyNLP/PCCoT, and in our preset of GSM8K). Their code reads prompt and first embeddings in
+one pass, here they are two. Otherwise as in `latent.methods.codi`.
 """
 
 import torch

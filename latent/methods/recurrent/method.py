@@ -8,7 +8,9 @@ is.
 
 Deviates: s_0 is zero instead of Gaussian, so that thinking is deterministic; r is uniform in r_min..r_max instead of
 log-normal Poisson, with backpropagation through all recurrences; and every recurrence i is supervised on the step it
-should have reached, recurrences beyond the chain on the answer.
+should have reached, recurrences beyond the chain on the answer. The answer is read in parallel, where Huginn writes
+token by token. Blocks are those of the backbone's family, with norms before attention and MLP alone, where Huginn's
+have norms after them too; the loop's norm is a LayerNorm, once a recurrence, and embeddings are not scaled up.
 """
 
 from dataclasses import dataclass

@@ -1,15 +1,20 @@
 """SIM-CoT (Wei et al. 2025, arXiv:2509.20317, eq. 4-6): latents with a step decoder that exists only in training.
 
-The decoder reads latent i and must write step i; its loss shapes the latents, so no curriculum is needed. A chain
-longer than the latents is dealt evenly over them; latents beyond the chain are left free, and so are all but every n-th
-where `supervise_every` is n. Told the frontier, the decoder must say the distribution over where a search may stand
-after step i, as in CoT2 (arXiv:2505.23648, sec. 3), but off the hidden state, which is what is fed back; read by the LM
-head it is off the state that latent i is made from, as the last latent's says the answer. With `stop_weight` a learned
-stop is taught by cross-entropy to stop at the first latent whose step is the chain's last, and at none before.
+The decoder reads latent i and must write step i; its loss shapes the latents. A chain longer than the latents is dealt
+evenly over them; latents beyond the chain are left free, and so are all but every n-th where `supervise_every` is n.
+Told the frontier, the decoder must say the distribution over where a search may stand after step i, as in CoT2
+(arXiv:2505.23648, sec. 3), but off the hidden state, which is what is fed back; read by the LM head it is off the state
+that latent i is made from, as the last latent's says the answer. With `stop_weight` a learned stop is taught by
+cross-entropy to stop at the first latent whose step is the chain's last, and at none before.
 
 Deviates: the decoder is linear and writes all tokens of a step in parallel, instead of a second language model that
 writes them one by one. No token helps to guess the next, so the whole step must be in the latent; cups is then
-learned sooner (paper/LOG.md), and a training step stays cheap.
+learned sooner (paper/LOG.md), and a training step stays cheap. The rest is as against the authors' code
+(github.com/InternLM/SIM-CoT): the decoder reads the state after latent i, theirs what is fed back as latent i, so that
+here the last state must give both its step and the answer. There is no curriculum, and no start from a finished
+Coconut. A long chain is dealt evenly, theirs gives the last latent all that is left; spare latents are free, theirs on
+Coconut are taught the answer. The loss is a mean over the tokens of all steps, theirs on Coconut the sum over a step's
+tokens, a mean over steps.
 """
 
 import torch

@@ -50,7 +50,7 @@ class SFT:
     """Rows that a process computes at a time, 0 = all: problems, or in RL rollouts. Gradients are accumulated, so that
     it changes memory and speed, and no result."""
     select: Literal["last", "best"] = "last"
-    """Weights that the run ends with: the last, or those of the best validation accuracy."""
+    """Weights that the run ends with: the last, or those of the best validation accuracy, of RL the start's as well."""
     valid_every: int = 0
     """Updates between validations, logged as `valid` (0 = never). With any, there is one at the end, too."""
     valid_items: int = 128

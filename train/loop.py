@@ -145,8 +145,8 @@ class Trainer:
         """
         c, total = self.config, self.config.steps
         resume.restore(self)
-        if self.selection and self.done:
-            self.selection.after(self)  # where a signal came before it
+        if self.selection and (self.done or isinstance(c, RLVR)):
+            self.selection.after(self)  # where a signal came before it, and of RL what it starts from
         self.method.train(dropout)
         window = self.counters.setdefault("window", [])  # metrics since the last log line
         less = memory.remedy(c, self.record.run.model.recompute)

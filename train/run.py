@@ -1,6 +1,7 @@
 """One run from config to result: build, train, judge, record. It runs in a process of its own or under a launcher."""
 
 import contextlib
+import logging
 import os
 import traceback
 from collections.abc import Callable
@@ -28,11 +29,19 @@ from train.memory import JUDGING
 from train.record import Record, check_lock_is_free, exclusive_lock
 from train.selection import Selection
 
+log = logging.getLogger(__name__)
+
+
+def noted(event: dict) -> None:
+    """Log a note: what a user should know of a run beside its numbers."""
+    if event.get("stage") == "note":
+        log.warning(event["said"])
+
 
 def execute(
     run: Run,
     root: Path | str,
-    say: Callable[[dict], None] = lambda event: None,
+    say: Callable[[dict], None] = noted,
     device: str = "auto",
     command: str | None = None,
     track: str = "none",

@@ -455,3 +455,10 @@ def test_a_run_goes_on_with_the_problems_that_it_was_begun_with_alone(tmp_path, 
     monkeypatch.setattr(kind, "problems", lambda self, split, level, n: given(self, split, level, n)[::-1])
     with pytest.raises(UserError, match=f"was begun with other problems to judge .{result['problems']}, now"):
         execute(run, tmp_path, device="cpu")
+
+
+def test_what_a_run_has_to_say_is_logged_where_no_one_listens(tmp_path, caplog):
+    env = Cups(cups=3, swaps=3)
+    run = Run(env, ModelConfig(n_layer=1, n_embd=16, n_head=2), NoCoT(), SFT(steps=1, batch=4), Judge(100, 0))
+    execute(run, tmp_path, device="cpu")
+    assert [m for m in caplog.messages if m.startswith("judged on ") and "there are no 100" in m]

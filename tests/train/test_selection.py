@@ -16,7 +16,7 @@ from latent.config import LearnedStop, ModelConfig
 from latent.methods import Coconut, NoCoT, Sim
 from paper import records
 from train import run as runs
-from train.config import SFT, Judge, Run
+from train.config import RLVR, SFT, Judge, Run
 from train.process import Stopped, heeding_sigterm
 from train.selection import valid_problems
 
@@ -202,6 +202,18 @@ def test_an_end_that_a_signal_comes_with_is_an_end(tmp_path):
         runs.execute(run, tmp_path / "b", say, "cpu")
     assert runs.execute(run, tmp_path / "b", device="cpu")["updates"] == ended
     assert same(weights(tmp_path / "a", run), weights(tmp_path / "b", run))
+
+
+def test_rl_that_makes_it_worse_ends_with_what_it_started_from(tmp_path):
+    start = dataclasses.replace(BASE, train=changed(BASE, steps=60, valid_every=0).train)
+    runs.execute(start, tmp_path, device="cpu")
+    how = RLVR(steps=6, batch=8, group=4, lr=0.5, warmup=0, select="best", valid_every=3, valid_items=64, patience=99)
+    rl = dataclasses.replace(start, train=how, init=start.id)
+    result = runs.execute(rl, tmp_path, device="cpu")
+    valid = {line["step"]: line["valid"] for line in lines(tmp_path, rl) if "valid" in line}
+    assert list(valid) == [0, 3, 6] and valid[0] > max(valid[3], valid[6])  # at such a rate
+    assert result["selected"] == {"step": 0, "valid": valid[0]}
+    assert same(weights(tmp_path, rl), weights(tmp_path, start))
 
 
 def test_of_a_curriculum_the_last_stage_alone_is_selected_from_and_stopped_in(tmp_path):

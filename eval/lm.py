@@ -11,6 +11,8 @@ unless the request says otherwise. Defaults of our tasks (`task_defaults.py`) do
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import logging
 import re
 from collections import defaultdict
@@ -55,6 +57,9 @@ class LatentLM(HFLM):
         steps = latent_steps(num_latents, num_recurrences)
         if pretrained is None:
             raise UserError("--model_args pretrained=RUN_OR_FOLDER_OR_NAME is needed")
+        for name in kwargs.keys() - inspect.signature(HFLM.__init__).parameters.keys():
+            if near := difflib.get_close_matches(name, ("num_latents", "num_recurrences"), 1):
+                raise UserError(f"--model_args has no {name!r}; did you mean {near[0]}?")
         if (rows := str(kwargs.get("batch_size", 1))).lstrip("-").isdigit() and int(rows) < 1:
             raise UserError(f"batch_size must be at least 1, or auto, got {rows}")
         if not isinstance(longest := kwargs.get("max_length"), int | None):
@@ -156,6 +161,8 @@ class LatentLM(HFLM):
         """
         if self.thinks:
             chat_history = [turn | {"content": self.codec.marked(turn["content"])} for turn in chat_history]
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise UserError("--apply_chat_template: this checkpoint's tokenizer has no chat template")
         try:
             return super().apply_chat_template(chat_history, *args, **kwargs)
         except TemplateError as e:  # what a template says of a chat that it has no place for

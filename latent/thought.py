@@ -7,6 +7,7 @@ positions, K latent steps, R recurrences, D width, H heads, V vocabulary.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,25 +75,24 @@ class Decision:
         later = max(int(part.time_T[0]) for part in parts) - most.time_T[0]
         return cls(most.kind, value, logp, entropy, mask, most.time_T + later, most.turn, most.density)
 
+    def mapped(self, change: Callable[[Tensor], Tensor], **more) -> "Decision":
+        """The same with every tensor of (B, T, ...) changed alike, and `more` fields set."""
+        names = ["value_BT", "logp_BT", "entropy_BT", "mask_BT"]
+        names += [] if self.expected_BT is None else ["expected_BT"]
+        made: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
+        return replace(self, **made, **more)
+
     def among(self, rows_N: Tensor, whole: int) -> "Decision":
         """The same as decisions of a batch of `whole` rows. Rows that are not in `rows_N` made none."""
-
-        def spread(x: Tensor) -> Tensor:
-            return x.new_zeros(whole, *x.shape[1:]).index_copy(0, rows_N, x)
-
-        return replace(
-            self,
-            value_BT=spread(self.value_BT),
-            logp_BT=spread(self.logp_BT),
-            entropy_BT=spread(self.entropy_BT),
-            mask_BT=spread(self.mask_BT),
-            expected_BT=None if self.expected_BT is None else spread(self.expected_BT),
-        )
+        return self.mapped(lambda x: x.new_zeros(whole, *x.shape[1:]).index_copy(0, rows_N, x))
 
     def of(self, rows_N: Tensor) -> "Decision":
         """The decisions of some rows, with all T places."""
-        names = ("value_BT", "logp_BT", "entropy_BT", "mask_BT")
-        return replace(self, **{name: getattr(self, name)[rows_N] for name in names}, expected_BT=None)
+        return self.mapped(lambda x: x[rows_N])
+
+    def detached(self) -> "Decision":
+        """The same without gradient: as of the policy that chose."""
+        return self.mapped(Tensor.detach)
 
     @cached_property
     def lengths(self) -> Tensor:
@@ -103,8 +103,7 @@ class Decision:
     def rows(self, index: slice | Tensor) -> "Decision":
         """The decisions of some rows, cut after the last place where one was made; one place at least is kept."""
         t = max([1, *self.lengths[index].tolist()])
-        fields = ("value_BT", "logp_BT", "entropy_BT", "mask_BT")
-        return replace(self, **{name: getattr(self, name)[index, :t] for name in fields}, time_T=self.time_T[:t])
+        return self.mapped(lambda x: x[index, :t], time_T=self.time_T[:t])
 
 
 @dataclass

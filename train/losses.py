@@ -1,6 +1,6 @@
 """RL losses as pure functions: the clipped policy gradient over decisions of all kinds, and the KL to a reference."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from typing import Literal
 
@@ -25,19 +25,6 @@ class Extreme:
 
 Logged = Mean | Extreme
 Over = Literal["decisions", "rollouts", "sums"]  # what the mean of a loss is over, see `counted`
-
-
-def detached(decisions: list[Decision]) -> list[Decision]:
-    """The same decisions without gradient: those of the old policy."""
-    return [
-        replace(
-            d,
-            logp_BT=d.logp_BT.detach(),
-            entropy_BT=d.entropy_BT.detach(),
-            expected_BT=None if d.expected_BT is None else d.expected_BT.detach(),
-        )
-        for d in decisions
-    ]
 
 
 def flat(reward_PG: Tensor) -> Tensor:

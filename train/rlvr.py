@@ -22,7 +22,7 @@ from train.algorithms import Algorithm
 from train.config import RLVR
 from train.divergence import check_weights
 from train.loop import Terms, Trainer, own_rows, together
-from train.losses import Extreme, Logged, counted, detached, flat, kl_to_reference
+from train.losses import Extreme, Logged, counted, flat, kl_to_reference
 
 LARGEST_GAP = 1e-3  # nats between sampler and trainer on any decision; fp32 stays below 1e-4
 # of bfloat16 on the average, for it rounds otherwise when a token is sampled than when a text is read in parallel: the
@@ -163,7 +163,7 @@ def learn(trainer: Trainer, rolled: Rollout, outcome_B: Tensor, reference: Metho
         with engine.whole():  # not under no_grad: fused kernels would run, and round in other ways than the trainer
             for part, _ in (each for minibatch in minibatches[1:] for each in minibatch):
                 with trainer.precision():
-                    old[id(part)] = detached(score(method, part, c.temperature))
+                    old[id(part)] = [d.detached() for d in score(method, part, c.temperature)]
     made: list[dict[str, Tensor]] = []
     first = trainer.done == (trainer.start.step if trainer.start else 0)
 
@@ -171,7 +171,7 @@ def learn(trainer: Trainer, rolled: Rollout, outcome_B: Tensor, reference: Metho
         with trainer.precision():
             now = engine.module(score, part, c.temperature)
         if fresh:
-            old[id(part)] = detached(now)
+            old[id(part)] = [d.detached() for d in now]
         was = old[id(part)]
         losses, logged = c.algorithm.loss(now, was, part_outcome_B, (c.clip_low, c.clip_high), c.entropy)
         if first:

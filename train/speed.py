@@ -132,7 +132,6 @@ def tiny(options: Speed) -> list[dict]:
     from latent.text import Batch
     from train.losses import policy_loss
     from train.presets import cups
-    from train.rlvr import detached
 
     preset = cups()
     env = environments.build(preset.env)
@@ -164,7 +163,7 @@ def tiny(options: Speed) -> list[dict]:
         sample(i)
         now = score(policy, rolled["now"], 1.0)
         adv = [torch.randn(1024, 1)] * len(now)
-        step(policy, optimizer, policy_loss(now, detached(now), adv, (0.2, 0.28), 0.0)[0].taken())
+        step(policy, optimizer, policy_loss(now, [d.detached() for d in now], adv, (0.2, 0.28), 0.0)[0].taken())
 
     t = rounds(options.rounds, arms) | rounds(options.rounds, {"sample": sample, "learn": learn})
     who = "trained" if options.run else "untrained"

@@ -56,6 +56,9 @@ GROUPS = (
         ("of a longer pass the last positions see all", "isinstance(visible_BTS, str) and 1 < t < self.size", "False"),
     )),
     ("latent/backbone.py", "tests/latent/test_backbone.py", (
+        ("hooks are not called", "if self.layers is None or self.hooked:", "if self.layers is None:"),
+        ("kernels run under a hook", "return bool(self._taps) or self.hooked", "return bool(self._taps)"),
+        ("hooks of transformers' own count", '.startswith("transformers.")', '.startswith("nothing.")'),
         ("embeddings after a prompt are contiguous", "further_K = stride * torch", "further_K = torch"),
     )),
     ("latent/generate.py", TEXT, (
@@ -223,10 +226,10 @@ GROUPS = (
         ("what goes into a loop lacks the constant", "recording.state(i, entered_BTD)", "recording.state(i, args[1])"),
     )),
     ("latent/backbone.py", TAPS, (
-        ("the training chain runs under a tap", "torch.is_grad_enabled() and not self._taps and",
-         "torch.is_grad_enabled() and"),
-        ("kernels run under a tap", "if not k or self._taps:", "if not k:"),
-        ("a copy's taps are open", 'self.__dict__ | {"_taps": []}', "self.__dict__"),
+        ("the training chain runs under a tap", "self.layers is not None and not self.watched:",
+         "self.layers is not None and not self.hooked:"),
+        ("kernels run under a tap", "if not k or self.watched:", "if not k or self.hooked:"),
+        ("a copy's taps are open", 'self.__dict__ | {"_taps": [], "_hooks": None}', 'self.__dict__ | {"_hooks": None}'),
         ("an error leaves the tap open", "        try:\n            yield tap\n        finally:\n",
          "        yield tap\n        if True:\n"),
     )),

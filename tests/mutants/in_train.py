@@ -62,7 +62,8 @@ GROUPS = (
     )),
     ("train/loop.py", SIGNALS, (
         ("an end that comes with a signal is forgotten", 'self.counters["ended"] = True', "pass"),
-        ("a validation that a signal came before is not made", "if self.selection and self.done:", "if False:"),
+        ("a validation that a signal came before is not made", "if self.selection and (self.done or",
+         "if self.selection and (False or"),
     )),
     ("train/loop.py", CURRICULUM, (
         ("a curriculum stops where its first stage is learned", " and self.method.in_last_stage", ""),
@@ -172,7 +173,7 @@ GROUPS = (
         ("KL dropped", "[*losses, replace(kl, weight=c.kl)]", "[*losses, replace(kl, weight=0.0)]"),
         ("KL's sign", "weight=c.kl)", "weight=-c.kl)"),
         ("KL's weight", "replace(kl, weight=c.kl)", "kl"),
-        ("the old policy is the current one", "was = old[id(part)]", "was = detached(now)"),
+        ("the old policy is the current one", "was = old[id(part)]", "was = [d.detached() for d in now]"),
         ("the reference is the current policy", "ref = score(reference, part", "ref = score(method, part"),
         ("clip bounds swapped where passed", "(c.clip_low, c.clip_high)", "(c.clip_high, c.clip_low)"),
         ("entropy not passed", "c.entropy)", "0.0)"),
@@ -203,7 +204,7 @@ GROUPS = (
         ("rollouts without a decision do not count", "torch.full_like(made, len(decisions[0].mask_BT))", "made"),
     )),
     ("train/algorithms/expert.py", "tests/train/test_algorithms.py", (
-        ("what is learned is clipped", "detached(now), outcome_B", "old, outcome_B"),
+        ("what is learned is clipped", "(now, fresh, outcome_B", "(now, old, outcome_B"),
     )),
     ("latent/backbone.py", "tests/latent/test_methods.py", (
         ("rows that do not fit are cut", "self.check_length(int(ends_B.max()))", "pass"),

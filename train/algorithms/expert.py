@@ -37,9 +37,8 @@ class ExpertIteration(Algorithm):
     def loss(
         self, now: list[Decision], old: list[Decision], outcome_B: Tensor, clip: tuple[float, float], entropy: float
     ) -> tuple[list[Mean], dict[str, Logged]]:
-        from train.losses import detached
-
-        return super().loss(now, detached(now), outcome_B, clip, entropy)  # its ratio is 1: its gradient is of log p
+        fresh = [d.detached() for d in now]  # the ratio to which is 1, so that its gradient is that of log p
+        return super().loss(now, fresh, outcome_B, clip, entropy)
 
     def signal(self, reward_PG: Tensor) -> bool:
         return bool((reward_PG >= self.accept).any())

@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -36,28 +37,32 @@ class Item:
 def verify(env: Environment, problem: Problem, text: str) -> Verdict:
     """The environment's verdict. Where the verifier raises, RuntimeError names the problem: never a silent 0.
 
-    Raises UserError where it gives no `Verdict`.
+    Raises UserError where it gives no `Verdict`, or one that is neither right nor wrong.
     """
     try:
         verdict = env.verify(problem, text)
+    except UserError:
+        raise
     except Exception as e:
         raise RuntimeError(f"the verifier failed on problem {problem.key}: {type(e).__name__}: {e}") from e
     if not isinstance(verdict, Verdict):
         raise UserError(f"{type(env).__name__}.verify must give a Verdict, got {verdict!r:.40}")
-    # numpy's and torch's scalars are numbers, too
-    reward, correct, parsed = (_scalar(x) for x in (verdict.reward, verdict.correct, verdict.parsed))
-    is_number = isinstance(reward, int | float) and math.isfinite(reward)
-    if not is_number or any(x not in (0, 1) or isinstance(x, float) for x in (correct, parsed)):
+    reward, correct = _scalar(verdict.reward), _scalar(verdict.correct)
+    if not (_is_finite(reward) and isinstance(correct, Real) and correct in (0, 1)):
         raise UserError(
-            f"{type(env).__name__}.verify must give a finite reward, and True or False for correct and parsed, got "
+            f"{type(env).__name__}.verify must give a number as the reward and True or False for correct, got "
             f"{verdict!r:.200} on problem {problem.key}"
         )
-    return Verdict(float(reward), bool(correct), bool(parsed), verdict.reason)
+    return Verdict(float(reward), bool(correct), bool(_scalar(verdict.parsed)), verdict.reason)
 
 
 def _scalar(x: Any) -> Any:
-    """A scalar of any library as Python's own; anything else as it is."""
+    """A scalar of numpy or torch as Python's own; anything else as it is."""
     return x.item() if getattr(x, "shape", None) == () and hasattr(x, "item") else x
+
+
+def _is_finite(x: Any) -> bool:
+    return isinstance(x, Real) and math.isfinite(x)
 
 
 class Sessions:
@@ -80,14 +85,17 @@ class Sessions:
         return observations
 
     def _step(self, row: int, text: str) -> tuple[str | None, float, bool]:
-        """A session's step. Where it raises, or gives no finite reward, RuntimeError names the problem."""
+        """A session's step. Where it raises, RuntimeError names the problem. Raises UserError where its reward is no
+        number."""
         key = self.problems[row].key
         try:
             observation, reward, done = self.sessions[row].step(text)
+        except UserError:
+            raise
         except Exception as e:
             raise RuntimeError(f"the session of problem {key} failed: {type(e).__name__}: {e}") from e
-        if not (isinstance(value := _scalar(reward), int | float) and math.isfinite(value)):
-            raise UserError(f"the session of problem {key} must give a finite reward, got {reward!r:.40}")
+        if not _is_finite(value := _scalar(reward)):
+            raise UserError(f"the session of problem {key} must give a number as the reward, got {reward!r:.40}")
         return observation, float(value), done
 
     def verdicts(self) -> list[Verdict]:

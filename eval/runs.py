@@ -136,7 +136,7 @@ def judged_alike(a: Recorded, b: Recorded) -> bool:
     """Whether two finished runs were judged on the same problems. Older records do not have them, but the config that
     they come from, and the fingerprint of its data."""
     assert a.result is not None and b.result is not None  # they have finished
-    if len(a.result["correct"]) != len(b.result["correct"]):
+    if len(a.result["correct"]) != len(b.result["correct"]) or a.flat.get("env") != b.flat.get("env"):
         return False
     if "problems" in a.result and "problems" in b.result:
         return a.result["problems"] == b.result["problems"]

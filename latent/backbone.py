@@ -2,7 +2,7 @@
 
 GPT-2, Llama and Qwen3 go through the layer arithmetic of `latent/layers.py`, without the framework's overhead on a
 one-position step, and nothing of the last layer is computed that no one reads. Every other family goes through its own
-`forward` (`latent/families.py`), and so do these three while a module of theirs has a forward hook.
+`forward` (`latent/families.py`), and so do these three while a forward hook is on a block or on a module in it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -256,9 +256,10 @@ class Backbone(nn.Module):
         Returns final hidden states (B, T, D) and the longer context.
         """
         b, t, _ = x_BTD.shape
-        if t == 1 and (fused := self.chain(x_BTD[:, 0], context, None, 1, 1)) is not None:
-            return fused
         span = stride * (t - 1) + 1
+        fits = real_B is None or context.reach + span <= self.positions
+        if t == 1 and fits and (fused := self.chain(x_BTD[:, 0], context, None, 1, 1)) is not None:
+            return fused
         pos_BT = context.next_B[:, None] + stride * torch.arange(t, device=context.next_B.device)
         ends_B = None if real_B is None else context.next_B + stride * (real_B - 1) + 1
         pos_BT = self._within(pos_BT, context.reach + span, ends_B)

@@ -252,7 +252,7 @@ def _scored(method: Method, rolled: Rollout, temperature: float) -> tuple[Though
     copy_B, one_U = (sent(x, row_B.device) for x in (copy_B, one_U))
     ids_UT = rolled.tokens_BT[one_U]
     lengths_U = text.mask_BT[one_U].sum(1)
-    h_UTD = text_hidden(method.backbone, thought, ids_UT, lengths_U, row_B[one_U])
+    h_UTD = text_hidden(method.backbone, thought, ids_UT, lengths_U=lengths_U, row_U=row_B[one_U])
     logp_N, entropy_N, _ = method.backbone.logprob(h_UTD.flatten(0, 1), ids_UT.flatten(), temperature)
     assert entropy_N is not None  # as it is where it is not declined
     logp_BT, entropy_BT = (x.view(ids_UT.shape)[copy_B] for x in (logp_N, entropy_N))
@@ -320,7 +320,8 @@ class Reasoner:
 
         With `return_thoughts` also the states that each went through, (used + 1, D), the one before any thought first:
         as many as were used, fewer where a halt stopped them. `batch`: questions read together. `temperature`: of the
-        text, drawn by torch's generator, and a latent policy draws its thoughts; 0 is greedy. `max_tokens`: of the text
+        text, drawn by torch's generator; a learned stop and a latent policy then draw, too, at temperatures of their
+        own. 0 is greedy. `max_tokens`: of the text
         at most, None = as in training. `edit(i, x_BD)` may change what goes into latent step i, of a batch.
         """
         whole(batch, "batch", 1)
@@ -342,8 +343,12 @@ class Reasoner:
     def loss(self, problems: Sequence, **share) -> tuple[Tensor, dict[str, Tensor]]:
         """The method's own loss of a batch of problems, a scalar to call `backward` on, and what to log of it.
 
-        `problems`: anything with a question, steps and an answer as text. `share`: as `Batch.of` takes it.
+        `problems`: anything with a question, steps and an answer as text. `share`: as `Batch.of` takes it. Raises
+        UserError for a method that is told the frontier, without `frontiers=[env.frontiers(p) for p in problems]`.
         """
+        if self.method.made_from.told == "frontier" and share.get("frontiers") is None:
+            how = "frontiers=[env.frontiers(p) for p in problems]"
+            raise UserError(f"{self.method.title} is told the frontier: give {how}")
         return self.method.loss(Batch.of(problems, self.codec, self.method.backbone.device, **share))
 
     def save(self, folder: str | Path) -> None:

@@ -142,7 +142,7 @@ def find_checkpoint(folder: str | Path) -> Path:
 
 
 def load(
-    name: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None
+    folder: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32, revision: str | None = None
 ) -> Reasoner:
     """Open a saved reasoner: a folder written by `save`, that of a finished run (`runs/<id>`), or a name on the hub.
 
@@ -152,7 +152,7 @@ def load(
 
     from latent.hf import LatentForCausalLM
 
-    folder = find_checkpoint(fetched(name, revision))
+    folder = find_checkpoint(fetched(folder, revision))
     with without_progress_bars():
         try:
             model = LatentForCausalLM.from_pretrained(folder, dtype=dtype)

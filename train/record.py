@@ -52,7 +52,7 @@ class Record:
                 other = "data"
             elif None not in (weights, made.get("weights")) and made["weights"] != weights:
                 other = "weights"
-            elif made.get("code", self.code.digest) != self.code.digest:  # older records do not have it
+            elif made.get("code", self.code.digest) not in (self.code.digest, self._older_digest(made)):
                 other = f"code ({', '.join(self.code.files) or 'that is in no file'})"
             if other:
                 raise UserError(
@@ -62,11 +62,15 @@ class Record:
         if path.exists() and (odd := unlike(read_json(path), self.run)):
             raise UserError(f"{path} is not that of run {self.run.id}: it has another {odd}; give another --out")
 
+    def _older_digest(self, made: dict) -> str | None:
+        """The fingerprint of its own code as a record has it that was begun before those of its problems were kept."""
+        return self.code.digest if "problems" in made else sources.of(self.run, calls=False).digest
+
     def check_same_problems(self, problems: str) -> None:
         """Raise UserError where this run was begun with other problems to judge it by, of an environment that does not
         draw the same ones in every process. `problems`: their digest."""
         path = self.home / "env.json"
-        if path.exists() and (before := read_json(path).get("problems", problems)) != problems:
+        if path.exists() and (before := read_json(path).get("problems") or problems) != problems:
             raise UserError(
                 f"{self.home} was begun with other problems to judge ({before}, now {problems}): the environment must "
                 "give the same ones in every process (a set of strings has another order in each)"

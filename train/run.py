@@ -161,8 +161,8 @@ def judged_problems(run: Run, env: Environment) -> list[Problem]:
 
 
 def digest(problems: list[Problem]) -> str:
-    """Of the problems that are judged, in order: accuracies of runs are paired where it is the same."""
-    return sha256(" ".join(p.key for p in problems).encode()).hexdigest()[:12]
+    """Of the problems that are judged, with their answers, in order: accuracies are paired where it is the same."""
+    return sha256(repr([(p.key, p.level, p.answer) for p in problems]).encode()).hexdigest()[:12]
 
 
 def final(run: Run, env: Environment, problems: list[Problem], trainer: Trainer, updates: int) -> dict:

@@ -33,8 +33,8 @@ class Sources:
     files: dict[str, Path]
 
 
-def of(config) -> Sources:
-    """Those of a config, by the classes in it."""
+def of(config, calls: bool = True) -> Sources:
+    """Those of a config, by the classes in it. `calls`: see `needed_for`."""
     code: dict[Path, str] = {}
     left: list[str] = []
     named = defaultdict(set)
@@ -42,7 +42,7 @@ def of(config) -> Sources:
         named[cls.__module__].add(cls.__qualname__.partition(".")[0])
     for module, names in named.items():
         if (path := file_of(module)) is not None:
-            needed = needed_for(names, path)
+            needed = needed_for(names, path, calls)
             code[path] = text_of(path, needed)
             left += imported(needed, module, path)
     while left:
@@ -107,11 +107,12 @@ def text_of(path: Path, some: Iterable[ast.stmt]) -> str:
     return "\n".join(map(ast.unparse, some)) or repr(path.read_bytes())
 
 
-def needed_for(names: set[str], path: Path) -> list[ast.stmt]:
+def needed_for(names: set[str], path: Path, calls: bool = True) -> list[ast.stmt]:
     """The statements at the top of a file that names need, in order: those that bind them and what these refer to, and
-    all that bind no name or call code of the user's own, e.g. as a decorator, for they may change anything."""
+    all that bind no name, and with `calls` those that call the user's own code, e.g. as a decorator: both may change
+    anything."""
     every = statements(path)
-    own_code = {name for node in every for name in ones_own(node)}
+    own_code = {name for node in every for name in ones_own(node)} if calls else set()
     binds = [set() if called(node) & own_code else bound(node) for node in every]
     kept = {i for i, own in enumerate(binds) if not own}
     left = {*names, *(name for i in kept for name in referred(every[i]))}

@@ -29,7 +29,7 @@ def begin(run: Run, env: Environment, root: Path = Path("runs")) -> Reasoner:
         raise UserError("there are problems to test on only: give --env.train")
     if run.init is not None:
         folder = folder_of(run.init, root)
-        start = hub.load(folder)
+        start = hub.load(hub.find_checkpoint(folder))
         check_same_model(run, folder)
         prepare(run, start.method.backbone)
         method = methods.build(run.method, start.method.backbone)

@@ -36,8 +36,9 @@ class Mean:
 
 
 def text_hidden(
-    backbone: Backbone, thought: Thought, ids_UT: Tensor, lengths_U: Tensor | None = None, row_U: Tensor | None = None
-) -> Tensor:
+    backbone: Backbone, thought: Thought, ids_UT: Tensor, *, lengths_U: Tensor | None = None,
+    row_U: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Final hidden states (U, T, D) that give each token of texts after a thought, the texts read in parallel.
 
     `lengths_U`: tokens of each text without padding, None = T. `row_U`: the thought's row that each text follows, where
@@ -60,7 +61,7 @@ def text_loss(backbone: Backbone, thought: Thought, text: Text) -> tuple[Mean, d
 
     Logs `ce` and `exact`, the share of rows whose every token is the most likely one, teacher-forced.
     """
-    h_BTD = text_hidden(backbone, thought, text.ids_BT, text.lengths_B)
+    h_BTD = text_hidden(backbone, thought, text.ids_BT, lengths_U=text.lengths_B)
     loss, hit_BT = token_loss(backbone, h_BTD, text)
     return loss, {"ce": loss, "exact": share(hit_BT.all(1))}
 

@@ -1,6 +1,8 @@
 """The judge on answers that are known: what is counted, by level, with what it cost."""
 
+import re
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -95,7 +97,7 @@ def test_a_verifier_that_fails_ends_the_run_and_names_the_problem():
         Verdict(1.0, 0.5, True),  # a grade is no verdict
         Verdict(1.0, "False", True),
         Verdict(1.0, None, True),
-        Verdict(1.0, True, 2),
+        Verdict(1.0, np.array([True, False]), True),
         Verdict(None, True, True),
         Verdict(float("nan"), True, True),
         Verdict(float("inf"), True, True),
@@ -106,13 +108,28 @@ def test_a_verifier_that_fails_ends_the_run_and_names_the_problem():
 def test_a_verdict_that_is_neither_right_nor_wrong_is_refused(given, monkeypatch):
     (problem,) = ENV.problems("test", 8, 1)
     monkeypatch.setattr(type(ENV), "verify", lambda self, problem, text: given)
-    with pytest.raises(UserError, match=f"must give a finite reward, and True or False .* on problem {problem.key}"):
+    with pytest.raises(UserError, match=f"must give a number as the reward and True .* on problem {problem.key}"):
         verify(ENV, problem, "")
 
 
 def test_scalars_of_other_libraries_are_verdicts(monkeypatch):
     (problem,) = ENV.problems("test", 8, 1)
-    for given in (Verdict(1, 1, 0), Verdict(torch.tensor(1.0), torch.tensor(True), np.bool_(False))):
+    for given in (
+        Verdict(1, 1, 0),
+        Verdict(torch.tensor(1.0), torch.tensor(True), np.bool_(False)),
+        Verdict(Fraction(1), 1.0, re.match("a", "b")),
+    ):
         monkeypatch.setattr(type(ENV), "verify", lambda self, problem, text, given=given: given)
         found = verify(ENV, problem, "")
         assert found == Verdict(1.0, True, False) and type(found.correct) is type(found.parsed) is bool
+
+
+def test_what_an_environment_says_of_itself_is_no_failure_of_its_verifier(monkeypatch):
+    (problem,) = ENV.problems("test", 8, 1)
+
+    def down(self, problem, text):
+        raise UserError("the checker is down: start it")
+
+    monkeypatch.setattr(type(ENV), "verify", down)
+    with pytest.raises(UserError, match="the checker is down: start it"):
+        verify(ENV, problem, "")

@@ -200,6 +200,7 @@ def test_a_run_is_dated_by_its_first_start(home, capsys):
 @pytest.mark.parametrize("where", ["problems", "data"])
 def test_runs_judged_on_other_problems_are_not_paired(where, home, capsys):
     """By the digest of the problems, and of older records, which lack it, by the fingerprint of the data."""
+    assert "no paired difference" not in "\n".join(shown(capsys, home, "--compare", "aaa", "bbb"))
     for name, value in (("aaa111", "one"), ("bbb222", "another")):
         path = home / name / ("result.json" if where == "problems" else "env.json")
         told = json.loads(path.read_text()) if path.exists() else {}

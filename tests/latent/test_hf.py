@@ -432,3 +432,19 @@ def test_forward_reads_a_prompt_once_whatever_logits_are_asked_for(name, tmp_pat
     alone = reasoner.method.to(torch.float64).backbone
     h_1TD, _ = alone.hidden(ids)
     torch.testing.assert_close(logits[:, : ids.shape[1], : alone.vocab], alone.head(h_1TD), rtol=0, atol=1e-9)
+
+
+def test_rows_that_fit_alone_are_read_together_to_the_last_position(tmp_path):
+    """A long question with a token of text beside a short one with several, or with two."""
+    shape = ModelConfig(n_layer=2, n_embd=32, n_head=2, n_positions=10)
+    hub.save(small_reasoner(Sim(n_latent=2), shape), tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64).eval()
+    think, latent, pad = model.config.think_id, model.config.latent_id, model.config.pad_token_id
+    long, short = [3] * 7 + [think, latent, latent], [4, think, latent, latent]
+    for text in ([5], [5, 6, 7]):
+        alone = [model(torch.tensor([row])).logits[0] for row in (long, short + text)]
+        rows = [long, [pad] * (6 - len(text)) + short + text]
+        mask = [[1] * 10, [0] * (6 - len(text)) + [1] * (4 + len(text))]
+        together = model(torch.tensor(rows), attention_mask=torch.tensor(mask)).logits
+        for got, want in zip(together, alone):
+            torch.testing.assert_close(got[-len(want) :], want, rtol=0, atol=1e-9)

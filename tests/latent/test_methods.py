@@ -307,3 +307,19 @@ def test_rows_that_fit_alone_fit_together(config, family):
     rows[0][0].extend([1] * 10)  # 29 to read leave no room for chain and answer
     with pytest.raises(UserError, match="the model has 30"):
         method.terms(Batch(pad_left(questions, 0), steps, answers, 0))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_text_of_two_tokens_fits_beside_a_prompt_that_leaves_room_for_one(family, grad):
+    """Its second token is read in a single step, which the row beside it has no position for and does not need."""
+    shape = ModelConfig(family=family, n_layer=2, n_embd=16, n_head=2, n_positions=10)
+    method = small_reasoner(Sim(n_latent=2), shape, dtype=torch.float64).method
+    prompt, ids_BT = ragged_prompt((8, 2)), torch.tensor([[5, 0], [6, 7]])
+    with torch.set_grad_enabled(grad):
+        h_BTD = text_hidden(method.backbone, method.think(prompt, Greedy()), ids_BT, lengths_U=torch.tensor([1, 2]))
+        for b, n in enumerate((1, 2)):
+            alone = text_hidden(method.backbone, method.think(row_of(prompt, b), Greedy()), ids_BT[b : b + 1, :n])
+            torch.testing.assert_close(h_BTD[b : b + 1, :n], alone, rtol=0, atol=1e-6)
+        with pytest.raises(UserError, match="need 11 positions, the model has 10"):
+            text_hidden(method.backbone, method.think(prompt, Greedy()), ids_BT, lengths_U=torch.tensor([2, 2]))

@@ -230,7 +230,10 @@ def test_a_session_that_fails_names_its_problem():
 
     (problem,) = ENV.problems("test", 4, 1)
     codec = reasoner_of(Sim(n_latent=2, step_tokens=6)).codec
-    for session, said in ((Broken(), "failed: KeyError: 'gold'"), (Worthless(), "must give a finite reward, got nan")):
+    for session, said in (
+        (Broken(), "failed: KeyError: 'gold'"),
+        (Worthless(), "must give a number as the reward, got nan"),
+    ):
         sessions = Sessions(ENV, [problem], codec)
         sessions.sessions = [session]
         with pytest.raises((RuntimeError, UserError), match=f"the session of problem {problem.key} {said}"):

@@ -13,6 +13,7 @@ from latent.config import ModelConfig
 from latent.generate import rollout
 from latent.methods import METHODS
 from latent.methods.base import Method
+from latent.methods.terms import Mean
 from latent.rollout import Rollout, pieces
 from latent.text import Batch
 from latent.thought import Share
@@ -54,10 +55,29 @@ class ByRollout(DrGRPO):
         return Algorithm.counts(self, decisions)
 
 
+@dataclasses.dataclass(frozen=True)
+class WithMore(DrGRPO):
+    """With a second term, a mean over all decisions."""
+
+    terms = 2
+
+    def loss(self, now, old, *args):
+        (policy,), logged = super().loss(now, old, *args)
+        total = sum((d.logp_BT * d.mask_BT).sum() for d in now)
+        return [policy, Mean(-0.1 * total, sum(d.mask_BT.sum() for d in now))], logged
+
+
 @pytest.mark.parametrize("over", ["rollouts", "sums"])
 def test_a_mean_over_rollouts_is_that_of_one_piece(over, data, tmp_path):
     run = run_of("rl", data)
     run = dataclasses.replace(run, train=dataclasses.replace(run.train, algorithm=DrGRPO(over=over)))
+    cut = dataclasses.replace(run, train=dataclasses.replace(run.train, micro_batch=5))
+    assert_same(train(cut, tmp_path / "cut"), train(run, tmp_path / "whole"))
+
+
+def test_a_term_more_counts_as_the_decisions_do(data, tmp_path):
+    run = run_of("rl", data)
+    run = dataclasses.replace(run, train=dataclasses.replace(run.train, algorithm=WithMore(over="sums")))
     cut = dataclasses.replace(run, train=dataclasses.replace(run.train, micro_batch=5))
     assert_same(train(cut, tmp_path / "cut"), train(run, tmp_path / "whole"))
 

@@ -256,3 +256,5 @@ def test_what_registers_itself_is_needed_by_whoever_looks_it_up(tmp_path):
     for edit in ('"1"', "more = 1", "RULES = {}"):
         assert edit in text.replace("'", '"')
     assert "unused" not in text and "Unused" not in text
+    before = sources.text_of(path, sources.needed_for({"Verifier"}, path, calls=False))  # as older records have it
+    assert before and '"1"' not in before.replace("'", '"')

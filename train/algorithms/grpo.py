@@ -37,7 +37,7 @@ class DrGRPO(Algorithm):
     def counts(self, decisions: list[Decision]) -> list[Tensor]:
         from train.losses import counted
 
-        return [counted(decisions, self.over)]
+        return [counted(decisions, self.over), *super().counts(decisions)[1:]]
 
     def loss(
         self, now: list[Decision], old: list[Decision], outcome_B: Tensor, clip: tuple[float, float], entropy: float

@@ -39,6 +39,9 @@ class Source:
         """A folder or file, or a checkpoint on the hub, which is downloaded. Raises UserError for what is neither."""
         place = Path(name).expanduser()
         if place.exists():
+            about = read_json(place / "config.json") if (place / "config.json").is_file() else {}
+            if about.get("class") == "Run" or about.get("model_type") == "latent":
+                raise UserError(f"{place} is a checkpoint of ours: latent.load, lm-eval and eval.chat open it as it is")
             return cls(place, place.name)
         if not _HUB_NAME.fullmatch(name) or name.startswith("."):
             raise UserError(f"{name} is not a folder, a file, or a name on the hub")

@@ -207,3 +207,16 @@ def test_help_needs_no_torch():
     )
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "SIM-CoT" in out and "--lora-alpha" in out and out.rstrip().endswith("[]")
+
+
+def test_what_is_ours_needs_no_conversion(tmp_path, capsys):
+    for name, about in (("run", {"class": "Run"}), ("model", {"model_type": "latent"})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(about))
+        assert main([str(tmp_path / name), "--out", str(tmp_path / "out")]) == 2
+        err = capsys.readouterr().err
+        assert (
+            err
+            == f"error: {tmp_path / name} is a checkpoint of ours: latent.load, lm-eval and eval.chat open it as it is\n"
+        )
+        assert not (tmp_path / "out").exists()

@@ -147,7 +147,10 @@ class SimMethod(AlongSequence[Sim]):
         dealt = self.dealt(len(steps))[every - 1 :: every]
         longest = max((sum(steps[first:last]) for first, last in dealt), default=0)
         if longest > self.config.step_tokens:
-            raise UserError(f"a latent's step has {longest} tokens, method.step_tokens is {self.config.step_tokens}")
+            raise UserError(
+                f"a latent's step has {longest} tokens, method.step_tokens is {self.config.step_tokens} "
+                f"(--method.step-tokens {longest})"
+            )
 
     def supervised(self, batch: Batch) -> list[tuple[int, int, tuple[int, ...]]]:
         """Row, latent from 0, and the tokens that it must give, of every latent that must give some."""

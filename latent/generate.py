@@ -32,9 +32,8 @@ def decode(method: Method, thought: Thought, choose: Chooser, max_tokens: int, e
 
     Stops where all rows have ended, at the model's last position, and at the end of an answer that was read off in
     parallel. A row is cut at its own last position, as it would be alone; without an end token all are at that of the
-    longest. On a GPU it checks only every few tokens whether all have ended, because it
-    then has to wait for the device; rows are filled somewhat beyond the longest text. The tokens between two checks are
-    one graph there (`Writer`).
+    longest. On a GPU it checks only every few tokens whether all have ended, because it then has to wait for the device;
+    rows are filled somewhat beyond the longest text. The tokens between two checks are one graph there (`Writer`).
     """
     backbone, h_UTD, context, row_B = method.backbone, thought.h_UTD, thought.context, thought.row_B
     read = h_UTD.shape[1]
@@ -321,8 +320,8 @@ class Reasoner:
         With `return_thoughts` also the states that each went through, (used + 1, D), the one before any thought first:
         as many as were used, fewer where a halt stopped them. `batch`: questions read together. `temperature`: of the
         text, drawn by torch's generator; a learned stop and a latent policy then draw, too, at temperatures of their
-        own. 0 is greedy. `max_tokens`: of the text
-        at most, None = as in training. `edit(i, x_BD)` may change what goes into latent step i, of a batch.
+        own. 0 is greedy. `max_tokens`: of the text at most, None = as in training. `edit(i, x_BD)` may change what goes
+        into latent step i, of a batch.
         """
         whole(batch, "batch", 1)
         asked = questions if isinstance(questions, str) else list(questions)  # `tokens` refuses a single text

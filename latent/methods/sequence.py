@@ -92,8 +92,7 @@ class AlongSequence(Method[ConfigT]):
         return self.closed(self.loop(prompt, choose, group, k, max(k, trained), self.stop, edit))
 
     def given(self, prompt: Prompt, x_BKD: Tensor, room: int) -> Thought:
-        """The thought whose K latents are fed given embeddings, read in one pass with the prompt; `room` as in
-        `loop`."""
+        """The thought whose K latents are fed given embeddings, in one pass with the prompt; `room` as in `loop`."""
         k = x_BKD.shape[1]
         h_BTD, context = self.backbone.hidden(
             prompt.ids_BT, prompt.mask_BT, k + 1, prompt.after, then_BKD=x_BKD, stride=self.stride

@@ -215,8 +215,5 @@ def test_what_is_ours_needs_no_conversion(tmp_path, capsys):
         (tmp_path / name / "config.json").write_text(json.dumps(about))
         assert main([str(tmp_path / name), "--out", str(tmp_path / "out")]) == 2
         err = capsys.readouterr().err
-        assert (
-            err
-            == f"error: {tmp_path / name} is a checkpoint of ours: latent.load, lm-eval and eval.chat open it as it is\n"
-        )
-        assert not (tmp_path / "out").exists()
+        assert err.startswith(f"error: {tmp_path / name} is a checkpoint of ours: latent.load, lm-eval")
+        assert err.count("\n") == 1 and not (tmp_path / "out").exists()

@@ -32,8 +32,8 @@ def decode(method: Method, thought: Thought, choose: Chooser, max_tokens: int, e
 
     Stops where all rows have ended, at the model's last position, and at the end of an answer that was read off in
     parallel. A row is cut at its own last position, as it would be alone; without an end token all are at that of the
-    longest. On a GPU it checks only every few tokens whether all have ended, because it then has to wait for the device;
-    rows are filled somewhat beyond the longest text. The tokens between two checks are one graph there (`Writer`).
+    longest. On a GPU it checks only every few tokens whether all have ended, because it then waits for the device; rows
+    are filled somewhat beyond the longest text. The tokens between two checks are one graph there (`Writer`).
     """
     backbone, h_UTD, context, row_B = method.backbone, thought.h_UTD, thought.context, thought.row_B
     read = h_UTD.shape[1]

@@ -95,9 +95,9 @@ def check_metadata(given: dict, named: set[str]) -> None:
 
     known = own_tasks().union(*map(settings, named))
     if strange := sorted(set(given) - known):
-        near = difflib.get_close_matches(strange[0], known, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"--metadata: {', '.join(sorted(named))} has no setting {strange[0]!r}{hint}")
+        raise UserError(
+            f"--metadata: {', '.join(sorted(named))} has no setting {strange[0]!r}{hint(strange[0], known)}"
+        )
 
 
 def explain(error: Exception) -> str:
@@ -106,7 +106,15 @@ def explain(error: Exception) -> str:
     message = lines[0] if lines else type(error).__name__
     if "local file" not in message and ("OfflineMode" in message or isinstance(error, ConnectionError)):
         message += ": this data set needs the network; our own tasks also take --metadata file=PATH"
+    if message.startswith("Tasks not found: "):
+        message += hint(message.removeprefix("Tasks not found: ").split(",")[0].strip(), own_tasks())
     return message
+
+
+def hint(name: str, known: set[str]) -> str:
+    """What a name may have been meant as; empty where none of those known is near."""
+    near = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ class Options:
 
     out: Path = Path("runs")
     """Folder of the run records."""
-    sort: Literal["when", "accuracy", "used", "core_seconds", "method"] = "when"
+    sort: Literal["begun", "when", "accuracy", "latents", "used", "core-s", "core_seconds", "method"] = "begun"
     """Order of the lines; the largest or latest is last."""
     where: tuple[str, ...] = ()
     """Only runs whose config has these values, e.g. method=Sim method.n_latent=8 env=Cups seed=0."""
@@ -189,12 +189,13 @@ def listing(options: Options, runs: list[Recorded]) -> list[str]:
         return run.result["main"][name] if run.result else -1.0
 
     keys: dict[str, Callable[[Recorded], Any]] = {
-        "when": lambda run: run.when,
+        "begun": lambda run: run.when,
         "accuracy": lambda run: main(run, "accuracy"),
-        "used": lambda run: main(run, "used"),
-        "core_seconds": lambda run: run.result["core_seconds"] if run.result else -1.0,
+        "latents": lambda run: main(run, "used"),
+        "core-s": lambda run: run.result["core_seconds"] if run.result else -1.0,
         "method": lambda run: str(run.flat["method"]),
     }
+    keys |= {"when": keys["begun"], "used": keys["latents"], "core_seconds": keys["core-s"]}  # their first names
     table = [["run", "begun", "env", "method", "train", "seed", "accuracy", "95 % interval", "latents", "core-s"]]
     for run in sorted(runs, key=keys[options.sort]):
         when = datetime.fromtimestamp(run.when).strftime("%Y-%m-%d %H:%M")

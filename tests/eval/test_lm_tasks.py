@@ -193,6 +193,7 @@ def test_a_slip_in_a_runs_name_is_no_name_on_the_hub(tmp_path, monkeypatch):
         ("--model_args pretrained={sim},num_latents=-3 --tasks cups", "at least 0, got -3"),
         ("--model_args pretrained={sim},num_latents=40 --tasks cups", "leaves no room for text"),
         ("--model_args pretrained={sim} --tasks nonsense", "nonsense"),
+        ("--model_args pretrained={sim} --tasks cupz", "Tasks not found: cupz; did you mean cups?"),
         ("--model_args pretrained={sim} --tasks svamp", "cannot load hub:ChilleD/SVAMP:test"),
         ("--model_args pretrained={sim} --tasks svamp --metadata file=nowhere.json", "no such data file: nowhere.json"),
         ("--model_args pretrained={sim} --tasks countdown --metadata file=x.json", "Countdown is generated"),

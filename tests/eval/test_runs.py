@@ -48,6 +48,8 @@ def shown(capsys, home, *args) -> list[str]:
 def test_runs_are_listed_sorted_and_filtered(home, capsys):
     lines = shown(capsys, home, "--sort", "accuracy")
     assert [line.split()[0] for line in lines[2:]] == ["ccc333", "bbb222", "aaa111"]
+    for column, before in (("begun", "when"), ("latents", "used"), ("core-s", "core_seconds")):
+        assert shown(capsys, home, "--sort", column) == shown(capsys, home, "--sort", before)
     assert "at 10 of 50" in lines[2] and "0.500" in lines[3] and "0.900" in lines[4] and "0.699-0.972" in lines[4]
     assert [line[:6] for line in shown(capsys, home, "--where", "method=Sim", "method.n_latent=2")[2:]] == ["bbb222"]
     assert shown(capsys, home, "--where", "seed=7") == [f"no runs in {home} that match"]

@@ -19,6 +19,7 @@ METHODS = ("icot", "coconut", "sim", "cot2", "codi", "pccot", "kava", "soft", "h
 BESIDE = ("no-cot", "cot", "pause", "fixed")
 TRAINED_ON_ALL = ("no-cot", "cot", "cot2", "pause", "fixed")
 UNSEEN = (1, 2, 3, 4, 5)  # seed 0 of mnns had been looked at before its claims were worded
+OTHERS = (5, 6, 7, 8, 9)  # seeds that no other table has
 
 RECIPES: Axis = {
     "step decoder": {},
@@ -74,18 +75,23 @@ SECOND: Axis = {
         "arms.cot2.train": sft(5e-3, 1600),
     },
 }
-# of `mnns`: at .4 of the first stage's rate, as there
-SECOND_ON_MNNS: Axis = {
-    name: {
-        "arms.few-more.method": method,
-        "arms.few-more.init": start,
-        "arms.few-more.train": sft(0.4 * lr, 400, warmup=20),
+
+
+def second(n_latent: int, mixtures: float, chain: float) -> Axis:
+    """The same of `mnns` and `signs`, at .4 of the first stages' rates, as there; in place of the arm `few-more`."""
+    return {
+        name: {
+            "arms.few-more.method": method,
+            "arms.few-more.init": start,
+            "arms.few-more.train": sft(0.4 * lr, 400, warmup=20),
+        }
+        for name, method, start, lr in (
+            ("mixtures, then their own", CoT2(n_latent=n_latent, teacher=False), "cot2", mixtures),
+            ("chain, then again", CoT(), "cot", chain),
+        )
     }
-    for name, method, start, lr in (
-        ("mixtures, then their own", CoT2(n_latent=4, teacher=False), "cot2", 1e-2),
-        ("chain, then again", CoT(), "cot", 2e-2),
-    )
-}
+
+
 # of `methods-modular`, as long as mixtures and hidden states were first registered with
 LONGER: Axis = {
     "longer": {
@@ -477,7 +483,7 @@ ABLATIONS: dict[str, Ablation] = {
         claim="With a second stage of their own mixtures solve more than a chain where order does not matter, too.",
         registered="cc892a3",
         base="mnns",
-        axes=(SECOND_ON_MNNS,),
+        axes=(second(4, 1e-2, 2e-2),),
         arms=("few-more", *TRAINED_ON_ALL),
         seeds=UNSEEN,
         core_minutes=13,
@@ -523,6 +529,67 @@ ABLATIONS: dict[str, Ablation] = {
             Contrast("few-cot-rl", "few-rl"),
             Contrast("cot", "cot2"),
         ),
+    ),
+    # of `told`, with the core-seconds that mixtures have
+    "told-longer": Ablation(
+        claim="Trained for as many core-seconds, a chain that lists every branch solves more than a chain of one, and "
+        "no more than mixtures do in a quarter of its steps.",
+        registered="c004e54",
+        base="modular-told",
+        axes=({"cot-search, as long": {"arms.cot-search.train.steps": 1640}},),
+        arms=("cot-search",),
+        controls=("one chain", "mixtures, told the frontier", *ON_MODULAR),
+        seeds=(0, 1, 2, 3, 4, *OTHERS),
+        core_minutes=35,
+        contrasts=(
+            Contrast("cot-search, as long", "one chain", claim="more"),
+            Contrast("cot-search, as long", "mixtures, told the frontier", claim="not more"),
+            Contrast("mixtures, told the frontier", "one chain"),
+        ),
+        figure="costs",
+    ),
+    "exchanged": Ablation(
+        claim="Where a search branches and order matters, a state of another problem in a mixture's place leads to the "
+        "answer that it should more often after the second stage than before it.",
+        registered="c004e54",
+        base="modular",
+        axes=(),
+        arms=("forced", "cot2"),
+        controls=("one chain", *ON_MODULAR),
+        seeds=OTHERS,
+        core_minutes=9,
+        diagnose=True,
+        contrasts=(Contrast("cot2", "forced", metric="exchanged", claim="more"), Contrast("cot2", "forced")),
+    ),
+    "supervision-longer": Ablation(
+        claim="Trained three times as long, latents that are taught at a tenth of the weight solve as much as those "
+        "that are taught at the whole, and are as much the states.",
+        registered="c004e54",
+        base="sim",
+        axes=({"weight 1": {}, "weight 0.1, longer": {"method.step_weight": 0.1, "train.steps": 4800}},),
+        controls=USUAL,
+        seeds=OTHERS,
+        core_minutes=26,
+        diagnose=True,
+        contrasts=(
+            Contrast("weight 0.1, longer", "weight 1", claim="same"),
+            Contrast("weight 0.1, longer", "weight 1", metric="exchanged", claim="same"),
+        ),
+    ),
+    "stages-signs": Ablation(
+        claim="Where many answers are right, mixtures with a second stage of their own solve more than without it, and "
+        "no more than a chain with as many updates.",
+        registered="c004e54",
+        base="signs",
+        axes=(second(3, 2e-2, 1e-2),),
+        arms=("few-more", *TRAINED_ON_ALL),
+        core_minutes=7,
+        contrasts=(
+            Contrast("mixtures, then their own", "cot2", claim="more"),
+            Contrast("mixtures, then their own", "chain, then again", claim="not more"),
+            Contrast("chain, then again", "cot"),
+        ),
+        figure="costs",
     ),
     # one seed, for an arm takes half an hour; intervals are over problems alone
     "gsm8k": Ablation(

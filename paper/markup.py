@@ -5,7 +5,7 @@ import textwrap
 
 from eval.stats import Difference, holm, interval, over_items, over_seeds, paired, unanimous
 from paper import records
-from paper.tables import ACCURACY, ITEMS, NAMES, Row, Table, named, none_shown
+from paper.tables import ACCURACY, NAMES, SHARES, Row, Table, named, none_shown
 
 FITTED = r"\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi"  # scales wide tables down
 SOONER = (
@@ -22,7 +22,7 @@ COUNTS = ("sooner", "parameters")
 
 def effect(d: Difference, p: float, metric: str = ACCURACY) -> str:
     """A difference in words: an effect only where both the interval and the corrected p-value show one."""
-    unit = " points" if metric in ITEMS else f" {named(metric)[0]}"
+    unit = " points" if metric in SHARES else f" {named(metric)[0]}"
     numbers = f"{points(d.mean, metric)}{unit}, 95 % interval {points(d.low, metric)} to {points(d.high, metric)}"
     if none_shown(d, p):
         return f"no effect shown ({numbers}, Holm p = {p:.2g})"
@@ -31,20 +31,20 @@ def effect(d: Difference, p: float, metric: str = ACCURACY) -> str:
 
 def brief(d: Difference, p: float, metric: str = ACCURACY) -> str:
     """The same without its level and its p-value, for texts that say once what stands in brackets."""
-    unit = " points" if metric in ITEMS else f" {named(metric)[0]}"
+    unit = " points" if metric in SHARES else f" {named(metric)[0]}"
     mean, low, high = (points(x, metric) for x in (d.mean, d.low, d.high))
     return ("no effect shown: " if none_shown(d, p) else "") + f"{mean}{unit} [{low}, {high}]"
 
 
 def points(x: float, metric: str = ACCURACY) -> str:
     """A difference as text, of accuracies in percentage points; never a negative zero."""
-    text = f"{100 * x:+.1f}" if metric in ITEMS else f"{x:+.3g}" if abs(x) < 100 else f"{x:+.0f}"
+    text = f"{100 * x:+.1f}" if metric in SHARES else f"{x:+.3g}" if abs(x) < 100 else f"{x:+.0f}"
     return text if float(text) else "0.0"
 
 
 def amount(row: Row, name: str) -> str:
     """A mean over seeds as text: accuracies with three decimals, counts with none, others with one."""
-    return f"{row.mean(name) * named(name)[1]:,.{3 if name in ITEMS else 0 if name in COUNTS else 1}f}"
+    return f"{row.mean(name) * named(name)[1]:,.{3 if name in SHARES else 0 if name in COUNTS else 1}f}"
 
 
 def caption(table: Table) -> str:
@@ -264,7 +264,8 @@ def numbers(table: Table) -> dict[str, str]:
         values[f"{key}: by seed"] = f"{by_seed[0]:.3f} to {by_seed[-1]:.3f}"
         values[f"{key}: latents"] = f"{row.mean('main.used'):.1f}"
         for cost in dict.fromkeys((*NAMES, *table.ablation.costs)):
-            values[f"{key}: {cost}"] = amount(row, cost)
+            if cost != "exchanged" or all(cost in line["result"] for line in row.lines):  # some were diagnosed
+                values[f"{key}: {cost}"] = amount(row, cost)
         for steps in sorted(row.lines[0]["result"]["sweep"], key=int):
             values[f"{key}: at {steps}"] = f"{row.results(int(steps), ACCURACY).mean():.3f}"
     for contrast, d, p in table.contrasts:

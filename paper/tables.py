@@ -13,6 +13,7 @@ from train.report import told
 
 ACCURACY = "main.accuracy"
 ITEMS = {ACCURACY: ("correct",), "pooled.accuracy": ("pooled", "correct")}  # the path of per-item results
+SHARES = {*ITEMS, "exchanged"}  # what is shown with three decimals, and its differences in points
 FLOOR, CEILING = 0.2, 0.98  # accuracies beyond which arms can hardly be told apart
 AGREE = 0.01  # the widest spread of accuracies of seeds that agree
 NAMES = {  # of a result: its name in tables, and the factor to multiply by

@@ -115,9 +115,9 @@ _EPOCH = 385_620 // 128  # updates an epoch of GSM8K-Aug at batch 128
 
 
 def coconut_gpt2_gsm8k() -> Experiment:
-    """Coconut's own setting on GSM8K-Aug: 6 epochs of CoT, as the paper has it, then 22 in latents, 3 a stage.
+    """Coconut's own setting on GSM8K-Aug: 6 epochs of CoT, then 22 in latents, 3 a stage.
 
-    The code goes from epoch `resume: 3` to 25, and starts from a CoT checkpoint that is trained apart.
+    The 6 are the paper's; the code goes from epoch `resume: 3` to 25, from a CoT checkpoint that is trained apart.
     """
     coconut = Coconut(
         n_latent=6, latents_per_step=2, first_stage=1, advance_at=1.0, stage_steps=3 * _EPOCH, earlier=0.0

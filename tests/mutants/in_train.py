@@ -84,7 +84,7 @@ GROUPS = (
         ("what a class refers to is not its code", "left |= referred(every[i]) - seen", "pass"),
         ("what a class imports is not its code", "left += imported(needed, module, path)", "pass"),
         ("what that imports is not its code", "left += imported(whole, module, path)", "pass"),
-        ("all of a file is its classes' code", "needed = needed_for(names, path)", "needed = statements(path)"),
+        ("all of a file is its classes' code", "needed = needed_for(names, path, calls)", "needed = statements(path)"),
         ("relative imports are not followed", '"." * each.level + ', ""),
     )),
     ("train/resume.py", RESUME, (

@@ -136,7 +136,7 @@ def coconut_gpt2_prosqa() -> Experiment:
 
 
 def sim_gpt2_gsm8k() -> Experiment:
-    """A step decoder on GSM8K-Aug with GPT-2, 6 latents, one a step: near SIM-CoT's setting, and not the same.
+    """A step decoder on GSM8K-Aug with GPT-2, 6 latents: near SIM-CoT's setting, not the same.
 
     SIM-CoT on Coconut starts from a finished Coconut, goes through its stages again with 10 latents, two a step, and
     decodes what is fed back by a second language model.
@@ -147,7 +147,7 @@ def sim_gpt2_gsm8k() -> Experiment:
 
 
 def sim_llama1b_gsm8k() -> Experiment:
-    """The same with Llama 3.2 1B and CODI's adapters: a setting of ours, that no publication has."""
+    """A step decoder with Llama 3.2 1B and CODI's adapters: a setting of ours."""
     sim = Sim(n_latent=6, step_tokens=48)
     model = ModelConfig(pretrained="meta-llama/Llama-3.2-1B", bf16=True, recompute=True, lora_rank=128, lora_alpha=32.0)
     return _published(AUG, model, sim, 8e-4, _EPOCH, 3, 7, 10)

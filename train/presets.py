@@ -180,9 +180,9 @@ def codi_llama1b_gsm8k() -> Experiment:
 
 
 def pccot_gpt2_gsm8k() -> Experiment:
-    """PCCoT's setting on GSM8K-Aug with GPT-2: CODI's with 24 latents, refreshed 3 times, and no projection.
+    """PCCoT's setting on GSM8K-Aug with GPT-2: CODI's with 24 latents, refreshed 3 times.
 
-    Deviates: it ends with its last weights, not with the best of its epochs.
+    Nothing is projected, as in its runs. Deviates: it ends with its last weights, not with the best of its epochs.
     """
     codi = codi_gpt2_gsm8k()
     how = changed(codi.arms["latent"].train, {"weight_decay": 0.01, "clip": 1.0})

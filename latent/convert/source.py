@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kernels.errors import UserError, first_line
-from latent.files import read_json
+from latent.files import is_ours, read_json
 
 WANTED = ("*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.jinja", "*.gguf", "checkpoint_*")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -39,8 +39,11 @@ class Source:
         """A folder or file, or a checkpoint on the hub, which is downloaded. Raises UserError for what is neither."""
         place = Path(name).expanduser()
         if place.exists():
-            about = read_json(place / "config.json") if (place / "config.json").is_file() else {}
-            if about.get("class") == "Run" or about.get("model_type") == "latent":
+            try:
+                ours = is_ours(place)
+            except UserError:
+                ours = False  # a damaged file is named where it is needed
+            if ours:
                 raise UserError(f"{place} is a checkpoint of ours: latent.load, lm-eval and eval.chat open it as it is")
             return cls(place, place.name)
         if not _HUB_NAME.fullmatch(name) or name.startswith("."):

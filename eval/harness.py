@@ -10,13 +10,12 @@ local file. eval/README.md has our tasks and their settings.
 import latent.startup  # noqa: F401  first of all: it says what goes wrong before we have begun
 
 # isort: split
-import difflib
 import sys
 from functools import partial
 from pathlib import Path
 
 from kernels.errors import UserError, mendable
-from latent.cli import set_offline_if_the_hub_is_unreachable
+from latent.cli import hint, set_offline_if_the_hub_is_unreachable
 from latent.files import check_writable
 from latent.startup import FLOORS, HOME
 
@@ -109,12 +108,6 @@ def explain(error: Exception) -> str:
     if message.startswith("Tasks not found: "):
         message += hint(message.removeprefix("Tasks not found: ").split(",")[0].strip(), own_tasks())
     return message
-
-
-def hint(name: str, known: set[str]) -> str:
-    """What a name may have been meant as; empty where none of those known is near."""
-    near = difflib.get_close_matches(name, known, 1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ unless the request says otherwise. Defaults of our tasks (`task_defaults.py`) do
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import logging
 import re
@@ -34,6 +33,7 @@ from eval.environments.base import iterate
 from eval.lm_requests import Request, Written, latent_steps, requested
 from kernels.errors import UserError, first_line, memory_for
 from latent import hub
+from latent.cli import hint
 from latent.codec import Codec
 from latent.files import is_ours
 from latent.generate import Reasoner
@@ -58,8 +58,8 @@ class LatentLM(HFLM):
         if pretrained is None:
             raise UserError("--model_args pretrained=RUN_OR_FOLDER_OR_NAME is needed")
         for name in kwargs.keys() - inspect.signature(HFLM.__init__).parameters.keys():
-            if near := difflib.get_close_matches(name, ("num_latents", "num_recurrences"), 1):
-                raise UserError(f"--model_args has no {name!r}; did you mean {near[0]}?")
+            if meant := hint(name, ("num_latents", "num_recurrences")):
+                raise UserError(f"--model_args has no {name!r}{meant}")
         if (rows := str(kwargs.get("batch_size", 1))).lstrip("-").isdigit() and int(rows) < 1:
             raise UserError(f"batch_size must be at least 1, or auto, got {rows}")
         if not isinstance(longest := kwargs.get("max_length"), int | None):

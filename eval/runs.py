@@ -147,13 +147,14 @@ def judged_alike(a: Recorded, b: Recorded) -> bool:
 def finished_beside(run: Path, same: tuple[str, ...]) -> Iterator[tuple[Path, MethodConfig]]:
     """The finished runs beside a run that share the parts `same` of its config, each with its method's config."""
     own = read(run)
-    mine = read_json(run / "config.json")
+    if own is None:
+        return
     for path in sorted(run.resolve().parent.glob("*/config.json")):
         try:
             other = read(path.parent)
-            if other is None or other.result is None or any(other.config.get(n) != mine.get(n) for n in same):
+            if other is None or other.result is None or any(other.config.get(n) != own.config.get(n) for n in same):
                 continue
-            if own is not None and other.data != own.data:
+            if other.data != own.data:
                 continue
             method = methods.unpack(other.config["method"])
         except UserError as e:

@@ -163,6 +163,12 @@ def program(module: str, script: str) -> str:
     return script if Path(sys.argv[0]).stem == script else f"python -m {module}"
 
 
+def hint(name: str, known: Iterable[str]) -> str:
+    """What a name may have been meant as, to end an error with; empty where none of those known is near."""
+    near = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def there_are(name: str, known: Iterable[str]) -> str:
     """What to say of a name that is unknown: the known ones that are like it, or all."""
     known = list(known)

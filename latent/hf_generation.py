@@ -1,7 +1,6 @@
 """Stock `generate` after thinking: placeholders are appended to the prompt, and taken out of what comes back."""
 
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from transformers import GenerationMixin
 from transformers.generation import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from kernels.errors import UserError
-from latent.generate import longest_text
+from latent.generate import longest_text, whole
 from latent.hf_cache import CACHE, LatentCache
 from latent.hf_callers import (
     AtColumn,
@@ -63,9 +62,7 @@ class LatentGenerationMixin(GenerationMixin):
         `steps`: how many placeholders, None = as trained. Raises UserError for what is no such number.
         """
         k = self.num_latents if steps is None else steps
-        if not isinstance(k, Integral) or isinstance(k, bool) or k < 0:
-            raise UserError(f"num_latents must be a whole number of at least 0, got {k!r:.40}")
-        k = int(k)
+        k = whole(k, "num_latents", 0)
         c = self.config
         if k and c.latent_id is None:
             raise UserError("this model has no <latent> token: num_latents must be 0")

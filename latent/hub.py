@@ -108,13 +108,19 @@ def fetched(name: str | Path, revision: str | None = None) -> Path:
     folder = Path(name).expanduser()
     if folder.exists() or not HUB_NAME.fullmatch(str(name)) or (folder.parent.exists() and len(folder.parts) > 1):
         return folder
+    return downloaded(str(name), "is not a folder, and was not downloaded from the hub", revision=revision)
+
+
+def downloaded(name: str, otherwise: str, **how) -> Path:
+    """The folder of a repository on the hub; `how` as `snapshot_download` takes it. Raises UserError, which says what
+    the name is `otherwise`, where it cannot be had."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(name), revision=revision))
+        return Path(snapshot_download(name, **how))
     except Exception as e:  # the hub's client raises errors of many types: no network, no such name, no access
         why = "the hub cannot be reached" if os.environ.get("HF_HUB_OFFLINE") else first_line(e)
-        raise UserError(f"{name} is not a folder, and was not downloaded from the hub: {why}") from None
+        raise UserError(f"{name} {otherwise}: {why}") from None
 
 
 def find_checkpoint(folder: str | Path) -> Path:

@@ -43,8 +43,9 @@ def check(reasoner: Reasoner, env: Environment, run: Run, test: list[Problem]) -
     check_positions(reasoner, run, env, test + train)
     if taught:
         check_loss(reasoner, env, run, train[:2])
-    check_scores(env, test)
-    if len(main := [p for p in test if p.level == env.main_level]) < run.judge.items and not isinstance(env, Finite):
+    main = [p for p in test if p.level == env.main_level]
+    check_scores(env, main, test)
+    if len(main) < run.judge.items and not isinstance(env, Finite):
         notes.append(f"judged on {len(main)} problems: there are no {run.judge.items} (judge.items) of the main level")
     return notes
 
@@ -73,12 +74,12 @@ def check_loss(reasoner: Reasoner, env: Environment, run: Run, few: list[Problem
         raise UserError(f"{method.title} says that the terms of its loss have the counts {told}, and they have {made}")
 
 
-def check_scores(env: Environment, test: list[Problem]) -> None:
+def check_scores(env: Environment, main: list[Problem], test: list[Problem]) -> None:
     """Raise UserError where what scores without thinking is not said by name, or a problem's cluster is no text.
 
-    Judging would fail on it at the end.
+    Judging would fail on it at the end. `main`: those of the main level.
     """
-    floors = env.floors([p for p in test if p.level == env.main_level])
+    floors = env.floors(main)
     if not isinstance(floors, dict) or not all(isinstance(x, int | float) for x in floors.values()):
         raise UserError(f"{type(env).__name__}.floors must give a dict of shares by name, got {floors!r:.40}")
     for problem in test:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from functools import cached_property
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from kernels.errors import UserError, first_line
 from latent.files import is_ours, read_json
+from latent.hub import downloaded
 
 WANTED = ("*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.jinja", "*.gguf", "checkpoint_*")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -48,13 +48,9 @@ class Source:
             return cls(place, place.name)
         if not _HUB_NAME.fullmatch(name) or name.startswith("."):
             raise UserError(f"{name} is not a folder, a file, or a name on the hub")
-        from huggingface_hub import snapshot_download
-
-        try:
-            return cls(Path(snapshot_download(name, allow_patterns=list(WANTED))), name)
-        except Exception as e:  # the hub's client raises errors of many types: no network, no such name, no access
-            why = "the hub cannot be reached" if os.environ.get("HF_HUB_OFFLINE") else first_line(e)
-            raise UserError(f"{name} is no folder or file here, and was not downloaded: {why}") from None
+        return cls(
+            downloaded(name, "is no folder or file here, and was not downloaded", allow_patterns=list(WANTED)), name
+        )
 
     @cached_property
     def files(self) -> list[Path]:
